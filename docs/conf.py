@@ -1,0 +1,44 @@
+"""Settings of the documentation site: `make docs` builds it with warnings as errors."""
+
+from pydantic import BaseModel
+from sphinx.application import Sphinx
+
+import shoal
+
+project = "Shoal"
+author = "The Shoal authors"
+copyright = "2026, The Shoal authors"
+version = release = shoal.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"Shoal {release}"
+
+default_role = "code"  # `name` in a docstring is code
+myst_heading_anchors = 3
+# ignore-module-all: a name is documented where it is defined, once.
+autodoc_default_options = {
+    "members": True,
+    "ignore-module-all": True,
+    "show-inheritance": True,
+    "exclude-members": "model_config",
+}
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+
+
+def add_field_help(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """A config's field says what it is once, in `Field(description=...)`: show that as its attributes."""
+    if not (isinstance(obj, type) and issubclass(obj, BaseModel)):
+        return
+    own = obj.__dict__.get("__annotations__", {})
+    lines.extend(["", "Fields:", ""])
+    for field, info in obj.model_fields.items():
+        if field in own:
+            lines.append(f"* `{field}` = `{info.default!r}`: {info.description}")
+    lines.append("")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", add_field_help)

@@ -1,0 +1,80 @@
+"""Shoal: one frozen language model, many adapters; a sentence in, a working LoRA adapter out.
+
+The names below load on first use (PEP 562): `import shoal` costs milliseconds, loads no torch, and asks for
+nothing that only an extra installs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.backbone import Backbone, load_backbone, load_shape
+    from shoal.config import (
+        HypernetworkTrainingConfig,
+        LoraTrainingConfig,
+        TextToLoRAConfig,
+        Transformer2Config,
+    )
+    from shoal.errors import ShoalError, UsageError
+    from shoal.integration import SakanaAIIntegration
+    from shoal.lora import LoRA, attach, compose, merge, stack, truncate
+    from shoal.tasks import load_split
+    from shoal.text_to_lora import TextToLoRA
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Backbone": "shoal.backbone",
+    "HypernetworkTrainingConfig": "shoal.config",
+    "LoRA": "shoal.lora",
+    "LoraTrainingConfig": "shoal.config",
+    "SakanaAIIntegration": "shoal.integration",
+    "ShoalError": "shoal.errors",
+    "TextToLoRA": "shoal.text_to_lora",
+    "TextToLoRAConfig": "shoal.config",
+    "Transformer2Config": "shoal.config",
+    "UsageError": "shoal.errors",
+    "attach": "shoal.lora",
+    "compose": "shoal.lora",
+    "load_backbone": "shoal.backbone",
+    "load_shape": "shoal.backbone",
+    "load_split": "shoal.tasks",
+    "merge": "shoal.lora",
+    "stack": "shoal.lora",
+    "truncate": "shoal.lora",
+}
+
+__all__ = [
+    "Backbone",
+    "HypernetworkTrainingConfig",
+    "LoRA",
+    "LoraTrainingConfig",
+    "SakanaAIIntegration",
+    "ShoalError",
+    "TextToLoRA",
+    "TextToLoRAConfig",
+    "Transformer2Config",
+    "UsageError",
+    "attach",
+    "compose",
+    "load_backbone",
+    "load_shape",
+    "load_split",
+    "merge",
+    "stack",
+    "truncate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,210 @@
+"""The adapter directory on disk: written for every LoRA loader, read strictly, kept by name in a store.
+
+A directory holds `adapter_config.json` and `adapter_model.safetensors` (see `peft_format`), a model card
+`README.md`, and `shoal.json`, the card's facts for machines. Knows how these are kept; not how adapters are
+made, attached or served.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+
+from shoal.backbone import BackboneShape
+from shoal.errors import ShoalError, UsageError
+from shoal.files import (
+    read_directory,
+    read_json,
+    read_tensors,
+    remove_directory,
+    write_directory,
+)
+from shoal.lora import LoRA
+from shoal.model_card import AdapterCard, AdapterFacts, render_card
+from shoal.peft_format import cover, peft_config, peft_tensors, read_lora
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
+FACTS_FILE = "shoal.json"
+FORMAT = 1
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, eq=False)
+class StoredAdapter:
+    """An adapter as read from disk.
+
+    Attributes:
+        lora: the factors; rsLoRA is folded into alpha.
+        base_model: hub id or path of the model that it adapts, None where the directory names none.
+        revision: version of the base model, None for its newest.
+        card: where it came from, None for an adapter that another tool wrote.
+    """
+
+    lora: LoRA
+    base_model: str | None
+    revision: str | None
+    card: AdapterCard | None
+
+
+def save_adapter(
+    directory: str | os.PathLike[str],
+    lora: LoRA,
+    *,
+    shape: BackboneShape,
+    card: AdapterCard,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    pad_layers: bool = False,
+) -> None:
+    """Write an adapter that every LoRA tool loads, whole or not at all; an old one there is replaced.
+
+    Args:
+        directory: where to; made if missing.
+        lora: the adapter.
+        shape: the base model with all its linear maps, so that no name written matches another module.
+        card: provenance.
+        revision: version of the base model.
+        dtype: float32, float16 or bfloat16; by default the adapter's own.
+        pad_layers: also write the layers that the adapter leaves alone, with B zero, as LoRAX needs.
+
+    Raises:
+        UsageError: the adapter does not fit the shape, is not finite in this dtype, or has no alpha above 0.
+        ShoalError: the directory cannot be written.
+    """
+    coverage = cover(lora, shape, pad_layers=pad_layers)
+    config = peft_config(lora, coverage, base_model=shape.base_model, revision=revision)
+    tensors = peft_tensors(lora, coverage, dtype)
+    adapted = {t.layer for t in coverage.targets if t not in coverage.zero}
+    facts = AdapterFacts(
+        base_model=shape.base_model,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        target_modules=coverage.target_modules,
+        layers=coverage.layers,
+        zero_layers=tuple(layer for layer in coverage.layers if layer not in adapted),
+        num_layers=shape.num_layers,
+    )
+    sidecar = {"format": FORMAT, "revision": revision, **asdict(facts), "card": card.model_dump(mode="json")}
+
+    def write(folder: Path) -> None:
+        save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / FACTS_FILE).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
+        (folder / CARD_FILE).write_text(render_card(card, facts), encoding="utf-8")
+
+    write_directory(directory, write)
+
+
+def load_adapter(directory: str | os.PathLike[str]) -> StoredAdapter:
+    """Read an adapter that we or another tool wrote.
+
+    Raises:
+        ShoalError: a file is missing, truncated, foreign, not finite or a link to elsewhere, or the adapter
+            is more than plain LoRA (DoRA, biases, per-module ranks, changed base weights).
+    """
+    return read_directory(directory, _read_adapter)
+
+
+class AdapterStore:
+    """Adapters by name under one directory; a name is 1 to 64 of `a-z0-9._-`, the first a letter or digit."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(os.path.realpath(root))
+
+    def path(self, name: str) -> Path:
+        """Where an adapter of that name is or would be.
+
+        Raises:
+            UsageError: not a name, or the name of a link.
+        """
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{name[:80]!r} is no adapter name; use 1 to 64 of a-z, 0-9, '.', '_', '-', "
+                "the first a letter or digit"
+            )
+        path = self.root / name
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link; a store holds its adapters itself, copy it there")
+        return path
+
+    def put(self, name: str, lora: LoRA, *, shape: BackboneShape, card: AdapterCard, **options: Any) -> Path:
+        """Save an adapter under a name, replacing an old one; `options` and errors as `save_adapter`."""
+        path = self.path(name)
+        save_adapter(path, lora, shape=shape, card=card, **options)
+        return path
+
+    def get(self, name: str) -> StoredAdapter:
+        """Load an adapter by name; errors as `load_adapter`, and UsageError for a name that is not there."""
+        return load_adapter(self._existing(name))
+
+    def names(self) -> list[str]:
+        """Names of the adapters, sorted."""
+        if not self.root.is_dir():
+            return []
+        entries = [p for p in self.root.iterdir() if _NAME.fullmatch(p.name) and not p.is_symlink()]
+        return sorted(p.name for p in entries if (p / CONFIG_FILE).is_file())
+
+    def delete(self, name: str) -> None:
+        """Remove an adapter, as a whole.
+
+        Raises:
+            UsageError: no adapter of that name.
+            ShoalError: it cannot be removed.
+        """
+        remove_directory(self._existing(name))
+
+    def _existing(self, name: str) -> Path:
+        path = self.path(name)
+        if not (path / CONFIG_FILE).is_file():
+            some = ", ".join(self.names()[:20]) or "none"
+            raise UsageError(f"there is no adapter {name!r} in {self.root}; it has: {some}")
+        return path
+
+
+def _read_adapter(directory: Path) -> StoredAdapter:
+    if (directory / "adapter_model.bin").exists() and not (directory / WEIGHTS_FILE).exists():
+        raise ShoalError(
+            f"{directory / 'adapter_model.bin'} is a pickle, which can run code and is never read; "
+            f"save the adapter as {WEIGHTS_FILE}"
+        )
+    config = read_json(_own_file(directory, CONFIG_FILE))
+    lora = read_lora(config, read_tensors(_own_file(directory, WEIGHTS_FILE)), directory)
+    base_model, revision = (
+        value if isinstance(value := config.get(key), str) and value else None
+        for key in ("base_model_name_or_path", "revision")
+    )
+    return StoredAdapter(lora, base_model, revision, _read_card(directory))
+
+
+def _own_file(directory: Path, name: str) -> Path:
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise ShoalError(
+            f"{path} is a link to outside its directory; copy the adapter with its files (cp -rL)"
+        )
+    if not path.is_file():
+        raise ShoalError(f"{directory} has no {name}, so it is not a PEFT adapter; check the path")
+    return path
+
+
+def _read_card(directory: Path) -> AdapterCard | None:
+    if not os.path.lexists(directory / FACTS_FILE):
+        return None
+    path = _own_file(directory, FACTS_FILE)
+    try:
+        return AdapterCard.model_validate(read_json(path).get("card"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("card", *first["loc"])))
+        raise ShoalError(f"{path}: {where}: {first['msg']}; delete the file to load without a card") from None

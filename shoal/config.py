@@ -1,0 +1,76 @@
+"""Frozen, validated settings: one schema for Python, YAML files and command-line flags.
+
+Knows nothing of models or files. Modules below the product classes take plain arguments; configs stop at the
+builders that read them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TargetModules = tuple[str, ...]
+HeadName = Literal["L", "M", "S", "mixture"]
+GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextToLoRAConfig(_Frozen):
+    """Shape of the adapters that a hypernetwork emits and of the hypernetwork itself."""
+
+    hyper_network_size: int = Field(256, ge=1, description="width of the hypernetwork's last hidden layer")
+    skill_embeddings_dim: int = Field(128, ge=4, multiple_of=4, description="width of its encoder and trunk")
+    adapter_rank: int = Field(16, ge=1, description="LoRA rank")
+    adapter_alpha: float = Field(32, gt=0, description="LoRA alpha; the delta weight is alpha / rank * B A")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the hypernetwork while it trains")
+    num_layers_to_adapt: int | None = Field(8, ge=1, description="adapt the last N layers; none means all")
+    target_modules: TargetModules = Field(
+        GUIDE_TARGET_MODULES, min_length=1, description="module roles or the model's own module names"
+    )
+    head: HeadName = Field("L", description="output head: published L, M or S, or a mixture of learned bases")
+    num_bases: int = Field(16, ge=1, description="bases of the mixture head, per layer and module type")
+    offset: bool = Field(True, description="learn one shared adapter and emit differences from it")
+
+
+class Transformer2Config(_Frozen):
+    """Shape of singular-value experts and of their mixture."""
+
+    expert_vector_dim: int | None = Field(128, ge=1, description="singular values kept; none means all")
+    num_expert_vectors: int = Field(8, ge=1, description="number of experts")
+    adaptation_strength: float = Field(0.1, ge=0, description="scale of z - 1")
+    adaptation_layers: tuple[int, ...] | None = Field(None, description="layers to adapt; none means all")
+
+
+class LoraTrainingConfig(_Frozen):
+    """Optimisation of LoRA factors, for one task or for many at once."""
+
+    steps: int = Field(300, ge=1, description="optimiser steps")
+    batch_size: int = Field(16, ge=1, description="examples a forward pass, per process")
+    accumulation: int = Field(1, ge=1, description="forward passes an optimiser step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up; linear decay after")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    clip_norm: float = Field(1.0, gt=0, description="limit of the gradient norm")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    max_length: int = Field(256, ge=8, description="tokens; longer examples are left out and counted")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: slower, less memory")
+    seed: int = Field(0, ge=0, description="seed of initialisation, sampling and dropout")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    describe: bool = Field(False, description="put a task description in the prompt (a control)")
+
+
+class HypernetworkTrainingConfig(LoraTrainingConfig):
+    """Optimisation of a hypernetwork by SFT or by reconstruction of trained adapters."""
+
+    objective: Literal["sft", "reconstruction"] = Field("sft", description="what the hypernetwork learns from")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of the hypernetwork")
+    offset_learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the shared adapter")
+    contrastive_weight: float = Field(0.0, ge=0, description="weight of the wrong-description term")
+    contrastive_share: float = Field(0.25, gt=0, le=1, description="share of the batch that the term uses")
+    contrastive_margin: float = Field(1.0, gt=0, description="nats a token by which right must beat wrong")
+    description_dropout: float = Field(0.0, ge=0, lt=1, description="share of rows given the null description")
+    embedding_noise: float = Field(0.0, ge=0, description="standard deviation of noise on the task embedding")

@@ -1,0 +1,304 @@
+"""Files and directories that exist whole or not at all, and reading them back with one-line errors.
+
+Everything is written beside its target, flushed to the disk, and put in place by one rename: a reader, or a
+process that starts after a crash, sees the old content or the new, never a mixture. Needs Linux or macOS.
+Knows nothing of adapters or checkpoints.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from shoal.errors import ShoalError, UsageError
+
+MAX_JSON_BYTES = 256 * 2**20
+MAX_HEADER_BYTES = 8 * 2**20
+
+T = TypeVar("T")
+
+
+def write_file(path: str | os.PathLike[str], content: bytes | str | Callable[[Path], object]) -> None:
+    """Write one file, whole or not at all; an old file of that name is replaced.
+
+    Args:
+        path: the target; missing parent directories are made.
+        content: bytes, text (UTF-8), or a function that writes the file whose path it is given.
+
+    Raises:
+        ShoalError: the disk is full, the place read-only, or another failure of the file system.
+    """
+    target = Path(os.path.realpath(path))
+    with _failures_named(target), _workspace(target) as workspace:
+        draft = workspace / target.name
+        if callable(content):
+            content(draft)
+        else:
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        _flush(workspace)
+        os.replace(draft, target)
+        _sync(target.parent)
+
+
+def write_directory(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Write a directory, whole or not at all; an old one of that name is swapped out.
+
+    An old directory is replaced only where each of its files has a successor in the new one, so nothing else
+    that a person keeps there can be lost.
+
+    Args:
+        path: the target; missing parent directories are made.
+        write: fills the empty directory whose path it is given.
+
+    Raises:
+        UsageError: the target holds other files, or is the current directory.
+        ShoalError: the disk is full, the place read-only, or another failure of the file system.
+    """
+    target = Path(os.path.realpath(path))
+    if Path.cwd().is_relative_to(target):
+        raise UsageError(f"cannot replace the current directory {target}; name a new directory inside it")
+    with _failures_named(target), _workspace(target) as workspace:
+        write(workspace)
+        _flush(workspace)
+        with _locked(target.parent):
+            if target.is_dir():
+                _check_replaceable(target, workspace)
+                _swap(workspace, target)
+            elif target.exists():
+                raise UsageError(f"{target} is a file; name a directory")
+            else:
+                os.rename(workspace, target)
+        _sync(target.parent)
+
+
+def remove_directory(path: str | os.PathLike[str]) -> None:
+    """Remove a directory: a reader sees it whole or not at all.
+
+    Raises:
+        ShoalError: there is none, or it cannot be removed.
+    """
+    target = Path(os.path.realpath(path))
+    with _failures_named(target, "remove"), _workspace(target) as workspace:
+        os.rename(target, workspace / target.name)
+        _sync(target.parent)
+
+
+def read_directory(path: str | os.PathLike[str], read: Callable[[Path], T]) -> T:
+    """Whatever `read` makes of a directory, from one version of it even if a writer swaps it meanwhile.
+
+    Raises:
+        ShoalError: there is no such directory, or it changed at each of 20 tries; `read` may raise others.
+    """
+    directory = Path(path)
+    for _ in range(20):
+        before = _version(directory)
+        if before is None:
+            raise ShoalError(f"there is no directory {directory}; check the path")
+        try:
+            value = read(directory)
+        except (ShoalError, OSError):
+            if _version(directory) == before:
+                raise
+            continue
+        if _version(directory) == before:
+            return value
+    raise ShoalError(f"{directory} is rewritten faster than it can be read; stop its writers")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ShoalError: the file is missing, larger than 256 MB, not JSON, or JSON other than an object.
+    """
+    path = Path(path)
+    with _failures_named(path, "read"):
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise ShoalError(f"{path} has {size} bytes, the limit is {MAX_JSON_BYTES}; it is another file")
+        content = path.read_bytes()
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ShoalError(f"{path} is not valid JSON ({reason}); write or download it again") from None
+    if not isinstance(value, dict):
+        raise ShoalError(f"{path} holds a JSON {type(value).__name__}, not an object; it is another file")
+    return value
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, on the CPU.
+
+    Raises:
+        ShoalError: the file is missing, truncated, not a safetensors file, or has a header above 8 MB.
+    """
+    path = Path(path)
+    with _failures_named(path, "read"):
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        size = path.stat().st_size
+        if header > min(size, MAX_HEADER_BYTES):
+            raise ShoalError(
+                f"{path} ({size} bytes) states a header of {header} bytes, the limit is {MAX_HEADER_BYTES}; "
+                "it is not a whole safetensors file, write or download it again"
+            )
+        try:
+            return safetensors.load_file(path)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise ShoalError(
+                f"{path} is not a whole safetensors file ({error}); write or download it again"
+            ) from None
+
+
+@contextmanager
+def _workspace(target: Path) -> Iterator[Path]:
+    """A new directory beside the target, locked while its writer lives, and gone afterwards.
+
+    A killed writer's lock goes with it, which is how the next writer of the same target knows its leftovers.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.parent):  # until the new workspace has its own lock, no writer may look for leftovers
+        for leftover in target.parent.glob(f".{_literal(target.name)}.*.tmp"):
+            _remove_unlocked(leftover)
+        workspace = target.parent / f".{target.name}.{secrets.token_hex(6)}.tmp"
+        workspace.mkdir()
+        held = os.open(workspace, os.O_RDONLY)
+        _lock(held, fcntl.LOCK_EX)
+    try:
+        yield workspace
+    finally:
+        os.close(held)
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        _lock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _literal(name: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind)
+    except OSError:  # held by a living writer, or a file system without locks: leave what is there alone
+        return False
+    return True
+
+
+def _remove_unlocked(leftover: Path) -> None:
+    with suppress(OSError):
+        descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def _flush(directory: Path) -> None:
+    """Put a tree on the disk; its files get the modes of ordinary ones (safetensors makes them private)."""
+    mode = directory.stat().st_mode & 0o666
+    entries = [directory, *directory.rglob("*")]
+    for file in filter(Path.is_file, entries):
+        file.chmod(mode)
+    with ThreadPoolExecutor(8) as pool:  # the journal commits what is flushed together once
+        list(pool.map(_sync, entries))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_replaceable(old: Path, new: Path) -> None:
+    kept = [p.relative_to(old) for p in old.rglob("*") if not (new / p.relative_to(old)).exists()]
+    if kept:
+        raise UsageError(f"replacing {old} would lose its {min(kept)}; name another directory, or delete it")
+
+
+def _swap(new: Path, old: Path) -> None:
+    """Exchange two directories in one step; elsewhere in two, between which the target is absent."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    paths = os.fsencode(new), os.fsencode(old)
+    if sys.platform == "darwin":
+        failed = libc.renamex_np(*paths, 2)  # RENAME_SWAP
+    elif hasattr(libc, "renameat2"):
+        failed = libc.renameat2(-100, paths[0], -100, paths[1], 2)  # AT_FDCWD twice, RENAME_EXCHANGE
+    else:
+        failed = ctypes.set_errno(errno.ENOSYS) or -1
+    code = ctypes.get_errno() if failed else 0
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        aside = new.with_suffix(".old.tmp")
+        os.rename(old, aside)
+        os.rename(new, old)
+        shutil.rmtree(aside, ignore_errors=True)
+    elif code:
+        raise OSError(code, os.strerror(code), str(old))
+
+
+def _version(directory: Path) -> tuple[int, int] | None:
+    """What changes when a writer puts another directory in place; None where there is no directory."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return (status.st_ino, status.st_mtime_ns) if directory.is_dir() else None
+
+
+_FIXES = {
+    errno.ENOSPC: "the disk is full; free some space or choose a path on another disk",
+    errno.EDQUOT: "your disk quota is used up; free some space or choose a path on another disk",
+    errno.EFBIG: "the file exceeds this process's or file system's limit; raise it (ulimit -f)",
+    errno.EROFS: "the file system is read-only; choose a path that you may write to",
+    errno.EACCES: "permission denied; choose a path that you may use, or change its permissions",
+    errno.EPERM: "operation not permitted; choose a path that you may use",
+    errno.ENOTDIR: "a part of this path is a file, not a directory; choose another path",
+    errno.EISDIR: "it is a directory, not a file; choose another path",
+    errno.EEXIST: "a part of this path is a file, not a directory; choose another path",
+    errno.ENOENT: "there is no such file or directory; check the path",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter path",
+    errno.EBUSY: "it is a mount point; name a directory inside it",
+    errno.EXDEV: "it is a mount point; name a directory inside it",
+}
+
+
+@contextmanager
+def _failures_named(path: Path, verb: str = "write") -> Iterator[None]:
+    """Turn failures of the file system, also those inside safetensors, into one line with the fix."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        stated = re.search(r"os error (\d+)", str(error))
+        code = int(stated[1]) if code is None and stated else code
+        if code is None:
+            raise
+        raise ShoalError(f"cannot {verb} {path}: {_FIXES.get(code, os.strerror(code))}") from error

@@ -1,0 +1,149 @@
+"""Computing less of a frozen model: logits at answer positions only, and no frozen layer twice.
+
+Works on any family through hooks, so a model's own scaling, masks and caps stay what they are. Knows nothing of
+tasks, optimisers or adapters on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoal.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with their completions as one right-padded batch.
+
+    Attributes:
+        ids: token ids, (batch, length).
+        real: True at tokens that are not padding.
+        answer: True at tokens that the model must predict: the completion with its end-of-turn token.
+    """
+
+    ids: Int[Tensor, "batch length"]
+    real: Bool[Tensor, "batch length"]
+    answer: Bool[Tensor, "batch length"]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.real.sum())
+
+
+def pad_sequences(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, device: torch.device) -> Sequences:
+    """A batch of (prompt ids, completion ids)."""
+    length = max(len(p) + len(c) for p, c in pairs)
+    ids = torch.full((len(pairs), length), pad)
+    real = torch.zeros(len(pairs), length, dtype=torch.bool)
+    answer = torch.zeros_like(real)
+    for row, (prompt, completion) in enumerate(pairs):
+        end = len(prompt) + len(completion)
+        ids[row, :end] = torch.tensor([*prompt, *completion])
+        real[row, :end] = True
+        answer[row, len(prompt) : end] = True
+    return Sequences(ids.to(device), real.to(device), answer.to(device))
+
+
+def answer_losses(
+    backbone: Backbone,
+    batch: Sequences,
+    *,
+    start: int = 0,
+    hidden: Float[Tensor, "batch length width"] | None = None,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, " batch"]:
+    """Mean cross-entropy of every sample's answer tokens, in nats a token, float32.
+
+    Args:
+        backbone: the model, with whatever is attached to it.
+        batch: what to score.
+        start: first layer to compute, where `hidden` is its input (see `hidden_before`).
+        hidden: the frozen input of layer `start`; None computes every layer.
+        label_smoothing: share of the target mass that is spread over the vocabulary.
+    """
+    logits = answer_logits(backbone, batch, start=start, hidden=hidden)
+    targets = batch.ids[batch.answer]
+    losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
+    rows = batch.answer.nonzero()[:, 0]
+    total = torch.zeros(len(batch.ids), device=losses.device).index_add(0, rows, losses)
+    return total / batch.answer.sum(1).clamp(min=1)
+
+
+def answer_logits(
+    backbone: Backbone, batch: Sequences, *, start: int = 0, hidden: Tensor | None = None
+) -> Float[Tensor, "answers vocabulary"]:
+    """Logits that predict each answer token, in row order; the head runs at no other position."""
+    predicting = F.pad(batch.answer[:, 1:], (0, 1))
+    # Without padding no mask is needed, and the attention kernels take their fast causal path.
+    mask = None if bool(batch.real.all()) else batch.real.long()
+    with ExitStack() as stack:
+        stack.enter_context(_head_only_at(backbone.model, predicting))
+        if hidden is not None:
+            stack.enter_context(_resumed_at(backbone.layers, start, hidden))
+        return backbone.model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
+
+
+@torch.no_grad()
+def hidden_before(backbone: Backbone, batch: Sequences, layer: int) -> Float[Tensor, "batch length width"]:
+    """Input of a decoder layer: what the frozen prefix makes of the batch, in the model's dtype."""
+    caught: list[Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        caught.append(args[0] if args else kwargs["hidden_states"])
+        raise _PrefixDone
+
+    mask = None if bool(batch.real.all()) else batch.real.long()
+    hook = backbone.layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        backbone.model(input_ids=batch.ids, attention_mask=mask, use_cache=False)
+    except _PrefixDone:
+        pass
+    finally:
+        hook.remove()
+    return caught[0]
+
+
+class _PrefixDone(Exception):
+    """Leaves a forward pass at the layer where the frozen prefix ends."""
+
+
+@contextmanager
+def _head_only_at(model: nn.Module, positions: Bool[Tensor, "batch length"]) -> Iterator[None]:
+    """Run the language-model head at the given positions only, so that logits are (positions, vocabulary)."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][positions],))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _resumed_at(layers: nn.ModuleList, start: int, hidden: Tensor) -> Iterator[None]:
+    """Skip the layers before `start` and feed `hidden` to that one."""
+
+    def replace(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]):  # type: ignore[no-untyped-def]
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def passed_through(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return hidden_states
+
+    skipped = list(layers)[:start]
+    hook = layers[start].register_forward_pre_hook(replace, with_kwargs=True)
+    for layer in skipped:
+        layer.forward = passed_through  # shadows the class's method until it is deleted below
+    try:
+        yield
+    finally:
+        hook.remove()
+        for layer in skipped:
+            del layer.forward

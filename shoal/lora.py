@@ -1,0 +1,360 @@
+"""Low-rank adapters as values: `delta weight = alpha / rank * B A`, attached to a model or merged into it.
+
+Knows tensors and `nn.Module` only: no files, no model families, no training. A module may be an `nn.Linear`, any
+quantised stand-in for one, or a `transformers` Conv1D, whose weight is stored (in, out).
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoal.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TargetModule:
+    """A linear map of the backbone that an adapter may change.
+
+    Attributes:
+        name: full module name, for example `model.layers.3.self_attn.q_proj`.
+        layer: index of its decoder layer, from 0.
+        type: its name within the layer, for example `self_attn.q_proj`.
+        in_features: size of its input.
+        out_features: size of its output.
+        fan_in_fan_out: True where the weight is stored (in, out), as Conv1D does.
+    """
+
+    name: str
+    layer: int
+    type: str
+    in_features: int
+    out_features: int
+    fan_in_fan_out: bool = False
+
+
+class LoraFactors(NamedTuple):
+    """The two factors of one module's delta weight; a leading batch axis gives every sample its own."""
+
+    a: Float[Tensor, "*batch rank in_features"]
+    b: Float[Tensor, "*batch out_features rank"]
+
+    def to(self, *args: torch.device | torch.dtype | str) -> LoraFactors:
+        """Both factors through `Tensor.to`."""
+        return LoraFactors(self.a.to(*args), self.b.to(*args))
+
+
+@dataclass(frozen=True, eq=False)
+class LoRA:
+    """One adapter: a pair of factors for every adapted module, and the alpha that scales them.
+
+    Attributes:
+        factors: module name -> factors A (rank, in) and B (out, rank), of one rank.
+        alpha: numerator of the scaling.
+    """
+
+    factors: Mapping[str, LoraFactors]
+    alpha: float
+
+    def __post_init__(self) -> None:
+        ranks = {f.a.shape[-2] for f in self.factors.values()} | {f.b.shape[-1] for f in self.factors.values()}
+        if len(ranks) != 1:
+            raise UsageError(f"a LoRA needs modules of one rank, got ranks {sorted(ranks)}; pad or truncate them first")
+
+    @classmethod
+    def identity(
+        cls,
+        targets: Sequence[TargetModule],
+        rank: int,
+        alpha: float,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> LoRA:
+        """The adapter that changes nothing: A as Kaiming-uniform noise, B zero, ready to be trained.
+
+        Raises:
+            UsageError: the rank is below 1 or above the smaller side of a target.
+        """
+        check_rank(targets, rank)
+        factors = {}
+        for t in targets:
+            bound = 1 / math.sqrt(t.in_features)  # kaiming_uniform with a = sqrt(5), as PEFT initialises A
+            a = torch.empty(rank, t.in_features, dtype=dtype).uniform_(-bound, bound, generator=generator)
+            factors[t.name] = LoraFactors(a, torch.zeros(t.out_features, rank, dtype=dtype))
+        return cls(factors, alpha)
+
+    @property
+    def rank(self) -> int:
+        """Rank of every factor pair."""
+        return next(iter(self.factors.values())).a.shape[-2]
+
+    @property
+    def scaling(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+    def delta_weight(self, name: str) -> Float[Tensor, "out_features in_features"]:
+        """`scaling * B A` of one module, (out, in), in the factors' dtype."""
+        a, b = self.factors[name]
+        return self.scaling * (b @ a)
+
+    def to(self, *args: torch.device | torch.dtype | str) -> LoRA:
+        """The same adapter on another device or in another dtype."""
+        return replace(self, factors={name: f.to(*args) for name, f in self.factors.items()})
+
+    def __mul__(self, scale: float) -> LoRA:
+        """The adapter whose every delta weight is `scale` times this one's."""
+        return replace(self, factors={name: LoraFactors(f.a, f.b * scale) for name, f in self.factors.items()})
+
+    __rmul__ = __mul__
+
+    def __eq__(self, other: object) -> bool:
+        """True where alpha, modules and every factor are equal bit for bit."""
+        if not isinstance(other, LoRA):
+            return NotImplemented
+        return (
+            self.alpha == other.alpha
+            and self.factors.keys() == other.factors.keys()
+            and all(
+                torch.equal(f.a, other.factors[n].a) and torch.equal(f.b, other.factors[n].b)
+                for n, f in self.factors.items()
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, eq=False)
+class BatchedLoRA:
+    """A different adapter for every sample of a batch: A (batch, rank, in), B (batch, out, rank)."""
+
+    factors: Mapping[str, LoraFactors]
+    alpha: float
+
+    def __len__(self) -> int:
+        return next(iter(self.factors.values())).a.shape[0]
+
+    @property
+    def scaling(self) -> float:
+        """alpha / rank."""
+        return self.alpha / next(iter(self.factors.values())).a.shape[-2]
+
+    def row(self, index: int) -> LoRA:
+        """The adapter of one sample."""
+        return LoRA({n: LoraFactors(f.a[index], f.b[index]) for n, f in self.factors.items()}, self.alpha)
+
+    def select(self, rows: Tensor) -> BatchedLoRA:
+        """A batch made of the given rows (int64, any length); gradients flow back to them."""
+        return replace(
+            self, factors={n: LoraFactors(f.a[rows], f.b[rows]) for n, f in self.factors.items()}
+        )
+
+
+def check_rank(targets: Sequence[TargetModule], rank: int) -> None:
+    """Raise UsageError unless the rank is between 1 and the smaller side of every target."""
+    smallest = min(targets, key=lambda t: min(t.in_features, t.out_features))
+    limit = min(smallest.in_features, smallest.out_features)
+    if not 1 <= rank <= limit:
+        raise UsageError(
+            f"adapter rank {rank} is outside 1..{limit} ({smallest.type} is "
+            f"{smallest.out_features} x {smallest.in_features}); choose a rank in that range"
+        )
+
+
+def compose(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
+    """The adapter whose delta weight is the weighted sum of the others', exactly, by concatenating ranks.
+
+    Rows of A and columns of B are concatenated with scaling and weight folded into B, so the result has the summed
+    rank and scaling 1. A module that an adapter lacks counts as zero.
+
+    Raises:
+        UsageError: no adapters, or as many weights as adapters are not given.
+    """
+    if not loras or len(loras) != len(weights):
+        raise UsageError(f"composition needs one weight an adapter, got {len(loras)} adapters and {len(weights)} weights")
+    rank = sum(lora.rank for lora in loras)
+    shapes = {name: f for lora in loras for name, f in lora.factors.items()}
+    factors = {}
+    for name, like in shapes.items():
+        rows, columns = [], []
+        for lora, weight in zip(loras, weights, strict=True):
+            own = lora.factors.get(name)
+            if own is None:
+                rows.append(like.a.new_zeros(lora.rank, like.a.shape[1]))
+                columns.append(like.b.new_zeros(like.b.shape[0], lora.rank))
+            else:
+                rows.append(own.a)
+                columns.append(own.b * (lora.scaling * weight))
+        factors[name] = LoraFactors(torch.cat(rows), torch.cat(columns, dim=1))
+    return LoRA(factors, alpha=float(rank))
+
+
+def truncate(lora: LoRA, rank: int) -> LoRA:
+    """The best adapter of a smaller rank (Eckart-Young), by the singular value decomposition of each delta weight.
+
+    Never forms a delta weight: with B = Q_b R_b and A^T = Q_a R_a, the decomposition is that of R_b R_a^T.
+
+    Raises:
+        UsageError: the rank is outside 1..the adapter's rank.
+    """
+    if not 1 <= rank <= lora.rank:
+        raise UsageError(f"cannot truncate a rank-{lora.rank} adapter to rank {rank}; choose 1..{lora.rank}")
+    factors = {}
+    for name, f in lora.factors.items():
+        q_b, r_b = torch.linalg.qr(f.b.float() * lora.scaling)
+        q_a, r_a = torch.linalg.qr(f.a.float().T)
+        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+        root = s[:rank].sqrt()
+        a, b = root[:, None] * (vh[:rank] @ q_a.T), (q_b @ u[:, :rank]) * root
+        factors[name] = LoraFactors(a.to(f.a.dtype).contiguous(), b.to(f.b.dtype).contiguous())
+    return LoRA(factors, alpha=float(rank))
+
+
+def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
+    """A batch in which sample i uses adapter i; smaller ranks are padded with zeros and scalings folded into B.
+
+    Raises:
+        UsageError: no adapters, or adapters of different modules.
+    """
+    if not loras or any(lora.factors.keys() != loras[0].factors.keys() for lora in loras):
+        raise UsageError("adapters of one batch must adapt the same modules, and there must be one at least")
+    rank = max(lora.rank for lora in loras)
+    factors = {}
+    for name in loras[0].factors:
+        a = [F.pad(lora.factors[name].a, (0, 0, 0, rank - lora.rank)) for lora in loras]
+        b = [F.pad(lora.factors[name].b * lora.scaling, (0, rank - lora.rank)) for lora in loras]
+        factors[name] = LoraFactors(torch.stack(a), torch.stack(b))
+    return BatchedLoRA(factors, alpha=float(rank))
+
+
+class Attachment:
+    """Adapters at work on a model, until `detach`; also a context manager. The weights are never touched."""
+
+    def __init__(self, hooks: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
+        self._hooks = hooks
+
+    def detach(self) -> None:
+        """Remove the adapter; the model computes what it did before, bit for bit."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
+    """Add the adapter's delta to the output of its modules, `W x + scaling * B (A x)`, until it is detached.
+
+    Several adapters may be attached at once; their deltas add up. A `BatchedLoRA` gives sample i of the batch its
+    own adapter as two batched matrix products, and its batch must divide the model's (consecutive rows share one).
+    The products run in the dtype of the module's input.
+
+    Raises:
+        UsageError: a module is missing or has another shape.
+    """
+    modules = {name: _adapted_module(model, name, f) for name, f in lora.factors.items()}
+    return Attachment(
+        [
+            module.register_forward_hook(_delta_hook(lora.factors[name], lora.scaling))
+            for name, module in modules.items()
+        ]
+    )
+
+
+def _delta_hook(factors: LoraFactors, scaling: float):  # type: ignore[no-untyped-def]
+    """The forward hook that adds one module's delta, for one shared pair of factors or one a sample."""
+    a, b = factors
+
+    def add_shared(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        return output + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype) * scaling)
+
+    def add_batched(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0].reshape(a.shape[0], -1, a.shape[-1])  # some families flatten (batch, sequence) first
+        low = torch.bmm(x, a.to(x.dtype).transpose(1, 2))
+        flat = output.reshape(a.shape[0], -1, b.shape[1])
+        return torch.baddbmm(flat, low, b.to(x.dtype).transpose(1, 2), alpha=scaling).view_as(output)
+
+    return add_shared if a.dim() == 2 else add_batched
+
+
+class Merged:
+    """Adapters folded into a model's weights, until `unmerge`; also a context manager."""
+
+    def __init__(self, originals: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        self._originals = originals
+
+    def unmerge(self) -> None:
+        """Put the original weights back, bit for bit."""
+        with torch.no_grad():
+            for weight, original in self._originals:
+                weight.copy_(original)
+
+    def __enter__(self) -> Merged:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unmerge()
+
+
+@torch.no_grad()
+def merge(model: nn.Module, lora: LoRA) -> Merged:
+    """Add every delta weight to its module's weight, in float32 before the one rounding to the weight's dtype.
+
+    Raises:
+        UsageError: a module is missing or has another shape, or its weight is not floating point.
+    """
+    modules = {name: _adapted_module(model, name, f) for name, f in lora.factors.items()}
+    originals = []
+    for name, module in modules.items():
+        weight = module.weight
+        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+            raise UsageError(f"{name} has {weight.dtype} weights; merge into a float copy of the model, or attach instead")
+        originals.append((weight, weight.detach().clone()))
+        a, b = lora.factors[name].to(weight.device)
+        delta = lora.scaling * (b.float() @ a.float())
+        weight.copy_(weight.float() + (delta.T if is_conv1d(module) else delta))
+    return Merged(originals)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """True for a `transformers` Conv1D, told by its own `nf` and `nx` sizes."""
+    return hasattr(module, "nf") and hasattr(module, "nx")
+
+
+def module_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) features of a linear map, None for any other module."""
+    if is_conv1d(module):
+        return int(module.nx), int(module.nf)  # type: ignore[arg-type]
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+    return None
+
+
+def _adapted_module(model: nn.Module, name: str, factors: LoraFactors) -> nn.Module:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise UsageError(f"the model has no module {name!r}; the adapter belongs to another architecture") from None
+    wanted = (factors.a.shape[-1], factors.b.shape[-2])
+    if module_sizes(module) != wanted:
+        raise UsageError(f"{name} is {module_sizes(module)} (in, out) but the adapter's is {wanted}; use its own base model")
+    return module

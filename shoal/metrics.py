@@ -1,0 +1,184 @@
+"""Scores of one answer, and bootstrap intervals over many scores.
+
+Exact match and ROUGE-L compare an answer with its references. ROUGE-L: Lin 2004, "ROUGE: A Package for
+Automatic Evaluation of Summaries", section 3, through the library rouge-score, with stemming as in the
+evaluation of Super-NaturalInstructions. Intervals are percentile bootstraps: Efron and Tibshirani 1993,
+"An Introduction to the Bootstrap", section 13.3. Knows nothing of models, tasks or files.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.errors import ShoalError, UsageError
+
+# Scripts written without spaces between words: Thai to Burmese, Khmer, kana, and the ideographs of Chinese.
+_SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_WORD_PARTS = re.compile(f"[{_SPACELESS}]|[^{_SPACELESS}]+")
+_RESAMPLED_AT_ONCE = 4_000_000
+
+Scores = Sequence[float] | NDArray[np.float64]
+Tokenization = Literal["latin", "unicode", "characters"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence limits; there are none (None) for fewer than two values."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def exact_match(answer: str, references: Sequence[str]) -> float:
+    """1.0 if the answer equals any reference, else 0.0.
+
+    Case, whitespace around and its amount within, and one full stop at the end do not matter.
+
+    Raises:
+        UsageError: there is no reference.
+    """
+    _check_references(references)
+    given = _normalise(answer)
+    return float(any(given == _normalise(reference) for reference in references))
+
+
+def rouge_l(answer: str, references: Sequence[str]) -> float:
+    """The F1 of the longest common subsequence of words, in [0, 1], best over the references.
+
+    References in ASCII letters and digits are scored by rouge-score with `use_stemmer=True`: lower case,
+    punctuation dropped, Porter stems. Its tokenizer drops every other letter, so a reference that has one is
+    split into words of any script (stemmed where they are ASCII; one character each in scripts without
+    spaces), and one without letters and digits into its visible characters. The reference alone decides.
+
+    Raises:
+        UsageError: there is no reference.
+        ShoalError: rouge-score is not installed.
+    """
+    _check_references(references)
+    return max(
+        float(_scorer(_tokenization(reference)).score(reference, answer)["rougeL"].fmeasure)
+        for reference in references
+    )
+
+
+def bootstrap_interval(
+    values: Scores, *, level: float = 0.95, samples: int = 2000, seed: int = 0
+) -> Interval:
+    """The mean of the values with its percentile bootstrap interval.
+
+    Args:
+        values: one score for each independent unit, such as an example or a task.
+        level: share of such intervals that cover the true mean, in (0, 1).
+        samples: resamples with replacement.
+        seed: of the resampling.
+
+    Raises:
+        UsageError: there is no value, one is not finite, or `level` or `samples` is out of range.
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 1 or not len(scores) or not np.isfinite(scores).all():
+        raise UsageError(
+            f"values of shape {scores.shape}: at least 1 finite number in one row is needed; check them"
+        )
+    if not 0 < level < 1:
+        raise UsageError(f"level {level}: must be between 0 and 1; 0.95 is usual")
+    if samples < 1:
+        raise UsageError(f"samples {samples}: must be at least 1; 2000 is usual")
+    mean, n = float(scores.mean()), len(scores)
+    if n == 1:
+        return Interval(mean, None, None, n)
+    generator = np.random.default_rng(seed)
+    rows = max(1, _RESAMPLED_AT_ONCE // n)
+    means = np.concatenate(
+        [
+            scores[generator.integers(n, size=(min(rows, samples - start), n))].mean(axis=1)
+            for start in range(0, samples, rows)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high), n)
+
+
+def bootstrap_difference(
+    a: Scores, b: Scores, *, level: float = 0.95, samples: int = 2000, seed: int = 0
+) -> Interval:
+    """The mean of `a - b` with its interval, for scores of two systems on the same units (paired).
+
+    Raises:
+        UsageError: the lengths differ, or as `bootstrap_interval`.
+    """
+    if len(a) != len(b):
+        raise UsageError(
+            f"{len(a)} and {len(b)} values: paired scores must be of one length; score the same units"
+        )
+    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    return bootstrap_interval(difference, level=level, samples=samples, seed=seed)
+
+
+def _check_references(references: Sequence[str]) -> None:
+    if isinstance(references, str) or not references:
+        raise UsageError(f"references {references!r}: a list of at least 1 string is needed; give one")
+
+
+def _normalise(text: str) -> str:
+    text = " ".join(text.casefold().split())
+    return text.removesuffix(".").rstrip() or text
+
+
+def _tokenization(reference: str) -> Tokenization:
+    letters = [character for character in reference if character.isalnum()]
+    if not letters:
+        return "characters"
+    return "latin" if all(letter.isascii() for letter in letters) else "unicode"
+
+
+@lru_cache(maxsize=3)
+def _scorer(tokenization: Tokenization) -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.tokenizers import DefaultTokenizer
+    except ImportError as error:
+        raise ShoalError(
+            f"rouge-score cannot be imported ({error}) and is needed for ROUGE-L; pip install rouge-score"
+        ) from None
+    latin = DefaultTokenizer(use_stemmer=True)
+    tokenizers = {"latin": latin, "unicode": _UnicodeTokenizer(latin), "characters": _CharacterTokenizer()}
+    return RougeScorer(["rougeL"], tokenizer=tokenizers[tokenization])
+
+
+class _CharacterTokenizer:
+    """Every character but whitespace is a token."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return list("".join(text.split()))
+
+
+class _UnicodeTokenizer:
+    """Words are runs of letters, digits and marks of any script; ASCII words go to another tokenizer."""
+
+    def __init__(self, ascii_tokenizer: Any) -> None:
+        self._ascii_tokenizer = ascii_tokenizer
+
+    def tokenize(self, text: str) -> list[str]:
+        text = unicodedata.normalize("NFC", text.casefold())
+        kept = (character if unicodedata.category(character)[0] in "LNM" else " " for character in text)
+        parts = _WORD_PARTS.findall("".join(kept))
+        words = [word for part in parts for word in part.split()]
+        return [
+            token
+            for word in words
+            for token in (self._ascii_tokenizer.tokenize(word) if word.isascii() else [word])
+        ]

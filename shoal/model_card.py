@@ -1,0 +1,134 @@
+"""What an adapter is and where it came from: facts for machines, and the same as a model card for people.
+
+Knows text only: no tensors, no files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what `--max-lora-rank` accepts
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class AdapterCard(BaseModel):
+    """Provenance of one adapter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    generator: str = Field(description="what made the adapter, for example `text-to-lora` or `lora training`")
+    trained: bool = Field(description="False where the adapter is the identity because nothing was trained")
+    description: str | None = Field(None, description="the task description that it was made from")
+    checkpoint: str | None = Field(None, description="hash of the hypernetwork that emitted it")
+    seed: int | None = Field(None, description="seed of its training or generation")
+    scores: Mapping[str, float] = Field(default_factory=dict, description="metric -> measured value")
+    notes: tuple[str, ...] = Field((), description="further sentences for people")
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What the files of an adapter directory hold.
+
+    Attributes:
+        base_model: hub id or path of the model that it adapts.
+        rank: LoRA rank.
+        alpha: LoRA alpha.
+        target_modules: short module names.
+        layers: adapted layer indices, ascending.
+        zero_layers: those of them whose B is zero, written for loaders that need every layer.
+        num_layers: decoder layers of the base model.
+    """
+
+    base_model: str
+    rank: int
+    alpha: float
+    target_modules: Sequence[str]
+    layers: Sequence[int]
+    zero_layers: Sequence[int]
+    num_layers: int
+
+
+def render_card(card: AdapterCard, facts: AdapterFacts) -> str:
+    """The model card: YAML front matter as the hub reads it, then Markdown."""
+    rows = {
+        "Base model": facts.base_model,
+        "Trained": "yes"
+        if card.trained
+        else "**no**: every delta weight is zero, the model answers as without it",
+        "Generator": card.generator,
+        "Checkpoint": card.checkpoint or "none",
+        "Seed": "none" if card.seed is None else str(card.seed),
+        "Rank, alpha": f"{facts.rank}, {facts.alpha:g}",
+        "Target modules": ", ".join(facts.target_modules),
+        "Layers": _layers_row(facts),
+        **{f"Score: {name}": f"{value:.4g}" for name, value in sorted(card.scores.items())},
+    }
+    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
+    parts = [_front_matter(facts.base_model), f"# LoRA adapter for {_cell(facts.base_model)}"]
+    if card.description is not None:
+        parts += ["Made from this description:", _fenced(card.description)]
+    parts += [f"| | |\n|---|---|\n{table}", *(_cell(note) for note in card.notes), _usage(facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(base_model: str) -> str:
+    hub = [f"base_model: {base_model}"] if _HUB_ID.fullmatch(base_model) else []
+    tags = [f"base_model:adapter:{base_model}"] if hub else []
+    lines = [*hub, "library_name: peft", "pipeline_tag: text-generation", "tags:"]
+    return "\n".join(
+        ["---", *lines, *(f"- {tag}" for tag in [*tags, "lora", "shoal", "transformers"]), "---"]
+    )
+
+
+def _layers_row(facts: AdapterFacts) -> str:
+    if len(facts.layers) < facts.num_layers:
+        where = f"{_spans(facts.layers)} of 0-{facts.num_layers - 1} (`layers_to_transform`)"
+    else:
+        where = f"all {facts.num_layers}"
+    zero = (
+        f"; B is zero in layers {_spans(facts.zero_layers)}, so that loaders which need every layer take it"
+    )
+    return where + (zero if facts.zero_layers else "")
+
+
+def _spans(indices: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> `0-2, 5`."""
+    spans: list[list[int]] = []
+    for index in indices:
+        if spans and index == spans[-1][-1] + 1:
+            spans[-1][1:] = [index]
+        else:
+            spans.append([index])
+    return ", ".join("-".join(map(str, span)) for span in spans)
+
+
+def _usage(facts: AdapterFacts) -> str:
+    vllm_rank = next((r for r in VLLM_RANKS if r >= facts.rank), None)
+    vllm = (
+        f"vLLM: `--enable-lora --max-lora-rank {vllm_rank}`."
+        if vllm_rank
+        else "vLLM takes ranks up to 512 only."
+    )
+    code = (
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({facts.base_model!r})\n"
+        "model = PeftModel.from_pretrained(base, PATH_OF_THIS_DIRECTORY)"
+    )
+    prompt = (
+        "Prompt: the base model's chat template with the input alone as one user message, no system message."
+    )
+    return "\n\n".join(["## Use", _fenced(code, "python"), prompt, vllm])
+
+
+def _fenced(text: str, language: str = "text") -> str:
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,228 @@
+"""The portable PEFT form of a LoRA: the keys of its configuration and the names of its tensors, both ways.
+
+Written so that PEFT, vLLM, SGLang, LoRAX and llama.cpp's converter load it: few keys, one rank, alpha and
+float dtype. Knows dictionaries and tensors, no files; `source` names in errors where they came from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.backbone import BackboneShape
+from shoal.errors import ShoalError, UsageError
+from shoal.lora import LoRA, LoraFactors, TargetModule
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_ALPHA = 1e9
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+# Keys of adapter_config.json that change nothing of what a finished LoRA computes. Any other must be unset.
+_READ_OR_HARMLESS = frozenset(
+    {"peft_type", "r", "lora_alpha", "bias", "use_rslora", "init_lora_weights"}
+    | {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"}
+    | {"target_modules", "layers_to_transform", "layers_pattern", "exclude_modules", "fan_in_fan_out"}
+    | {"lora_dropout", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"}
+    | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
+)
+# Ways of initialising A and B that leave the base weights alone; PiSSA, OLoRA, CorDA and LoftQ change them.
+_HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which modules of a model an adapter directory holds.
+
+    Loaders know an adapter by module types and layers, so each of the types is there in each of the layers.
+
+    Attributes:
+        targets: every module held, in the model's order.
+        zero: those of them that the adapter leaves alone; their B is zero.
+        target_modules: short names that match the types held and no other.
+        layers: layer indices, ascending.
+        num_layers: decoder layers of the model.
+    """
+
+    targets: tuple[TargetModule, ...]
+    zero: frozenset[TargetModule]
+    target_modules: tuple[str, ...]
+    layers: tuple[int, ...]
+    num_layers: int
+
+
+def cover(lora: LoRA, shape: BackboneShape, *, pad_layers: bool = False) -> Coverage:
+    """What must be written of an adapter.
+
+    Args:
+        lora: the adapter.
+        shape: its base model, with all its linear maps.
+        pad_layers: hold every layer of the model, as LoRAX needs.
+
+    Raises:
+        UsageError: the model has no such module, or one of another size.
+    """
+    by_name = {t.name: t for t in shape.targets}
+    for name, f in lora.factors.items():
+        target, sizes = by_name.get(name), (f.a.shape[-1], f.b.shape[0])
+        if target is None or sizes != (target.in_features, target.out_features):
+            known = "no such module" if target is None else f"{target.in_features} x {target.out_features}"
+            raise UsageError(
+                f"the adapter's {name} is {sizes[0]} x {sizes[1]} (in x out), in {shape.base_model} {known}; "
+                "use the model that it was made for"
+            )
+    adapted = [by_name[name] for name in lora.factors]
+    types = {t.type for t in adapted}
+    layers = {t.layer for t in (shape.targets if pad_layers else adapted)}
+    targets = tuple(t for t in shape.targets if t.type in types and t.layer in layers)
+    return Coverage(
+        targets=targets,
+        zero=frozenset(targets) - frozenset(adapted),
+        target_modules=_short_names(types, {t.type for t in shape.targets}),
+        layers=tuple(sorted(layers)),
+        num_layers=shape.num_layers,
+    )
+
+
+def peft_tensors(lora: LoRA, coverage: Coverage, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """PEFT's tensor names -> A (rank, in) and B (out, rank), in one dtype (by default its own) and finite.
+
+    Raises:
+        UsageError: another dtype than float32, float16 and bfloat16, or a value that is not finite in it.
+    """
+    own = {x.dtype for f in lora.factors.values() for x in f}
+    dtype = dtype or (own.pop() if len(own) == 1 and own <= set(DTYPES) else torch.float32)
+    if dtype not in DTYPES:
+        raise UsageError(
+            f"adapters are stored in float32, float16 or bfloat16, not {dtype}; choose one of these"
+        )
+    factors = dict(lora.factors)
+    if coverage.zero:
+        padded = [t for t in coverage.targets if t in coverage.zero]
+        factors |= LoRA.identity(padded, lora.rank, 1.0, generator=torch.Generator().manual_seed(0)).factors
+    tensors = {
+        f"base_model.model.{target.name}.lora_{letter}.weight": factor.detach().to(dtype).contiguous()
+        for target in coverage.targets
+        for letter, factor in zip("AB", factors[target.name], strict=True)
+    }
+    if broken := _first_not_finite(tensors):
+        raise UsageError(f"{broken} is not finite in {dtype}; use float32, or look for what made it so")
+    return tensors
+
+
+def peft_config(lora: LoRA, coverage: Coverage, *, base_model: str, revision: str | None) -> dict[str, Any]:
+    """Content of adapter_config.json: few keys, since old versions of PEFT fail on those they do not know.
+
+    Raises:
+        UsageError: alpha is not above 0, which llama.cpp would read as a scaling of 1.
+    """
+    if not 0 < lora.alpha <= MAX_ALPHA:
+        raise UsageError(
+            f"alpha {lora.alpha} is outside 0..{MAX_ALPHA:g}; fold the scale into B with `lora * scale`"
+        )
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "revision": revision,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": list(coverage.target_modules),
+        "bias": "none",
+        "fan_in_fan_out": any(t.fan_in_fan_out for t in coverage.targets),
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+    if len(coverage.layers) < coverage.num_layers:
+        config["layers_to_transform"] = list(coverage.layers)
+    return config
+
+
+def read_lora(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: object) -> LoRA:
+    """The adapter that a PEFT configuration and its tensors describe; rsLoRA is folded into alpha.
+
+    Raises:
+        ShoalError: the adapter is more than plain LoRA, incomplete, not finite, or of mixed dtypes.
+    """
+    rank, alpha = _read_scaling(config, source)
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise ShoalError(
+                f"{source} holds {key[:120]!r}, which is no LoRA factor; only plain LoRA is supported"
+            )
+        rank_axis = 0 if match["factor"] == "A" else 1
+        if tensor.dim() != 2 or tensor.shape[rank_axis] != rank or 0 in tensor.shape:
+            raise ShoalError(
+                f"{source}: {key[:120]} has shape {tuple(tensor.shape)}, not the configured rank {rank}; "
+                "its configuration is another adapter's"
+            )
+        pairs.setdefault(match["module"], {})[match["factor"]] = tensor
+    if incomplete := next(
+        (name for name, pair in pairs.items() if len(pair) < 2), None if pairs else "any module"
+    ):
+        raise ShoalError(
+            f"{source} lacks A or B of {incomplete[:120]}; the adapter is incomplete, write it again"
+        )
+    dtypes = {t.dtype for t in tensors.values()}
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise ShoalError(f"{source} holds {names}; convert it to one of float32, float16 and bfloat16")
+    if broken := _first_not_finite(tensors):
+        raise ShoalError(
+            f"{source}: {broken[:120]} holds NaN or infinity; the adapter is broken, make it again"
+        )
+    return LoRA({name: LoraFactors(pair["A"], pair["B"]) for name, pair in pairs.items()}, alpha)
+
+
+def _read_scaling(config: Mapping[str, Any], source: object) -> tuple[int, float]:
+    """Rank, and the alpha for which the scaling is alpha / rank; refuses all that is more than plain LoRA."""
+    if config.get("peft_type") != "LORA":
+        kind = json.dumps(config.get("peft_type"))[:80]
+        raise ShoalError(f"{source} has peft_type {kind}; only LORA is supported")
+    extra = [key for key in config if key not in _READ_OR_HARMLESS and config[key]]
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init not in _HARMLESS_INITS:
+        extra.append("init_lora_weights")
+    if config.get("bias", "none") != "none":
+        extra.append("bias")
+    if extra:
+        stated = json.dumps(config[extra[0]])[:80]
+        raise ShoalError(
+            f"{source} sets {extra[0][:80]} to {stated}; only plain LoRA is supported, convert the adapter"
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha", 8)
+    if type(rank) is not int or rank < 1:
+        raise ShoalError(
+            f"{source} sets r to {json.dumps(rank)[:80]}; a rank is a whole number of at least 1"
+        )
+    if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
+        raise ShoalError(
+            f"{source} sets lora_alpha to {json.dumps(alpha)[:80]}; it must be above 0, at most {MAX_ALPHA:g}"
+        )
+    return rank, float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
+
+
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)
+
+
+def _short_names(types: set[str], all_types: set[str]) -> tuple[str, ...]:
+    """The shortest ending of each type that matches only wanted types: `c_attn`, but `attn.c_proj`."""
+
+    def matches(ending: str) -> set[str]:
+        return {t for t in all_types if t == ending or t.endswith("." + ending)}
+
+    def endings(kind: str) -> Sequence[str]:
+        parts = kind.split(".")
+        return [".".join(parts[i:]) for i in reversed(range(len(parts)))]
+
+    return tuple(sorted({next(e for e in endings(kind) if matches(e) <= types) for kind in types}))

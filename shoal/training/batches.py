@@ -1,0 +1,114 @@
+"""Tokenised examples and the order in which training sees them.
+
+The order is a pure function of (seed, step), so a resumed run sees exactly the batches that an uninterrupted one
+would. Knows nothing of models' weights, losses or optimisers.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoal.backbone import Backbone
+from shoal.errors import UsageError
+from shoal.tasks import Task
+
+log = logging.getLogger(__name__)
+
+POOL_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class TokenisedExample:
+    """One example as token ids.
+
+    Attributes:
+        task: index of its task.
+        index: its own index in the corpus.
+        prompt: ids of the request.
+        completion: ids of the first right answer with the end-of-turn token.
+    """
+
+    task: int
+    index: int
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The training examples of some tasks, tokenised.
+
+    Attributes:
+        tasks: the tasks, in order.
+        examples: for every task, its examples.
+    """
+
+    tasks: tuple[Task, ...]
+    examples: tuple[tuple[TokenisedExample, ...], ...]
+
+
+def tokenise(tasks: Sequence[Task], backbone: Backbone, max_length: int, *, describe: bool = False) -> Corpus:
+    """Tokenise the `train` lists; examples of more than `max_length` tokens are left out and counted in the log.
+
+    Args:
+        tasks: whose `train` lists to take.
+        backbone: whose template and tokenizer to use.
+        max_length: tokens of prompt and completion.
+        describe: put the task's definition before the input (a control: the adapter then need not carry it).
+
+    Raises:
+        UsageError: a task has no example that fits.
+    """
+    examples, index, dropped = [], 0, 0
+    for number, task in enumerate(tasks):
+        fitting = []
+        for example in task.train:
+            text = f"{task.definition}\n\n{example.input}" if describe else example.input
+            prompt, completion = backbone.encode_prompt(text), backbone.encode_completion(example.outputs[0])
+            if len(prompt) + len(completion) > max_length:
+                dropped += 1
+                continue
+            fitting.append(TokenisedExample(number, index, tuple(prompt), tuple(completion)))
+            index += 1
+        if not fitting:
+            raise UsageError(f"task {task.name} has no training example of at most {max_length} tokens; raise max_length")
+        examples.append(tuple(fitting))
+    if dropped:
+        log.info("left out %d of %d examples longer than %d tokens", dropped, dropped + index, max_length)
+    return Corpus(tuple(tasks), tuple(examples))
+
+
+class BatchOrder:
+    """Length-bucketed batches: tasks are drawn evenly, a pool of batches is sorted by length, cut and shuffled."""
+
+    def __init__(self, corpus: Corpus, batch_size: int, seed: int) -> None:
+        self._corpus, self._batch_size, self._seed = corpus, batch_size, seed
+        self._pool: tuple[int, list[list[TokenisedExample]]] = (-1, [])
+
+    def batch(self, step: int) -> list[TokenisedExample]:
+        """The examples of one forward pass, of similar length; `step` counts forward passes from 0."""
+        number, position = divmod(step, POOL_BATCHES)
+        if self._pool[0] != number:
+            self._pool = (number, self._draw_pool(number))
+        return self._pool[1][position]
+
+    def _draw_pool(self, number: int) -> list[list[TokenisedExample]]:
+        chance = random.Random(f"{self._seed}/{number}")
+        tasks = list(range(len(self._corpus.tasks)))
+        drawn: list[TokenisedExample] = []
+        while len(drawn) < POOL_BATCHES * self._batch_size:
+            chance.shuffle(tasks)
+            drawn += [chance.choice(self._corpus.examples[t]) for t in tasks]
+        drawn = drawn[: POOL_BATCHES * self._batch_size]
+        drawn.sort(key=lambda e: e.length)
+        batches = [drawn[i : i + self._batch_size] for i in range(0, len(drawn), self._batch_size)]
+        chance.shuffle(batches)
+        return batches

@@ -1,0 +1,163 @@
+"""Training one LoRA: on one task (the classic baseline, and the oracle of evaluations) or on many (multi-task LoRA).
+
+Knows one adapter and a corpus; nothing of descriptions or hypernetworks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.backbone import Backbone
+from shoal.config import LoraTrainingConfig
+from shoal.errors import UsageError
+from shoal.forward import answer_losses, pad_sequences
+from shoal.lora import LoRA, LoraFactors, TargetModule, attach
+from shoal.tasks import Task, check_no_leakage
+from shoal.training.batches import BatchOrder, Corpus, tokenise
+from shoal.training.loop import RunSummary, StepLoss, run
+from shoal.training.prefix import PrefixCache
+
+
+def train_lora(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    targets: Sequence[TargetModule],
+    folder: Path,
+    config: LoraTrainingConfig,
+    *,
+    rank: int = 16,
+    alpha: float = 32,
+    start: LoRA | None = None,
+    held_out: Sequence[Task] = (),
+    show_progress: bool = True,
+) -> tuple[LoRA, RunSummary]:
+    """Train one LoRA on the `train` lists of one or more tasks, drawn evenly.
+
+    Args:
+        backbone: the frozen model.
+        tasks: what to train on.
+        targets: modules to adapt.
+        folder: of the run; training resumes from a checkpoint in it.
+        config: optimisation settings.
+        rank: LoRA rank, without `start`.
+        alpha: LoRA alpha, without `start`.
+        start: adapter to go on from; by default a fresh identity.
+        held_out: tasks that must share no example with `tasks`.
+        show_progress: draw a progress bar.
+
+    Returns:
+        The adapter, float32 on the CPU, and how the run went.
+
+    Raises:
+        LeakageError: a held-out task, or a `test` example, is among the training examples.
+        UsageError: no tasks, a rank that does not fit, or a folder of another run.
+        Interrupted: Ctrl-C, after the checkpoint is written.
+    """
+    if not tasks:
+        raise UsageError("training needs at least one task, got none")
+    check_no_leakage(tasks, held_out)
+    generator = torch.Generator().manual_seed(config.seed)
+    lora = start or LoRA.identity(targets, rank, alpha, generator=generator)
+    corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
+    objective = LoraObjective(backbone, corpus, targets, lora, config)
+    with set_for_training(backbone, gradient_checkpointing=config.gradient_checkpointing):
+        summary = run(objective, config, folder, show_progress=show_progress)
+    return objective.lora(), summary
+
+
+class LoraObjective:
+    """Cross-entropy of answers under one shared adapter, averaged a sample."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        corpus: Corpus,
+        targets: Sequence[TargetModule],
+        lora: LoRA,
+        config: LoraTrainingConfig,
+    ) -> None:
+        """Start from `lora`; its factors are copied to the backbone's device in float32."""
+        self._backbone, self._corpus, self._config, self._alpha = backbone, corpus, config, lora.alpha
+        self._names = [t.name for t in targets]
+        self._order = BatchOrder(corpus, config.batch_size, config.seed)
+        self._prefix = PrefixCache(backbone, min(t.layer for t in targets))
+        self.module = nn.ParameterList(
+            nn.Parameter(factor.detach().float().clone().to(backbone.device))
+            for name in self._names
+            for factor in lora.factors[name]
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All factors at one learning rate."""
+        return [{"params": list(self.module), "lr": self._config.learning_rate}]
+
+    def loss(self, forward_pass: int) -> StepLoss:
+        """Mean answer loss of one bucketed batch."""
+        examples = self._order.batch(forward_pass)
+        pairs = [(e.prompt, e.completion) for e in examples]
+        batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
+        hidden = self._prefix.hidden(examples, batch)
+        with attach(self._backbone.model, self._current()):
+            losses = answer_losses(
+                self._backbone,
+                batch,
+                start=self._prefix.start,
+                hidden=hidden,
+                label_smoothing=self._config.label_smoothing,
+            )
+        return StepLoss(losses.mean(), batch.tokens)
+
+    def fingerprint(self) -> str:
+        """Names base model, modules, shapes and data."""
+        return fingerprint(self._backbone, self._corpus, self._names, [tuple(p.shape) for p in self.module])
+
+    def lora(self) -> LoRA:
+        """The adapter as it stands, float32 on the CPU."""
+        current = self._current()
+        return LoRA({n: LoraFactors(f.a.detach().cpu(), f.b.detach().cpu()) for n, f in current.factors.items()}, self._alpha)
+
+    def _current(self) -> LoRA:
+        pairs = zip(self.module[::2], self.module[1::2], strict=True)
+        return LoRA({n: LoraFactors(a, b) for n, (a, b) in zip(self._names, pairs, strict=True)}, self._alpha)
+
+
+@contextmanager
+def set_for_training(backbone: Backbone, *, gradient_checkpointing: bool) -> Iterator[None]:
+    """Put a frozen model into its fastest state for training adapters, and back.
+
+    On a CPU the plain attention product is used: its backward pass takes a tenth of the fused kernel's time at the
+    lengths of requests. Gradient checkpointing recomputes activations with the adapters that were attached.
+    """
+    model = backbone.model
+    attention = model.config._attn_implementation
+    if backbone.device.type == "cpu":
+        model.set_attn_implementation("eager")
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()  # checkpointing is only active in training mode; the frozen model's own dropout stays off
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+    try:
+        yield
+    finally:
+        if gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+            model.eval()
+        model.set_attn_implementation(attention)
+
+
+def fingerprint(backbone: Backbone, corpus: Corpus, *more: object) -> str:
+    """A hash of the base model, every training example and whatever else must not change between sittings."""
+    digest = hashlib.sha256(repr((backbone.shape.base_model, str(backbone.dtype), more)).encode())
+    for examples in corpus.examples:
+        for e in examples:
+            digest.update(repr((e.task, e.prompt, e.completion)).encode())
+    return digest.hexdigest()
