@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from filelock import FileLock
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+)
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shoal.errors import ShoalError, UsageError
@@ -73,7 +80,15 @@ ROLES: dict[str, tuple[str, ...]] = {
         "self_attention.dense",
     ),
     "gate_proj": ("mlp.gate_proj", "mlp.gate_up_proj"),
-    "up_proj": ("mlp.up_proj", "mlp.gate_up_proj", "mlp.c_fc", "mlp.dense_h_to_4h", "mlp.fc1", "mlp.fc_in", "fc1"),
+    "up_proj": (
+        "mlp.up_proj",
+        "mlp.gate_up_proj",
+        "mlp.c_fc",
+        "mlp.dense_h_to_4h",
+        "mlp.fc1",
+        "mlp.fc_in",
+        "fc1",
+    ),
     "down_proj": ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "fc2"),
 }
 
@@ -156,7 +171,9 @@ class Backbone:
         """The token that closes a completion."""
         token = self.tokenizer.eos_token_id
         if token is None:
-            raise ShoalError(f"the tokenizer of {self.shape.base_model} has no end-of-turn token; set its eos_token")
+            raise ShoalError(
+                f"the tokenizer of {self.shape.base_model} has no end-of-turn token; set its eos_token"
+            )
         return int(token)
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -201,7 +218,9 @@ def shape_of(model: nn.Module, base_model: str) -> BackboneShape:
         for name, module in layer.named_modules():
             sizes = module_sizes(module)
             if sizes:
-                targets.append(TargetModule(f"{prefix}.{index}.{name}", index, name, *sizes, is_conv1d(module)))
+                targets.append(
+                    TargetModule(f"{prefix}.{index}.{name}", index, name, *sizes, is_conv1d(module))
+                )
     return BackboneShape(base_model, model.config.model_type, len(layers), tuple(targets))
 
 
@@ -292,7 +311,9 @@ def _read_config(source: str) -> PretrainedConfig:
     looks_local = path.is_absolute() or source.startswith(".") or path.exists()
     if looks_local and not (path / "config.json").is_file():
         what = "has no config.json" if path.is_dir() else "does not exist"
-        raise UsageError(f"model path {source!r} {what}; give a model directory, a hub id or {DEFAULT_MODEL!r}")
+        raise UsageError(
+            f"model path {source!r} {what}; give a model directory, a hub id or {DEFAULT_MODEL!r}"
+        )
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -312,7 +333,9 @@ def _on_meta(config: PretrainedConfig, name: str) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError as error:
-        raise ShoalError(f"{name} is of an architecture without a causal language model: {_first_line(error)}") from error
+        raise ShoalError(
+            f"{name} is of an architecture without a causal language model: {_first_line(error)}"
+        ) from error
 
 
 def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -71,7 +71,9 @@ def write_directory(path: str | os.PathLike[str], write: Callable[[Path], object
         ShoalError: the disk is full, the place read-only, or another failure of the file system.
     """
     target = Path(os.path.realpath(path))
-    if Path.cwd().is_relative_to(target):
+    if os.path.isfile(target):
+        raise UsageError(f"{target} is a file; name a directory")
+    if os.path.isdir(target) and Path.cwd().is_relative_to(target):
         raise UsageError(f"cannot replace the current directory {target}; name a new directory inside it")
     with _failures_named(target), _workspace(target) as workspace:
         write(workspace)
@@ -80,8 +82,6 @@ def write_directory(path: str | os.PathLike[str], write: Callable[[Path], object
             if target.is_dir():
                 _check_replaceable(target, workspace)
                 _swap(workspace, target)
-            elif target.exists():
-                raise UsageError(f"{target} is a file; name a directory")
             else:
                 os.rename(workspace, target)
         _sync(target.parent)

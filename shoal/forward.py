@@ -38,7 +38,9 @@ class Sequences:
         return int(self.real.sum())
 
 
-def pad_sequences(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, device: torch.device) -> Sequences:
+def pad_sequences(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, device: torch.device
+) -> Sequences:
     """A batch of (prompt ids, completion ids)."""
     length = max(len(p) + len(c) for p, c in pairs)
     ids = torch.full((len(pairs), length), pad)

@@ -83,9 +83,13 @@ class Hypernetwork(nn.Module):
         self._groups = _group_by_type(targets)
         latent, hidden, dropout = architecture.latent_size, architecture.hidden_size, architecture.dropout
         depth = 1 + max(t.layer for t in targets)
-        self.task_encoder = nn.Sequential(nn.Linear(architecture.task_dim, latent // 2), nn.LayerNorm(latent // 2))
+        self.task_encoder = nn.Sequential(
+            nn.Linear(architecture.task_dim, latent // 2), nn.LayerNorm(latent // 2)
+        )
         self.layer_embedding = nn.Sequential(nn.Embedding(depth, latent // 4), nn.LayerNorm(latent // 4))
-        self.type_embedding = nn.Sequential(nn.Embedding(len(self._groups), latent // 4), nn.LayerNorm(latent // 4))
+        self.type_embedding = nn.Sequential(
+            nn.Embedding(len(self._groups), latent // 4), nn.LayerNorm(latent // 4)
+        )
         self.trunk = nn.Sequential(
             nn.Linear(latent, 4 * latent),
             nn.SiLU(),
@@ -140,8 +144,13 @@ class Hypernetwork(nn.Module):
         """
         ours = {t.name for t in self.targets}
         if not self.architecture.offset:
-            raise UsageError("this hypernetwork has no offset to start from a LoRA; build it with offset=True")
-        if ours != lora.factors.keys() or (lora.rank, lora.alpha) != (self.architecture.rank, self.architecture.alpha):
+            raise UsageError(
+                "this hypernetwork has no offset to start from a LoRA; build it with offset=True"
+            )
+        if ours != lora.factors.keys() or (lora.rank, lora.alpha) != (
+            self.architecture.rank,
+            self.architecture.alpha,
+        ):
             raise UsageError(
                 f"the LoRA (rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.factors)} modules) does not fit the "
                 f"hypernetwork (rank {self.architecture.rank}, alpha {self.architecture.alpha:g}, {len(ours)} modules)"
@@ -202,11 +211,16 @@ class _MediumHead(nn.Module):
         super().__init__()
         self.rank, self.sizes = architecture.rank, (group[0].in_features, group[0].out_features)
         self.factor_embedding = nn.Embedding(2, architecture.hidden_size)
-        self.mix = nn.Sequential(nn.LayerNorm(architecture.hidden_size), _linear_silu(architecture.hidden_size))
+        self.mix = nn.Sequential(
+            nn.LayerNorm(architecture.hidden_size), _linear_silu(architecture.hidden_size)
+        )
         self.output = _zero_linear(architecture.hidden_size, self.rank * max(self.sizes))
 
     def forward(self, hidden: Float[Tensor, "tasks layers hidden"]) -> LoraFactors:
-        rows = [self.output(self.mix(hidden + e)).unflatten(-1, (self.rank, -1)) for e in self.factor_embedding.weight]
+        rows = [
+            self.output(self.mix(hidden + e)).unflatten(-1, (self.rank, -1))
+            for e in self.factor_embedding.weight
+        ]
         a, b = (row[..., :size] for row, size in zip(rows, self.sizes, strict=True))
         return LoraFactors(a, b.transpose(-1, -2))
 
@@ -219,7 +233,9 @@ class _SmallHead(nn.Module):
         self.sizes = (group[0].in_features, group[0].out_features)
         self.factor_embedding = nn.Embedding(2, architecture.hidden_size)
         self.rank_embedding = nn.Embedding(architecture.rank, architecture.hidden_size)
-        self.mix = nn.Sequential(nn.LayerNorm(architecture.hidden_size), _linear_silu(architecture.hidden_size))
+        self.mix = nn.Sequential(
+            nn.LayerNorm(architecture.hidden_size), _linear_silu(architecture.hidden_size)
+        )
         self.output = _zero_linear(architecture.hidden_size, max(self.sizes))
 
     def forward(self, hidden: Float[Tensor, "tasks layers hidden"]) -> LoraFactors:
@@ -241,8 +257,12 @@ class _MixtureHead(nn.Module):
         super().__init__()
         bases, rank = architecture.num_bases, architecture.rank
         bound = 1 / math.sqrt(group[0].in_features)
-        self.a = nn.Parameter(torch.empty(len(group), bases, rank, group[0].in_features).uniform_(-bound, bound))
-        self.b = nn.Parameter(torch.empty(len(group), bases, group[0].out_features, rank).uniform_(-bound, bound))
+        self.a = nn.Parameter(
+            torch.empty(len(group), bases, rank, group[0].in_features).uniform_(-bound, bound)
+        )
+        self.b = nn.Parameter(
+            torch.empty(len(group), bases, group[0].out_features, rank).uniform_(-bound, bound)
+        )
         self.coefficients = _zero_linear(architecture.hidden_size, 2 * bases)
 
     def forward(self, hidden: Float[Tensor, "tasks layers hidden"]) -> LoraFactors:
@@ -251,7 +271,12 @@ class _MixtureHead(nn.Module):
         return LoraFactors(a, torch.einsum("tlk,lkor->tlor", for_b, self.b))
 
 
-HEADS: dict[str, type[nn.Module]] = {"L": _LargeHead, "M": _MediumHead, "S": _SmallHead, "mixture": _MixtureHead}
+HEADS: dict[str, type[nn.Module]] = {
+    "L": _LargeHead,
+    "M": _MediumHead,
+    "S": _SmallHead,
+    "mixture": _MixtureHead,
+}
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
@@ -292,13 +317,17 @@ class HypernetworkCheckpoint:
     provenance: Mapping[str, Any]
 
 
-def save_hypernetwork(checkpoint: HypernetworkCheckpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_hypernetwork(
+    checkpoint: HypernetworkCheckpoint, folder: Path, dtype: torch.dtype | None = None
+) -> None:
     """Write weights (safetensors, in `dtype` if given) and description (JSON); whole or not at all.
 
     Raises:
         ShoalError: the disk is full or the directory cannot be written.
     """
-    state = {n: p.detach().to(dtype or p.dtype).contiguous() for n, p in checkpoint.network.state_dict().items()}
+    state = {
+        n: p.detach().to(dtype or p.dtype).contiguous() for n, p in checkpoint.network.state_dict().items()
+    }
     description = {
         "format": FORMAT,
         "base_model": checkpoint.base_model,
@@ -333,7 +362,9 @@ def load_hypernetwork(
     description = read_json(folder / CONFIG_FILE)
     try:
         if description["format"] != FORMAT:
-            raise ShoalError(f"{folder} is of format {description['format']}, this version reads {FORMAT}; convert it")
+            raise ShoalError(
+                f"{folder} is of format {description['format']}, this version reads {FORMAT}; convert it"
+            )
         network = Hypernetwork(
             [TargetModule(**t) for t in description["targets"]], Architecture(**description["architecture"])
         )
@@ -345,18 +376,26 @@ def load_hypernetwork(
             description["provenance"],
         )
     except (KeyError, TypeError) as error:
-        raise ShoalError(f"{folder / CONFIG_FILE} is not a hypernetwork's description ({error}); train it again") from None
+        raise ShoalError(
+            f"{folder / CONFIG_FILE} is not a hypernetwork's description ({error}); train it again"
+        ) from None
     if base_model is not None and checkpoint.base_model != base_model:
-        raise UsageError(f"{folder} is for {checkpoint.base_model}, not for {base_model}; choose its own base model")
+        raise UsageError(
+            f"{folder} is for {checkpoint.base_model}, not for {base_model}; choose its own base model"
+        )
     if targets is not None and set(network.targets) - set(targets):
         odd = sorted(t.name for t in set(network.targets) - set(targets))[0]
-        raise UsageError(f"{folder} adapts {odd}, which {checkpoint.base_model} lacks or has in another shape")
+        raise UsageError(
+            f"{folder} adapts {odd}, which {checkpoint.base_model} lacks or has in another shape"
+        )
     state = read_tensors(folder / WEIGHTS_FILE)
     try:
         network.load_state_dict({n: t.float() for n, t in state.items()}, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise ShoalError(f"{folder / WEIGHTS_FILE} is not this network's ({reason}); copy or train it again") from None
+        raise ShoalError(
+            f"{folder / WEIGHTS_FILE} is not this network's ({reason}); copy or train it again"
+        ) from None
     if not all(torch.isfinite(p).all() for p in network.parameters()):
         raise ShoalError(f"{folder / WEIGHTS_FILE} holds numbers that are not finite; copy or train it again")
     return checkpoint

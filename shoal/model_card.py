@@ -23,7 +23,7 @@ class AdapterCard(BaseModel):
     generator: str = Field(description="what made the adapter, for example `text-to-lora` or `lora training`")
     trained: bool = Field(description="False where the adapter is the identity because nothing was trained")
     description: str | None = Field(None, description="the task description that it was made from")
-    checkpoint: str | None = Field(None, description="hash of the hypernetwork that emitted it")
+    checkpoint_sha256: str | None = Field(None, description="hash of the hypernetwork, in hex")
     seed: int | None = Field(None, description="seed of its training or generation")
     scores: Mapping[str, float] = Field(default_factory=dict, description="metric -> measured value")
     notes: tuple[str, ...] = Field((), description="further sentences for people")
@@ -60,7 +60,7 @@ def render_card(card: AdapterCard, facts: AdapterFacts) -> str:
         if card.trained
         else "**no**: every delta weight is zero, the model answers as without it",
         "Generator": card.generator,
-        "Checkpoint": card.checkpoint or "none",
+        "Checkpoint (SHA-256)": card.checkpoint_sha256 or "none",
         "Seed": "none" if card.seed is None else str(card.seed),
         "Rank, alpha": f"{facts.rank}, {facts.alpha:g}",
         "Target modules": ", ".join(facts.target_modules),

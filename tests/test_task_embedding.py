@@ -109,7 +109,8 @@ def test_english_is_accepted_as_it_is(text: str) -> None:
 
 
 def test_every_published_description_is_accepted(shared_data: Path) -> None:
-    texts = [json.loads(line)["prompt"] for line in (shared_data / "skills_dev.jsonl").open(encoding="utf-8")]
+    lines = (shared_data / "skills_dev.jsonl").read_text("utf-8").splitlines()
+    texts = [json.loads(line)["prompt"] for line in lines]
     for path in sorted((shared_data / "tasks").glob("*.json")):
         task = json.loads(path.read_text("utf-8"))
         texts += [*task["descriptions"], task["definition"]]

@@ -1,0 +1,1 @@
+"""The programs: each parses, calls and formats, and holds no logic."""

@@ -79,7 +79,9 @@ def tokenise(tasks: Sequence[Task], backbone: Backbone, max_length: int, *, desc
             fitting.append(TokenisedExample(number, index, tuple(prompt), tuple(completion)))
             index += 1
         if not fitting:
-            raise UsageError(f"task {task.name} has no training example of at most {max_length} tokens; raise max_length")
+            raise UsageError(
+                f"task {task.name} has no training example of at most {max_length} tokens; raise max_length"
+            )
         examples.append(tuple(fitting))
     if dropped:
         log.info("left out %d of %d examples longer than %d tokens", dropped, dropped + index, max_length)

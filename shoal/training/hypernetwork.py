@@ -66,7 +66,9 @@ def train_hypernetwork(
         Interrupted: Ctrl-C, after the checkpoint is written.
     """
     if not tasks or any(not task.descriptions for task in tasks):
-        raise UsageError("training a hypernetwork needs tasks with at least one description each; add descriptions")
+        raise UsageError(
+            "training a hypernetwork needs tasks with at least one description each; add descriptions"
+        )
     check_no_leakage(tasks, held_out)
     network.to(backbone.device)
     corpus = tokenise(tasks, backbone, config.max_length)
@@ -74,7 +76,9 @@ def train_hypernetwork(
     monitor = None
     if held_out and monitor_size:
         unseen = tokenise(held_out, backbone, config.max_length)
-        monitor = SteeringMonitor(network, backbone, unseen, embed_descriptions(encoder, held_out), monitor_size)
+        monitor = SteeringMonitor(
+            network, backbone, unseen, embed_descriptions(encoder, held_out), monitor_size
+        )
     with set_for_training(backbone, gradient_checkpointing=config.gradient_checkpointing):
         return run(objective, config, folder, monitor=monitor, show_progress=show_progress)
 
@@ -113,7 +117,9 @@ def train_reconstruction(
     return run(objective, config, folder, show_progress=show_progress)
 
 
-def embed_descriptions(encoder: TaskEncoder, tasks: Sequence[Task]) -> list[Float[Tensor, "descriptions dim"]]:
+def embed_descriptions(
+    encoder: TaskEncoder, tasks: Sequence[Task]
+) -> list[Float[Tensor, "descriptions dim"]]:
     """The embeddings of every task's descriptions."""
     return [encoder.encode(task.descriptions) for task in tasks]
 
@@ -157,7 +163,10 @@ class SftObjective:
         rows = torch.tensor([row for row, _ in others], device=losses.device)
         margins = losses[len(tasks) :] - right[rows]
         contrast = F.relu(config.contrastive_margin - margins).mean()
-        metrics = {"answer_loss": float(right.detach().mean()), "train_margin": float(margins.detach().mean())}
+        metrics = {
+            "answer_loss": float(right.detach().mean()),
+            "train_margin": float(margins.detach().mean()),
+        }
         return StepLoss(right.mean() + config.contrastive_weight * contrast, batch.tokens, metrics)
 
     def fingerprint(self) -> str:
@@ -175,7 +184,9 @@ class SftObjective:
             pairs.append((row, other + (other >= tasks[row])))
         return pairs
 
-    def _embed(self, tasks: Sequence[int], chance: random.Random, *, drop: bool = True) -> Float[Tensor, "rows dim"]:
+    def _embed(
+        self, tasks: Sequence[int], chance: random.Random, *, drop: bool = True
+    ) -> Float[Tensor, "rows dim"]:
         """One random description a row, noisy or dropped as configured; the null description is the zero vector."""
         chosen = [self._descriptions[t][chance.randrange(len(self._descriptions[t]))] for t in tasks]
         embeddings = torch.stack(chosen)
@@ -186,7 +197,9 @@ class SftObjective:
             embeddings = embeddings * torch.tensor(kept, device=embeddings.device)[:, None]
         return embeddings
 
-    def _answer_losses(self, examples: Sequence[TokenisedExample], adapters: BatchedLoRA) -> tuple[Tensor, Sequences]:
+    def _answer_losses(
+        self, examples: Sequence[TokenisedExample], adapters: BatchedLoRA
+    ) -> tuple[Tensor, Sequences]:
         pairs = [(e.prompt, e.completion) for e in examples]
         batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
         hidden = self._prefix.hidden(examples, batch)
@@ -212,7 +225,12 @@ class ReconstructionObjective:
         config: HypernetworkTrainingConfig,
     ) -> None:
         """`descriptions` and `adapters` go task by task."""
-        self.module, self._descriptions, self._adapters, self._config = network, descriptions, adapters, config
+        self.module, self._descriptions, self._adapters, self._config = (
+            network,
+            descriptions,
+            adapters,
+            config,
+        )
         scale = sum(_inner(lora, lora, name) for lora in adapters for name in lora.factors)
         self._scale = float(scale) / len(adapters)
 
@@ -232,7 +250,12 @@ class ReconstructionObjective:
         for row, task in enumerate(tasks):
             ours, theirs = emitted.row(row), self._adapters[task].to(device)
             for name in ours.factors:
-                total = total + _inner(ours, ours, name) - 2 * _inner(ours, theirs, name) + _inner(theirs, theirs, name)
+                total = (
+                    total
+                    + _inner(ours, ours, name)
+                    - 2 * _inner(ours, theirs, name)
+                    + _inner(theirs, theirs, name)
+                )
         return StepLoss(total / (size * self._scale), 0)
 
     def fingerprint(self) -> str:
@@ -244,7 +267,12 @@ class SteeringMonitor:
     """Loss on held-out tasks under their own and under another task's description."""
 
     def __init__(
-        self, network: Hypernetwork, backbone: Backbone, corpus: Corpus, descriptions: Sequence[Tensor], size: int
+        self,
+        network: Hypernetwork,
+        backbone: Backbone,
+        corpus: Corpus,
+        descriptions: Sequence[Tensor],
+        size: int,
     ) -> None:
         """Takes the first `size` examples of every task, and its first description."""
         self._network, self._backbone, self._size = network, backbone, size
@@ -270,7 +298,9 @@ class SteeringMonitor:
 def parameter_groups(network: Hypernetwork, config: HypernetworkTrainingConfig) -> list[dict[str, Any]]:
     """AdamW groups: the network proper, and its shared adapter where that is trained."""
     shared = {id(p) for p in network.offsets.parameters()}
-    groups = [{"params": [p for p in network.parameters() if id(p) not in shared], "lr": config.learning_rate}]
+    groups = [
+        {"params": [p for p in network.parameters() if id(p) not in shared], "lr": config.learning_rate}
+    ]
     if network.architecture.offset:
         groups.append({"params": list(network.offsets.parameters()), "lr": config.offset_learning_rate})
     return groups

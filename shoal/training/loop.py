@@ -139,7 +139,11 @@ def run(
             metrics = _step(objective, optimizer, config, accelerator, progress)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
-            due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps or bool(stopping)
+            due = (
+                progress.step % config.checkpoint_every == 0
+                or progress.step == config.steps
+                or bool(stopping)
+            )
             if due and monitor and not stopping:
                 objective.module.eval()
                 metrics |= monitor()
@@ -149,7 +153,9 @@ def run(
             if due and main:
                 _save(folder / "checkpoint", objective.module, optimizer, identity, progress)
             if stopping:
-                raise Interrupted(f"interrupted after step {progress.step} of {config.steps}; run again to resume {folder}")
+                raise Interrupted(
+                    f"interrupted after step {progress.step} of {config.steps}; run again to resume {folder}"
+                )
         objective.module.eval()
     tail = progress.losses[-max(1, config.steps // 10) :]
     return RunSummary(progress.step, progress.tokens, progress.seconds, sum(tail) / len(tail))
@@ -178,11 +184,15 @@ def _step(
     if world > 1:
         for p in parameters:
             p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="mean")
-        totals = accelerator.reduce(torch.tensor([total / world, tokens], dtype=torch.float64), reduction="sum")
+        totals = accelerator.reduce(
+            torch.tensor([total / world, tokens], dtype=torch.float64), reduction="sum"
+        )
         total, tokens = float(totals[0]), int(totals[1])
     norm = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
     if not (torch.isfinite(torch.tensor([total, norm])).all()):
-        raise ShoalError(f"loss {total} or gradient norm {norm} is not finite at step {progress.step + 1}; lower learning_rate")
+        raise ShoalError(
+            f"loss {total} or gradient norm {norm} is not finite at step {progress.step + 1}; lower learning_rate"
+        )
     factor = schedule(progress.step, config.steps, config.warmup)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
@@ -193,7 +203,13 @@ def _step(
     progress.tokens += tokens
     progress.seconds += seconds
     progress.losses.append(total)
-    return {"loss": total, "gradient_norm": norm, "rate": factor, "tokens_per_second": tokens / seconds, **metrics}
+    return {
+        "loss": total,
+        "gradient_norm": norm,
+        "rate": factor,
+        "tokens_per_second": tokens / seconds,
+        **metrics,
+    }
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -218,7 +234,11 @@ def _identity(objective: Objective, config: LoraTrainingConfig, processes: int) 
 
 
 def _save(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any], progress: _Progress
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+    progress: _Progress,
 ) -> None:
     tensors = {f"parameter.{name}": p.detach().contiguous() for name, p in module.named_parameters()}
     for name, p in module.named_parameters():
@@ -240,13 +260,23 @@ def _resume(
         return _Progress()
     state = read_json(folder / STATE_FILE)
     if state.get("identity") != identity:
-        raise UsageError(f"{folder} is the checkpoint of another run (config, data or processes differ); use a new folder")
+        raise UsageError(
+            f"{folder} is the checkpoint of another run (config, data or processes differ); use a new folder"
+        )
     tensors = read_tensors(folder / TENSORS_FILE)
     with torch.no_grad():
         for name, p in module.named_parameters():
             p.copy_(tensors[f"parameter.{name}"])
-            keys = {key.split(".")[1] for key in tensors if key.startswith("optimizer.") and key.endswith(f".{name}")}
-            restored = {key: tensors[f"optimizer.{key}.{name}"] for key in keys if f"optimizer.{key}.{name}" in tensors}
+            keys = {
+                key.split(".")[1]
+                for key in tensors
+                if key.startswith("optimizer.") and key.endswith(f".{name}")
+            }
+            restored = {
+                key: tensors[f"optimizer.{key}.{name}"]
+                for key in keys
+                if f"optimizer.{key}.{name}" in tensors
+            }
             if restored:
                 optimizer.state[p] = {k: t if k == "step" else t.to(p.device) for k, t in restored.items()}
     progress = _Progress(**state["progress"])
@@ -263,7 +293,9 @@ class _Log:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / LOG_FILE
         kept = self._path.read_text().splitlines()[:step] if self._path.exists() else []
-        write_file(self._path, "".join(line + "\n" for line in kept))  # rows after the checkpoint happen again
+        write_file(
+            self._path, "".join(line + "\n" for line in kept)
+        )  # rows after the checkpoint happen again
         self._file = self._path.open("a")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 

@@ -121,7 +121,10 @@ class LoraObjective:
     def lora(self) -> LoRA:
         """The adapter as it stands, float32 on the CPU."""
         current = self._current()
-        return LoRA({n: LoraFactors(f.a.detach().cpu(), f.b.detach().cpu()) for n, f in current.factors.items()}, self._alpha)
+        return LoRA(
+            {n: LoraFactors(f.a.detach().cpu(), f.b.detach().cpu()) for n, f in current.factors.items()},
+            self._alpha,
+        )
 
     def _current(self) -> LoRA:
         pairs = zip(self.module[::2], self.module[1::2], strict=True)

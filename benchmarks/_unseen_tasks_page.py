@@ -1,0 +1,68 @@
+"""The page that `unseen_tasks.py` writes: scores, paired differences, steering margins, training, answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from _machine import table
+
+from shoal.comparison import DESCRIBED, GIBBERISH, OTHER, RIGHT
+from shoal.reports import METRICS, Report, cell
+
+MULTI_TASK, NEAREST, ORACLE = "multi-task LoRA", "nearest-task LoRA", "oracle LoRA"
+NONE = "T2L, no description"
+
+
+def page(report: Report) -> str:
+    """Markdown; tables of rows that the report lacks are shorter or left out."""
+    names = [r.name for r in report.results]
+    parts = [f"# Unseen tasks, {report.base_model}", report.to_markdown(RIGHT if RIGHT in names else None)]
+    if RIGHT in names:
+        parts += [_differences(report, names), _margins(report, names)]
+    notes = report.notes
+    parts.append(
+        f"{RIGHT} is the mean over {notes['descriptions']} descriptions a task and {notes['hypernetworks']} "
+        f"trained hypernetwork(s); seed {notes['seed']}; answers of up to {notes['max_new_tokens']} tokens; "
+        f"{notes['machine']}."
+    )
+    parts.append("Trained on:\n\n" + "\n".join(f"* {n}: {what}" for n, what in notes["trained_on"].items()))
+    parts.append(f"Command: `{notes['command']}`")
+    shown = [n for n in (DESCRIBED, MULTI_TASK, RIGHT) if n in names]
+    if shown:
+        parts.append("## Answers\n\nTo the first test example of every task.\n\n" + _answers(report, shown))
+    return "\n\n".join(parts) + "\n"
+
+
+def _differences(report: Report, names: Sequence[str]) -> str:
+    rows = [
+        [f"{RIGHT} minus {name}", *(cell(report.difference(RIGHT, name, m), m) for m in METRICS)]
+        for name in (DESCRIBED, MULTI_TASK, NEAREST, ORACLE)
+        if name in names
+    ]
+    return table(["paired over tasks", *METRICS.values()], rows)
+
+
+def _margins(report: Report, names: Sequence[str]) -> str:
+    rows = [
+        [f"{name.removeprefix('T2L, ')}, minus right", cell(report.difference(name, RIGHT, "nll"), "nll")]
+        for name in (OTHER, GIBBERISH, NONE)
+        if name in names
+    ]
+    return table(["steering margin", "nats a token"], rows)
+
+
+def _answers(report: Report, shown: Sequence[str]) -> str:
+    header = ["task", "input", "right", *shown]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for task in report.tasks:
+        first = [report.result(name).samples[task][0] for name in shown]
+        texts = [task, first[0].input, first[0].references[0], *(a.answer for a in first)]
+        lines.append("| " + " | ".join(_shortened(text) for text in texts) + " |")
+    return "\n".join(lines)
+
+
+def _shortened(text: str, limit: int = 120) -> str:
+    text = " ".join(text.split())
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", text)

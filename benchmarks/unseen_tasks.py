@@ -1,0 +1,276 @@
+"""Tasks that no training saw: Text-to-LoRA beside every control, with intervals over tasks.
+
+    python benchmarks/unseen_tasks.py --multi-task DIR
+
+Rows that are finished are kept under --work and reused, so a run that was stopped goes on. A full run (every
+row, every task) writes docs/results/report.json and report.md; any other writes them under --work, unless
+--out says where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from _machine import DATA, ROOT, machine
+from _unseen_tasks_page import MULTI_TASK, NEAREST, NONE, ORACLE, page
+
+from shoal.adapter_store import load_adapter
+from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
+from shoal.comparison import BASE, DESCRIBED, GIBBERISH, OTHER, RIGHT, base_methods, text_to_lora_methods
+from shoal.config import LoraTrainingConfig
+from shoal.evaluation import Method, MethodResult, Report, evaluate, mean_result
+from shoal.files import write_file
+from shoal.lora import LoRA
+from shoal.reports import METRICS, cell
+from shoal.task_embedding import TaskEncoder
+from shoal.tasks import Split, Task, load_split
+from shoal.text_to_lora import TextToLoRA
+from shoal.training.lora import train_lora
+
+SHIPPED = ROOT / "shoal" / "weights" / DEFAULT_MODEL
+SHOTS = "base + 3 examples"
+ROWS = (BASE, DESCRIBED, SHOTS, MULTI_TASK, NEAREST, ORACLE, RIGHT, OTHER, GIBBERISH, NONE)
+NEAREST_DESCRIPTIONS = 16  # of each training task, whose embeddings are averaged
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """One evaluation: a method, and whatever its scores depend on besides tasks and limits."""
+
+    method: Method
+    depends_on: str = ""
+
+
+class LoraLibrary:
+    """LoRAs of single tasks, each trained when it is first asked for and kept under the work directory."""
+
+    def __init__(self, backbone: Backbone, like: LoRA, config: LoraTrainingConfig, args: argparse.Namespace):
+        self._backbone, self._like, self._config = backbone, like, config
+        self._start = None if args.from_scratch else like
+        self._folder = args.work / "loras"
+        self._targets = [t for t in backbone.shape.targets if t.name in like.factors]
+        self.key = digest(config.model_dump_json(), args.from_scratch, content(like))
+        self.tokens: list[int] = []
+
+    def lora(self, task: Task) -> LoRA:
+        """The task's LoRA, trained on its `train` list."""
+        started = time.perf_counter()
+        lora, summary = train_lora(
+            self._backbone,
+            [task],
+            self._targets,
+            self._folder / f"{task.name}-{self.key}",
+            self._config,
+            rank=self._like.rank,
+            alpha=self._like.alpha,
+            start=self._start,
+            show_progress=False,
+        )
+        self.tokens.append(summary.tokens)
+        say(f"  LoRA of {task.name}: loss {summary.final_loss:.2f}, {time.perf_counter() - started:.0f} s")
+        return lora
+
+
+def main() -> None:
+    args = parse()
+    split = load_split(args.data)
+    tasks = split.validation[: args.tasks]
+    backbone = load_backbone(args.base)
+    generators = [TextToLoRA(args.base, hypernetwork=folder) for folder in args.hypernetwork]
+    multi_task = load_adapter(args.multi_task).lora if args.multi_task else None
+    config = LoraTrainingConfig(
+        steps=args.lora_steps,
+        batch_size=args.lora_batch,
+        learning_rate=args.lora_rate,
+        checkpoint_every=args.lora_steps,
+        seed=args.seed,
+    )
+    like = multi_task or generators[0].checkpoint.network.offset_lora()
+    library = LoraLibrary(backbone, like, config, args)
+    rows = {m.name: [Repetition(m, f"seed {args.seed}")] for m in base_methods(3, args.seed)}
+    if multi_task:
+        rows[MULTI_TASK] = [Repetition(Method(MULTI_TASK, lambda task: multi_task), content(multi_task))]
+    rows |= single_task_rows(args, library, split, tasks)
+    rows |= description_rows(args, generators, tasks)
+
+    results, trained_on = [], training(args, generators)
+    for name, repetitions in rows.items():
+        if name in args.without:
+            continue
+        measured = [measure(args, backbone, tasks, library, r) for r in repetitions]
+        results.append(mean_result(name, [result for result, _ in measured]))
+        if measured[0][1]:
+            trained_on[name] += f", {measured[0][1]:,.0f} tokens a task"
+        say(f"{name}: " + ", ".join(f"{METRICS[m]} {cell(i, m)}" for m, i in results[-1].intervals.items()))
+    notes = {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine(backbone.dtype),
+        "seed": args.seed,
+        "descriptions": args.descriptions,
+        "hypernetworks": len(generators),
+        "max_new_tokens": args.max_new_tokens,
+        "trained_on": trained_on,
+    }
+    names = tuple(t.name for t in tasks)
+    write(Report(backbone.shape.base_model, names, args.examples, tuple(results), notes), args, split)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--hypernetwork", type=Path, nargs="+", default=[SHIPPED], help="one, or several seeds to average")
+    add("--multi-task", type=Path, help="PEFT directory of the multi-task LoRA of equal training tokens")
+    add("--multi-task-tokens", type=int, help="tokens that it was trained on, for the record")
+    add("--base", default=DEFAULT_MODEL)
+    add("--data", type=Path, default=DATA)
+    add("--work", type=Path, default=ROOT / "runs" / "unseen_tasks", help="finished rows and trained LoRAs")
+    add("--out", type=Path, help="where report.json and report.md go")
+    add("--tasks", type=int, help="take the first N validation tasks; default all")
+    add("--examples", type=int, default=20, help="test examples a task")
+    add("--max-new-tokens", type=int, default=40, help="limit of an answer")
+    add("--descriptions", type=int, default=3, help="right descriptions a task, averaged")
+    add("--lora-steps", type=int, default=40, help="of each nearest-task and oracle LoRA")
+    add("--lora-batch", type=int, default=8)
+    add("--lora-rate", type=float, default=1e-3)
+    add("--from-scratch", action="store_true", help="train those from zero, not from the multi-task LoRA")
+    add("--without", nargs="*", default=[], choices=ROWS, help="rows to leave out")
+    add("--seed", type=int, default=0, help="of examples in prompts, gibberish and LoRA training")
+    return parser.parse_args()
+
+
+def single_task_rows(
+    args: argparse.Namespace, library: LoraLibrary, split: Split, tasks: Sequence[Task]
+) -> dict[str, list[Repetition]]:
+    """The LoRA of the training task that is nearest by description, and that of the task itself."""
+    rows = {ORACLE: [Repetition(Method(ORACLE, library.lora), library.key)]}
+    if NEAREST not in args.without:
+        nearest = dict(zip((t.name for t in tasks), nearest_tasks(tasks, split.train), strict=True))
+        chosen = digest(*(t.name for t in nearest.values()))
+        method = Method(NEAREST, lambda task: library.lora(nearest[task.name]))
+        rows = {NEAREST: [Repetition(method, library.key + chosen)], **rows}
+    return rows
+
+
+def nearest_tasks(tasks: Sequence[Task], library: Sequence[Task]) -> list[Task]:
+    """For every task, the one of the library whose mean description is nearest to its first description."""
+    encoder = TaskEncoder()
+    means = [encoder.encode(t.descriptions[:NEAREST_DESCRIPTIONS]).mean(0) for t in library]
+    asked = encoder.encode([t.descriptions[0] for t in tasks])
+    similarity = asked @ torch.nn.functional.normalize(torch.stack(means), dim=-1).T
+    return [library[index] for index in similarity.argmax(-1).tolist()]
+
+
+def description_rows(
+    args: argparse.Namespace, generators: Sequence[TextToLoRA], tasks: Sequence[Task]
+) -> dict[str, list[Repetition]]:
+    """Every row of Text-to-LoRA, once a hypernetwork; that of the right description also once a description."""
+    rows: dict[str, list[Repetition]] = {}
+    for generator in generators:
+        weights = str(generator.facts()["sha256"])
+        for index in range(args.descriptions):
+            asked = [replace(t, descriptions=(t.descriptions[index % len(t.descriptions)],)) for t in tasks]
+            for method in text_to_lora_methods(generator, asked, seed=args.seed):
+                if index == 0 or method.name == RIGHT:
+                    repetition = Repetition(method, f"{weights} {index} {args.seed}")
+                    rows.setdefault(method.name, []).append(repetition)
+        rows.setdefault(NONE, []).append(Repetition(no_description(generator), weights))
+    return rows
+
+
+def no_description(generator: TextToLoRA) -> Method:
+    """The adapter of the zero vector, which description dropout trains."""
+    network = generator.checkpoint.network
+    with torch.no_grad():
+        lora = network(torch.zeros(1, network.architecture.task_dim)).row(0)
+    return Method(NONE, lambda task: lora)
+
+
+def measure(
+    args: argparse.Namespace,
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    library: LoraLibrary,
+    repetition: Repetition,
+) -> tuple[MethodResult, float]:
+    """(result, mean training tokens of its LoRAs of single tasks), from the work directory if it is there."""
+    method = repetition.method
+    limits = (args.examples, args.max_new_tokens, backbone.dtype, backbone.shape.base_model)
+    slug = re.sub(r"[^a-z0-9]+", "-", method.name.lower()).strip("-")
+    key = digest(*(t.name for t in tasks), *limits, repetition.depends_on)
+    path = args.work / "results" / f"{slug}-{key}.json"
+    if not path.is_file():
+        started = time.perf_counter()
+        library.tokens.clear()
+        limits = {"examples": args.examples, "max_new_tokens": args.max_new_tokens}
+        report = evaluate(backbone, tasks, [method], samples=1, **limits)
+        tokens = sum(library.tokens) / len(library.tokens) if library.tokens else 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(replace(report, notes={"tokens": tokens}).to_json()))
+        say(f"  {method.name}: {time.perf_counter() - started:.0f} s")
+    report = Report.from_json(json.loads(path.read_text("utf-8")))
+    return report.results[0], report.notes["tokens"]
+
+
+def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict[str, str]:
+    """What each trained row was trained on."""
+    ours = [g.checkpoint.provenance.get("tokens") for g in generators]
+    theirs = args.multi_task_tokens
+    start = (
+        "zero"
+        if args.from_scratch
+        else MULTI_TASK
+        if args.multi_task
+        else "the hypernetwork's shared adapter"
+    )
+    budget = f"started from {start}, {args.lora_steps} steps of {args.lora_batch} examples"
+    said = {
+        RIGHT: "training tasks, " + ", ".join(f"{n:,} tokens" if n else "tokens not recorded" for n in ours)
+    }
+    if args.multi_task:
+        said[MULTI_TASK] = f"training tasks, {f'{theirs:,} tokens' if theirs else 'tokens not recorded'}"
+    said[NEAREST] = f"{budget} of the training task that is nearest by description"
+    said[ORACLE] = f"{budget} of the task itself"
+    return {name: what for name, what in said.items() if name not in args.without}
+
+
+def write(report: Report, args: argparse.Namespace, split: Split) -> None:
+    complete = {r.name for r in report.results} == set(ROWS) and len(report.tasks) == len(split.validation)
+    out: Path = args.out or (ROOT / "docs" / "results" if complete else args.work)
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(out / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
+    write_file(out / "report.md", page(report))
+    print(page(report).split("## Answers")[0] + f"Written to {out / 'report.json'} and report.md.")
+
+
+def content(lora: LoRA) -> str:
+    tensors = [
+        f.float().contiguous().numpy().tobytes() for name in sorted(lora.factors) for f in lora.factors[name]
+    ]
+    return digest(lora.alpha, *sorted(lora.factors), *tensors)
+
+
+def digest(*parts: Any) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        whole.update(len(data).to_bytes(8, "big") + data)
+    return whole.hexdigest()[:12]
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

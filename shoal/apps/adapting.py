@@ -1,0 +1,193 @@
+"""`shoal generate` and `shoal ask`: an adapter from a sentence, and answers of the model that it adapts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field
+
+from shoal.apps.settings import Only, Output
+from shoal.config import TextToLoRAConfig
+from shoal.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoal.backbone import Backbone
+    from shoal.lora import LoRA
+    from shoal.text_to_lora import GeneratedAdapter
+
+log = logging.getLogger(__name__)
+
+BASE_HELP = "base model: alias, directory or hub id; none means the default (see `shoal models`)"
+HYPERNETWORK_HELP = "directory of a hypernetwork; none means the shipped one for the base model"
+AdapterSizes = Annotated[
+    TextToLoRAConfig, Only("adapter_rank", "adapter_alpha", "num_layers_to_adapt", "target_modules")
+]
+
+
+class Place(BaseModel):
+    """Where a model computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str | None = Field(None, description=BASE_HELP)
+    device: str | None = Field(None, description="cuda, mps or cpu; none means the best there is")
+    dtype: str | None = Field(
+        None, description="float32, bfloat16 or float16; none means what the device is fast in"
+    )
+
+
+class Generating(BaseModel):
+    """What `generate` reads and writes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str | None = Field(None, description=BASE_HELP)
+    out: Path | None = Field(None, description="write the adapter there, as a PEFT directory")
+    gguf: Path | None = Field(None, description="also write it to this file, for llama.cpp")
+    hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
+
+
+class Asking(BaseModel):
+    """With which adapter `ask` answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    describe: str | None = Field(None, description="answer with the adapter of this task description")
+    adapter: Path | None = Field(None, description="answer with the adapter in this directory")
+    hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
+    max_new_tokens: int = Field(128, ge=1, description="limit of the answer, in tokens")
+
+
+def generate(
+    description: Annotated[str, typer.Argument(help="what the adapter shall do, in English")],
+    files: Generating,
+    sizes: AdapterSizes,
+) -> Output:
+    """Turn a task description into a LoRA adapter; the base model's weights are not loaded."""
+    from shoal.backbone import DEFAULT_MODEL
+    from shoal.text_to_lora import TextToLoRA
+
+    base = files.base or DEFAULT_MODEL
+    adapter = TextToLoRA(base, sizes, hypernetwork=files.hypernetwork).generate(description)
+    written = {}
+    if files.out:
+        adapter.save(files.out)
+        written["out"] = str(files.out)
+    if files.gguf:
+        _write_gguf(adapter, files.gguf)
+        written["gguf"] = str(files.gguf)
+    record = {
+        "description": adapter.description,
+        "skills": dict(adapter.skills.weights),
+        "rank": adapter.lora.rank,
+        "alpha": adapter.lora.alpha,
+        "modules": len(adapter.lora.factors),
+        "hypernetwork": adapter.hypernetwork,
+        "seconds": adapter.duration,
+        "written": written,
+    }
+    return Output(record, _about(adapter, written))
+
+
+def ask(
+    request: Annotated[str, typer.Argument(help="the input; `-` reads standard input")],
+    place: Place,
+    choice: Asking,
+) -> Output:
+    """Answer a request with the base model, or with an adapter by --describe or --adapter."""
+    if choice.describe is not None and choice.adapter is not None:
+        raise UsageError("--describe and --adapter are both given; one adapter answers, give one of them")
+    text = sys.stdin.read() if request == "-" else request
+    if not text.strip():
+        raise UsageError(
+            f"the request {text!r} is blank; at least 1 visible character is needed, ask something"
+        )
+    from shoal.engine import generate_greedy
+
+    base, lora = _chosen(place.base, choice)
+    backbone = load(place, base)
+    started = time.perf_counter()
+    answer = generate_greedy(backbone, [text], lora, max_new_tokens=choice.max_new_tokens)[0]
+    seconds = time.perf_counter() - started
+    record = {
+        "request": text,
+        "answer": answer,
+        "base_model": backbone.shape.base_model,
+        "description": choice.describe,
+        "adapter": str(choice.adapter) if choice.adapter else None,
+        "seconds": seconds,
+    }
+    return Output(record, answer)
+
+
+def load(place: Place, base: str | None = None) -> Backbone:
+    """The base model of a command.
+
+    Raises:
+        UsageError: no such model, device or dtype.
+        ShoalError: the model is damaged.
+    """
+    import torch
+
+    from shoal.backbone import DEFAULT_MODEL, load_backbone
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if place.dtype is not None and place.dtype not in dtypes:
+        raise UsageError(f"--dtype {place.dtype}: choose from {', '.join(dtypes)}")
+    try:
+        device = torch.device(place.device) if place.device else None
+    except RuntimeError:
+        raise UsageError(f"--device {place.device}: choose from cuda, mps, cpu") from None
+    dtype = dtypes[place.dtype] if place.dtype else None
+    return load_backbone(base or place.base or DEFAULT_MODEL, device=device, dtype=dtype)
+
+
+def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None]:
+    """The base model to load, by default that of the adapter, and the adapter."""
+    from shoal.backbone import DEFAULT_MODEL
+
+    if choice.adapter is not None:
+        from shoal.adapter_store import load_adapter
+
+        stored = load_adapter(choice.adapter)
+        return base or stored.base_model, stored.lora
+    if choice.describe is not None:
+        from shoal.text_to_lora import TextToLoRA
+
+        generator = TextToLoRA(base or DEFAULT_MODEL, hypernetwork=choice.hypernetwork)
+        return base, generator.generate(choice.describe).lora
+    return base, None
+
+
+def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
+    from transformers import AutoConfig
+
+    from shoal.backbone import KNOWN_CONFIGS
+    from shoal.export import export_gguf
+
+    base = adapter.shape.base_model
+    config = KNOWN_CONFIGS.get(base) or AutoConfig.from_pretrained(base, trust_remote_code=False)
+    export_gguf(adapter.lora, path, config=config, name=adapter.description[:64])
+
+
+def _about(adapter: GeneratedAdapter, written: dict[str, Any]) -> str:
+    lora, facts = adapter.lora, adapter.hypernetwork
+    skills = ", ".join(f"{name} ({weight:.0%})" for name, weight in adapter.skills.weights.items())
+    layers = {t.layer for t in adapter.shape.targets if t.name in lora.factors}
+    rows = {
+        "description": adapter.description,
+        "skills": skills or "none of the known ones",
+        "base model": adapter.shape.base_model,
+        "adapter": f"rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.factors)} modules in {len(layers)} layers",
+        "trained": "yes"
+        if adapter.trained
+        else f"no: it changes nothing; train with {facts.get('how_to_train')}",
+        "generated in": f"{adapter.duration * 1000:.0f} ms",
+        "written to": ", ".join(written.values()) or "nowhere; give --out DIR",
+    }
+    return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items())

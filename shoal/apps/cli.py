@@ -1,0 +1,109 @@
+"""The command line `shoal`: which commands there are, and how they end.
+
+A mistake in the arguments ends with exit code 2, any other failure with 1, each with one line on standard error.
+Standard output carries results alone. Commands import what is heavy themselves, so that `shoal --help` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+
+from shoal.apps.adapting import ask, generate
+from shoal.apps.listing import models, skills
+from shoal.apps.scoring import evaluate
+from shoal.apps.settings import Output, command
+from shoal.apps.training import train_lora, train_multi_task, train_text_to_lora
+from shoal.errors import ShoalError, UsageError
+
+COMMANDS: dict[str, Callable[..., Output]] = {
+    "generate": generate,
+    "ask": ask,
+    "evaluate": evaluate,
+    "models": models,
+    "skills": skills,
+}
+TRAIN_COMMANDS: dict[str, Callable[..., Output]] = {
+    "lora": train_lora,
+    "multi-task": train_multi_task,
+    "text-to-lora": train_text_to_lora,
+}
+INTERRUPTED = 130  # what typer returns after Ctrl-C
+
+
+def main() -> None:
+    """Run `shoal` and exit."""
+    if not sys.stderr.isatty():
+        # progress bars are for people; transformers reads this when it is imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """The exit code of the command in `sys.argv`; failures that are foreseen become one line."""
+    usage_error = (
+        typer.BadParameter.__base__
+    )  # of click, or of the copy of it that newer versions of typer carry
+    assert usage_error is not None
+    try:
+        code = _app()(standalone_mode=False)
+    except UsageError as error:
+        return _fail(error, 2)
+    except ShoalError as error:
+        return _fail(error, 1)
+    except usage_error as error:
+        return _fail(f"{error.format_message()} (see {_path(error)} --help)", 2)
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    return _fail("interrupted", 1) if code == INTERRUPTED else int(code or 0)
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(name="shoal", add_completion=False, help="A sentence in, a working LoRA adapter out.")
+    train = typer.Typer(help="Train a LoRA for one task, one for many, or the hypernetwork.")
+    app.callback(invoke_without_command=True)(_start)
+    train.callback(invoke_without_command=True)(_start_train)
+    for group, table in ((app, COMMANDS), (train, TRAIN_COMMANDS)):
+        for name, function in table.items():
+            group.command(name)(command(function))
+    app.add_typer(train, name="train")
+    return app
+
+
+def _start(
+    context: typer.Context,
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="log what is done, to standard error"),
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(message)s")
+    _help_alone(context)
+
+
+def _start_train(context: typer.Context) -> None:
+    _help_alone(context)
+
+
+def _help_alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+def _path(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "shoal"
+
+
+def _fail(reason: object, code: int) -> int:
+    print("error:", " ".join(str(reason).split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`shoal models` and `shoal skills`: what is available."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shoal.apps.settings import Output
+
+
+def skills(
+    text: Annotated[str | None, typer.Argument(help="a description or request to find skills in")] = None,
+) -> Output:
+    """List the skills, or tell which of them a text asks for."""
+    from shoal.skills import SkillDetector
+
+    detector = SkillDetector()
+    if text is None:
+        names = list(detector.names)
+        return Output({"skills": names}, "\n".join(names))
+    found = detector.detect(text)
+    lines = [f"{name:20}{weight:.2f}" for name, weight in found.weights.items()]
+    record = {"text": text, "skills": list(found.skills), "weights": dict(found.weights)}
+    return Output(record, "\n".join(lines) or "none of the known skills")
+
+
+def models() -> Output:
+    """Show the default model and where it comes from, shapes known without a download, and roles by family."""
+    from shoal.backbone import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, ROLES, default_source
+
+    known = {
+        name: {"model_type": c.model_type, "layers": c.num_hidden_layers, "width": c.hidden_size}
+        for name, c in KNOWN_CONFIGS.items()
+    }
+    source = default_source()
+    record = {
+        "default": {"alias": DEFAULT_MODEL, "hub_id": DEFAULT_HUB_ID, "source": source},
+        "known_shapes": known,
+        "roles": {role: list(names) for role, names in ROLES.items()},
+    }
+    lines = [
+        f"{DEFAULT_MODEL}  the default: {DEFAULT_HUB_ID}, from {source}",
+        "any other     a directory or a hub id of a decoder-only model",
+        "",
+        "Shapes known without a download:",
+        *(
+            f"  {name:36}{k['model_type']}, {k['layers']} layers of width {k['width']}"
+            for name, k in known.items()
+        ),
+        "",
+        "Target modules by role, as each family names them:",
+        *(f"  {role:12}{', '.join(names)}" for role, names in ROLES.items()),
+    ]
+    return Output(record, "\n".join(lines))

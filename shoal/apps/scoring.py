@@ -1,0 +1,136 @@
+"""`shoal evaluate`: the base model, adapters and Text-to-LoRA side by side on the same test examples."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.progress import Progress
+
+from shoal.apps.adapting import HYPERNETWORK_HELP, Place, load
+from shoal.apps.settings import Output
+from shoal.apps.training import TASKS_HELP, read_tasks
+
+if TYPE_CHECKING:
+    from shoal.evaluation import Method, Report
+    from shoal.tasks import Task
+
+log = logging.getLogger(__name__)
+
+REPORT_FILE, TABLE_FILE = "report.json", "report.md"
+
+
+class Scoring(BaseModel):
+    """What is compared, and on what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: Path = Field(description=TASKS_HELP + "; with splits.json its validation tasks are used")
+    definition: str | None = Field(None, description="for JSONL: the instruction that its examples follow")
+    task: tuple[str, ...] = Field((), description="take only the tasks of these names")
+    adapter: Mapping[str, Path] = Field(
+        default_factory=dict,
+        description="a row for an adapter directory, or for a folder with one adapter directory a task; repeatable",
+    )
+    hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
+    examples: int = Field(60, ge=1, description="test examples a task, at most")
+    shots: int = Field(
+        3, ge=0, description="solved examples in the prompt of the few-shot row; 0 leaves it out"
+    )
+    max_new_tokens: int = Field(48, ge=1, description="limit of an answer, in tokens")
+    batch_size: int = Field(32, ge=1, description="requests that run together")
+    seed: int = Field(0, ge=0, description="of the few-shot examples and of the gibberish description")
+    out: Path | None = Field(None, description=f"directory to write {REPORT_FILE} and {TABLE_FILE} to")
+
+
+def evaluate(place: Place, scoring: Scoring) -> Output:
+    """Score base model, adapters and Text-to-LoRA with its controls: ROUGE-L, exact match, NLL a token."""
+    split = read_tasks(scoring.tasks, scoring.definition, scoring.task)
+    tasks = split.validation or split.train
+    adapters = _adapter_rows(scoring.adapter)
+    from shoal.backbone import DEFAULT_MODEL
+    from shoal.evaluation import evaluate as compare
+
+    descriptions = _description_rows(place.base or DEFAULT_MODEL, scoring, tasks)
+    methods = [*_base_rows(scoring), *adapters, *descriptions]
+    backbone = load(place)
+    notes = {"seed": scoring.seed, "max_new_tokens": scoring.max_new_tokens}
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        row = bar.add_task("methods", total=len(methods))
+        report = compare(
+            backbone,
+            tasks,
+            methods,
+            examples=scoring.examples,
+            max_new_tokens=scoring.max_new_tokens,
+            batch_size=scoring.batch_size,
+            notes=notes,
+            on_method=lambda result: bar.advance(row),
+        )
+    return _output(report, scoring)
+
+
+def _base_rows(scoring: Scoring) -> list[Method]:
+    from shoal.evaluation import Method, described, with_shots
+
+    rows = [Method("base"), Method("base + description", request=described)]
+    if scoring.shots:
+        rows.append(
+            Method(f"base + {scoring.shots} examples", request=with_shots(scoring.shots, scoring.seed))
+        )
+    return rows
+
+
+def _adapter_rows(directories: Mapping[str, Path]) -> list[Method]:
+    from shoal.adapter_store import CONFIG_FILE, load_adapter
+    from shoal.evaluation import Method
+
+    rows = []
+    for name, directory in directories.items():
+        if (directory / CONFIG_FILE).is_file() or not directory.is_dir():
+            lora = load_adapter(directory).lora
+            rows.append(Method(name, adapter=lambda task, lora=lora: lora))
+        else:
+            rows.append(
+                Method(name, adapter=lambda task, folder=directory: load_adapter(folder / task.name).lora)
+            )
+    return rows
+
+
+def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> list[Method]:
+    """Text-to-LoRA with its controls, or nothing where no hypernetwork is trained for the base model."""
+    from shoal.controls import gibberish_description, other_description, right_description
+    from shoal.text_to_lora import TextToLoRA
+
+    generator = TextToLoRA(base, hypernetwork=scoring.hypernetwork)
+    if generator.checkpoint is None or not generator.trained:
+        log.warning(
+            "no hypernetwork is trained for %s: the report has no Text-to-LoRA rows",
+            generator.shape.base_model,
+        )
+        return []
+    network, encoder = generator.checkpoint.network, generator.encoder
+    rows = [right_description(network, encoder)]
+    if len(tasks) > 1:
+        rows.append(other_description(network, encoder, tasks))
+    return [*rows, gibberish_description(network, encoder, scoring.seed)]
+
+
+def _output(report: Report, scoring: Scoring) -> Output:
+    record, table = report.to_json(), report.to_markdown()
+    if scoring.out is None:
+        return Output(record, table)
+    from shoal.files import write_directory
+
+    def write(folder: Path) -> None:
+        (folder / REPORT_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (folder / TABLE_FILE).write_text(f"# {report.base_model}\n\n{table}\n", encoding="utf-8")
+
+    write_directory(scoring.out, write)
+    return Output(record, f"{table}\n\nwritten to {scoring.out}")

@@ -1,0 +1,229 @@
+"""One schema for flags and YAML files: the fields of pydantic models.
+
+A command is a function whose parameters are settings models. Each field of them becomes a flag, whose help is
+the field's description, and a key of the YAML file that `--config` names; flags win. Knows nothing of what the
+settings mean.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from shoal.errors import ShoalError, UsageError
+
+_METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
+CONFIG_HELP = "YAML file with these settings, under the names of the flags (`batch_size: 16`); flags win"
+
+
+@dataclass(frozen=True)
+class Only:
+    """In `Annotated[Model, Only("rank", "alpha")]`: the fields of a model that a command takes."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command prints on standard output.
+
+    Attributes:
+        record: for machines, one JSON object.
+        text: for people.
+    """
+
+    record: Mapping[str, Any]
+    text: str
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A parameter of a command that is a settings model, and the fields of it that are asked for."""
+
+    model: type[BaseModel]
+    fields: Mapping[str, FieldInfo]
+
+
+def command(function: Callable[..., Output]) -> Callable[..., None]:
+    """The function as typer takes it: with a flag for every setting, `--config` and `--json`, and printing.
+
+    Parameters that are not settings models are left as they are; they must be annotated for typer.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    plain = {n: p for n, p in inspect.signature(function).parameters.items() if _part(hints[n]) is None}
+    parts = {n: part for n, hint in hints.items() if n != "return" and (part := _part(hint))}
+
+    def run(**given: Any) -> None:
+        path, as_json = given.pop("config", None), given.pop("json")
+        arguments = {name: given.pop(name) for name in plain}
+        flags = {name: value for name, value in given.items() if value is not None}
+        output = function(**arguments, **_build(parts, flags, path))
+        typer.echo(json.dumps(output.record) if as_json else output.text)
+
+    parameters = [p.replace(annotation=hints[n], kind=p.KEYWORD_ONLY) for n, p in plain.items()]
+    parameters += [_flag(name, info) for part in parts.values() for name, info in part.fields.items()]
+    if parts:
+        parameters.append(
+            _keyword("config", Path | None, typer.Option(None, help=CONFIG_HELP, metavar="FILE"))
+        )
+    parameters.append(_keyword("json", bool, typer.Option(False, "--json", help="print one JSON object")))
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file.
+
+    Raises:
+        UsageError: there is no such file, or it is not a YAML mapping.
+        ShoalError: it cannot be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UsageError(f"--config {path}: not a file; check the path") from None
+    except OSError as error:
+        raise ShoalError(
+            f"--config {path}: cannot be read ({error.strerror}); check its permissions"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(f"--config {path}: not valid YAML ({reason}); repair the file") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(
+            f"--config {path}: holds no `name: value` lines; write settings such as `steps: 300`"
+        )
+    return {key.replace("-", "_"): value for key, value in content.items()}
+
+
+def _build(parts: Mapping[str, _Part], flags: Mapping[str, Any], path: Path | None) -> dict[str, BaseModel]:
+    """Every part from flags and file; fields that are set nowhere are left to the model's own defaults."""
+    known = {name for part in parts.values() for name in part.fields}
+    filed = read_settings(path) if path else {}
+    for name in filed:
+        if name not in known:
+            raise UsageError(f"--config {path}: {_unknown(name, known)}")
+    values = {**filed, **flags}
+    built = {}
+    for parameter, part in parts.items():
+        own = {n: _plain(values[n], info.annotation) for n, info in part.fields.items() if n in values}
+        try:
+            built[parameter] = part.model.model_validate(own)
+        except ValidationError as error:
+            raise UsageError(_explained(error, part, flags, path)) from None
+    return built
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    fix = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(sorted(known))}"
+    return f"unknown setting {name}; {fix}"
+
+
+def _explained(error: ValidationError, part: _Part, flags: Mapping[str, Any], path: Path | None) -> str:
+    """The first mistake in one line: setting, value, limit, and what the setting is."""
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    flag = f"--{name.replace('_', '-')}"
+    about = part.fields[name].description
+    if first["type"] == "missing":
+        return f"{flag} is missing; give it: {about}"
+    where = flag if name in flags or path is None else f"--config {path}: {name}"
+    return f"{where} {first['input']}: {first['msg'].lower()}; it is: {about}"
+
+
+def _part(hint: Any) -> _Part | None:
+    """The settings model of an annotation, if it is one."""
+    only = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Only)), None)
+    model = hint.__origin__ if only else hint
+    if not (inspect.isclass(model) and issubclass(model, BaseModel)):
+        return None
+    fields = model.model_fields
+    return _Part(model, {n: fields[n] for n in (only.names if only else fields)})
+
+
+def _flag(name: str, info: FieldInfo) -> inspect.Parameter:
+    """The flag of a field: None where it is not given, else text that the model parses."""
+    kind = _without_none(info.annotation)
+    spelled = f"--{name.replace('_', '-')}"
+    help = f"{info.description} [{_default(info)}]"
+    if kind is bool:
+        option = typer.Option(None, f"{spelled}/--no-{spelled[2:]}", help=help, show_default=False)
+        return _keyword(name, bool | None, option)
+    option = typer.Option(None, spelled, help=help, show_default=False, metavar=_metavar(kind))
+    return _keyword(name, list[str] | None if _is_many(kind) else str | None, option)
+
+
+def _default(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    value = info.get_default(call_default_factory=True)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value is None or value == () or value == {}:
+        return "none"
+    return ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _plain(value: Any, annotation: Any) -> Any:
+    """A value as pydantic takes it: a list for `a,b`, a mapping for NAME=DIR, None for `none`."""
+    kind = _without_none(annotation)
+    if value == "none" and NoneType in get_args(annotation):
+        return None
+    if get_origin(kind) is tuple:
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+            return tuple(word.strip() for text in texts for word in text.split(",") if word.strip())
+    if _is_mapping(kind) and isinstance(value, list):
+        pairs = [str(text).partition("=") for text in value]
+        wrong = next(
+            (text for text, pair in zip(value, pairs, strict=True) if not (pair[0] and pair[2])), None
+        )
+        if wrong is not None:
+            raise UsageError(f"{wrong!r} is no NAME=DIR; write for example mine=adapters/mine")
+        return {name: rest for name, _, rest in pairs}
+    return value
+
+
+def _without_none(annotation: Any) -> Any:
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    is_union = get_origin(annotation) in (Union, UnionType)
+    return kinds[0] if is_union and len(kinds) == 1 else annotation
+
+
+def _is_mapping(kind: Any) -> bool:
+    return inspect.isclass(get_origin(kind)) and issubclass(get_origin(kind), Mapping)
+
+
+def _is_many(kind: Any) -> bool:
+    return get_origin(kind) is tuple or _is_mapping(kind)
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if _is_mapping(kind):
+        return "NAME=DIR"
+    return "NAME,NAME" if get_origin(kind) is tuple else _METAVARS.get(kind, "TEXT")

@@ -1,0 +1,197 @@
+"""`shoal train`: a LoRA for one task, one for many, or a hypernetwork."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shoal.apps.adapting import AdapterSizes, Place, load
+from shoal.apps.settings import Only, Output
+from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
+from shoal.errors import ShoalError, UsageError
+
+if TYPE_CHECKING:
+    from shoal.tasks import Split, Task
+    from shoal.training.loop import RunSummary
+
+HypernetworkTraining = Annotated[
+    HypernetworkTrainingConfig,
+    # a description in the prompt would make the adapter's own one superfluous
+    Only(*(name for name in HypernetworkTrainingConfig.model_fields if name != "describe")),
+]
+TASKS_HELP = (
+    "data directory with splits.json, folder of task JSON files, one such file, or JSONL with --definition"
+)
+
+
+class Data(BaseModel):
+    """Which tasks, and where results go."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: Path = Field(description=TASKS_HELP)
+    definition: str | None = Field(None, description="for JSONL: the instruction that its examples follow")
+    task: tuple[str, ...] = Field((), description="take only the tasks of these names")
+    out: Path = Field(description="directory to write the result to")
+    run: Path | None = Field(
+        None, description="folder of checkpoints, from which a run resumes; none means OUT.run"
+    )
+
+    @property
+    def run_folder(self) -> Path:
+        """Beside the result, which is replaced as a whole."""
+        return self.run or self.out.with_name(self.out.name + ".run")
+
+
+class Steering(BaseModel):
+    """What a hypernetwork starts from and learns from, besides the tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: Path | None = Field(None, description="directory of the multi-task LoRA to start from")
+    adapters: Path | None = Field(
+        None, description="for reconstruction: folder of one adapter directory a task"
+    )
+    max_descriptions: int | None = Field(
+        None, ge=1, description="first descriptions of each task that are used"
+    )
+    monitor_examples: int = Field(4, ge=0, description="examples of each held-out task to watch the loss on")
+
+
+def train_lora(place: Place, data: Data, sizes: AdapterSizes, training: LoraTrainingConfig) -> Output:
+    """Train one task's LoRA and write it as a PEFT directory; run again to resume."""
+    tasks = [task for part in _divided(data) for task in part]
+    if len(tasks) != 1:
+        raise UsageError(
+            f"--tasks {data.tasks} has {len(tasks)} tasks, one is trained here; name it with --task, or use "
+            "`shoal train multi-task`"
+        )
+    return _train_adapter(place, data, sizes, training, tasks, ())
+
+
+def train_multi_task(place: Place, data: Data, sizes: AdapterSizes, training: LoraTrainingConfig) -> Output:
+    """Train one LoRA on all training tasks and write it as a PEFT directory; run again to resume."""
+    split = _divided(data)
+    return _train_adapter(place, data, sizes, training, split[0], split[1])
+
+
+def train_text_to_lora(
+    place: Place, data: Data, steering: Steering, sizes: TextToLoRAConfig, training: HypernetworkTraining
+) -> Output:
+    """Train a hypernetwork that turns descriptions into LoRAs; run again to resume."""
+    _check_extra()
+    tasks, held_out = _divided(data)
+    reconstruct = training.objective == "reconstruction"
+    if reconstruct != (steering.adapters is not None):
+        fix = "needs --adapters DIR" if reconstruct else "takes no --adapters; add --objective reconstruction"
+        raise UsageError(f"--objective {training.objective} {fix}")
+    from shoal.adapter_store import load_adapter
+    from shoal.backbone import DEFAULT_MODEL, load_shape
+    from shoal.recipes import make_hypernetwork, make_hypernetwork_from_adapters
+
+    common: dict[str, Any] = {
+        "sizes": sizes,
+        "training": training,
+        "run": data.run_folder,
+        "start": load_adapter(steering.start) if steering.start else None,
+        "max_descriptions": steering.max_descriptions,
+        "show_progress": sys.stderr.isatty(),
+    }
+    if steering.adapters is not None:
+        loras = [load_adapter(steering.adapters / task.name).lora for task in tasks]
+        shape = load_shape(place.base or DEFAULT_MODEL)
+        summary = make_hypernetwork_from_adapters(shape, tasks, loras, data.out, **common)
+    else:
+        watched = {"held_out": held_out, "monitor_examples": steering.monitor_examples}
+        summary = make_hypernetwork(load(place), tasks, data.out, **watched, **common)
+    return _summary(summary, data, len(tasks), "hypernetwork")
+
+
+def read_tasks(data: Path, definition: str | None, names: Sequence[str] = ()) -> Split:
+    """The tasks of a path; those without a splits.json are all training tasks.
+
+    Raises:
+        UsageError: there is nothing of that kind there, or a name is not among the tasks.
+        ShoalError: a file is malformed.
+    """
+    from shoal.tasks import Split, load_jsonl, load_split, load_task_directory, load_task_json
+
+    if data.suffix == ".jsonl":
+        if definition is None:
+            raise UsageError(f"--tasks {data} is JSONL, which holds no instruction; add --definition TEXT")
+        split = Split((load_jsonl(data, definition=definition),), ())
+    elif definition is not None:
+        raise UsageError(f"--definition is for JSONL, but --tasks is {data}; leave it out")
+    elif data.is_file():
+        split = Split((load_task_json(data),), ())
+    elif (data / "splits.json").is_file():
+        split = load_split(data)
+    else:
+        split = Split(tuple(load_task_directory(data)), ())
+    known = {task.name for part in (split.train, split.validation) for task in part}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--task {name}: not among the {len(known)} tasks of {data}; check the name")
+    if not names:
+        return split
+    return Split(*(tuple(t for t in part if t.name in names) for part in (split.train, split.validation)))
+
+
+def _divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+    split = read_tasks(data.tasks, data.definition, data.task)
+    return split.train, split.validation
+
+
+def _train_adapter(
+    place: Place,
+    data: Data,
+    sizes: TextToLoRAConfig,
+    training: LoraTrainingConfig,
+    tasks: Sequence[Task],
+    held_out: Sequence[Task],
+) -> Output:
+    _check_extra()
+    from shoal.recipes import make_lora
+
+    summary = make_lora(
+        load(place),
+        tasks,
+        data.out,
+        sizes=sizes,
+        training=training,
+        run=data.run_folder,
+        held_out=held_out,
+        show_progress=sys.stderr.isatty(),
+    )
+    return _summary(summary, data, len(tasks), "adapter")
+
+
+def _check_extra() -> None:
+    try:
+        import accelerate  # noqa: F401
+        import tensorboard  # noqa: F401
+        import tqdm  # noqa: F401
+    except ImportError as error:
+        raise ShoalError(
+            f"training needs {error.name}, which is not installed; pip install 'shoal[train]'"
+        ) from None
+
+
+def _summary(summary: RunSummary, data: Data, tasks: int, kind: str) -> Output:
+    record: Mapping[str, Any] = {
+        **asdict(summary),
+        "tasks": tasks,
+        "out": str(data.out),
+        "run": str(data.run_folder),
+    }
+    text = (
+        f"trained on {tasks} task{'s' * (tasks != 1)}: {summary.steps} steps, {summary.tokens:,} tokens, "
+        f"{summary.seconds:.0f} s, loss {summary.final_loss:.3f}\n"
+        f"{kind} written to {data.out}, checkpoints and logs to {data.run_folder}"
+    )
+    return Output(record, text)

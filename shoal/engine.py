@@ -1,0 +1,133 @@
+"""Greedy batched generation, in which a batch may share one adapter or give every request its own.
+
+The sampling and penalties of a model's own generation settings are left out. Answers that have ended leave
+the batch, with their adapters. Knows prompts and adapters, nothing of tasks or scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from shoal.backbone import Backbone
+from shoal.errors import UsageError
+from shoal.lora import BatchedLoRA, LoRA, attach, stack
+
+
+@torch.no_grad()
+def generate_greedy(
+    backbone: Backbone,
+    requests: Sequence[str],
+    adapters: LoRA | Sequence[LoRA] | None = None,
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+) -> list[str]:
+    """The most likely answer to every request, token by token.
+
+    Args:
+        backbone: the model, with whatever is attached to it.
+        requests: inputs; the prompt format is the backbone's own.
+        adapters: one for all requests, one each, or none; those of one batch adapt the same modules.
+        max_new_tokens: limit of an answer, in tokens.
+        batch_size: requests that run together; they are grouped by length.
+
+    Returns:
+        Answers in the order of the requests, without special tokens.
+
+    Raises:
+        UsageError: as many adapters as requests are not given, a limit is below 1, a request is too long for
+            the model, or an adapter does not fit it.
+    """
+    if isinstance(requests, str) or max_new_tokens < 1 or batch_size < 1:
+        raise UsageError(
+            f"requests must be a list (got {type(requests).__name__}), max_new_tokens {max_new_tokens} and "
+            f"batch_size {batch_size} at least 1; correct what is not"
+        )
+    own = None if adapters is None or isinstance(adapters, LoRA) else list(adapters)
+    if own is not None and len(own) != len(requests):
+        raise UsageError(
+            f"got {len(own)} adapters for {len(requests)} requests; give one for all or one each"
+        )
+    shared = adapters.to(backbone.device, backbone.dtype) if isinstance(adapters, LoRA) else None
+    prompts = [backbone.encode_prompt(text) for text in requests]
+    _check_lengths(backbone, prompts, max_new_tokens)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for begin in range(0, len(order), batch_size):
+        rows = order[begin : begin + batch_size]
+        batch = (
+            stack([own[i].to(backbone.device, backbone.dtype) for i in rows]) if own is not None else shared
+        )
+        continued = _continue(backbone, [prompts[i] for i in rows], batch, max_new_tokens)
+        for i, ids in zip(rows, continued, strict=True):
+            answers[i] = backbone.decode(ids)
+    return answers
+
+
+def _continue(
+    backbone: Backbone, prompts: Sequence[Sequence[int]], adapters: LoRA | BatchedLoRA | None, limit: int
+) -> list[list[int]]:
+    """Most likely token ids after every prompt, up to the end-of-turn token or the limit."""
+    end, device = backbone.end_of_turn, backbone.device
+    ids, mask = _left_padded(prompts, end, device)
+    running = torch.arange(len(prompts), device=device)  # rows of the batch whose answers have not ended
+    answers: list[list[int]] = [[] for _ in prompts]
+    cache = None
+    # The head is a fifth of a small model; only the last position's logits are needed.
+    last_only = backbone.model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: (args[0][:, -1:],)
+    )
+    try:
+        while True:
+            with attach(backbone.model, adapters) if adapters is not None else nullcontext():
+                output = backbone.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            cache, tokens = output.past_key_values, output.logits[:, -1].argmax(-1)
+            limit -= 1
+            alive = tokens != end
+            for row, token in zip(running[alive].tolist(), tokens[alive].tolist(), strict=True):
+                answers[row].append(token)
+            if limit == 0 or not alive.any():
+                return answers
+            if not alive.all():
+                kept = alive.nonzero()[:, 0]
+                running, tokens, mask = running[kept], tokens[kept], mask[kept]
+                cache.batch_select_indices(kept)
+                adapters = adapters.select(kept) if isinstance(adapters, BatchedLoRA) else adapters
+            ids = tokens[:, None]
+            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+    finally:
+        last_only.remove()
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
+    """(token ids, mask that is 1 at real tokens), every prompt ending in the last column."""
+    length = max(len(p) for p in prompts)
+    ids = torch.full((len(prompts), length), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _check_lengths(backbone: Backbone, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    longest = max((len(p) for p in prompts), default=0)
+    limit = getattr(backbone.model.config, "max_position_embeddings", None)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise UsageError(
+            f"a request of {longest} tokens and an answer of up to {max_new_tokens} exceed the {limit} "
+            f"positions of {backbone.shape.base_model}; shorten one of them"
+        )

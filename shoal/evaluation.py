@@ -1,0 +1,189 @@
+"""Model x task -> report: what a method answers to a task's test inputs, scored.
+
+A method says how a request is worded and which adapter is attached; every row of a table is one. Knows
+nothing of how adapters were made: the rows of a Text-to-LoRA report are in `shoal.comparison`, what was found
+in `shoal.reports`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shoal.backbone import Backbone
+from shoal.engine import generate_greedy
+from shoal.errors import UsageError
+from shoal.forward import answer_losses, pad_sequences
+from shoal.lora import LoRA, attach
+from shoal.metrics import exact_match, rouge_l
+from shoal.reports import METRICS, Answer, MethodResult, Report, mean_result, summarise
+from shoal.tasks import Example, Task
+
+__all__ = [
+    "METRICS",
+    "Answer",
+    "Method",
+    "MethodResult",
+    "Report",
+    "described",
+    "evaluate",
+    "gibberish",
+    "mean_result",
+    "reference_losses",
+    "score",
+    "with_shots",
+]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a report.
+
+    Attributes:
+        name: what the row is called.
+        adapter: task -> the adapter that is attached, or None for the bare model.
+        request: task and example -> what the model is asked; by default the input alone.
+    """
+
+    name: str
+    adapter: Callable[[Task], LoRA | None] = lambda task: None
+    request: Callable[[Task, Example], str] = lambda task, example: example.input
+
+
+def evaluate(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    methods: Sequence[Method],
+    *,
+    examples: int = 60,
+    max_new_tokens: int = 48,
+    batch_size: int = 32,
+    samples: int = 3,
+    notes: dict[str, Any] | None = None,
+    on_method: Callable[[MethodResult], None] = lambda result: None,
+) -> Report:
+    """Score every method on the first test examples of every task.
+
+    Args:
+        backbone: the frozen model.
+        tasks: whose `test` lists to use.
+        methods: rows of the report.
+        examples: test examples a task, at most.
+        max_new_tokens: limit of an answer, in tokens.
+        batch_size: requests that run together.
+        samples: answers a task that the report keeps.
+        notes: recorded in the report.
+        on_method: called with every finished method.
+
+    Raises:
+        UsageError: no tasks, no methods, two of one name, a task without test examples, or a limit below 1.
+    """
+    for kind, names in (("tasks", [t.name for t in tasks]), ("methods", [m.name for m in methods])):
+        if not names or len(set(names)) != len(names):
+            raise UsageError(
+                f"evaluation needs at least one of {kind}, each of its own name, got {names}; name them apart"
+            )
+    untested = [task.name for task in tasks if not task.test]
+    if untested:
+        raise UsageError(f"task {untested[0]} has no test examples, at least 1 is needed; leave it out")
+    if examples < 1 or samples < 0:
+        raise UsageError(
+            f"examples {examples} must be at least 1 and samples {samples} at least 0; raise them"
+        )
+    results = []
+    for method in methods:
+        answers = {
+            task.name: score(
+                backbone,
+                task.test[:examples],
+                [method.request(task, e) for e in task.test[:examples]],
+                method.adapter(task),
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+            )
+            for task in tasks
+        }
+        results.append(summarise(method.name, answers, samples))
+        on_method(results[-1])
+    rows = tuple(results)
+    return Report(backbone.shape.base_model, tuple(t.name for t in tasks), examples, rows, notes or {})
+
+
+def score(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    requests: Sequence[str],
+    lora: LoRA | None,
+    *,
+    max_new_tokens: int = 48,
+    batch_size: int = 32,
+) -> list[Answer]:
+    """Generate and score the answers to some requests, one an example, under one adapter.
+
+    Raises:
+        UsageError: as `generate_greedy` and `attach`.
+    """
+    adapter = lora.to(backbone.device, backbone.dtype) if lora is not None else None
+    with attach(backbone.model, adapter) if adapter is not None else nullcontext():
+        answers = generate_greedy(backbone, requests, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        losses = reference_losses(backbone, requests, [e.outputs[0] for e in examples], batch_size=batch_size)
+    return [
+        Answer(e.input, a, e.outputs, rouge_l(a, e.outputs), exact_match(a, e.outputs), nll)
+        for e, a, nll in zip(examples, answers, losses, strict=True)
+    ]
+
+
+@torch.no_grad()
+def reference_losses(
+    backbone: Backbone, requests: Sequence[str], references: Sequence[str], *, batch_size: int = 32
+) -> list[float]:
+    """Mean cross-entropy of each reference after its request, in nats a token, end of turn included."""
+    pairs = [
+        (backbone.encode_prompt(request), backbone.encode_completion(reference))
+        for request, reference in zip(requests, references, strict=True)
+    ]
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    losses = [0.0] * len(pairs)
+    for begin in range(0, len(order), batch_size):
+        rows = order[begin : begin + batch_size]
+        batch = pad_sequences([pairs[i] for i in rows], backbone.end_of_turn, backbone.device)
+        for i, loss in zip(rows, answer_losses(backbone, batch).tolist(), strict=True):
+            losses[i] = loss
+    return losses
+
+
+def described(task: Task, example: Example) -> str:
+    """The request with the task's first description before the input."""
+    return f"{(task.descriptions or (task.definition,))[0]}\n\n{example.input}"
+
+
+def with_shots(count: int, seed: int = 0) -> Callable[[Task, Example], str]:
+    """Requests that show `count` solved examples of the task's `train` list, drawn by seed (in-context).
+
+    Raises:
+        UsageError: when it is called with a task of fewer training examples.
+    """
+
+    def request(task: Task, example: Example) -> str:
+        if len(task.train) < count:
+            raise UsageError(
+                f"task {task.name} has {len(task.train)} training examples, {count} shots need as many; "
+                "show fewer"
+            )
+        shots = random.Random(f"{seed}/{task.name}").sample(task.train, count)
+        solved = [f"Input: {e.input}\nOutput: {e.outputs[0]}" for e in shots]
+        return "\n\n".join([*solved, f"Input: {example.input}\nOutput:"])
+
+    return request
+
+
+def gibberish(seed: int, words: int = 12) -> str:
+    """A description of random letters."""
+    chance = random.Random(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return " ".join("".join(chance.choices(letters, k=chance.randint(3, 9))) for _ in range(words))

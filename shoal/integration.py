@@ -1,0 +1,60 @@
+"""The documented entry point, `SakanaAIIntegration`: every call is delegated to the class that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shoal.backbone import DEFAULT_MODEL
+from shoal.config import TextToLoRAConfig
+from shoal.skills import SkillDetector
+from shoal.text_to_lora import GeneratedAdapter, TextToLoRA
+
+
+class SakanaAIIntegration:
+    """Adapters from descriptions, for any base model by name."""
+
+    def __init__(self, text_to_lora_config: TextToLoRAConfig | None = None) -> None:
+        """Nothing is loaded until it is needed; the configuration is that of `TextToLoRA`."""
+        self._config = text_to_lora_config
+        self._generators: dict[str, TextToLoRA] = {}
+        self._skills = SkillDetector()
+
+    def generate_adapter_from_text(self, prompt: str, model_path: str = DEFAULT_MODEL) -> dict[str, Any]:
+        """Generate one adapter from a task description.
+
+        Args:
+            prompt: the task description, in English.
+            model_path: alias, directory or hub id of the base model; its weights are not loaded.
+
+        Returns:
+            `success` (bool), `duration` (seconds) and `adapter_info`: `prompt`, `detected_skills` (names),
+            `skill_weights` (name -> weight, sum 1), `adapters` (PEFT tensor name -> tensor) and `hypernetwork`
+            (`trained`; False means that the adapter is the identity, and `how_to_train` says what to do).
+
+        Raises:
+            UsageError: the prompt or the model path cannot be used.
+            ShoalError: a model or checkpoint is damaged.
+        """
+        if model_path not in self._generators:
+            self._generators[model_path] = TextToLoRA(model_path, self._config, skills=self._skills)
+        adapter = self._generators[model_path].generate(prompt)
+        return {"success": True, "duration": adapter.duration, "adapter_info": _info(adapter)}
+
+    def add_custom_skills(self, skills: Mapping[str, Any] | Sequence[str]) -> None:
+        """Teach skill detection further skills; see `SkillDetector.add_custom_skills`."""
+        self._skills.add_custom_skills(skills)
+
+
+def _info(adapter: GeneratedAdapter) -> dict[str, Any]:
+    tensors = {}
+    for name, factors in adapter.lora.factors.items():
+        tensors[f"{name}.lora_A.weight"] = factors.a
+        tensors[f"{name}.lora_B.weight"] = factors.b
+    return {
+        "prompt": adapter.description,
+        "detected_skills": list(adapter.skills.skills),
+        "skill_weights": dict(adapter.skills.weights),
+        "adapters": tensors,
+        "hypernetwork": adapter.hypernetwork,
+    }

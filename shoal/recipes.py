@@ -1,0 +1,245 @@
+"""From tasks to what is kept: train, and write the adapter or the hypernetwork with its provenance.
+
+A recipe joins training with the formats on disk and decides neither. It refuses a place that it could not write
+to before it trains. Checkpoints and logs go to a folder of their own, from which a run resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoal import adapter_store, hypernetwork_store
+from shoal.adapter_store import StoredAdapter, save_adapter
+from shoal.backbone import Backbone, BackboneShape
+from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
+from shoal.errors import UsageError
+from shoal.hypernetwork import Hypernetwork
+from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
+from shoal.lora import LoRA
+from shoal.model_card import AdapterCard
+from shoal.task_embedding import TaskEncoder
+from shoal.tasks import Task
+from shoal.text_to_lora import new_hypernetwork
+from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
+from shoal.training.loop import RunSummary
+from shoal.training.lora import train_lora
+
+ADAPTER_FILES = (
+    adapter_store.CONFIG_FILE,
+    adapter_store.WEIGHTS_FILE,
+    adapter_store.CARD_FILE,
+    adapter_store.FACTS_FILE,
+)
+HYPERNETWORK_FILES = (hypernetwork_store.CONFIG_FILE, hypernetwork_store.WEIGHTS_FILE)
+
+
+def make_lora(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    directory: Path,
+    *,
+    sizes: TextToLoRAConfig,
+    training: LoraTrainingConfig,
+    run: Path,
+    held_out: Sequence[Task] = (),
+    show_progress: bool = True,
+) -> RunSummary:
+    """Train one LoRA on one or many tasks and write it as a PEFT adapter directory.
+
+    Args:
+        backbone: the frozen model.
+        tasks: what to train on.
+        directory: of the adapter.
+        sizes: rank, alpha, layers and modules of the adapter.
+        training: optimisation settings.
+        run: folder of checkpoints and logs.
+        held_out: tasks that must share no example with `tasks`.
+        show_progress: draw a progress bar.
+
+    Raises:
+        UsageError: the directory holds something else, or as `train_lora`.
+        ShoalError: as `train_lora` and `save_adapter`.
+    """
+    check_place(directory, ADAPTER_FILES)
+    targets = backbone.shape.select(sizes.target_modules, sizes.num_layers_to_adapt)
+    lora, summary = train_lora(
+        backbone,
+        tasks,
+        targets,
+        run,
+        training,
+        rank=sizes.adapter_rank,
+        alpha=sizes.adapter_alpha,
+        held_out=held_out,
+        show_progress=show_progress,
+    )
+    one = len(tasks) == 1
+    card = AdapterCard(
+        generator="lora training" if one else "multi-task lora training",
+        trained=True,
+        description=tasks[0].definition if one else None,
+        seed=training.seed,
+        scores=_measured(summary),
+        notes=(f"Trained on {tasks[0].name}." if one else f"Trained on {len(tasks)} tasks.",),
+    )
+    save_adapter(directory, lora, shape=backbone.shape, card=card)
+    return summary
+
+
+def make_hypernetwork(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    directory: Path,
+    *,
+    sizes: TextToLoRAConfig,
+    training: HypernetworkTrainingConfig,
+    run: Path,
+    start: StoredAdapter | None = None,
+    held_out: Sequence[Task] = (),
+    monitor_examples: int = 0,
+    max_descriptions: int | None = None,
+    show_progress: bool = True,
+) -> RunSummary:
+    """Train a hypernetwork end to end (SFT) and write it in bfloat16.
+
+    Args:
+        backbone: the frozen model.
+        tasks: what to train on, with descriptions.
+        directory: of the hypernetwork.
+        sizes: of the adapters and of the hypernetwork.
+        training: optimisation settings.
+        run: folder of checkpoints and logs.
+        start: multi-task LoRA to start from; by default the identity.
+        held_out: tasks that must share no example with `tasks`.
+        monitor_examples: examples of each held-out task whose loss is logged at every checkpoint; 0 for none.
+        max_descriptions: the first so many descriptions of each task are used; None for all.
+        show_progress: draw a progress bar.
+
+    Raises:
+        UsageError: the directory holds something else, `start` does not fit, or as `train_hypernetwork`.
+        ShoalError: as `train_hypernetwork` and `save_hypernetwork`.
+    """
+    check_place(directory, HYPERNETWORK_FILES)
+    encoder = TaskEncoder()
+    network = _fresh(backbone.shape, sizes, encoder, training.seed, start)
+    summary = train_hypernetwork(
+        network,
+        backbone,
+        encoder,
+        _described(tasks, max_descriptions),
+        run,
+        training,
+        held_out=_described(held_out, 1),  # the monitor reads the first
+        monitor_size=monitor_examples,
+        show_progress=show_progress,
+    )
+    facts = _provenance(summary, tasks, training, start, max_descriptions)
+    _write(network, backbone.shape, encoder, directory, facts)
+    return summary
+
+
+def make_hypernetwork_from_adapters(
+    shape: BackboneShape,
+    tasks: Sequence[Task],
+    adapters: Sequence[LoRA],
+    directory: Path,
+    *,
+    sizes: TextToLoRAConfig,
+    training: HypernetworkTrainingConfig,
+    run: Path,
+    start: StoredAdapter | None = None,
+    max_descriptions: int | None = None,
+    show_progress: bool = True,
+) -> RunSummary:
+    """Train a hypernetwork to reproduce one adapter a task, without the base model's weights, and write it.
+
+    Args and errors as `make_hypernetwork`; `adapters` go task by task.
+    """
+    check_place(directory, HYPERNETWORK_FILES)
+    encoder = TaskEncoder()
+    network = _fresh(shape, sizes, encoder, training.seed, start)
+    described = _described(tasks, max_descriptions)
+    summary = train_reconstruction(
+        network, encoder, described, adapters, run, training, show_progress=show_progress
+    )
+    facts = _provenance(summary, tasks, training, start, max_descriptions)
+    _write(network, shape, encoder, directory, facts)
+    return summary
+
+
+def check_place(directory: Path, own: Collection[str]) -> None:
+    """Refuse a directory whose content is not an earlier result, before anything is computed.
+
+    Raises:
+        UsageError: it is a file, or holds something else than `own`.
+    """
+    if directory.is_file():
+        raise UsageError(f"{directory} is a file; name a directory")
+    others = sorted({p.name for p in directory.iterdir()} - set(own)) if directory.is_dir() else []
+    if others:
+        raise UsageError(f"{directory} holds {others[0]}, which is not replaced; name another directory")
+
+
+def _fresh(
+    shape: BackboneShape,
+    sizes: TextToLoRAConfig,
+    encoder: TaskEncoder,
+    seed: int,
+    start: StoredAdapter | None,
+) -> Hypernetwork:
+    if start is not None and start.base_model not in (None, shape.base_model):
+        raise UsageError(
+            f"the LoRA to start from is for {start.base_model}, not {shape.base_model}; train one for it"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = new_hypernetwork(shape, sizes, encoder.dim)
+    if start is not None:
+        network.start_from(start.lora)
+    return network
+
+
+def _described(tasks: Sequence[Task], limit: int | None) -> list[Task]:
+    return [replace(task, descriptions=task.descriptions[:limit]) for task in tasks]
+
+
+def _provenance(
+    summary: RunSummary,
+    tasks: Sequence[Task],
+    training: HypernetworkTrainingConfig,
+    start: StoredAdapter | None,
+    max_descriptions: int | None,
+) -> dict[str, Any]:
+    return {
+        **asdict(summary),
+        "seed": training.seed,
+        "tasks": len(tasks),
+        "max_descriptions": max_descriptions,
+        "start": None if start is None or start.card is None else start.card.model_dump(mode="json"),
+        "config": training.model_dump(mode="json"),
+    }
+
+
+def _measured(summary: RunSummary) -> Mapping[str, float]:
+    return {
+        "training steps": summary.steps,
+        "training tokens": summary.tokens,
+        "training seconds": summary.seconds,
+        "training loss": summary.final_loss,
+    }
+
+
+def _write(
+    network: Hypernetwork,
+    shape: BackboneShape,
+    encoder: TaskEncoder,
+    directory: Path,
+    provenance: Mapping[str, Any],
+) -> None:
+    checkpoint = HypernetworkCheckpoint(network, shape.base_model, encoder.name, True, provenance)
+    save_hypernetwork(checkpoint, directory, torch.bfloat16)
