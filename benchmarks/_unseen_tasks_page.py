@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from _machine import table
 
-from shoal.comparison import DESCRIBED, GIBBERISH, OTHER, RIGHT
+from shoal.controls import GIBBERISH, NONE, OTHER, RIGHT
 from shoal.reports import METRICS, Report, cell
 
+BASE, DESCRIBED, SHOTS = "base", "base + description", "base + 3 examples"
 MULTI_TASK, NEAREST, ORACLE = "multi-task LoRA", "nearest-task LoRA", "oracle LoRA"
-NONE = "T2L, no description"
 
 
 def page(report: Report) -> str:
@@ -45,7 +45,10 @@ def _differences(report: Report, names: Sequence[str]) -> str:
 
 def _margins(report: Report, names: Sequence[str]) -> str:
     rows = [
-        [f"{name.removeprefix('T2L, ')}, minus right", cell(report.difference(name, RIGHT, "nll"), "nll")]
+        [
+            f"{name.removeprefix(RIGHT + ', ')}, minus right",
+            cell(report.difference(name, RIGHT, "nll"), "nll"),
+        ]
         for name in (OTHER, GIBBERISH, NONE)
         if name in names
     ]

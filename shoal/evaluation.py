@@ -1,7 +1,7 @@
 """Model x task -> report: what a method answers to a task's test inputs, scored.
 
 A method says how a request is worded and which adapter is attached; every row of a table is one. Knows
-nothing of how adapters were made: the rows of a Text-to-LoRA report are in `shoal.comparison`, what was found
+nothing of how adapters were made: the rows of a Text-to-LoRA report are in `shoal.controls`, what was found
 in `shoal.reports`.
 """
 
@@ -32,7 +32,6 @@ __all__ = [
     "Report",
     "described",
     "evaluate",
-    "gibberish",
     "mean_result",
     "reference_losses",
     "score",
@@ -143,10 +142,8 @@ def reference_losses(
     backbone: Backbone, requests: Sequence[str], references: Sequence[str], *, batch_size: int = 32
 ) -> list[float]:
     """Mean cross-entropy of each reference after its request, in nats a token, end of turn included."""
-    pairs = [
-        (backbone.encode_prompt(request), backbone.encode_completion(reference))
-        for request, reference in zip(requests, references, strict=True)
-    ]
+    prompts, completions = backbone.encode_prompts(requests), backbone.encode_completions(references)
+    pairs = list(zip(prompts, completions, strict=True))
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     losses = [0.0] * len(pairs)
     for begin in range(0, len(order), batch_size):
@@ -180,10 +177,3 @@ def with_shots(count: int, seed: int = 0) -> Callable[[Task, Example], str]:
         return "\n\n".join([*solved, f"Input: {example.input}\nOutput:"])
 
     return request
-
-
-def gibberish(seed: int, words: int = 12) -> str:
-    """A description of random letters."""
-    chance = random.Random(seed)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return " ".join("".join(chance.choices(letters, k=chance.randint(3, 9))) for _ in range(words))

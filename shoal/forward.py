@@ -1,21 +1,23 @@
-"""Computing less of a frozen model: logits at answer positions only, and no frozen layer twice.
+"""Computing less of a frozen model: logits at answers only, no frozen layer twice, fewer activations kept.
 
-Works on any family through hooks, so a model's own scaling, masks and caps stay what they are. Knows nothing of
-tasks, optimisers or adapters on disk.
+Works on any family through hooks, so a model's own scaling, masks and caps stay what they are. Knows nothing
+of tasks, optimisers or adapters on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from shoal.backbone import Backbone
+from shoal.lora import BatchedLoRA, LoRA, LoraFactors, attach
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Sequences:
 def pad_sequences(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, device: torch.device
 ) -> Sequences:
-    """A batch of (prompt ids, completion ids)."""
+    """A batch of (prompt ids, completion ids); a first token is never an answer, as nothing predicts it."""
     length = max(len(p) + len(c) for p, c in pairs)
     ids = torch.full((len(pairs), length), pad)
     real = torch.zeros(len(pairs), length, dtype=torch.bool)
@@ -50,7 +52,7 @@ def pad_sequences(
         end = len(prompt) + len(completion)
         ids[row, :end] = torch.tensor([*prompt, *completion])
         real[row, :end] = True
-        answer[row, len(prompt) : end] = True
+        answer[row, max(len(prompt), 1) : end] = True
     return Sequences(ids.to(device), real.to(device), answer.to(device))
 
 
@@ -113,6 +115,48 @@ def hidden_before(backbone: Backbone, batch: Sequences, layer: int) -> Float[Ten
     return caught[0]
 
 
+@contextmanager
+def adapted(backbone: Backbone, lora: LoRA | BatchedLoRA, *, recompute: bool = False) -> Iterator[None]:
+    """Attach an adapter for a forward pass.
+
+    Args:
+        backbone: the model.
+        lora: the adapter, or one a sample.
+        recompute: keep no activation of the adapted layers, and compute them again, with this adapter, in the
+            backward pass (gradient checkpointing, Chen et al., arXiv 1604.06174). That may run after this
+            context has ended: then a hook would be gone, which is why each layer attaches its own part.
+    """
+    if not recompute:
+        with attach(backbone.model, lora):
+            yield
+        return
+    prefix = f"{backbone.layers_name}."
+    parts: dict[int, dict[str, LoraFactors]] = {}
+    for name, factors in lora.factors.items():
+        parts.setdefault(int(name.removeprefix(prefix).split(".")[0]), {})[name] = factors
+    with ExitStack() as stack:
+        for index, layer in enumerate(backbone.layers):
+            if index >= min(parts):
+                part = replace(lora, factors=parts[index]) if index in parts else None
+                run = _recomputed(layer.forward, backbone.model, part)
+                stack.enter_context(_forward_replaced(layer, run))
+        yield
+
+
+def _recomputed(
+    forward: Callable[..., Tensor], model: nn.Module, lora: LoRA | BatchedLoRA | None
+) -> Callable[..., Tensor]:
+    def attached(*args: object, **kwargs: object) -> Tensor:
+        with attach(model, lora) if lora is not None else nullcontext():
+            return forward(*args, **kwargs)
+
+    def run(*args: object, **kwargs: object) -> Tensor:
+        # The frozen model is in evaluation mode: no dropout's random state has to be kept.
+        return checkpoint(attached, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
+
+
 class _PrefixDone(Exception):
     """Leaves a forward pass at the layer where the frozen prefix ends."""
 
@@ -131,7 +175,7 @@ def _head_only_at(model: nn.Module, positions: Bool[Tensor, "batch length"]) -> 
 def _resumed_at(layers: nn.ModuleList, start: int, hidden: Tensor) -> Iterator[None]:
     """Skip the layers before `start` and feed `hidden` to that one."""
 
-    def replace(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]):  # type: ignore[no-untyped-def]
+    def fed(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]):  # type: ignore[no-untyped-def]
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
@@ -139,13 +183,23 @@ def _resumed_at(layers: nn.ModuleList, start: int, hidden: Tensor) -> Iterator[N
     def passed_through(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         return hidden_states
 
-    skipped = list(layers)[:start]
-    hook = layers[start].register_forward_pre_hook(replace, with_kwargs=True)
-    for layer in skipped:
-        layer.forward = passed_through  # shadows the class's method until it is deleted below
+    with ExitStack() as stack:
+        for layer in list(layers)[:start]:
+            stack.enter_context(_forward_replaced(layer, passed_through))
+        hook = layers[start].register_forward_pre_hook(fed, with_kwargs=True)
+        stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Let a module compute `forward` instead of its own; its hooks run as before."""
+    own = vars(module).get("forward")  # set where another library has replaced the class's method
+    module.forward = forward
     try:
         yield
     finally:
-        hook.remove()
-        for layer in skipped:
-            del layer.forward
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

@@ -1,35 +1,26 @@
 """The hypernetwork: task embedding, layer and module type in; LoRA factors out.
 
-Knows tensors, targets and its own checkpoints, nothing of descriptions, models or training. A trunk reads the
-task embedding beside learned layer and module-type embeddings; one head a module type turns its output into
-factors. With an offset, the network learns one shared adapter and emits differences from it that start at zero,
-so that training starts at the multi-task LoRA.
+Knows tensors and targets, nothing of files, descriptions, models or training. A trunk reads the task
+embedding beside learned layer and module-type embeddings; one head a module type turns its output into
+factors. With an offset, the network learns one shared adapter and emits differences from it that start at
+zero, so that training starts at the multi-task LoRA.
 
-Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105, section 3 (heads L, M
-and S); the offset and the mixture head are Shoal's own.
+Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105, section 3 (heads L,
+M and S); the offset and the mixture head are Shoal's own.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shoal.errors import ShoalError, UsageError
-from shoal.files import read_json, read_tensors, write_directory
+from shoal.errors import UsageError
 from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, check_rank
-
-WEIGHTS_FILE = "hypernetwork.safetensors"
-CONFIG_FILE = "hypernetwork.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,9 @@ class Architecture:
         dropout: dropout probability while training.
         num_bases: bases of the mixture head.
         offset: whether a shared adapter is learned and differences from it are emitted.
+
+    Raises:
+        UsageError: an unknown head, or a size outside its range.
     """
 
     task_dim: int
@@ -57,6 +51,21 @@ class Architecture:
     dropout: float = 0.1
     num_bases: int = 16
     offset: bool = True
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise UsageError(f"unknown head {self.head!r}; choose from {', '.join(HEADS)}")
+        for name in ("task_dim", "rank", "latent_size", "hidden_size", "num_bases"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"{name} {getattr(self, name)} of a hypernetwork must be at least 1; raise it"
+                )
+        if self.latent_size % 4:
+            raise UsageError(f"latent_size {self.latent_size} must be a multiple of 4; choose one")
+        if not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
+            raise UsageError(
+                f"alpha {self.alpha} must be finite and above 0, dropout {self.dropout} in [0, 1); change it"
+            )
 
 
 class Hypernetwork(nn.Module):
@@ -71,13 +80,13 @@ class Hypernetwork(nn.Module):
         """Build it with fresh weights, at which every adapter is the identity.
 
         Raises:
-            UsageError: no targets, a rank outside the targets' sizes, or an unknown head.
+            UsageError: no targets, one twice, or a rank outside the targets' sizes.
         """
         super().__init__()
         if not targets:
             raise UsageError("a hypernetwork needs at least one target module")
-        if architecture.head not in HEADS:
-            raise UsageError(f"unknown head {architecture.head!r}; choose from {', '.join(HEADS)}")
+        if len({t.name for t in targets}) < len(targets):
+            raise UsageError(f"{len(targets)} target modules share names; name each once")
         check_rank(targets, architecture.rank)
         self.targets, self.architecture = tuple(targets), architecture
         self._groups = _group_by_type(targets)
@@ -142,18 +151,18 @@ class Hypernetwork(nn.Module):
         Raises:
             UsageError: the network has no offset, or the adapter's shape differs.
         """
-        ours = {t.name for t in self.targets}
         if not self.architecture.offset:
             raise UsageError(
                 "this hypernetwork has no offset to start from a LoRA; build it with offset=True"
             )
-        if ours != lora.factors.keys() or (lora.rank, lora.alpha) != (
-            self.architecture.rank,
-            self.architecture.alpha,
-        ):
+        sizes = {t.name: (t.in_features, t.out_features) for t in self.targets}
+        rank, alpha = self.architecture.rank, self.architecture.alpha
+        given = {name: (f.a.shape[-1], f.b.shape[-2]) for name, f in lora.factors.items()}
+        if sizes != given or (lora.rank, lora.alpha) != (rank, alpha):
             raise UsageError(
-                f"the LoRA (rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.factors)} modules) does not fit the "
-                f"hypernetwork (rank {self.architecture.rank}, alpha {self.architecture.alpha:g}, {len(ours)} modules)"
+                f"the LoRA (rank {lora.rank}, alpha {lora.alpha:g}, {len(given)} modules) does not fit the "
+                f"hypernetwork (rank {rank}, alpha {alpha:g}, {len(sizes)} modules); train it with the same "
+                "base model, targets, rank and alpha"
             )
         for group, offset in zip(self._groups, self.offsets, strict=True):
             for position, target in enumerate(group):
@@ -181,7 +190,10 @@ class _ResidualBlock(nn.Module):
 
 
 class _Offset(nn.Module):
-    """The shared factors of one module type: A (layers, rank, in) as Kaiming-uniform noise, B (layers, out, rank) zero."""
+    """The shared factors of one module type: A (layers, rank, in) is noise, B (layers, out, rank) is zero.
+
+    The noise is Kaiming-uniform and the same for every layer.
+    """
 
     def __init__(self, group: Sequence[TargetModule], rank: int) -> None:
         super().__init__()
@@ -226,7 +238,7 @@ class _MediumHead(nn.Module):
 
 
 class _SmallHead(nn.Module):
-    """Head S: one map of max(d_in, d_out) numbers, one rank row of A or B at a time, told apart by embeddings."""
+    """Head S: one map of max(d_in, d_out) numbers emits one rank row of A or B, told apart by embeddings."""
 
     def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
         super().__init__()
@@ -291,111 +303,8 @@ def _linear_silu(size: int) -> nn.Sequential:
 
 
 def _group_by_type(targets: Sequence[TargetModule]) -> list[list[TargetModule]]:
-    """Targets of one type and size together: GPT-2's fused c_attn, Gemma's global layers, each its own group."""
+    """Targets of one type and size together; layers of an odd size are a group of their own."""
     groups: dict[tuple[str, int, int], list[TargetModule]] = {}
     for t in targets:
         groups.setdefault((t.type, t.in_features, t.out_features), []).append(t)
     return list(groups.values())
-
-
-@dataclass(frozen=True, eq=False)
-class HypernetworkCheckpoint:
-    """A hypernetwork with what must be known to use it.
-
-    Attributes:
-        network: the network, in evaluation mode.
-        base_model: hub id or path of the only model that its adapters fit.
-        task_encoder: name of the encoder whose embeddings it reads.
-        trained: False for a network that was only initialised.
-        provenance: data, recipe, tokens seen, scores; free JSON.
-    """
-
-    network: Hypernetwork
-    base_model: str
-    task_encoder: str
-    trained: bool
-    provenance: Mapping[str, Any]
-
-
-def save_hypernetwork(
-    checkpoint: HypernetworkCheckpoint, folder: Path, dtype: torch.dtype | None = None
-) -> None:
-    """Write weights (safetensors, in `dtype` if given) and description (JSON); whole or not at all.
-
-    Raises:
-        ShoalError: the disk is full or the directory cannot be written.
-    """
-    state = {
-        n: p.detach().to(dtype or p.dtype).contiguous() for n, p in checkpoint.network.state_dict().items()
-    }
-    description = {
-        "format": FORMAT,
-        "base_model": checkpoint.base_model,
-        "task_encoder": checkpoint.task_encoder,
-        "trained": checkpoint.trained,
-        "architecture": asdict(checkpoint.network.architecture),
-        "targets": [asdict(t) for t in checkpoint.network.targets],
-        "provenance": dict(checkpoint.provenance),
-    }
-
-    def write(temporary: Path) -> None:
-        save_file(state, temporary / WEIGHTS_FILE)
-        (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=1))
-
-    write_directory(folder, write)
-
-
-def load_hypernetwork(
-    folder: Path, *, base_model: str | None = None, targets: Sequence[TargetModule] | None = None
-) -> HypernetworkCheckpoint:
-    """Read a checkpoint, strictly: every tensor present, none left over, of the recorded shapes, for this base model.
-
-    Args:
-        folder: the checkpoint's directory.
-        base_model: name that the checkpoint must be for, if given.
-        targets: targets that the checkpoint must adapt, if given: names and shapes.
-
-    Raises:
-        ShoalError: a file is missing, truncated, of another format, or not finite.
-        UsageError: it is for another base model, or for modules of other shapes.
-    """
-    description = read_json(folder / CONFIG_FILE)
-    try:
-        if description["format"] != FORMAT:
-            raise ShoalError(
-                f"{folder} is of format {description['format']}, this version reads {FORMAT}; convert it"
-            )
-        network = Hypernetwork(
-            [TargetModule(**t) for t in description["targets"]], Architecture(**description["architecture"])
-        )
-        checkpoint = HypernetworkCheckpoint(
-            network.eval(),
-            description["base_model"],
-            description["task_encoder"],
-            description["trained"],
-            description["provenance"],
-        )
-    except (KeyError, TypeError) as error:
-        raise ShoalError(
-            f"{folder / CONFIG_FILE} is not a hypernetwork's description ({error}); train it again"
-        ) from None
-    if base_model is not None and checkpoint.base_model != base_model:
-        raise UsageError(
-            f"{folder} is for {checkpoint.base_model}, not for {base_model}; choose its own base model"
-        )
-    if targets is not None and set(network.targets) - set(targets):
-        odd = sorted(t.name for t in set(network.targets) - set(targets))[0]
-        raise UsageError(
-            f"{folder} adapts {odd}, which {checkpoint.base_model} lacks or has in another shape"
-        )
-    state = read_tensors(folder / WEIGHTS_FILE)
-    try:
-        network.load_state_dict({n: t.float() for n, t in state.items()}, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ShoalError(
-            f"{folder / WEIGHTS_FILE} is not this network's ({reason}); copy or train it again"
-        ) from None
-    if not all(torch.isfinite(p).all() for p in network.parameters()):
-        raise ShoalError(f"{folder / WEIGHTS_FILE} holds numbers that are not finite; copy or train it again")
-    return checkpoint

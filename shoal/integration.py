@@ -1,4 +1,4 @@
-"""The documented entry point, `SakanaAIIntegration`: every call is delegated to the class that does the work."""
+"""The documented entry point, `SakanaAIIntegration`: every call goes to the class that does the work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SakanaAIIntegration:
         self._skills = SkillDetector()
 
     def generate_adapter_from_text(self, prompt: str, model_path: str = DEFAULT_MODEL) -> dict[str, Any]:
-        """Generate one adapter from a task description.
+        """Generate one adapter from a task description; one that was asked before comes from a cache.
 
         Args:
             prompt: the task description, in English.
@@ -29,21 +29,25 @@ class SakanaAIIntegration:
 
         Returns:
             `success` (bool), `duration` (seconds) and `adapter_info`: `prompt`, `detected_skills` (names),
-            `skill_weights` (name -> weight, sum 1), `adapters` (PEFT tensor name -> tensor) and `hypernetwork`
-            (`trained`; False means that the adapter is the identity, and `how_to_train` says what to do).
+            `skill_weights` (name -> weight, sum 1), `adapters` (PEFT tensor name -> tensor) and
+            `hypernetwork` (`trained`; False means that the adapter is the identity, and `how_to_train` says
+            what to do).
 
         Raises:
             UsageError: the prompt or the model path cannot be used.
             ShoalError: a model or checkpoint is damaged.
         """
-        if model_path not in self._generators:
-            self._generators[model_path] = TextToLoRA(model_path, self._config, skills=self._skills)
-        adapter = self._generators[model_path].generate(prompt)
+        path = str(model_path)
+        if path not in self._generators:
+            self._generators[path] = TextToLoRA(path, self._config, skills=self._skills)
+        adapter = self._generators[path].generate(prompt)
         return {"success": True, "duration": adapter.duration, "adapter_info": _info(adapter)}
 
     def add_custom_skills(self, skills: Mapping[str, Any] | Sequence[str]) -> None:
         """Teach skill detection further skills; see `SkillDetector.add_custom_skills`."""
         self._skills.add_custom_skills(skills)
+        for generator in self._generators.values():
+            generator.clear_cache()
 
 
 def _info(adapter: GeneratedAdapter) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """From tasks to what is kept: train, and write the adapter or the hypernetwork with its provenance.
 
-A recipe joins training with the formats on disk and decides neither. It refuses a place that it could not write
-to before it trains. Checkpoints and logs go to a folder of their own, from which a run resumes.
+A recipe joins training with the formats on disk and decides neither. A place that it could not write to is
+refused before it trains. Checkpoints and logs go to a folder of their own, from which a run resumes.
 """
 
 from __future__ import annotations

@@ -157,6 +157,7 @@ class TaskEncoder:
         self.cache_size = cache_size
         source = (wheel_folder() or DEFAULT_ENCODER) if path is None else str(path)
         self._tokenizer, self._model = _load(source, self.device)
+        self._vocabulary = frozenset(self._tokenizer.get_vocab())
         self.dim: int = self._model.config.hidden_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
@@ -188,6 +189,10 @@ class TaskEncoder:
         if not known:
             return torch.empty(0, self.dim, device=self.device)
         return torch.stack([known[text] for text in texts])
+
+    def knows(self, word: str) -> bool:
+        """Whether the encoder has one token for the lower-case `word`; it splits rare and misspelt ones."""
+        return word in self._vocabulary
 
     @torch.no_grad()
     def _embed(self, texts: list[str]) -> Tensor:

@@ -1,7 +1,7 @@
 """Text-to-LoRA: a task description in, a LoRA out, without loading the model that it adapts.
 
-Joins shape, task encoder, hypernetwork and skill detection; each knows nothing of the others. Where no hypernetwork
-was trained for a base model and configuration, the adapter is the identity and says so.
+Joins shape, task encoder, hypernetwork and skill detection; each knows nothing of the others. Where no
+hypernetwork was trained for a base model and configuration, the adapter is the identity and says so.
 
 Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105.
 """
@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from shoal.adapter_store import save_adapter
 from shoal.backbone import DEFAULT_MODEL, BackboneShape, load_shape
-from shoal.config import TextToLoRAConfig
+from shoal.config import HeadName, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
+from shoal.files import read_json
 from shoal.hypernetwork import Architecture, Hypernetwork
 from shoal.hypernetwork_store import (
     CONFIG_FILE,
@@ -32,10 +35,10 @@ from shoal.hypernetwork_store import (
     load_hypernetwork,
     save_hypernetwork,
 )
-from shoal.lora import LoRA
+from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
 from shoal.skills import SkillDetection, SkillDetector
-from shoal.task_embedding import TaskEncoder, check_description
+from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ class GeneratedAdapter:
         lora: the factors, float32 on the CPU.
         skills: skills that the description asks for.
         hypernetwork: facts of its generator; `trained` is False where the adapter is the identity.
-        duration: seconds that generating took, 0 where it came from the cache.
+        duration: seconds that generating took, of several made at once its share; 0 from the cache.
         shape: of the base model.
     """
 
@@ -69,18 +72,18 @@ class GeneratedAdapter:
         return bool(self.hypernetwork["trained"])
 
     def save(self, directory: str | Path) -> None:
-        """Write it as a PEFT adapter directory, whole or not at all; errors as `adapter_store.save_adapter`."""
+        """Write it as a PEFT adapter directory, whole or not at all; errors as `save_adapter`."""
         card = AdapterCard(
             generator="text-to-lora",
             trained=self.trained,
             description=self.description,
-            checkpoint_sha256=self.hypernetwork.get("sha256"),
+            checkpoint=self.hypernetwork.get("sha256"),
         )
         save_adapter(directory, self.lora, shape=self.shape, card=card)
 
 
 class TextToLoRA:
-    """Generates adapters for one base model.
+    """Generates adapters for one base model; may be used by several threads.
 
     Attributes:
         shape: of the base model.
@@ -101,49 +104,67 @@ class TextToLoRA:
         Args:
             base_model: alias, directory or hub id.
             config: fields that are set choose what is needed; those that are not come from the hypernetwork.
-            hypernetwork: directory of a checkpoint; by default the shipped one for this base model, if it fits.
+            hypernetwork: directory of a checkpoint; by default the shipped one, if there is one that fits.
             skills: detector to use, for example one with custom skills.
 
         Raises:
-            UsageError: no such base model, a rank or module that it cannot take, or a checkpoint of another model.
+            UsageError: no such base model, a rank or module that it cannot take, or a checkpoint of another
+                model, of another configuration, or without training.
             ShoalError: the checkpoint is damaged.
         """
         self.shape = load_shape(base_model)
-        wanted = config or TextToLoRAConfig()
-        folder = Path(hypernetwork) if hypernetwork else _shipped_for(self.shape.base_model)
+        self.config = config or TextToLoRAConfig()
         self.checkpoint: HypernetworkCheckpoint | None = None
+        self._sha256: str | None = None
+        folder = Path(hypernetwork) if hypernetwork else _shipped_for(self.shape.base_model)
         if folder:
             loaded = load_hypernetwork(folder, base_model=self.shape.base_model, targets=self.shape.targets)
-            odd = _differences(wanted, loaded.network, self.shape)
-            if not odd:
+            misfit = _misfit(self.config, loaded, self.shape)
+            if misfit and hypernetwork:
+                raise UsageError(f"{folder} {misfit}")
+            if not misfit:
                 self.checkpoint = loaded
-            elif hypernetwork:
-                raise UsageError(f"{folder} does not fit the configuration in {', '.join(odd)}; leave them unset")
-        self.config = _config_of(self.checkpoint.network, self.shape) if self.checkpoint else wanted
-        self._targets = (
-            self.checkpoint.network.targets
-            if self.checkpoint
-            else self.shape.select(self.config.target_modules, self.config.num_layers_to_adapt)
-        )
-        self._sha256 = _hash_of(folder / WEIGHTS_FILE) if self.checkpoint and folder else None
-        self._identity = None if self.checkpoint else self._make_identity()
+                self.config = _config_of(loaded.network, self.shape)
+                self._sha256 = _sha256(folder / WEIGHTS_FILE)
+        if self.checkpoint:
+            self._targets = self.checkpoint.network.targets
+        else:
+            self._targets = self.shape.select(self.config.target_modules, self.config.num_layers_to_adapt)
+            self._identity = LoRA.identity(
+                self._targets,
+                self.config.adapter_rank,
+                self.config.adapter_alpha,
+                generator=torch.Generator().manual_seed(0),
+            )
         self._skills = skills
         self._cache: OrderedDict[str, GeneratedAdapter] = OrderedDict()
+        self._lock = threading.Lock()
 
     @cached_property
     def encoder(self) -> TaskEncoder:
-        """The task encoder, loaded when first needed."""
-        return TaskEncoder()
+        """The task encoder that the hypernetwork was trained with, loaded when first needed.
+
+        Raises:
+            ShoalError: it cannot be loaded, or is not as wide as the hypernetwork reads.
+        """
+        name = self.checkpoint.task_encoder if self.checkpoint else DEFAULT_ENCODER
+        encoder = self.skills.encoder if name == DEFAULT_ENCODER else TaskEncoder(name)
+        if self.checkpoint and encoder.dim != self.checkpoint.network.architecture.task_dim:
+            raise ShoalError(
+                f"the task encoder {name} gives {encoder.dim} numbers, the hypernetwork reads "
+                f"{self.checkpoint.network.architecture.task_dim}; train the hypernetwork again"
+            )
+        return encoder
 
     @cached_property
     def skills(self) -> SkillDetector:
-        """The skill detector."""
-        return self._skills or SkillDetector(self.encoder)
+        """The skill detector; its encoder is also that of the hypernetwork where both need the same."""
+        return self._skills or SkillDetector()
 
     @property
     def trained(self) -> bool:
         """Whether adapters come from a trained hypernetwork."""
-        return self.checkpoint is not None and self.checkpoint.trained
+        return self.checkpoint is not None
 
     def generate(self, description: str) -> GeneratedAdapter:
         """One adapter; a description asked before comes from the cache.
@@ -155,26 +176,38 @@ class TextToLoRA:
 
     def generate_many(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
         """One adapter a description, in one pass of encoder and hypernetwork; errors as `generate`."""
+        if isinstance(descriptions, str):
+            raise UsageError("generate_many takes a list of descriptions, got one string; put it in a list")
         started = time.perf_counter()
         texts = [check_description(text) for text in descriptions]
-        hits = {text: self._cache[text] for text in texts if text in self._cache}
-        new = [text for text in dict.fromkeys(texts) if text not in hits]
-        loras = self._emit(new) if new else []
-        found = self.skills.detect_many(new) if new else []
-        seconds = time.perf_counter() - started
-        made = {}
-        for text, lora, skills in zip(new, loras, found, strict=True):
-            made[text] = GeneratedAdapter(text, lora, skills, self.facts(), seconds / len(new), self.shape)
-        self._remember(made)
-        return [made[text] if text in made else _from_cache(hits[text]) for text in texts]
+        with self._lock:
+            hits = {text: self._cache[text] for text in texts if text in self._cache}
+            new = [text for text in dict.fromkeys(texts) if text not in hits]
+            loras = self._emit(new) if new else []
+            found = self.skills.detect_many(new) if new else []
+            share = (time.perf_counter() - started) / max(1, len(new))
+            made = {
+                text: GeneratedAdapter(text, lora, skills, self.facts(), share, self.shape)
+                for text, lora, skills in zip(new, loras, found, strict=True)
+            }
+            self._remember({**hits, **made})
+        return [made[text] if text in made else replace(hits[text], duration=0.0) for text in texts]
+
+    def clear_cache(self) -> None:
+        """Forget the adapters made so far, for example after the skill detector has learnt other skills."""
+        with self._lock:
+            self._cache.clear()
 
     def facts(self) -> dict[str, Any]:
         """What an adapter says of its generator."""
-        base = {"base_model": self.shape.base_model, "rank": self.config.adapter_rank, "modules": len(self._targets)}
+        base = {
+            "base_model": self.shape.base_model,
+            "rank": self.config.adapter_rank,
+            "modules": len(self._targets),
+        }
         if self.checkpoint is None:
-            how = f"shoal train text-to-lora --base {self.shape.base_model}"
-            return {**base, "trained": False, "adapter": "identity", "how_to_train": how}
-        return {**base, "trained": self.checkpoint.trained, "sha256": self._sha256}
+            return {**base, "trained": False, "adapter": "identity", "how_to_train": self._training_command()}
+        return {**base, "trained": True, "sha256": self._sha256}
 
     def save(self, directory: str | Path) -> None:
         """Write the hypernetwork with its description.
@@ -183,38 +216,60 @@ class TextToLoRA:
             ShoalError: there is no trained hypernetwork, or the directory cannot be written.
         """
         if self.checkpoint is None:
-            raise ShoalError(f"no hypernetwork is trained for {self.shape.base_model}; {self.facts()['how_to_train']}")
+            raise ShoalError(
+                f"no hypernetwork is trained for {self.shape.base_model} with this configuration; "
+                f"train one with: {self._training_command()}"
+            )
         save_hypernetwork(self.checkpoint, Path(directory))
 
     @classmethod
     def load(cls, directory: str | Path, base_model: str | None = None) -> TextToLoRA:
-        """A generator from a saved hypernetwork, for the base model that it names unless another path is given."""
-        name = base_model or load_hypernetwork(Path(directory)).base_model
-        return cls(name, hypernetwork=directory)
+        """A generator from a saved hypernetwork.
+
+        Args:
+            directory: of the checkpoint.
+            base_model: name that the checkpoint must be for; by default whichever it records.
+
+        Raises:
+            UsageError: it is for another base model, or was never trained.
+            ShoalError: it is missing or damaged.
+        """
+        return cls(base_model or load_hypernetwork(Path(directory)).base_model, hypernetwork=directory)
 
     @torch.no_grad()
     def _emit(self, descriptions: Sequence[str]) -> list[LoRA]:
-        if self.checkpoint is None or self._identity is not None:
-            assert self._identity is not None
+        if self.checkpoint is None:
             log.warning(
-                "no hypernetwork is trained for %s with this configuration: the adapter changes nothing; train one "
-                "with: %s",
+                "no hypernetwork is trained for %s with this configuration: the adapter changes nothing; "
+                "train one with: %s",
                 self.shape.base_model,
-                self.facts()["how_to_train"],
+                self._training_command(),
             )
             return [self._identity] * len(descriptions)
         emitted = self.checkpoint.network(self.encoder.encode(descriptions))
-        return [emitted.row(row) for row in range(len(descriptions))]
-
-    def _make_identity(self) -> LoRA:
-        generator = torch.Generator().manual_seed(0)
-        config = self.config
-        return LoRA.identity(self._targets, config.adapter_rank, config.adapter_alpha, generator=generator)
+        rows = [emitted.row(row) for row in range(len(descriptions))]
+        if len(rows) == 1:
+            return rows
+        # Copies: one kept row would keep the whole batch in memory.
+        return [
+            LoRA({n: LoraFactors(f.a.clone(), f.b.clone()) for n, f in lora.factors.items()}, lora.alpha)
+            for lora in rows
+        ]
 
     def _remember(self, adapters: dict[str, GeneratedAdapter]) -> None:
         self._cache.update(adapters)
+        for text in adapters:
+            self._cache.move_to_end(text)
         while len(self._cache) > CACHED_ADAPTERS:
             self._cache.popitem(last=False)
+
+    def _training_command(self) -> str:
+        """The command that trains what is missing; DATA and OUT are the user's to fill in."""
+        flags = ["--base", self.shape.base_model]
+        for name, value in self.config.model_dump(exclude_defaults=True).items():
+            text = ",".join(value) if isinstance(value, tuple) else "none" if value is None else str(value)
+            flags += [f"--{name.replace('_', '-')}", text]
+        return f"shoal train text-to-lora {shlex.join(flags)} --tasks DATA --out OUT"
 
 
 def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: int) -> Hypernetwork:
@@ -239,8 +294,11 @@ def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: i
 
 
 def _shipped_for(base_model: str) -> Path | None:
-    folder = SHIPPED / base_model.split("/")[-1].lower()
-    return folder if (folder / CONFIG_FILE).is_file() else None
+    """The shipped checkpoint for exactly this base model."""
+    folder = SHIPPED / base_model.rsplit("/", 1)[-1].lower()
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    return folder if read_json(folder / CONFIG_FILE).get("base_model") == base_model else None
 
 
 def _config_of(network: Hypernetwork, shape: BackboneShape) -> TextToLoRAConfig:
@@ -254,26 +312,35 @@ def _config_of(network: Hypernetwork, shape: BackboneShape) -> TextToLoRAConfig:
         dropout=a.dropout,
         num_layers_to_adapt=None if first == 0 else shape.num_layers - first,
         target_modules=tuple(dict.fromkeys(t.type for t in network.targets)),
-        head=a.head,
+        head=cast(HeadName, a.head),
         num_bases=a.num_bases,
         offset=a.offset,
     )
 
 
-def _differences(wanted: TextToLoRAConfig, network: Hypernetwork, shape: BackboneShape) -> list[str]:
-    """The fields that were set to something else than the network has; dropout only matters to training."""
-    has = _config_of(network, shape)
-    odd = [n for n in wanted.model_fields_set - {"dropout"} if getattr(wanted, n) != getattr(has, n)]
-    if "target_modules" in odd and shape.select(wanted.target_modules, has.num_layers_to_adapt) == network.targets:
-        odd.remove("target_modules")
-    return sorted(odd)
+def _misfit(wanted: TextToLoRAConfig, loaded: HypernetworkCheckpoint, shape: BackboneShape) -> str | None:
+    """Why a checkpoint does not serve a configuration: no training, or fields that were set to other values.
+
+    Dropout only matters to training.
+    """
+    if not loaded.trained:
+        return "was never trained; train it with: shoal train text-to-lora"
+    has, asked = _config_of(loaded.network, shape), wanted.model_fields_set
+    odd = {n for n in asked - {"dropout"} if getattr(wanted, n) != getattr(has, n)}
+    if wanted.num_layers_to_adapt == shape.num_layers and has.num_layers_to_adapt is None:
+        odd.discard("num_layers_to_adapt")
+    same_modules = "target_modules" in odd and "num_layers_to_adapt" not in odd
+    if (
+        same_modules
+        and shape.select(wanted.target_modules, has.num_layers_to_adapt) == loaded.network.targets
+    ):
+        odd.discard("target_modules")
+    return f"has another {', '.join(sorted(odd))} than was asked for; leave that unset" if odd else None
 
 
-def _from_cache(adapter: GeneratedAdapter) -> GeneratedAdapter:
-    return GeneratedAdapter(
-        adapter.description, adapter.lora, adapter.skills, adapter.hypernetwork, 0.0, adapter.shape
-    )
-
-
-def _hash_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

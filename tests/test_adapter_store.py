@@ -452,6 +452,7 @@ def test_a_store_refuses_other_names(shape: BackboneShape, tmp_path: Path, name:
     assert not list(tmp_path.iterdir())
 
 
+@settings(deadline=None)
 @given(st.text(max_size=70))
 def test_a_path_never_leaves_the_store(name: str) -> None:
     try:

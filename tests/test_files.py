@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
@@ -158,19 +158,17 @@ for version in itertools.cycle("xyz"):
 
 def test_kill_leaves_whole_content_and_the_next_write_cleans_up(tmp_path: Path) -> None:
     generator = random.Random(0)
-    for attempt in range(6):
+    for _ in range(3):
         command = [sys.executable, "-c", WRITE_UNTIL_KILLED, str(tmp_path)]
         writer = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert writer.stdout is not None
-        if attempt:  # the first one is killed during its imports or its first write
-            writer.stdout.readline()
-            time.sleep(generator.uniform(0, 0.02))
+        writer.stdout.readline()
+        time.sleep(generator.uniform(0, 0.02))
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         writer.stdout.close()
-        if attempt:
-            read_version(tmp_path / "d")
-            assert len((tmp_path / "f").read_text()) == 400_000
+        read_version(tmp_path / "d")
+        assert len((tmp_path / "f").read_text()) == 400_000
     write_directory(tmp_path / "d", write_version("x"))
     write_file(tmp_path / "f", "x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
@@ -312,6 +310,7 @@ def test_tensors_come_back_equal(tmp_path: Path) -> None:
 WHOLE = save({"a": torch.arange(6.0), "b": torch.ones(2, 3)})
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(WHOLE) - 1))
 def test_every_truncation_is_named(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
     path = tmp_path_factory.mktemp("t") / "t.safetensors"
@@ -320,6 +319,7 @@ def test_every_truncation_is_named(tmp_path_factory: pytest.TempPathFactory, len
         read_tensors(path)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_foreign_header_never_escapes_as_another_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

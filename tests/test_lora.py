@@ -314,6 +314,7 @@ def test_truncation_is_the_best_approximation(
     )
 
 
+@settings(deadline=None)
 @given(shapes, ranks, st.floats(0.1, 64), st.floats(-8, 8), seeds)
 def test_scaling_scales_the_delta_weight(
     shape: tuple[int, int], rank: int, alpha: float, scale: float, seed: int

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.model_card import AdapterCard, AdapterFacts, render_card
@@ -73,6 +73,7 @@ def test_zero_layers_and_large_ranks_are_said() -> None:
     assert "vLLM takes ranks up to 512 only" in card
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_no_text_breaks_the_card(description: str, note: str) -> None:
     card = render_card(CARD.model_copy(update={"description": description, "notes": (note,)}), facts())

@@ -68,19 +68,22 @@ def generate(
     files: Generating,
     sizes: AdapterSizes,
 ) -> Output:
-    """Turn a task description into a LoRA adapter; the base model's weights are not loaded."""
+    """Turn a task description into a LoRA adapter.
+
+    The base model's weights are not loaded.
+    """
     from shoal.backbone import DEFAULT_MODEL
     from shoal.text_to_lora import TextToLoRA
 
     base = files.base or DEFAULT_MODEL
     adapter = TextToLoRA(base, sizes, hypernetwork=files.hypernetwork).generate(description)
     written = {}
-    if files.out:
-        adapter.save(files.out)
-        written["out"] = str(files.out)
     if files.gguf:
         _write_gguf(adapter, files.gguf)
         written["gguf"] = str(files.gguf)
+    if files.out:
+        adapter.save(files.out)
+        written["out"] = str(files.out)
     record = {
         "description": adapter.description,
         "skills": dict(adapter.skills.weights),
@@ -99,7 +102,10 @@ def ask(
     place: Place,
     choice: Asking,
 ) -> Output:
-    """Answer a request with the base model, or with an adapter by --describe or --adapter."""
+    """Answer a request, with an adapter or without.
+
+    --describe and --adapter choose one; the base model answers by itself where neither is given.
+    """
     if choice.describe is not None and choice.adapter is not None:
         raise UsageError("--describe and --adapter are both given; one adapter answers, give one of them")
     text = sys.stdin.read() if request == "-" else request
@@ -165,25 +171,24 @@ def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None]:
 
 
 def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
-    from transformers import AutoConfig
-
-    from shoal.backbone import KNOWN_CONFIGS
     from shoal.export import export_gguf
+    from shoal.model_source import find_model, known_config, read_config
 
     base = adapter.shape.base_model
-    config = KNOWN_CONFIGS.get(base) or AutoConfig.from_pretrained(base, trust_remote_code=False)
+    config = known_config(base) or read_config(find_model(base))
     export_gguf(adapter.lora, path, config=config, name=adapter.description[:64])
 
 
 def _about(adapter: GeneratedAdapter, written: dict[str, Any]) -> str:
     lora, facts = adapter.lora, adapter.hypernetwork
     skills = ", ".join(f"{name} ({weight:.0%})" for name, weight in adapter.skills.weights.items())
-    layers = {t.layer for t in adapter.shape.targets if t.name in lora.factors}
+    layers = len({t.layer for t in adapter.shape.targets if t.name in lora.factors})
+    size = f"rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.factors)} modules in {layers} layers"
     rows = {
         "description": adapter.description,
         "skills": skills or "none of the known ones",
         "base model": adapter.shape.base_model,
-        "adapter": f"rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.factors)} modules in {len(layers)} layers",
+        "adapter": size,
         "trained": "yes"
         if adapter.trained
         else f"no: it changes nothing; train with {facts.get('how_to_train')}",

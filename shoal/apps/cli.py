@@ -1,7 +1,7 @@
 """The command line `shoal`: which commands there are, and how they end.
 
-A mistake in the arguments ends with exit code 2, any other failure with 1, each with one line on standard error.
-Standard output carries results alone. Commands import what is heavy themselves, so that `shoal --help` is quick.
+A mistake in the arguments ends with exit code 2, any other failure with 1, each with one line on standard
+error. Standard output carries results alone. Commands import what is heavy themselves, for a quick `--help`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -32,6 +33,8 @@ TRAIN_COMMANDS: dict[str, Callable[..., Output]] = {
     "multi-task": train_multi_task,
     "text-to-lora": train_text_to_lora,
 }
+# What click raises for mistakes that it finds itself; newer versions of typer carry a copy of click.
+_PARSING_ERROR: Any = typer.BadParameter.__base__
 INTERRUPTED = 130  # what typer returns after Ctrl-C
 
 
@@ -45,18 +48,14 @@ def main() -> None:
 
 def _run() -> int:
     """The exit code of the command in `sys.argv`; failures that are foreseen become one line."""
-    usage_error = (
-        typer.BadParameter.__base__
-    )  # of click, or of the copy of it that newer versions of typer carry
-    assert usage_error is not None
     try:
-        code = _app()(standalone_mode=False)
+        code = _app()(prog_name="shoal", standalone_mode=False)
     except UsageError as error:
         return _fail(error, 2)
     except ShoalError as error:
         return _fail(error, 1)
-    except usage_error as error:
-        return _fail(f"{error.format_message()} (see {_path(error)} --help)", 2)
+    except _PARSING_ERROR as error:
+        return _fail(f"{error.format_message().rstrip('.')} (see {_path(error)} --help)", 2)
     except OSError as error:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
@@ -65,8 +64,9 @@ def _run() -> int:
 
 
 def _app() -> typer.Typer:
-    app = typer.Typer(name="shoal", add_completion=False, help="A sentence in, a working LoRA adapter out.")
-    train = typer.Typer(help="Train a LoRA for one task, one for many, or the hypernetwork.")
+    plain: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
+    app = typer.Typer(help="A sentence in, a working LoRA adapter out.", **plain)
+    train = typer.Typer(help="Train a LoRA for one task, one for many, or the hypernetwork.", **plain)
     app.callback(invoke_without_command=True)(_start)
     train.callback(invoke_without_command=True)(_start_train)
     for group, table in ((app, COMMANDS), (train, TRAIN_COMMANDS)):

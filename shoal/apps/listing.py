@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from shoal.apps.settings import Output
+from shoal.errors import ShoalError
 
 
 def skills(
     text: Annotated[str | None, typer.Argument(help="a description or request to find skills in")] = None,
 ) -> Output:
-    """List the skills, or tell which of them a text asks for."""
+    """List the skills, or those in a text."""
     from shoal.skills import SkillDetector
 
     detector = SkillDetector()
@@ -26,14 +27,21 @@ def skills(
 
 
 def models() -> Output:
-    """Show the default model and where it comes from, shapes known without a download, and roles by family."""
-    from shoal.backbone import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, ROLES, default_source
+    """Show the base models and their modules.
+
+    That is: the default, shapes that are known without a download, and the roles of target modules.
+    """
+    from shoal.backbone import ROLES
+    from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, find_model
 
     known = {
         name: {"model_type": c.model_type, "layers": c.num_hidden_layers, "width": c.hidden_size}
         for name, c in KNOWN_CONFIGS.items()
     }
-    source = default_source()
+    try:
+        source = find_model(DEFAULT_MODEL).location
+    except ShoalError as error:
+        source = f"nowhere: {error}"
     record = {
         "default": {"alias": DEFAULT_MODEL, "hub_id": DEFAULT_HUB_ID, "source": source},
         "known_shapes": known,

@@ -6,12 +6,11 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
-from rich.progress import Progress
 
 from shoal.apps.adapting import HYPERNETWORK_HELP, Place, load
 from shoal.apps.settings import Output
@@ -36,7 +35,7 @@ class Scoring(BaseModel):
     task: tuple[str, ...] = Field((), description="take only the tasks of these names")
     adapter: Mapping[str, Path] = Field(
         default_factory=dict,
-        description="a row for an adapter directory, or for a folder with one adapter directory a task; repeatable",
+        description="row for an adapter directory, or for a folder of one adapter directory a task",
     )
     hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
     examples: int = Field(60, ge=1, description="test examples a task, at most")
@@ -50,10 +49,16 @@ class Scoring(BaseModel):
 
 
 def evaluate(place: Place, scoring: Scoring) -> Output:
-    """Score base model, adapters and Text-to-LoRA with its controls: ROUGE-L, exact match, NLL a token."""
+    """Score the model, adapters and Text-to-LoRA.
+
+    Every row has ROUGE-L, exact match and NLL a token, with 95% intervals over tasks.
+    """
     split = read_tasks(scoring.tasks, scoring.definition, scoring.task)
     tasks = split.validation or split.train
-    adapters = _adapter_rows(scoring.adapter)
+    adapters = [_adapter_row(name, directory) for name, directory in scoring.adapter.items()]
+    from rich.console import Console
+    from rich.progress import Progress
+
     from shoal.backbone import DEFAULT_MODEL
     from shoal.evaluation import evaluate as compare
 
@@ -87,25 +92,24 @@ def _base_rows(scoring: Scoring) -> list[Method]:
     return rows
 
 
-def _adapter_rows(directories: Mapping[str, Path]) -> list[Method]:
+def _adapter_row(name: str, directory: Path) -> Method:
     from shoal.adapter_store import CONFIG_FILE, load_adapter
     from shoal.evaluation import Method
 
-    rows = []
-    for name, directory in directories.items():
-        if (directory / CONFIG_FILE).is_file() or not directory.is_dir():
-            lora = load_adapter(directory).lora
-            rows.append(Method(name, adapter=lambda task, lora=lora: lora))
-        else:
-            rows.append(
-                Method(name, adapter=lambda task, folder=directory: load_adapter(folder / task.name).lora)
-            )
-    return rows
+    if directory.is_dir() and not (directory / CONFIG_FILE).is_file():
+        return Method(name, adapter=lambda task: load_adapter(directory / task.name).lora)
+    lora = load_adapter(directory).lora
+    return Method(name, adapter=lambda task: lora)
 
 
 def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> list[Method]:
     """Text-to-LoRA with its controls, or nothing where no hypernetwork is trained for the base model."""
-    from shoal.controls import gibberish_description, other_description, right_description
+    from shoal.controls import (
+        gibberish_description,
+        no_description,
+        other_description,
+        right_description,
+    )
     from shoal.text_to_lora import TextToLoRA
 
     generator = TextToLoRA(base, hypernetwork=scoring.hypernetwork)
@@ -119,11 +123,20 @@ def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> lis
     rows = [right_description(network, encoder)]
     if len(tasks) > 1:
         rows.append(other_description(network, encoder, tasks))
-    return [*rows, gibberish_description(network, encoder, scoring.seed)]
+    return [*rows, gibberish_description(network, encoder, scoring.seed), no_description(network)]
 
 
 def _output(report: Report, scoring: Scoring) -> Output:
+    from shoal.controls import OTHER, RIGHT
+    from shoal.reports import cell
+
     record, table = report.to_json(), report.to_markdown()
+    if {RIGHT, OTHER} <= {result.name for result in report.results}:
+        margin = report.difference(OTHER, RIGHT, "nll")
+        record["steering_margin"] = asdict(margin)
+        table += (
+            f"\n\nSteering margin, NLL with another task's description minus its own: {cell(margin, 'nll')}"
+        )
     if scoring.out is None:
         return Output(record, table)
     from shoal.files import write_directory

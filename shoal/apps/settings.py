@@ -1,7 +1,7 @@
 """One schema for flags and YAML files: the fields of pydantic models.
 
 A command is a function whose parameters are settings models. Each field of them becomes a flag, whose help is
-the field's description, and a key of the YAML file that `--config` names; flags win. Knows nothing of what the
+the field's description, and a key of the YAML file that `--config` names; flags win. Knows nothing of what
 settings mean.
 """
 
@@ -164,7 +164,7 @@ def _flag(name: str, info: FieldInfo) -> inspect.Parameter:
     """The flag of a field: None where it is not given, else text that the model parses."""
     kind = _without_none(info.annotation)
     spelled = f"--{name.replace('_', '-')}"
-    help = f"{info.description} [{_default(info)}]"
+    help = f"{info.description} {_default(info)}".rstrip()
     if kind is bool:
         option = typer.Option(None, f"{spelled}/--no-{spelled[2:]}", help=help, show_default=False)
         return _keyword(name, bool | None, option)
@@ -174,13 +174,15 @@ def _flag(name: str, info: FieldInfo) -> inspect.Parameter:
 
 def _default(info: FieldInfo) -> str:
     if info.is_required():
-        return "required"
+        return "[required]"
     value = info.get_default(call_default_factory=True)
     if isinstance(value, bool):
-        return "on" if value else "off"
+        return "[on]" if value else "[off]"
     if value is None or value == () or value == {}:
-        return "none"
-    return ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+        return ""
+    if isinstance(value, tuple):
+        return f"[{','.join(value)}]"
+    return f"[{value:g}]" if isinstance(value, float) else f"[{value}]"
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

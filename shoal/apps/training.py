@@ -64,7 +64,10 @@ class Steering(BaseModel):
 
 
 def train_lora(place: Place, data: Data, sizes: AdapterSizes, training: LoraTrainingConfig) -> Output:
-    """Train one task's LoRA and write it as a PEFT directory; run again to resume."""
+    """Train a LoRA on one task.
+
+    It is written as a PEFT directory. The same command resumes a run that was stopped.
+    """
     tasks = [task for part in _divided(data) for task in part]
     if len(tasks) != 1:
         raise UsageError(
@@ -75,7 +78,10 @@ def train_lora(place: Place, data: Data, sizes: AdapterSizes, training: LoraTrai
 
 
 def train_multi_task(place: Place, data: Data, sizes: AdapterSizes, training: LoraTrainingConfig) -> Output:
-    """Train one LoRA on all training tasks and write it as a PEFT directory; run again to resume."""
+    """Train one LoRA on many tasks.
+
+    It is written as a PEFT directory. The same command resumes a run that was stopped.
+    """
     split = _divided(data)
     return _train_adapter(place, data, sizes, training, split[0], split[1])
 
@@ -83,7 +89,10 @@ def train_multi_task(place: Place, data: Data, sizes: AdapterSizes, training: Lo
 def train_text_to_lora(
     place: Place, data: Data, steering: Steering, sizes: TextToLoRAConfig, training: HypernetworkTraining
 ) -> Output:
-    """Train a hypernetwork that turns descriptions into LoRAs; run again to resume."""
+    """Train the hypernetwork.
+
+    It turns descriptions into LoRAs. The same command resumes a run that was stopped.
+    """
     _check_extra()
     tasks, held_out = _divided(data)
     reconstruct = training.objective == "reconstruction"
@@ -107,7 +116,7 @@ def train_text_to_lora(
         shape = load_shape(place.base or DEFAULT_MODEL)
         summary = make_hypernetwork_from_adapters(shape, tasks, loras, data.out, **common)
     else:
-        watched = {"held_out": held_out, "monitor_examples": steering.monitor_examples}
+        watched: dict[str, Any] = {"held_out": held_out, "monitor_examples": steering.monitor_examples}
         summary = make_hypernetwork(load(place), tasks, data.out, **watched, **common)
     return _summary(summary, data, len(tasks), "hypernetwork")
 

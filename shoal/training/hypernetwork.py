@@ -1,15 +1,16 @@
-"""Training a hypernetwork: end to end on tasks (SFT), or to reproduce adapters that were trained (reconstruction).
+"""Training a hypernetwork: end to end on tasks (SFT), or to reproduce trained adapters (reconstruction).
 
-Knows task embeddings, not the text that they came from beyond asking the encoder once. The contrastive term and
-the description dropout answer the known failure of SFT, an adapter that ignores its description.
+Knows task embeddings, not the text that they came from beyond asking the encoder once. The contrastive term
+and the description dropout answer the known failure of SFT, an adapter that ignores its description.
 
 Source: Charakorn et al., arXiv 2506.06105, sections 3.1 (reconstruction) and 3.2 (SFT).
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ from torch.nn import functional as F
 from shoal.backbone import Backbone
 from shoal.config import HypernetworkTrainingConfig
 from shoal.errors import UsageError
-from shoal.forward import Sequences, answer_losses, pad_sequences
+from shoal.forward import Sequences, adapted, answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork
-from shoal.lora import BatchedLoRA, LoRA, attach
+from shoal.lora import BatchedLoRA, LoRA, LoraFactors, stack
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
 from shoal.training.prefix import PrefixCache
+from shoal.training.steering import SteeringMonitor
 
 
 def train_hypernetwork(
@@ -52,7 +54,7 @@ def train_hypernetwork(
         network: trained in place.
         backbone: the frozen model.
         encoder: reads the descriptions.
-        tasks: what to train on; each needs a description.
+        tasks: what to train on.
         folder: of the run; training resumes from a checkpoint in it.
         config: optimisation settings.
         held_out: tasks that must share no example with `tasks`.
@@ -62,24 +64,22 @@ def train_hypernetwork(
 
     Raises:
         LeakageError: a held-out task, or a `test` example, is among the training examples.
-        UsageError: no tasks, a task without a description, or a folder of another run.
+        UsageError: no tasks, or a folder of another run.
         Interrupted: Ctrl-C, after the checkpoint is written.
     """
-    if not tasks or any(not task.descriptions for task in tasks):
-        raise UsageError(
-            "training a hypernetwork needs tasks with at least one description each; add descriptions"
-        )
+    if not tasks:
+        raise UsageError("training a hypernetwork needs at least one task, got none; name some")
     check_no_leakage(tasks, held_out)
     network.to(backbone.device)
-    corpus = tokenise(tasks, backbone, config.max_length)
+    corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
     objective = SftObjective(network, backbone, corpus, embed_descriptions(encoder, tasks), config)
     monitor = None
     if held_out and monitor_size:
-        unseen = tokenise(held_out, backbone, config.max_length)
+        unseen = tokenise(held_out, backbone, config.max_length, describe=config.describe)
         monitor = SteeringMonitor(
             network, backbone, unseen, embed_descriptions(encoder, held_out), monitor_size
         )
-    with set_for_training(backbone, gradient_checkpointing=config.gradient_checkpointing):
+    with set_for_training(backbone):
         return run(objective, config, folder, monitor=monitor, show_progress=show_progress)
 
 
@@ -91,6 +91,7 @@ def train_reconstruction(
     folder: Path,
     config: HypernetworkTrainingConfig,
     *,
+    held_out: Sequence[Task] = (),
     show_progress: bool = True,
 ) -> RunSummary:
     """Train a hypernetwork to reproduce one trained adapter a task, by the distance of their delta weights.
@@ -102,17 +103,22 @@ def train_reconstruction(
         adapters: one a task, of the network's targets.
         folder: of the run; training resumes from a checkpoint in it.
         config: optimisation settings; a batch is `batch_size` tasks.
+        held_out: tasks that must share no example with `tasks`.
         show_progress: draw a progress bar.
 
     Raises:
-        UsageError: not one adapter a task, or adapters of other modules.
+        LeakageError: a held-out task, or a `test` example, is among the training examples.
+        UsageError: not one adapter a task, adapters of other modules or all zero, or a folder of another run.
+        Interrupted: Ctrl-C, after the checkpoint is written.
     """
-    names = {t.name for t in network.targets}
-    if len(tasks) != len(adapters) or any(lora.factors.keys() != names for lora in adapters):
+    sizes = {t.name: (t.in_features, t.out_features) for t in network.targets}
+    given = [{n: (f.a.shape[-1], f.b.shape[-2]) for n, f in lora.factors.items()} for lora in adapters]
+    if not tasks or len(tasks) != len(adapters) or any(own != sizes for own in given):
         raise UsageError(
-            f"reconstruction needs one adapter a task over the network's {len(names)} modules, got {len(adapters)} "
-            f"adapters for {len(tasks)} tasks; train them with the same targets"
+            f"reconstruction needs one adapter a task over the network's {len(sizes)} modules, got "
+            f"{len(adapters)} adapters for {len(tasks)} tasks; train them on the same base model and targets"
         )
+    check_no_leakage(tasks, held_out)
     objective = ReconstructionObjective(network, embed_descriptions(encoder, tasks), adapters, config)
     return run(objective, config, folder, show_progress=show_progress)
 
@@ -120,8 +126,9 @@ def train_reconstruction(
 def embed_descriptions(
     encoder: TaskEncoder, tasks: Sequence[Task]
 ) -> list[Float[Tensor, "descriptions dim"]]:
-    """The embeddings of every task's descriptions."""
-    return [encoder.encode(task.descriptions) for task in tasks]
+    """The embeddings of every task's descriptions, asked for at once: the encoder sorts them by length."""
+    counts = [len(task.descriptions) for task in tasks]
+    return list(encoder.encode([text for task in tasks for text in task.descriptions]).split(counts))
 
 
 class SftObjective:
@@ -151,9 +158,10 @@ class SftObjective:
         examples = self._order.batch(forward_pass)
         tasks = [e.task for e in examples]
         others = self._wrong_rows(tasks, chance)
-        embeddings = self._embed(tasks, chance)
+        compared = {row for row, _ in others}  # with a null description there is nothing to be right about
+        embeddings = self._embed(tasks, chance, droppable=set(range(len(tasks))) - compared)
         if others:
-            wrong = self._embed([task for _, task in others], chance, drop=False)
+            wrong = self._embed([task for _, task in others], chance)
             embeddings = torch.cat([embeddings, wrong])
         examples = [*examples, *(examples[row] for row, _ in others)]
         losses, batch = self._answer_losses(examples, self.module(embeddings))
@@ -170,8 +178,9 @@ class SftObjective:
         return StepLoss(right.mean() + config.contrastive_weight * contrast, batch.tokens, metrics)
 
     def fingerprint(self) -> str:
-        """Names base model, data and architecture."""
-        return fingerprint(self._backbone, self._corpus, self.module.architecture, self.module.targets)
+        """Names base model, data, descriptions and architecture."""
+        texts = hashlib.sha256(repr([task.descriptions for task in self._corpus.tasks]).encode()).hexdigest()
+        return fingerprint(self._backbone, self._corpus, texts, self.module.architecture, self.module.targets)
 
     def _wrong_rows(self, tasks: Sequence[int], chance: random.Random) -> list[tuple[int, int]]:
         """(row of the batch, another task) pairs of the contrastive term."""
@@ -185,17 +194,16 @@ class SftObjective:
         return pairs
 
     def _embed(
-        self, tasks: Sequence[int], chance: random.Random, *, drop: bool = True
+        self, tasks: Sequence[int], chance: random.Random, *, droppable: Collection[int] = ()
     ) -> Float[Tensor, "rows dim"]:
-        """One random description a row, noisy or dropped as configured; the null description is the zero vector."""
+        """One random description a row, noisy or dropped as configured; the null description is zero."""
         chosen = [self._descriptions[t][chance.randrange(len(self._descriptions[t]))] for t in tasks]
         embeddings = torch.stack(chosen)
         if self._config.embedding_noise:
             embeddings = embeddings + self._config.embedding_noise * torch.randn_like(embeddings)
-        if drop and self._config.description_dropout:
-            kept = [chance.random() >= self._config.description_dropout for _ in tasks]
-            embeddings = embeddings * torch.tensor(kept, device=embeddings.device)[:, None]
-        return embeddings
+        share = self._config.description_dropout
+        kept = [not (row in droppable and chance.random() < share) for row in range(len(tasks))]
+        return embeddings * torch.tensor(kept, device=embeddings.device)[:, None]
 
     def _answer_losses(
         self, examples: Sequence[TokenisedExample], adapters: BatchedLoRA
@@ -203,7 +211,7 @@ class SftObjective:
         pairs = [(e.prompt, e.completion) for e in examples]
         batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
         hidden = self._prefix.hidden(examples, batch)
-        with attach(self._backbone.model, adapters):
+        with adapted(self._backbone, adapters, recompute=self._config.gradient_checkpointing):
             losses = answer_losses(
                 self._backbone,
                 batch,
@@ -224,75 +232,50 @@ class ReconstructionObjective:
         adapters: Sequence[LoRA],
         config: HypernetworkTrainingConfig,
     ) -> None:
-        """`descriptions` and `adapters` go task by task."""
-        self.module, self._descriptions, self._adapters, self._config = (
-            network,
-            descriptions,
-            adapters,
-            config,
-        )
-        scale = sum(_inner(lora, lora, name) for lora in adapters for name in lora.factors)
-        self._scale = float(scale) / len(adapters)
+        """`descriptions` and `adapters` go task by task.
+
+        Raises:
+            UsageError: every adapter is zero.
+        """
+        self.module, self._config = network, config
+        device = next(network.parameters()).device
+        self._descriptions = [d.to(device) for d in descriptions]
+        trained = stack(adapters)
+        factors = {n: f.to(device, torch.float32) for n, f in trained.factors.items()}
+        self._trained = BatchedLoRA(factors, trained.alpha)
+        self._scale = float(_squared(self._trained)) / len(adapters)
+        if not self._scale > 0:
+            raise UsageError(f"all {len(adapters)} adapters are zero; train them before they are reproduced")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The network at its own learning rate, the shared adapter at another."""
         return parameter_groups(self.module, self._config)
 
     def loss(self, forward_pass: int) -> StepLoss:
-        """Mean over tasks of ||emitted - trained||^2 / mean ||trained||^2, without forming a delta weight."""
+        """Mean over tasks of ||emitted - trained||^2 / mean ||trained||^2; no delta weight is formed."""
         chance = random.Random(f"{self._config.seed}/{forward_pass}/tasks")
-        size = min(self._config.batch_size, len(self._adapters))
-        tasks = chance.sample(range(len(self._adapters)), size)
+        count = len(self._descriptions)
+        tasks = chance.sample(range(count), min(self._config.batch_size, count))
         rows = [self._descriptions[t][chance.randrange(len(self._descriptions[t]))] for t in tasks]
-        device = next(self.module.parameters()).device
-        emitted = self.module(torch.stack(rows).to(device))
-        total = torch.zeros((), device=device)
-        for row, task in enumerate(tasks):
-            ours, theirs = emitted.row(row), self._adapters[task].to(device)
-            for name in ours.factors:
-                total = (
-                    total
-                    + _inner(ours, ours, name)
-                    - 2 * _inner(ours, theirs, name)
-                    + _inner(theirs, theirs, name)
-                )
-        return StepLoss(total / (size * self._scale), 0)
+        emitted = self.module(torch.stack(rows))
+        trained = self._trained.select(torch.tensor(tasks, device=rows[0].device))
+        # The difference of two low-rank products is one of the summed rank.
+        ours, theirs = emitted.scaling, -trained.scaling
+        factors = {}
+        for name, (a, b) in emitted.factors.items():
+            other = trained.factors[name]
+            factors[name] = LoraFactors(
+                torch.cat([a, other.a], dim=-2), torch.cat([ours * b, theirs * other.b], dim=-1)
+            )
+        rank = next(iter(factors.values())).a.shape[-2]
+        return StepLoss(_squared(BatchedLoRA(factors, rank)) / (len(tasks) * self._scale), 0)
 
     def fingerprint(self) -> str:
-        """Names architecture and the adapters' count and size."""
-        return repr((self.module.architecture, self.module.targets, len(self._adapters), self._scale))
-
-
-class SteeringMonitor:
-    """Loss on held-out tasks under their own and under another task's description."""
-
-    def __init__(
-        self,
-        network: Hypernetwork,
-        backbone: Backbone,
-        corpus: Corpus,
-        descriptions: Sequence[Tensor],
-        size: int,
-    ) -> None:
-        """Takes the first `size` examples of every task, and its first description."""
-        self._network, self._backbone, self._size = network, backbone, size
-        self._corpus = corpus
-        self._descriptions = torch.stack([d[0] for d in descriptions]).to(backbone.device)
-
-    @torch.no_grad()
-    def __call__(self) -> Mapping[str, float]:
-        """`unseen_loss` in nats a token, mean over tasks, and `unseen_margin`, wrong minus right."""
-        adapters = self._network(self._descriptions)
-        right, wrong = [], []
-        count = len(self._corpus.tasks)
-        for task, examples in enumerate(self._corpus.examples):
-            pairs = [(e.prompt, e.completion) for e in examples[: self._size]]
-            batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
-            for number, losses in ((task, right), ((task + count // 2) % count, wrong)):
-                with attach(self._backbone.model, adapters.row(number)):
-                    losses.append(float(answer_losses(self._backbone, batch).mean()))
-        unseen = sum(right) / count
-        return {"unseen_loss": unseen, "unseen_margin": sum(wrong) / count - unseen}
+        """Names architecture, descriptions and adapters."""
+        digest = hashlib.sha256(repr((self.module.architecture, self.module.targets)).encode())
+        for tensor in (*self._descriptions, *(t for f in self._trained.factors.values() for t in f)):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def parameter_groups(network: Hypernetwork, config: HypernetworkTrainingConfig) -> list[dict[str, Any]]:
@@ -306,7 +289,9 @@ def parameter_groups(network: Hypernetwork, config: HypernetworkTrainingConfig) 
     return groups
 
 
-def _inner(left: LoRA, right: LoRA, name: str) -> Tensor:
-    """<B A, B' A'> of two delta weights, as the trace of two small products."""
-    f, g = left.factors[name], right.factors[name]
-    return left.scaling * right.scaling * ((f.b.T @ g.b) * (f.a @ g.a.T)).sum()
+def _squared(adapters: BatchedLoRA) -> Tensor:
+    """Sum of ||scaling B A||^2 over modules and adapters, as the trace of two small products."""
+    total = torch.zeros((), device=next(iter(adapters.factors.values())).a.device)
+    for a, b in adapters.factors.values():
+        total = total + ((b.transpose(1, 2) @ b) * (a @ a.transpose(1, 2))).sum()
+    return adapters.scaling**2 * total

@@ -1,16 +1,16 @@
-"""The optimisation loop that every training here shares: resumable, logged, deterministic, on any number of processes.
+"""The optimisation loop that every training here shares: resumable, logged, deterministic, on many processes.
 
-A run is a pure function of its configuration and data: batches, dropout and noise are drawn from (seed, step,
-process), so a run that was killed and resumed ends with the same bits as one that was not. Gradients of several
-processes are averaged by `accelerate`. Knows nothing of adapters or tasks: an objective gives it parameters and
-losses.
+A run is a pure function of its configuration and data: batches, dropout and noise are drawn from the seed and
+the number of the forward pass, so a run that was killed and resumed ends with the same bits as one that was
+not, and two processes see what one sees with twice the accumulation. Gradients of several processes are
+averaged by `accelerate`. Knows nothing of adapters or tasks: an objective gives it parameters and losses.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,17 +22,13 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from shoal.config import LoraTrainingConfig
-from shoal.errors import ShoalError, UsageError
-from shoal.files import read_json, read_tensors, write_directory, write_file
-
-log = logging.getLogger(__name__)
-
-STATE_FILE, TENSORS_FILE, LOG_FILE = "state.json", "state.safetensors", "log.jsonl"
+from shoal.errors import ShoalError
+from shoal.training.run_folder import Progress, RunLog, load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -88,16 +84,6 @@ class Interrupted(ShoalError):
     """The run was stopped by Ctrl-C after a whole step, and its checkpoint is written."""
 
 
-@dataclass
-class _Progress:
-    """Everything of a run that is neither a parameter nor the optimiser's."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-
-
 def run(
     objective: Objective,
     config: LoraTrainingConfig,
@@ -111,54 +97,65 @@ def run(
     Args:
         objective: parameters and losses.
         config: optimisation settings.
-        folder: of this run: checkpoint, JSONL log and TensorBoard events.
+        folder: of this run: checkpoint, JSONL log and TensorBoard events; shared by all processes.
         monitor: numbers to log at every checkpoint, for example the loss on held-out tasks.
         show_progress: draw a progress bar on standard error.
 
     Raises:
         UsageError: the folder holds another run's checkpoint.
-        Interrupted: Ctrl-C; calling again resumes.
+        Interrupted: Ctrl-C; calling again resumes. A second Ctrl-C stops at once, without a checkpoint.
         ShoalError: a loss is not finite, or a file cannot be written.
     """
-    accelerator = Accelerator(cpu=next(objective.module.parameters()).device.type == "cpu")
+    device = next(objective.module.parameters()).device
+    accelerator = Accelerator(cpu=device.type == "cpu")
     optimizer = torch.optim.AdamW(objective.parameter_groups(), weight_decay=config.weight_decay)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     identity = _identity(objective, config, accelerator.num_processes)
-    progress = _resume(folder / "checkpoint", objective.module, optimizer, identity)
+    progress = load_checkpoint(folder / "checkpoint", objective.module, optimizer, identity)
+    _start_together(objective.module, progress, accelerator)
     main = accelerator.is_main_process
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng())
-        stopping = stack.enter_context(_finish_step_on_ctrl_c())
-        writer = stack.enter_context(_Log(folder, progress.step)) if main else None
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.callback(objective.module.eval)
+        interrupts = stack.enter_context(_noted_interrupts())
+        log = stack.enter_context(RunLog(folder, progress.step)) if main else None
+        hidden = not (show_progress and main)
         bar = stack.enter_context(
-            tqdm(total=config.steps, initial=progress.step, unit="step", disable=not (show_progress and main))
+            tqdm(total=config.steps, initial=progress.step, unit="step", disable=hidden)
         )
         objective.module.train()
         while progress.step < config.steps:
-            metrics = _step(objective, optimizer, config, accelerator, progress)
+            metrics, stopping = _step(objective, optimizer, config, accelerator, progress, interrupts)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
-            due = (
-                progress.step % config.checkpoint_every == 0
-                or progress.step == config.steps
-                or bool(stopping)
-            )
-            if due and monitor and not stopping:
-                objective.module.eval()
-                metrics |= monitor()
-                objective.module.train()
-            if writer:
-                writer.write(progress.step, metrics)
-            if due and main:
-                _save(folder / "checkpoint", objective.module, optimizer, identity, progress)
+            due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
+            if log is not None:
+                if due and monitor and not stopping:
+                    metrics |= _monitored(monitor, objective.module)
+                log.write(progress.step, metrics)
+                if due or stopping:
+                    save_checkpoint(folder / "checkpoint", objective.module, optimizer, identity, progress)
             if stopping:
+                accelerator.wait_for_everyone()
                 raise Interrupted(
                     f"interrupted after step {progress.step} of {config.steps}; run again to resume {folder}"
                 )
-        objective.module.eval()
+    accelerator.wait_for_everyone()
     tail = progress.losses[-max(1, config.steps // 10) :]
     return RunSummary(progress.step, progress.tokens, progress.seconds, sum(tail) / len(tail))
+
+
+def _start_together(module: nn.Module, progress: Progress, accelerator: Accelerator) -> None:
+    """Give every process the first one's parameters, and refuse processes that are at different steps."""
+    if accelerator.num_processes == 1:
+        return
+    steps = accelerator.gather(torch.tensor([progress.step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise ShoalError(f"the processes resume at steps {steps}; put the run's folder where all can read it")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(broadcast(parameter.detach().clone()))
 
 
 def _step(
@@ -166,32 +163,27 @@ def _step(
     optimizer: torch.optim.Optimizer,
     config: LoraTrainingConfig,
     accelerator: Accelerator,
-    progress: _Progress,
-) -> dict[str, float]:
+    progress: Progress,
+    interrupts: list[int],
+) -> tuple[dict[str, float], bool]:
+    """One optimiser step: (numbers for the log, whether any process was interrupted)."""
     started = time.perf_counter()
-    world, rank = accelerator.num_processes, accelerator.process_index
-    torch.manual_seed(_seed(config.seed, progress.step, rank))
-    share = 1 / config.accumulation
-    total, tokens, metrics = 0.0, 0, dict[str, float]()
-    for part in range(config.accumulation):
-        result = objective.loss((progress.step * config.accumulation + part) * world + rank)
-        (result.loss * share).backward()
-        total += float(result.loss.detach()) * share
-        tokens += result.tokens
-        for name, value in result.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + value * share
+    numbers = _accumulate(objective, config, accelerator, progress.step)
+    numbers["interrupts"] = len(interrupts)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if world > 1:
+    if accelerator.num_processes > 1:
         for p in parameters:
             p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="mean")
-        totals = accelerator.reduce(
-            torch.tensor([total / world, tokens], dtype=torch.float64), reduction="sum"
-        )
-        total, tokens = float(totals[0]), int(totals[1])
+        values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=accelerator.device)
+        summed = accelerator.reduce(values, reduction="sum").tolist()
+        numbers = dict(zip(numbers, summed, strict=True))
+    tokens, stopping = int(numbers.pop("tokens")), numbers.pop("interrupts") > 0
+    metrics = {name: value / accelerator.num_processes for name, value in numbers.items()}
     norm = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
-    if not (torch.isfinite(torch.tensor([total, norm])).all()):
+    if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
         raise ShoalError(
-            f"loss {total} or gradient norm {norm} is not finite at step {progress.step + 1}; lower learning_rate"
+            f"loss {metrics['loss']} or gradient norm {norm} of step {progress.step + 1} is not finite; "
+            f"lower learning_rate (now {config.learning_rate:g}), or check the data"
         )
     factor = schedule(progress.step, config.steps, config.warmup)
     for group in optimizer.param_groups:
@@ -202,18 +194,38 @@ def _step(
     progress.step += 1
     progress.tokens += tokens
     progress.seconds += seconds
-    progress.losses.append(total)
-    return {
-        "loss": total,
-        "gradient_norm": norm,
-        "rate": factor,
-        "tokens_per_second": tokens / seconds,
-        **metrics,
-    }
+    progress.losses.append(metrics["loss"])
+    speed = {"gradient_norm": norm, "rate": factor, "tokens_per_second": tokens / seconds}
+    return {"loss": metrics.pop("loss"), **speed, **metrics}, stopping
+
+
+def _accumulate(
+    objective: Objective, config: LoraTrainingConfig, accelerator: Accelerator, step: int
+) -> dict[str, float]:
+    """Add this process's gradients of one step: loss and further metrics as means, tokens as a sum."""
+    numbers = {"loss": 0.0, "tokens": 0.0}
+    for part in range(config.accumulation):
+        forward_pass = step * config.accumulation + part
+        forward_pass = forward_pass * accelerator.num_processes + accelerator.process_index
+        torch.manual_seed(_seed(config.seed, forward_pass))
+        result = objective.loss(forward_pass)
+        (result.loss / config.accumulation).backward()
+        numbers["tokens"] += result.tokens
+        for name, value in {"loss": float(result.loss.detach()), **result.metrics}.items():
+            numbers[name] = numbers.get(name, 0.0) + value / config.accumulation
+    return numbers
+
+
+def _monitored(monitor: Callable[[], Mapping[str, float]], module: nn.Module) -> Mapping[str, float]:
+    module.eval()
+    try:
+        return monitor()
+    finally:
+        module.train()
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak learning rate at a step: linear from 0 over the warm-up's share of the steps, then linear to 0."""
+    """Share of the peak learning rate at a step: linear from 0 over the warm-up's steps, then linear to 0."""
     rising = max(1, round(steps * warmup))
     if step < rising:
         return (step + 1) / rising
@@ -225,101 +237,21 @@ def _seed(*parts: int) -> int:
 
 
 def _identity(objective: Objective, config: LoraTrainingConfig, processes: int) -> dict[str, Any]:
-    ignored = {"checkpoint_every"}
-    return {
-        "config": json.loads(config.model_dump_json(exclude=ignored)),
-        "data": objective.fingerprint(),
-        "processes": processes,
-    }
-
-
-def _save(
-    folder: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    identity: Mapping[str, Any],
-    progress: _Progress,
-) -> None:
-    tensors = {f"parameter.{name}": p.detach().contiguous() for name, p in module.named_parameters()}
-    for name, p in module.named_parameters():
-        for key, value in optimizer.state.get(p, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value.contiguous()
-    state = {"identity": dict(identity), "progress": vars(progress)}
-
-    def write(temporary: Path) -> None:
-        save_file(tensors, temporary / TENSORS_FILE)
-        (temporary / STATE_FILE).write_text(json.dumps(state))
-
-    write_directory(folder, write)
-
-
-def _resume(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
-) -> _Progress:
-    if not (folder / STATE_FILE).is_file():
-        return _Progress()
-    state = read_json(folder / STATE_FILE)
-    if state.get("identity") != identity:
-        raise UsageError(
-            f"{folder} is the checkpoint of another run (config, data or processes differ); use a new folder"
-        )
-    tensors = read_tensors(folder / TENSORS_FILE)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            p.copy_(tensors[f"parameter.{name}"])
-            keys = {
-                key.split(".")[1]
-                for key in tensors
-                if key.startswith("optimizer.") and key.endswith(f".{name}")
-            }
-            restored = {
-                key: tensors[f"optimizer.{key}.{name}"]
-                for key in keys
-                if f"optimizer.{key}.{name}" in tensors
-            }
-            if restored:
-                optimizer.state[p] = {k: t if k == "step" else t.to(p.device) for k, t in restored.items()}
-    progress = _Progress(**state["progress"])
-    log.info("resumed %s at step %d", folder, progress.step)
-    return progress
-
-
-class _Log:
-    """One JSON line a step in `log.jsonl`, and the same numbers for TensorBoard."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / LOG_FILE
-        kept = self._path.read_text().splitlines()[:step] if self._path.exists() else []
-        write_file(
-            self._path, "".join(line + "\n" for line in kept)
-        )  # rows after the checkpoint happen again
-        self._file = self._path.open("a")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        row = {"step": step, **{name: round(value, 6) for name, value in metrics.items()}}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._events.close()
+    settings = json.loads(config.model_dump_json(exclude={"checkpoint_every"}))
+    return {"config": settings, "data": objective.fingerprint(), "processes": processes}
 
 
 @contextmanager
-def _finish_step_on_ctrl_c() -> Iterator[list[int]]:
-    """A list that Ctrl-C makes true, so that the step under way ends whole; outside the main thread it stays empty."""
+def _noted_interrupts() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C makes true, so that the step under way ends whole.
+
+    A second Ctrl-C is a KeyboardInterrupt as always. Outside the main thread the list stays empty.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
         received.append(number)
 
     try:

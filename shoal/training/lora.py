@@ -1,11 +1,14 @@
-"""Training one LoRA: on one task (the classic baseline, and the oracle of evaluations) or on many (multi-task LoRA).
+"""Training one LoRA: on one task (the baseline, and the oracle of evaluations) or on many (multi-task LoRA).
 
 Knows one adapter and a corpus; nothing of descriptions or hypernetworks.
+
+Source: Hu et al., arXiv 2106.09685, section 4.1.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +20,8 @@ from torch import nn
 from shoal.backbone import Backbone
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
-from shoal.forward import answer_losses, pad_sequences
-from shoal.lora import LoRA, LoraFactors, TargetModule, attach
+from shoal.forward import adapted, answer_losses, pad_sequences
+from shoal.lora import LoRA, LoraFactors, TargetModule
 from shoal.tasks import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run
@@ -57,17 +60,21 @@ def train_lora(
 
     Raises:
         LeakageError: a held-out task, or a `test` example, is among the training examples.
-        UsageError: no tasks, a rank that does not fit, or a folder of another run.
+        UsageError: no tasks or targets, a rank or `start` that does not fit, or a folder of another run.
         Interrupted: Ctrl-C, after the checkpoint is written.
     """
     if not tasks:
         raise UsageError("training needs at least one task, got none")
+    if not targets:
+        raise UsageError(
+            "training a LoRA needs at least one target module, got none; see BackboneShape.select"
+        )
     check_no_leakage(tasks, held_out)
     generator = torch.Generator().manual_seed(config.seed)
     lora = start or LoRA.identity(targets, rank, alpha, generator=generator)
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
     objective = LoraObjective(backbone, corpus, targets, lora, config)
-    with set_for_training(backbone, gradient_checkpointing=config.gradient_checkpointing):
+    with set_for_training(backbone):
         summary = run(objective, config, folder, show_progress=show_progress)
     return objective.lora(), summary
 
@@ -83,7 +90,17 @@ class LoraObjective:
         lora: LoRA,
         config: LoraTrainingConfig,
     ) -> None:
-        """Start from `lora`; its factors are copied to the backbone's device in float32."""
+        """Start from `lora`; its factors are copied to the backbone's device in float32.
+
+        Raises:
+            UsageError: `lora` adapts other modules than `targets`.
+        """
+        if lora.factors.keys() != {t.name for t in targets}:
+            raise UsageError(
+                f"the LoRA to start from adapts {len(lora.factors)} modules, not the {len(targets)} targets; "
+                "choose the layers and modules that it was trained with"
+            )
+        self._start = _hash_of(lora)
         self._backbone, self._corpus, self._config, self._alpha = backbone, corpus, config, lora.alpha
         self._names = [t.name for t in targets]
         self._order = BatchOrder(corpus, config.batch_size, config.seed)
@@ -104,7 +121,7 @@ class LoraObjective:
         pairs = [(e.prompt, e.completion) for e in examples]
         batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
         hidden = self._prefix.hidden(examples, batch)
-        with attach(self._backbone.model, self._current()):
+        with adapted(self._backbone, self._current(), recompute=self._config.gradient_checkpointing):
             losses = answer_losses(
                 self._backbone,
                 batch,
@@ -115,8 +132,8 @@ class LoraObjective:
         return StepLoss(losses.mean(), batch.tokens)
 
     def fingerprint(self) -> str:
-        """Names base model, modules, shapes and data."""
-        return fingerprint(self._backbone, self._corpus, self._names, [tuple(p.shape) for p in self.module])
+        """Names base model, data and the adapter at the start."""
+        return fingerprint(self._backbone, self._corpus, self._names, self._start)
 
     def lora(self) -> LoRA:
         """The adapter as it stands, float32 on the CPU."""
@@ -132,35 +149,35 @@ class LoraObjective:
 
 
 @contextmanager
-def set_for_training(backbone: Backbone, *, gradient_checkpointing: bool) -> Iterator[None]:
+def set_for_training(backbone: Backbone) -> Iterator[None]:
     """Put a frozen model into its fastest state for training adapters, and back.
 
-    On a CPU the plain attention product is used: its backward pass takes a tenth of the fused kernel's time at the
-    lengths of requests. Gradient checkpointing recomputes activations with the adapters that were attached.
+    On a CPU the plain attention product is used: its backward pass takes a tenth of the fused kernel's time
+    at the lengths of requests.
     """
-    model = backbone.model
-    attention = model.config._attn_implementation
+    attention = backbone.model.config._attn_implementation
     if backbone.device.type == "cpu":
-        model.set_attn_implementation("eager")
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # checkpointing is only active in training mode; the frozen model's own dropout stays off
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.eval()
+        backbone.model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        if gradient_checkpointing:
-            model.gradient_checkpointing_disable()
-            model.eval()
-        model.set_attn_implementation(attention)
+        backbone.model.set_attn_implementation(attention)
 
 
 def fingerprint(backbone: Backbone, corpus: Corpus, *more: object) -> str:
-    """A hash of the base model, every training example and whatever else must not change between sittings."""
+    """A hash of base model, training examples and whatever else must not change between sittings."""
     digest = hashlib.sha256(repr((backbone.shape.base_model, str(backbone.dtype), more)).encode())
     for examples in corpus.examples:
         for e in examples:
-            digest.update(repr((e.task, e.prompt, e.completion)).encode())
+            for ids in ((e.task, len(e.prompt)), e.prompt, e.completion):
+                digest.update(array("q", ids).tobytes())
+    return digest.hexdigest()
+
+
+def _hash_of(lora: LoRA) -> str:
+    digest = hashlib.sha256(repr(lora.alpha).encode())
+    for name, factors in lora.factors.items():
+        for factor in factors:
+            digest.update(repr((name, tuple(factor.shape))).encode())
+            digest.update(factor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

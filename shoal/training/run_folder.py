@@ -1,0 +1,176 @@
+"""What a run leaves in its folder: a checkpoint that is whole or absent, and logs with one row a step.
+
+The checkpoint holds parameters and AdamW's state as safetensors, and how far the run is as JSON; `log.jsonl`
+and TensorBoard's events hold the same numbers. Knows nothing of what is optimised, or of when to write.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shoal.errors import ShoalError, UsageError
+from shoal.files import read_directory, read_json, read_tensors, write_directory, write_file
+
+log = logging.getLogger(__name__)
+
+STATE_FILE, TENSORS_FILE, LOG_FILE = "state.json", "state.safetensors", "log.jsonl"
+
+
+@dataclass
+class Progress:
+    """How far a run is, over all sittings.
+
+    Attributes:
+        step: optimiser steps done.
+        tokens: real tokens that they read, in all processes.
+        seconds: time that they took.
+        losses: mean loss of every step, nats a token where the objective is a language model's.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+def save_checkpoint(
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """Write everything that resuming needs; whole or not at all.
+
+    Raises:
+        ShoalError: the disk is full or the folder cannot be written.
+    """
+    tensors = {}
+    for name, parameter in module.named_parameters():
+        tensors[f"parameter.{name}"] = parameter.detach().contiguous()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value.contiguous()
+    state = {"identity": dict(identity), "progress": vars(progress)}
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary / TENSORS_FILE)
+        (temporary / STATE_FILE).write_text(json.dumps(state), "utf-8")
+
+    write_directory(folder, write)
+
+
+def load_checkpoint(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
+) -> Progress:
+    """Put parameters and optimiser where a checkpoint left them; without one, the run is at its start.
+
+    Raises:
+        UsageError: it is the checkpoint of another run.
+        ShoalError: it is damaged.
+    """
+    if not folder.exists():
+        return Progress()
+    state = read_directory(folder, lambda place: read_json(place / STATE_FILE))
+    differing = _differences(state.get("identity"), identity)
+    if differing:
+        raise UsageError(
+            f"{folder} is the checkpoint of another run, with other {', '.join(differing)}; use a new folder"
+        )
+    try:
+        progress = Progress(**state["progress"])
+        tensors = read_directory(folder, lambda place: read_tensors(place / TENSORS_FILE))
+        _restore(module, optimizer, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShoalError(f"{folder} is damaged ({error}); delete it to start over") from None
+    log.info("resumed %s at step %d", folder, progress.step)
+    return progress
+
+
+def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        if tensors[f"parameter.{name}"].shape != parameter.shape:
+            raise ValueError(f"{name} has another shape")
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(tensors[f"parameter.{name}"])
+            if f"optimizer.step.{name}" in tensors:  # a parameter that is not trained has no state
+                # AdamW counts its steps on the CPU and keeps its moments beside the parameter.
+                optimizer.state[parameter] = {
+                    "step": tensors[f"optimizer.step.{name}"],
+                    "exp_avg": tensors[f"optimizer.exp_avg.{name}"].to(parameter.device),
+                    "exp_avg_sq": tensors[f"optimizer.exp_avg_sq.{name}"].to(parameter.device),
+                }
+
+
+def _differences(saved: Any, wanted: Mapping[str, Any]) -> list[str]:
+    """What the checkpoint's run has otherwise: names of settings, `data` or `processes`."""
+    saved = saved if isinstance(saved, dict) else {}
+    config = saved.get("config") or {}
+    names = {*config, *wanted["config"]}
+    settings = [n for n in sorted(names) if config.get(n) != wanted["config"].get(n)]
+    return settings + [n for n in ("data", "processes") if saved.get(n) != wanted[n]]
+
+
+class RunLog:
+    """One JSON line a step in `log.jsonl`, and the same numbers for TensorBoard; a context manager."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Open the logs of a run that is at `step`; rows after it will be written again.
+
+        Raises:
+            ShoalError: the folder cannot be written.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # costs a second, which other processes do without
+
+        self._path = folder / LOG_FILE
+        with _failures_named(self._path):
+            kept = self._path.read_text("utf-8").splitlines()[:step] if self._path.exists() else []
+            write_file(self._path, "".join(line + "\n" for line in kept))
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._file = self._path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the row of a step.
+
+        Raises:
+            ShoalError: the disk is full.
+        """
+        row = {"step": step, **{name: round(value, 6) for name, value in metrics.items()}}
+        with _failures_named(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, step)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            with _failures_named(self._path):
+                self._file.close()
+                self._events.close()
+        except ShoalError:
+            if kind is None:  # else the reason is on its way already
+                raise
+
+
+@contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ShoalError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder, "
+            "then run again to resume"
+        ) from error

@@ -1,0 +1,52 @@
+"""The steering margin while a hypernetwork trains: does an unseen task's own description beat another one's?
+
+Knows a hypernetwork, a backbone and held-out tasks; nothing of how the network is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from shoal.backbone import Backbone
+from shoal.forward import adapted, answer_losses, pad_sequences
+from shoal.hypernetwork import Hypernetwork
+from shoal.lora import LoRA
+from shoal.training.batches import Corpus
+
+
+class SteeringMonitor:
+    """Loss on held-out tasks under their own and under another task's description."""
+
+    def __init__(
+        self,
+        network: Hypernetwork,
+        backbone: Backbone,
+        corpus: Corpus,
+        descriptions: Sequence[Tensor],
+        size: int,
+    ) -> None:
+        """Takes the first `size` examples of every task, and its first description."""
+        self._network, self._backbone, self._size = network, backbone, size
+        self._corpus = corpus
+        self._descriptions = torch.stack([d[0] for d in descriptions]).to(backbone.device)
+
+    @torch.no_grad()
+    def __call__(self) -> Mapping[str, float]:
+        """`unseen_loss` in nats a token, mean over tasks, and `unseen_margin`, wrong minus right."""
+        emitted = self._network(self._descriptions)
+        count = len(self._corpus.tasks)
+        right = sum(self._loss(task, emitted.row(task)) for task in range(count)) / count
+        if count == 1:
+            return {"unseen_loss": right}
+        others = ((task, (task + count // 2) % count) for task in range(count))
+        wrong = sum(self._loss(task, emitted.row(other)) for task, other in others) / count
+        return {"unseen_loss": right, "unseen_margin": wrong - right}
+
+    def _loss(self, task: int, adapter: LoRA) -> float:
+        pairs = [(e.prompt, e.completion) for e in self._corpus.examples[task][: self._size]]
+        batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
+        with adapted(self._backbone, adapter):
+            return float(answer_losses(self._backbone, batch).mean())

@@ -1,0 +1,604 @@
+"""The command line: one schema for flags and YAML, whole results, one line and exit code for mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from shoal.adapter_store import load_adapter, save_adapter
+from shoal.apps import cli
+from shoal.apps.settings import command
+from shoal.backbone import DEFAULT_MODEL, load_shape
+from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
+from shoal.hypernetwork_store import load_hypernetwork
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ("apple", "banana", "cherry", "dates", "elder", "figs", "grape", "honey", "iris")
+RULES: dict[str, Callable[[str], str]] = {
+    "upper": str.upper,
+    "reverse": lambda word: word[::-1],
+    "first": lambda word: word[0],
+    "last": lambda word: word[-1],
+}
+DESCRIPTION = "Write the given word in capital letters."
+SMALL = ("--adapter-rank", "2", "--adapter-alpha", "4", "--num-layers-to-adapt", "none")
+QUICK = ("--steps", "2", "--batch-size", "2", "--target-modules", "q_proj,v_proj", *SMALL)
+QUICK_NETWORK = (*QUICK, "--skill-embeddings-dim", "8", "--hyper-network-size", "16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def record(self) -> dict:
+        """What `--json` printed."""
+        return json.loads(self.out)
+
+
+class HashEncoder:
+    """Stands for the task encoder: an embedding from a hash of the text."""
+
+    dim, name = 384, "hash"
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        rows = []
+        for text in texts:
+            seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+            rows.append(torch.randn(self.dim, generator=torch.Generator().manual_seed(seed)))
+        return torch.stack(rows)
+
+
+class NoSkills:
+    """Stands for skill detection."""
+
+    def __init__(self, encoder: object = None) -> None:
+        self.names = ("debugging",)
+
+    def detect(self, text: str) -> object:
+        return self.detect_many([text])[0]
+
+    def detect_many(self, texts: Sequence[str]) -> list:
+        @dataclasses.dataclass
+        class Found:
+            skills: tuple[str, ...] = ("debugging",)
+            weights: dict[str, float] = dataclasses.field(default_factory=lambda: {"debugging": 1.0})
+
+        return [Found() for _ in texts]
+
+
+Shoal = Callable[..., Ended]
+
+
+@pytest.fixture
+def shoal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shoal:
+    """Runs `shoal` in this process, with stand-ins for the task encoder and for skill detection."""
+    for module in ("shoal.text_to_lora", "shoal.recipes"):
+        monkeypatch.setattr(f"{module}.TaskEncoder", HashEncoder)
+    monkeypatch.setattr("shoal.text_to_lora.SkillDetector", NoSkills)
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks to train on, two to hold out."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "tasks").mkdir()
+    for name, rule in RULES.items():
+        examples = [{"input": word, "outputs": [rule(word)]} for word in WORDS]
+        task = {
+            "name": name,
+            "category": "words",
+            "source": ["this test"],
+            "license": ["MIT"],
+            "definition": f"Apply the rule {name} to the word.",
+            "descriptions": [f"Apply the rule {name} to the word.", f"Answer with the {name} of the input."],
+            "train": examples[:6],
+            "test": examples[6:],
+        }
+        (folder / "tasks" / f"{name}.json").write_text(json.dumps(task))
+    split = {"train": ["upper", "reverse"], "validation": ["first", "last"]}
+    (folder / "splits.json").write_text(json.dumps(split))
+    lines = [json.dumps({"input": word, "output": word.upper()}) for word in WORDS]
+    (folder / "capitals.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def assert_one_line(ended: Ended, code: int, *parts: str) -> None:
+    assert ended.code == code, ended.err
+    assert ended.out == ""
+    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
+    for part in parts:
+        assert part in ended.err
+
+
+def untouched(folder: Path, names: set[str]) -> bool:
+    return {path.name for path in folder.iterdir()} == names
+
+
+# Flags and files
+
+
+@pytest.mark.parametrize(
+    ("path", "models"),
+    [
+        ("train lora", [LoraTrainingConfig]),
+        ("train multi-task", [LoraTrainingConfig]),
+        ("train text-to-lora", [HypernetworkTrainingConfig, TextToLoRAConfig]),
+    ],
+)
+def test_every_setting_is_a_flag_with_its_help(shoal: Shoal, path: str, models: list) -> None:
+    printed = " ".join(shoal(*path.split(), "--help").out.split())
+    for model in models:
+        for name, info in model.model_fields.items():
+            if name == "describe" and "text-to-lora" in path:
+                continue
+            assert f"--{name.replace('_', '-')} " in printed, name
+            assert " ".join(info.description.split()) in printed, name
+
+
+def test_help_is_quick() -> None:
+    code = "import sys; sys.argv = ['shoal', 'train', 'lora', '--help']\nfrom shoal.apps.cli import main\n"
+    code += "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[LoraTrainingConfig, TextToLoRAConfig]:
+    """What a command receives from a command line."""
+    import typer
+
+    received = []
+
+    def function(training: LoraTrainingConfig, sizes: TextToLoRAConfig) -> cli.Output:
+        received.append((training, sizes))
+        return cli.Output({}, "")
+
+    function.__annotations__ = {
+        "training": LoraTrainingConfig,
+        "sizes": TextToLoRAConfig,
+        "return": cli.Output,
+    }
+    app = typer.Typer()
+    app.command()(command(function))
+    app(list(arguments), standalone_mode=False)
+    return received[0]
+
+
+def test_flags_and_file_say_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        "steps: 7\nlearning_rate: 1e-3\nnum-layers-to-adapt: none\ntarget_modules: [q_proj, v_proj]\n"
+        "offset: false"
+    )
+    flags = (
+        "--steps 7 --learning-rate 1e-3 --num-layers-to-adapt none --target-modules q_proj,v_proj --no-offset"
+    )
+    from_file, from_flags = (
+        parsed(monkeypatch, "--config", str(file)),
+        parsed(monkeypatch, *flags.split()),
+    )
+    assert from_file == from_flags
+    assert from_flags[1].num_layers_to_adapt is None and from_flags[1].offset is False
+    assert from_flags[1].model_fields_set == {"num_layers_to_adapt", "target_modules", "offset"}
+
+
+def test_flags_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("steps: 7\nbatch_size: 4\n")
+    training, _ = parsed(monkeypatch, "--config", str(file), "--steps", "9")
+    assert (training.steps, training.batch_size) == (9, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("stepz: 3", "did you mean steps?"),
+        ("- steps", "name: value"),
+        ("steps: [", "not valid YAML"),
+        ("steps: many", "steps many"),
+        ("steps: 0", "greater than or equal to 1"),
+        (b"\xff", "not valid YAML"),
+    ],
+)
+def test_mistakes_in_a_file(shoal: Shoal, tmp_path: Path, content: str | bytes, says: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    ended = shoal("train", "lora", "--config", file, "--tasks", "x", "--out", tmp_path / "out")
+    assert_one_line(ended, 2, says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "Usage"),
+        ("train", "Usage"),
+        ("nonsense", "nonsense"),
+        ("generate", "description"),
+        ("generate x --nonsense", "--nonsense"),
+        ("train lora", "--tasks is missing"),
+        ("train lora --config missing.yaml", "missing.yaml"),
+        ("train lora --tasks x --out y --steps 0", "--steps 0"),
+        ("train lora --tasks x --out y --learning-rate fast", "--learning-rate fast"),
+        ("train text-to-lora --tasks x --out y --head Z", "'L', 'M', 'S' or 'mixture'"),
+        ("train text-to-lora --tasks x --out y --objective guess", "--objective guess"),
+        ("evaluate --tasks x --adapter mine", "NAME=DIR"),
+        ("ask x --max-new-tokens -1", "--max-new-tokens -1"),
+        ("ask x --dtype int4", "float32, bfloat16, float16"),
+        ("ask x --device toaster", "toaster"),
+        ("ask x --describe y --adapter z", "one of them"),
+    ],
+)
+def test_mistakes_in_flags(shoal: Shoal, arguments: str, says: str) -> None:
+    ended = shoal(*arguments.split())
+    assert ended.code == 2 and ended.out == ""
+    assert says in ended.err and "Traceback" not in ended.err
+    if says != "Usage":
+        assert_one_line(ended, 2)
+
+
+def test_the_recipes_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shoal.apps.training import Steering
+
+    schema = {
+        *HypernetworkTrainingConfig.model_fields,
+        *TextToLoRAConfig.model_fields,
+        *Steering.model_fields,
+    }
+    for name in ("multi_task.yaml", "text_to_lora.yaml"):
+        recipe = yaml.safe_load((ROOT / "configs" / name).read_text())
+        assert recipe.keys() <= schema
+        assert recipe["num_layers_to_adapt"] == "none" and recipe["target_modules"] == ["q_proj", "v_proj"]
+
+
+# What the commands do
+
+
+@pytest.fixture
+def multi_task(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "multi-task"
+    ended = shoal("train", "multi-task", "--base", tiny_llama, "--tasks", data, "--out", out, *QUICK)
+    assert ended.code == 0, ended.err
+    return out
+
+
+@pytest.fixture
+def hypernetwork(shoal: Shoal, multi_task: Path, tiny_llama: Path, data: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "hypernetwork"
+    where = ("--base", tiny_llama, "--tasks", data, "--start", multi_task, "--out", out)
+    ended = shoal("train", "text-to-lora", *where, *QUICK_NETWORK, "--max-descriptions", 1, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.record["steps"] == 2 and ended.record["tasks"] == 2
+    return out
+
+
+def test_train_lora_on_one_task(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lora"
+    arguments = (
+        "train",
+        "lora",
+        "--base",
+        tiny_llama,
+        "--tasks",
+        data / "tasks" / "first.json",
+        "--out",
+        out,
+    )
+    ended = shoal(*arguments, *QUICK, "--seed", 3)
+    assert ended.code == 0 and "2 steps" in ended.out, ended.err
+    stored = load_adapter(out)
+    assert stored.base_model == str(tiny_llama) and stored.lora.rank == 2
+    card = stored.card
+    assert card is not None and card.trained and card.seed == 3
+    assert card.scores["training steps"] == 2
+    assert {"training tokens", "training seconds", "training loss"} <= card.scores.keys()
+    assert (tmp_path / "lora.run" / "checkpoint").is_dir()
+    again = shoal(*arguments, *QUICK, "--seed", 3, "--json").record
+    assert again["final_loss"] == card.scores["training loss"]  # nothing was left to train
+
+
+def test_train_lora_needs_one_task(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    where = ("train", "lora", "--base", tiny_llama, "--out", tmp_path / "lora", *QUICK)
+    assert_one_line(shoal(*where, "--tasks", data), 2, "4 tasks", "--task")
+    assert_one_line(shoal(*where, "--tasks", data, "--task", "nobody"), 2, "nobody")
+    assert_one_line(shoal(*where, "--tasks", data / "capitals.jsonl"), 2, "--definition")
+    assert shoal(*where, "--tasks", data, "--task", "last").code == 0
+    other = ("train", "lora", "--base", tiny_llama, "--out", tmp_path / "jsonl", *QUICK)
+    ended = shoal(*other, "--tasks", data / "capitals.jsonl", "--definition", "Write it in capitals.")
+    assert ended.code == 0, ended.err
+
+
+def test_train_multi_task_on_the_training_split(multi_task: Path) -> None:
+    card = load_adapter(multi_task).card
+    assert card is not None and card.trained and card.notes == ("Trained on 2 tasks.",)
+
+
+def test_train_text_to_lora_records_where_it_came_from(hypernetwork: Path) -> None:
+    checkpoint = load_hypernetwork(hypernetwork)
+    facts = checkpoint.provenance
+    assert checkpoint.trained and checkpoint.task_encoder == "hash"
+    assert facts["steps"] == 2 and facts["tokens"] > 0 and facts["tasks"] == 2 and facts["seed"] == 0
+    assert facts["config"]["batch_size"] == 2 and facts["max_descriptions"] == 1
+    assert facts["start"]["generator"] == "multi-task lora training"
+
+
+def test_train_by_reconstruction(
+    shoal: Shoal, multi_task: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    stored, shape = load_adapter(multi_task), load_shape(str(tiny_llama))
+    assert stored.card is not None
+    for name in ("upper", "reverse"):
+        save_adapter(tmp_path / "adapters" / name, stored.lora, shape=shape, card=stored.card)
+    out = tmp_path / "reconstructed"
+    arguments = ("train", "text-to-lora", "--base", tiny_llama, "--tasks", data, "--out", out, *QUICK_NETWORK)
+    arguments += ("--objective", "reconstruction")
+    assert_one_line(shoal(*arguments), 2, "--adapters")
+    ended = shoal(*arguments, "--adapters", tmp_path / "adapters")
+    assert ended.code == 0, ended.err
+    assert load_hypernetwork(out).provenance["config"]["objective"] == "reconstruction"
+
+
+def test_generate_then_ask(shoal: Shoal, hypernetwork: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    where = ("--base", tiny_llama, "--hypernetwork", hypernetwork)
+    out, gguf = tmp_path / "adapter", tmp_path / "adapter.gguf"
+    ended = shoal("generate", DESCRIPTION, *where, "--out", out, "--gguf", gguf, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.record["hypernetwork"]["trained"] and ended.record["skills"] == {"debugging": 1.0}
+    assert ended.record["written"] == {"gguf": str(gguf), "out": str(out)} and gguf.is_file()
+    shown = shoal("generate", DESCRIPTION, *where).out
+    for part in (
+        DESCRIPTION,
+        "debugging (100%)",
+        "rank 2",
+        "6 modules in 3 layers",
+        "trained:      yes",
+        " ms",
+    ):
+        assert part in shown
+    asked = ("ask", "apple", "--max-new-tokens", 4, "--json")
+    told = shoal(*asked, *where, "--describe", DESCRIPTION)
+    kept = shoal(*asked, "--adapter", out)  # the adapter names its base model
+    assert told.code == kept.code == 0, told.err + kept.err
+    assert told.record["answer"] == kept.record["answer"]
+    assert kept.record["base_model"] == str(tiny_llama)
+
+
+def test_ask_reads_standard_input(shoal: Shoal, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("apple"))
+    ended = shoal("ask", "-", "--base", tiny_llama, "--max-new-tokens", 2, "--json")
+    assert ended.code == 0 and ended.record["request"] == "apple", ended.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    assert_one_line(shoal("ask", "-", "--base", tiny_llama), 2, "blank")
+
+
+def test_generate_says_how_to_train(shoal: Shoal, tiny_llama: Path, tmp_path: Path) -> None:
+    ended = shoal("generate", DESCRIPTION, "--base", tiny_llama, "--out", tmp_path / "a", *SMALL)
+    assert ended.code == 0
+    assert "trained:      no" in ended.out and "shoal train text-to-lora" in ended.out
+    card = load_adapter(tmp_path / "a").card
+    assert card is not None and not card.trained
+
+
+def test_evaluate(
+    shoal: Shoal, hypernetwork: Path, multi_task: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("rouge_score")
+    arguments = ["evaluate", "--base", tiny_llama, "--tasks", data, "--examples", 1, "--max-new-tokens", 2]
+    arguments += ["--adapter", f"mine={multi_task}", "--hypernetwork", hypernetwork, "--out", tmp_path / "r"]
+    ended = shoal(*arguments)
+    assert ended.code == 0, ended.err
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    names = [result["name"] for result in report["results"]]
+    assert names == [
+        "base",
+        "base + description",
+        "base + 3 examples",
+        "mine",
+        "Text-to-LoRA",
+        "Text-to-LoRA, another task's description",
+        "Text-to-LoRA, gibberish",
+        "Text-to-LoRA, no description",
+    ]
+    assert report["tasks"] == ["first", "last"] and "steering_margin" in report
+    table = (tmp_path / "r" / "report.md").read_text()
+    assert all(f"| {name} |" in table and f"| {name} |" in ended.out for name in names)
+
+
+def test_evaluate_without_a_hypernetwork(shoal: Shoal, tiny_llama: Path, data: Path) -> None:
+    pytest.importorskip("rouge_score")
+    task = data / "tasks" / "last.json"
+    ended = shoal(
+        "evaluate", "--base", tiny_llama, "--tasks", task, "--examples", 1, "--max-new-tokens", 2, "--json"
+    )
+    assert ended.code == 0 and len(ended.record["results"]) == 3, ended.err
+
+
+def test_models(shoal: Shoal) -> None:
+    record = shoal("models", "--json").record
+    assert record["default"]["alias"] == DEFAULT_MODEL
+    assert record["known_shapes"]["microsoft/DialoGPT-small"]["model_type"] == "gpt2"
+    assert "self_attn.q_proj" in record["roles"]["q_proj"]
+    assert DEFAULT_MODEL in shoal("models").out
+
+
+@pytest.mark.slow  # loads the task encoder
+def test_skills(shoal: Shoal) -> None:
+    assert len(shoal("skills", "--json").record["skills"]) == 10
+    found = shoal("skills", "Make this model excel at code generation and debugging", "--json").record
+    assert found["skills"] == ["code_generation", "debugging"]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("description", "says"),
+    [
+        ("", "description"),
+        ("a", "'a'"),
+        ("word " * 10_000, "512"),
+        ("Schreibe das gegebene Wort bitte immer ganz in Großbuchstaben auf.", "English"),
+    ],
+)
+def test_bad_descriptions(
+    shoal: Shoal, tiny_llama: Path, tmp_path: Path, description: str, says: str
+) -> None:
+    ended = shoal("generate", description, "--base", tiny_llama, "--out", tmp_path / "out", *SMALL)
+    assert_one_line(ended, 2, says)
+    assert untouched(tmp_path, set())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--adapter-rank", 0), "--adapter-rank 0"),
+        (("--adapter-rank", 4096), "4096"),
+        (("--target-modules", "nose_proj"), "nose_proj"),
+        (("--num-layers-to-adapt", 99), "99"),
+    ],
+)
+def test_bad_sizes(shoal: Shoal, tiny_llama: Path, tmp_path: Path, arguments: tuple, says: str) -> None:
+    sizes = ("--num-layers-to-adapt", "none", *arguments)
+    ended = shoal("generate", DESCRIPTION, "--base", tiny_llama, "--out", tmp_path / "out", *sizes)
+    assert_one_line(ended, 2, says)
+    assert untouched(tmp_path, set())
+
+
+def test_a_missing_model(shoal: Shoal, tmp_path: Path) -> None:
+    ended = shoal("ask", "apple", "--base", tmp_path / "nowhere")
+    assert_one_line(ended, 2, "nowhere")
+
+
+def test_a_half_downloaded_model(shoal: Shoal, tiny_llama: Path, tmp_path: Path) -> None:
+    for file in tiny_llama.iterdir():
+        content = file.read_bytes()
+        whole = file.suffix != ".safetensors"
+        (tmp_path / file.name).write_bytes(content if whole else content[: len(content) // 2])
+    assert_one_line(shoal("ask", "apple", "--base", tmp_path), 1)
+
+
+def test_a_truncated_hypernetwork(shoal: Shoal, hypernetwork: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    weights = hypernetwork / "hypernetwork.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    out = tmp_path / "out"
+    ended = shoal("generate", DESCRIPTION, "--base", tiny_llama, "--hypernetwork", hypernetwork, "--out", out)
+    assert_one_line(ended, 1, "hypernetwork.safetensors")
+    assert not out.exists()
+
+
+def test_a_hypernetwork_of_another_model(shoal: Shoal, hypernetwork: Path) -> None:
+    ended = shoal("generate", DESCRIPTION, "--base", "gpt2", "--hypernetwork", hypernetwork)
+    assert_one_line(ended, 2, "gpt2")
+
+
+def test_a_truncated_adapter(shoal: Shoal, multi_task: Path) -> None:
+    weights = multi_task / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert_one_line(shoal("ask", "apple", "--adapter", multi_task), 1, "adapter_model.safetensors")
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which nothing can be made, also by root."""
+    folder = tmp_path / "sealed"
+    if os.geteuid() == 0:
+        folder.write_text("a file, where a folder is needed")
+        yield folder
+    else:
+        folder.mkdir(mode=0o555)
+        yield folder
+        folder.chmod(0o755)
+
+
+def test_an_unwritable_place(
+    shoal: Shoal, unwritable: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    out = unwritable / "out"
+    assert_one_line(shoal("generate", DESCRIPTION, "--base", tiny_llama, "--out", out, *SMALL), 1, "sealed")
+    where = ("--base", tiny_llama, "--tasks", data, "--out", out)
+    assert_one_line(shoal("train", "multi-task", *where, *QUICK), 1, "sealed")
+    assert untouched(tmp_path, {"sealed"})
+
+
+def test_a_place_in_use_is_refused_before_training(
+    shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.txt").write_text("the only copy")
+    for kind, arguments in (("multi-task", QUICK), ("text-to-lora", QUICK_NETWORK)):
+        ended = shoal("train", kind, "--base", tiny_llama, "--tasks", data, "--out", out, *arguments)
+        assert_one_line(ended, 2, "thesis.txt")
+    assert untouched(tmp_path, {"mine"}) and untouched(out, {"thesis.txt"})
+
+
+def test_ctrl_c_anywhere_is_one_line(shoal: Shoal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shoal.text_to_lora.TextToLoRA", interrupted)
+    assert_one_line(shoal("generate", DESCRIPTION), 1, "interrupted")
+
+
+def test_ctrl_c_while_training(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "lora", tmp_path / "lora.run" / "log.jsonl"
+    arguments = ["train", "multi-task", "--base", tiny_llama, "--tasks", data, "--out", out, *SMALL]
+    arguments += ["--steps", 100_000, "--batch-size", 2]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "shoal.apps.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 300
+    while not (log.is_file() and log.read_text().count("\n") > 2):
+        assert running.poll() is None and time.monotonic() < deadline, running.communicate()[1]
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    printed, said = running.communicate(timeout=300)
+    assert_one_line(Ended(running.returncode, printed, said), 1, "interrupted after step", "resume")
+    assert not out.exists()
+    state = json.loads((log.parent / "checkpoint" / "state.json").read_text())
+    assert state["progress"]["step"] == log.read_text().count("\n")
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_the_default_model_from_a_shell(tmp_path: Path) -> None:
+    def run(*arguments: str) -> Ended:
+        command = [sys.executable, "-m", "shoal.apps.cli", *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    made = run("generate", "Decide whether a movie review is positive or negative.", "--out", "a", "--json")
+    assert made.code == 0 and made.record["written"] == {"out": "a"}, made.err
+    asked = run("ask", "A film that nobody needed.", "--adapter", "a", "--max-new-tokens", "8", "--json")
+    assert asked.code == 0 and asked.record["answer"], asked.err

@@ -1,0 +1,101 @@
+"""The documented call as the guide writes it: its keys, its model, its prompts."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoal.config import TextToLoRAConfig
+from shoal.errors import UsageError
+from shoal.integration import SakanaAIIntegration
+
+GUIDE_CONFIG = TextToLoRAConfig(
+    hyper_network_size=256,
+    skill_embeddings_dim=128,
+    adapter_rank=16,
+    adapter_alpha=32,
+    dropout=0.1,
+    num_layers_to_adapt=8,
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+)
+GUIDE_MODEL = "microsoft/DialoGPT-small"
+GUIDE_PROMPTS = {
+    "Make this model excel at code generation and debugging": {"code_generation", "debugging"},
+    "Optimize this model for mathematical reasoning and problem solving": {
+        "reasoning",
+        "mathematics",
+        "debugging",
+        "optimization",
+    },
+    "Enhance creative writing and storytelling capabilities": {"creative_writing", "optimization"},
+}
+KEYS = {"prompt", "detected_skills", "skill_weights", "adapters", "hypernetwork"}
+
+
+@pytest.fixture(scope="module")
+def integration() -> SakanaAIIntegration:
+    return SakanaAIIntegration()
+
+
+@pytest.mark.parametrize("prompt", GUIDE_PROMPTS)
+def test_the_guides_call_as_written(
+    integration: SakanaAIIntegration, prompt: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The hub is off in tests: the guide's model is known without it."""
+    with caplog.at_level(logging.WARNING):
+        result = integration.generate_adapter_from_text(prompt, GUIDE_MODEL)
+    assert result.keys() == {"success", "duration", "adapter_info"} and result["success"] is True
+    assert isinstance(result["duration"], float) and result["duration"] > 0
+    info = result["adapter_info"]
+    assert info.keys() == KEYS and info["prompt"] == prompt
+    assert set(info["detected_skills"]) == info["skill_weights"].keys() == GUIDE_PROMPTS[prompt]
+    assert sum(info["skill_weights"].values()) == pytest.approx(1.0)
+    assert info["hypernetwork"]["trained"] is False
+    assert info["hypernetwork"]["how_to_train"].startswith(f"shoal train text-to-lora --base {GUIDE_MODEL}")
+    assert "the adapter changes nothing" in caplog.text
+
+
+def test_without_a_trained_hypernetwork_every_delta_weight_is_zero(integration: SakanaAIIntegration) -> None:
+    prompt = next(iter(GUIDE_PROMPTS))
+    adapters = integration.generate_adapter_from_text(prompt, GUIDE_MODEL)["adapter_info"]["adapters"]
+    names = {name.rsplit(".lora_", 1)[0] for name in adapters}
+    assert adapters.keys() == {f"{n}.lora_{part}.weight" for n in names for part in "AB"}
+    # GPT-2 fuses query, key and value: two modules in each of the last eight of twelve layers.
+    assert names == {f"transformer.h.{i}.attn.{m}" for i in range(4, 12) for m in ("c_attn", "c_proj")}
+    for name in names:
+        a, b = adapters[f"{name}.lora_A.weight"], adapters[f"{name}.lora_B.weight"]
+        assert a.shape == (16, 768) and b.shape == (2304 if name.endswith("c_attn") else 768, 16)
+        assert not b.any() and a.dtype == b.dtype == torch.float32
+
+
+def test_the_guides_configuration_is_taken() -> None:
+    configured = SakanaAIIntegration(GUIDE_CONFIG.model_copy(update={"adapter_rank": 4}))
+    info = configured.generate_adapter_from_text("Sort the words of a sentence", GUIDE_MODEL)["adapter_info"]
+    assert info["hypernetwork"]["rank"] == 4
+    assert {t.shape[0] for name, t in info["adapters"].items() if "lora_A" in name} == {4}
+
+
+def test_repeated_prompts_come_from_the_cache(integration: SakanaAIIntegration) -> None:
+    prompt = "Summarise customer reviews in one sentence"
+    first = integration.generate_adapter_from_text(prompt, GUIDE_MODEL)
+    again = integration.generate_adapter_from_text(prompt, GUIDE_MODEL)
+    assert again["duration"] == 0.0 and again["adapter_info"].keys() == KEYS
+    for name, tensor in first["adapter_info"]["adapters"].items():
+        assert again["adapter_info"]["adapters"][name] is tensor
+
+
+def test_custom_skills_count_for_prompts_asked_before() -> None:
+    own = SakanaAIIntegration()
+    prompt = "Identify birds by their songs"
+    before = own.generate_adapter_from_text(prompt, GUIDE_MODEL)["adapter_info"]["detected_skills"]
+    own.add_custom_skills({"ornithology": ["birds", "songs", "feathers"]})
+    after = own.generate_adapter_from_text(prompt, GUIDE_MODEL)["adapter_info"]["detected_skills"]
+    assert "ornithology" not in before and "ornithology" in after
+
+
+def test_bad_input_is_an_error(integration: SakanaAIIntegration, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="shorter than 2 characters"):
+        integration.generate_adapter_from_text("", GUIDE_MODEL)
+    with pytest.raises(UsageError, match="nowhere"):
+        integration.generate_adapter_from_text("Sort the words", str(tmp_path / "nowhere"))

@@ -1,0 +1,323 @@
+"""From descriptions to adapters for tiny models of which only the configuration is there."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal import text_to_lora
+from shoal.adapter_store import load_adapter
+from shoal.backbone import load_backbone, load_shape
+from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
+from shoal.errors import ShoalError, UsageError
+from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork, save_hypernetwork
+from shoal.lora import LoRA, attach
+from shoal.task_embedding import DEFAULT_ENCODER
+from shoal.tasks import Example, Task
+from shoal.text_to_lora import CACHED_ADAPTERS, TextToLoRA, new_hypernetwork
+
+DIM = 12
+SIZES = TextToLoRAConfig(
+    adapter_rank=2,
+    adapter_alpha=4,
+    num_layers_to_adapt=2,
+    target_modules=("q_proj", "v_proj"),
+    hyper_network_size=16,
+    skill_embeddings_dim=16,
+)
+WARNING = "the adapter changes nothing"
+
+
+class FakeEncoder:
+    """A fixed vector a text, without a model."""
+
+    dim, name = DIM, DEFAULT_ENCODER
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        seeds = [torch.Generator().manual_seed(sum(text.encode())) for text in texts]
+        return torch.stack([torch.randn(DIM, generator=seed) for seed in seeds])
+
+
+class FakeSkills:
+    """Counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.encoder = FakeEncoder()
+
+    def detect_many(self, texts: Sequence[str]) -> list[SimpleNamespace]:
+        self.asked += texts
+        return [SimpleNamespace(skills=("analysis",), weights={"analysis": 1.0}) for _ in texts]
+
+
+@pytest.fixture(autouse=True)
+def fake_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(text_to_lora, "TaskEncoder", FakeEncoder)
+    monkeypatch.setattr(text_to_lora, "SkillDetector", FakeSkills)
+    monkeypatch.setattr(text_to_lora, "SHIPPED", tmp_path / "shipped")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model directory without any weights."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert (folder / "config.json").is_file() and not list(folder.glob("*.safetensors"))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(base: str, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint after three steps of real training on the weights of the same model."""
+    from shoal.training.hypernetwork import train_hypernetwork
+
+    backbone = load_backbone(str(tiny_llama), device="cpu", dtype=torch.float32)
+    network = new_hypernetwork(backbone.shape, SIZES, DIM)
+    tasks = [
+        Task(
+            name=name,
+            category="test",
+            definition=f"Answer with {letter}.",
+            descriptions=(f"Always answer {letter} to it.",),
+            train=tuple(Example(f"{name} {i}", (letter * 3,)) for i in range(4)),
+            test=(),
+        )
+        for name, letter in (("first", "a"), ("second", "b"))
+    ]
+    folder = tmp_path_factory.mktemp("trained")
+    config = HypernetworkTrainingConfig(steps=3, batch_size=2, learning_rate=1e-2)
+    train_hypernetwork(network, backbone, FakeEncoder(), tasks, folder / "run", config, show_progress=False)
+    checkpoint = HypernetworkCheckpoint(network.eval(), base, DEFAULT_ENCODER, True, {"steps": 3})
+    save_hypernetwork(checkpoint, folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+@pytest.fixture
+def generator(base: str, trained: Path) -> TextToLoRA:
+    return TextToLoRA(base, hypernetwork=trained)
+
+
+def close(left: LoRA, right: LoRA) -> bool:
+    return left.factors.keys() == right.factors.keys() and all(
+        torch.allclose(f, g, atol=1e-6)
+        for name in left.factors
+        for f, g in zip(left.factors[name], right.factors[name], strict=True)
+    )
+
+
+def test_without_a_trained_hypernetwork_the_adapter_is_the_identity_and_says_so(
+    base: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    generator = TextToLoRA(base, SIZES)
+    with caplog.at_level(logging.WARNING):
+        adapter = generator.generate("Answer with a rhyme")
+    assert not generator.trained and not adapter.trained
+    assert all(not adapter.lora.delta_weight(name).any() for name in adapter.lora.factors)
+    assert (adapter.lora.rank, adapter.lora.alpha, len(adapter.lora.factors)) == (2, 4.0, 4)
+    facts = adapter.hypernetwork
+    assert facts["trained"] is False and facts["adapter"] == "identity"
+    assert facts["how_to_train"] == (
+        f"shoal train text-to-lora --base {base} --hyper-network-size 16 --skill-embeddings-dim 16 "
+        "--adapter-rank 2 --adapter-alpha 4.0 --num-layers-to-adapt 2 --target-modules q_proj,v_proj --tasks DATA --out OUT"
+    )
+    (warning,) = [r.getMessage() for r in caplog.records if WARNING in r.getMessage()]
+    assert facts["how_to_train"] in warning
+
+
+def test_the_identity_leaves_the_models_logits_alone(base: str, tiny_llama: Path) -> None:
+    adapter = TextToLoRA(base, SIZES).generate("Answer with a rhyme")
+    backbone = load_backbone(str(tiny_llama), device="cpu", dtype=torch.float32)
+    ids = torch.tensor([backbone.encode_prompt("hello")])
+    with torch.no_grad():
+        bare = backbone.model(ids).logits
+        with attach(backbone.model, adapter.lora):
+            assert torch.equal(backbone.model(ids).logits, bare)
+
+
+def test_a_trained_hypernetwork_gives_each_description_its_own_adapter(
+    generator: TextToLoRA, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = generator.generate("Answer with a rhyme"), generator.generate("Sort the words")
+    assert generator.trained and one.trained and one.hypernetwork["trained"] is True
+    assert len(str(one.hypernetwork["sha256"])) == 64 and one.hypernetwork["modules"] == 4
+    assert any(one.lora.delta_weight(name).any() for name in one.lora.factors)
+    assert not close(one.lora, other.lora)
+    assert one.duration > 0 and not caplog.records
+
+
+def test_many_at_once_are_the_same_as_one_by_one(base: str, trained: Path, generator: TextToLoRA) -> None:
+    texts = ["Answer with a rhyme", "Sort the words", "Answer with a rhyme", "  Sort the words "]
+    many = generator.generate_many(texts)
+    alone = TextToLoRA(base, hypernetwork=trained)
+    assert [a.description for a in many] == [t.strip() for t in texts]
+    assert all(close(a.lora, alone.generate(t).lora) for a, t in zip(many, texts, strict=True))
+    assert many[0].lora is many[2].lora and many[1].lora is many[3].lora
+    assert generator.generate_many([]) == []
+
+
+def test_rows_of_a_batch_do_not_keep_the_batch_in_memory(generator: TextToLoRA) -> None:
+    for adapter in generator.generate_many(["Answer with a rhyme", "Sort the words"]):
+        for factor in (f for factors in adapter.lora.factors.values() for f in factors):
+            assert factor.untyped_storage().nbytes() == factor.numel() * factor.element_size()
+
+
+def test_repeated_descriptions_come_from_the_cache(generator: TextToLoRA) -> None:
+    first = generator.generate("Answer with a rhyme")
+    again = generator.generate(" Answer with a rhyme ")
+    assert again.lora is first.lora and again.duration == 0.0 < first.duration
+    assert generator.skills.asked == ["Answer with a rhyme"]
+    generator.clear_cache()
+    assert generator.generate("Answer with a rhyme").duration > 0.0
+
+
+def test_the_cache_forgets_what_was_asked_longest_ago(generator: TextToLoRA) -> None:
+    first, second = generator.generate_many(["Description one", "Description two"])
+    generator.generate_many([f"Description number {n}" for n in range(CACHED_ADAPTERS - 2)])
+    assert generator.generate("Description one").lora is first.lora
+    generator.generate("One more description")
+    assert generator.generate("Description one").lora is first.lora
+    assert generator.generate("Description two").lora is not second.lora
+
+
+def test_saved_and_loaded(generator: TextToLoRA, tmp_path: Path) -> None:
+    generator.save(tmp_path / "saved")
+    again = TextToLoRA.load(tmp_path / "saved")
+    assert again.shape == generator.shape and again.config == generator.config
+    assert again.generate("Sort the words").lora == generator.generate("Sort the words").lora
+    assert again.checkpoint.provenance == {"steps": 3}
+
+
+def test_without_a_hypernetwork_there_is_nothing_to_save(base: str, tmp_path: Path) -> None:
+    with pytest.raises(ShoalError, match="no hypernetwork is trained for .* train one with: shoal train"):
+        TextToLoRA(base, SIZES).save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_an_adapter_saves_as_a_peft_directory(base: str, generator: TextToLoRA, tmp_path: Path) -> None:
+    adapter = generator.generate("Sort the words")
+    adapter.save(tmp_path / "adapter")
+    stored = load_adapter(tmp_path / "adapter")
+    assert close(stored.lora, adapter.lora) and stored.base_model == base
+    assert stored.card.description == "Sort the words" and stored.card.trained
+    assert stored.card.checkpoint == adapter.hypernetwork["sha256"]
+    identity = TextToLoRA(base, SIZES).generate("Sort the words")
+    identity.save(tmp_path / "identity")
+    assert load_adapter(tmp_path / "identity").card.trained is False
+
+
+def test_unset_fields_come_from_the_hypernetwork(base: str, trained: Path) -> None:
+    generator = TextToLoRA(base, TextToLoRAConfig(adapter_rank=2, dropout=0.3), hypernetwork=trained)
+    assert (
+        generator.trained
+        and generator.config.adapter_alpha == 4
+        and generator.config.num_layers_to_adapt == 2
+    )
+    same = TextToLoRAConfig(target_modules=("self_attn.v_proj", "self_attn.q_proj"), num_layers_to_adapt=2)
+    assert TextToLoRA(base, same, hypernetwork=trained).trained
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("adapter_rank", 4), ("num_layers_to_adapt", 3), ("target_modules", ("o_proj",)), ("head", "mixture")],
+)
+def test_another_configuration_is_not_what_was_trained(
+    base: str, trained: Path, field: str, value: object
+) -> None:
+    with pytest.raises(UsageError, match=f"has another {field} than was asked for; leave that unset"):
+        TextToLoRA(base, TextToLoRAConfig(**{field: value}), hypernetwork=trained)
+
+
+def test_a_checkpoint_of_another_model_or_without_training_is_refused(
+    base: str, trained: Path, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="choose its own base model"):
+        TextToLoRA(str(tiny_models["gpt2"]), hypernetwork=trained)
+    untrained = replace(load_hypernetwork(trained), trained=False)
+    save_hypernetwork(untrained, tmp_path / "untrained")
+    with pytest.raises(UsageError, match="was never trained; train it with"):
+        TextToLoRA(base, hypernetwork=tmp_path / "untrained")
+    with pytest.raises(ShoalError, match="nowhere"):
+        TextToLoRA(base, hypernetwork=tmp_path / "nowhere")
+
+
+def test_the_shipped_checkpoint_is_for_its_own_model_and_configuration(
+    base: str, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "shipped" / Path(base).name)
+    assert TextToLoRA(base).trained
+    assert not TextToLoRA(base, SIZES.model_copy(update={"adapter_rank": 3})).trained
+    elsewhere = shutil.copytree(base, tmp_path / "elsewhere" / Path(base).name)
+    assert not TextToLoRA(str(elsewhere), SIZES).trained
+
+
+def test_the_checkpoint_names_its_encoder(
+    base: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert TextToLoRA(base, hypernetwork=trained).encoder.path is None
+    path = trained / "hypernetwork.json"
+    other = {**json.loads(path.read_text("utf-8")), "task_encoder": "some/encoder"}
+    shutil.copytree(trained, tmp_path / "other")
+    (tmp_path / "other" / path.name).write_text(json.dumps(other), "utf-8")
+    assert TextToLoRA(base, hypernetwork=tmp_path / "other").encoder.path == "some/encoder"
+    monkeypatch.setattr(FakeEncoder, "dim", DIM + 1)
+    with pytest.raises(ShoalError, match="gives 13 numbers, the hypernetwork reads 12"):
+        _ = TextToLoRA(base, hypernetwork=trained).encoder
+
+
+def test_no_weights_of_the_base_model_are_opened(tiny_llama: Path, trained: Path, tmp_path: Path) -> None:
+    """Reading them would be an error: the file is there, but broken."""
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    recorded = replace(load_hypernetwork(trained), base_model=str(base))
+    save_hypernetwork(recorded, tmp_path / "checkpoint")
+    (base / "model.safetensors").write_bytes(b"not weights at all")
+    adapter = TextToLoRA(str(base), hypernetwork=tmp_path / "checkpoint").generate("Sort")
+    assert adapter.trained
+    adapter.save(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"adapter_rank": 17, "target_modules": ("v_proj",), "num_layers_to_adapt": 1},
+            r"rank 17 is outside 1\.\.16",
+        ),
+        ({"num_layers_to_adapt": 8}, "cannot adapt 8 layers"),
+        ({"num_layers_to_adapt": 1, "target_modules": ("w_proj",)}, "no target module 'w_proj'"),
+    ],
+)
+def test_sizes_that_the_model_cannot_take_are_refused(base: str, config: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TextToLoRA(base, TextToLoRAConfig(**config))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "word " * 10_000, "Übersetze den folgenden Satz bitte sofort ins Englische"]
+)
+def test_descriptions_that_cannot_be_used_are_refused(generator: TextToLoRA, text: str) -> None:
+    with pytest.raises(UsageError):
+        generator.generate(text)
+    with pytest.raises(UsageError):
+        generator.generate_many(["Sort the words", text])
+    with pytest.raises(UsageError, match="got one string"):
+        generator.generate_many("Sort the words")
+
+
+def test_a_fresh_hypernetwork_has_the_sizes_of_its_configuration(base: str) -> None:
+    network = new_hypernetwork(load_shape(base), SIZES, DIM)
+    a = network.architecture
+    assert (a.rank, a.alpha, a.head, a.latent_size, a.hidden_size) == (2, 4, "L", 16, 16)
+    assert [t.layer for t in network.targets] == [1, 1, 2, 2]
+    with torch.no_grad():
+        lora = network(torch.zeros(1, DIM)).row(0)
+    assert not any(lora.delta_weight(name).any() for name in lora.factors)
