@@ -2,9 +2,9 @@
 
     python benchmarks/fit_skills.py
 
-The prompts were written for this purpose, in the kinds that skills_dev.jsonl has, which is never fitted on. The
-penalty is fixed; the two thresholds are those with the best micro-F1 in five-fold cross-validation among the ones
-that find a skill in at most 5% of the prompts of kind "none". Prints the cross-validated figures.
+The prompts were written for this purpose, in the kinds of skills_dev.jsonl, which is never fitted on. The
+penalty is fixed; the two thresholds are those with the best micro-F1 in five-fold cross-validation among the
+ones that find a skill in at most 5% of the prompts of kind "none". Prints the cross-validated figures.
 """
 
 from __future__ import annotations

@@ -165,7 +165,9 @@ def train_ours(
     a_pass = args.examples // args.batch
     steps = a_pass * (PASSES if setting.layers else 2) + UNCOUNTED
     config = LoraTrainingConfig(steps=steps, batch_size=args.batch, checkpoint_every=steps, seed=seed)
-    lora = LoRA.identity(targets, setting.rank, 2 * setting.rank, generator=torch.Generator().manual_seed(0))
+    lora = LoRA.identity(
+        targets, setting.rank, 2.0 * setting.rank, generator=torch.Generator().manual_seed(0)
+    )
     watch = Stopwatch()
     objective = TimedObjective(LoraObjective(backbone, corpus, targets, lora, config), watch)
     with tempfile.TemporaryDirectory() as folder, set_for_training(backbone):

@@ -41,7 +41,7 @@ def main() -> None:
     targets = backbone.shape.select(args.modules.split(","), None)
     generator = torch.Generator().manual_seed(args.seed)
     loras = [
-        noise(LoRA.identity(targets, args.rank, 2 * args.rank, generator=generator), generator)
+        noise(LoRA.identity(targets, args.rank, 2.0 * args.rank, generator=generator), generator)
         for _ in range(args.samples)
     ]
     loras = [lora.to(backbone.device, backbone.dtype) for lora in loras]

@@ -2,8 +2,8 @@
 
     python benchmarks/skills.py [PATH]
 
-PATH is a JSONL file of records with prompt, skills and kind; by default ../shared/data/skills_dev.jsonl, beside the
-repository. Prints micro-F1, overall and by kind, and the share of prompts of kind "none" that were given a skill.
+PATH is a JSONL file of records with prompt, skills and kind; by default ../shared/data/skills_dev.jsonl,
+beside the repository. Prints micro-F1, overall and by kind, and how many "none" prompts were given a skill.
 """
 
 from __future__ import annotations

@@ -66,11 +66,15 @@ class LoraTrainingConfig(_Frozen):
 class HypernetworkTrainingConfig(LoraTrainingConfig):
     """Optimisation of a hypernetwork by SFT or by reconstruction of trained adapters."""
 
-    objective: Literal["sft", "reconstruction"] = Field("sft", description="what the hypernetwork learns from")
+    objective: Literal["sft", "reconstruction"] = Field(
+        "sft", description="what the hypernetwork learns from"
+    )
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of the hypernetwork")
     offset_learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the shared adapter")
     contrastive_weight: float = Field(0.0, ge=0, description="weight of the wrong-description term")
     contrastive_share: float = Field(0.25, gt=0, le=1, description="share of the batch that the term uses")
     contrastive_margin: float = Field(1.0, gt=0, description="nats a token by which right must beat wrong")
-    description_dropout: float = Field(0.0, ge=0, lt=1, description="share of rows given the null description")
+    description_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of rows given the null description"
+    )
     embedding_noise: float = Field(0.0, ge=0, description="standard deviation of noise on the task embedding")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -77,7 +78,7 @@ def _continue(
     ids, mask = _left_padded(prompts, end, device)
     running = torch.arange(len(prompts), device=device)  # rows of the batch whose answers have not ended
     answers: list[list[int]] = [[] for _ in prompts]
-    cache = None
+    cache: Any = None
     # The head is a fifth of a small model; only the last position's logits are needed.
     last_only = backbone.model.get_output_embeddings().register_forward_pre_hook(
         lambda module, args: (args[0][:, -1:],)

@@ -1,7 +1,7 @@
 """The errors that Shoal raises on purpose: one base class, and the subclass that a caller tells apart.
 
-A message is one line that gives the value, the limit and the fix. The command line turns `UsageError` into exit
-code 2 and any other `ShoalError` into exit code 1.
+A message is one line that gives the value, the limit and the fix. The command line turns `UsageError` into
+exit code 2 and any other `ShoalError` into exit code 1.
 """
 
 

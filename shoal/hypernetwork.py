@@ -141,7 +141,8 @@ class Hypernetwork(nn.Module):
         factors = {}
         for group, offset in zip(self._groups, self.offsets, strict=True):
             for position, target in enumerate(group):
-                factors[target.name] = LoraFactors(offset.a[position].detach(), offset.b[position].detach())
+                a, b = offset.a[position].detach().clone(), offset.b[position].detach().clone()
+                factors[target.name] = LoraFactors(a, b)
         return LoRA({t.name: factors[t.name] for t in self.targets}, self.architecture.alpha)
 
     @torch.no_grad()

@@ -137,18 +137,20 @@ def _described(path: Path) -> HypernetworkCheckpoint:
             _typed(description["provenance"], dict),
         )
     except (UsageError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise ShoalError(
-            f"{path} does not describe a hypernetwork ({error}); copy or train it again"
+            f"{path} does not describe a hypernetwork ({reason}); copy or train it again"
         ) from None
 
 
 def _target(record: Mapping[str, Any]) -> TargetModule:
-    target = TargetModule(**record)
-    for value in (target.name, target.type):
-        _typed(value, str)
-    if not 0 <= _typed(target.layer, int) < 10_000:
-        raise ValueError(f"{target.name} is in layer {target.layer}")
-    return target
+    for name in ("name", "type"):
+        _typed(record[name], str)
+    for name in ("layer", "in_features", "out_features"):
+        _typed(record[name], int)
+    if not 0 <= record["layer"] < 10_000:
+        raise ValueError(f"{record['name']} is in layer {record['layer']}")
+    return TargetModule(**record)
 
 
 def _typed(value: Any, kind: type) -> Any:

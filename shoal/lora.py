@@ -1,7 +1,7 @@
 """Low-rank adapters as values: `delta weight = alpha / rank * B A`, attached to a model or merged into it.
 
-Knows tensors and `nn.Module` only: no files, no model families, no training. A module may be an `nn.Linear`, any
-quantised stand-in for one, or a `transformers` Conv1D, whose weight is stored (in, out).
+Knows tensors and `nn.Module` only: no files, no model families, no training. A module may be an `nn.Linear`,
+any quantised stand-in for one, or a `transformers` Conv1D, whose weight is stored (in, out).
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
 """
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -49,8 +49,8 @@ class LoraFactors(NamedTuple):
     a: Float[Tensor, "*batch rank in_features"]
     b: Float[Tensor, "*batch out_features rank"]
 
-    def to(self, *args: torch.device | torch.dtype | str) -> LoraFactors:
-        """Both factors through `Tensor.to`."""
+    def to(self, *args: Any) -> LoraFactors:
+        """Both factors through `Tensor.to`: a device, a dtype, or both."""
         return LoraFactors(self.a.to(*args), self.b.to(*args))
 
 
@@ -67,9 +67,13 @@ class LoRA:
     alpha: float
 
     def __post_init__(self) -> None:
-        ranks = {f.a.shape[-2] for f in self.factors.values()} | {f.b.shape[-1] for f in self.factors.values()}
+        ranks = {f.a.shape[-2] for f in self.factors.values()} | {
+            f.b.shape[-1] for f in self.factors.values()
+        }
         if len(ranks) != 1:
-            raise UsageError(f"a LoRA needs modules of one rank, got ranks {sorted(ranks)}; pad or truncate them first")
+            raise UsageError(
+                f"a LoRA needs modules of one rank, got ranks {sorted(ranks)}; pad or truncate them first"
+            )
 
     @classmethod
     def identity(
@@ -101,7 +105,7 @@ class LoRA:
 
     @property
     def scaling(self) -> float:
-        """alpha / rank."""
+        """Alpha / rank."""
         return self.alpha / self.rank
 
     def delta_weight(self, name: str) -> Float[Tensor, "out_features in_features"]:
@@ -109,13 +113,15 @@ class LoRA:
         a, b = self.factors[name]
         return self.scaling * (b @ a)
 
-    def to(self, *args: torch.device | torch.dtype | str) -> LoRA:
+    def to(self, *args: Any) -> LoRA:
         """The same adapter on another device or in another dtype."""
         return replace(self, factors={name: f.to(*args) for name, f in self.factors.items()})
 
     def __mul__(self, scale: float) -> LoRA:
         """The adapter whose every delta weight is `scale` times this one's."""
-        return replace(self, factors={name: LoraFactors(f.a, f.b * scale) for name, f in self.factors.items()})
+        return replace(
+            self, factors={name: LoraFactors(f.a, f.b * scale) for name, f in self.factors.items()}
+        )
 
     __rmul__ = __mul__
 
@@ -147,7 +153,7 @@ class BatchedLoRA:
 
     @property
     def scaling(self) -> float:
-        """alpha / rank."""
+        """Alpha / rank."""
         return self.alpha / next(iter(self.factors.values())).a.shape[-2]
 
     def row(self, index: int) -> LoRA:
@@ -156,9 +162,7 @@ class BatchedLoRA:
 
     def select(self, rows: Tensor) -> BatchedLoRA:
         """A batch made of the given rows (int64, any length); gradients flow back to them."""
-        return replace(
-            self, factors={n: LoraFactors(f.a[rows], f.b[rows]) for n, f in self.factors.items()}
-        )
+        return replace(self, factors={n: LoraFactors(f.a[rows], f.b[rows]) for n, f in self.factors.items()})
 
 
 def check_rank(targets: Sequence[TargetModule], rank: int) -> None:
@@ -175,14 +179,16 @@ def check_rank(targets: Sequence[TargetModule], rank: int) -> None:
 def compose(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
     """The adapter whose delta weight is the weighted sum of the others', exactly, by concatenating ranks.
 
-    Rows of A and columns of B are concatenated with scaling and weight folded into B, so the result has the summed
-    rank and scaling 1. A module that an adapter lacks counts as zero.
+    Rows of A and columns of B are concatenated with scaling and weight folded into B, so the result has the
+    summed rank and scaling 1. A module that an adapter lacks counts as zero.
 
     Raises:
         UsageError: no adapters, or as many weights as adapters are not given.
     """
     if not loras or len(loras) != len(weights):
-        raise UsageError(f"composition needs one weight an adapter, got {len(loras)} adapters and {len(weights)} weights")
+        raise UsageError(
+            f"composition needs one weight for each of {len(loras)} adapters (at least 1), got {len(weights)}"
+        )
     rank = sum(lora.rank for lora in loras)
     shapes = {name: f for lora in loras for name, f in lora.factors.items()}
     factors = {}
@@ -201,7 +207,7 @@ def compose(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
 
 
 def truncate(lora: LoRA, rank: int) -> LoRA:
-    """The best adapter of a smaller rank (Eckart-Young), by the singular value decomposition of each delta weight.
+    """The best adapter of a smaller rank (Eckart-Young), by singular value decomposition.
 
     Never forms a delta weight: with B = Q_b R_b and A^T = Q_a R_a, the decomposition is that of R_b R_a^T.
 
@@ -222,7 +228,7 @@ def truncate(lora: LoRA, rank: int) -> LoRA:
 
 
 def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
-    """A batch in which sample i uses adapter i; smaller ranks are padded with zeros and scalings folded into B.
+    """A batch in which sample i uses adapter i; smaller ranks are padded with zeros, scalings folded into B.
 
     Raises:
         UsageError: no adapters, or adapters of different modules.
@@ -261,9 +267,9 @@ class Attachment:
 def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
     """Add the adapter's delta to the output of its modules, `W x + scaling * B (A x)`, until it is detached.
 
-    Several adapters may be attached at once; their deltas add up. A `BatchedLoRA` gives sample i of the batch its
-    own adapter as two batched matrix products, and its batch must divide the model's (consecutive rows share one).
-    The products run in the dtype of the module's input.
+    Several adapters may be attached at once; their deltas add up. A `BatchedLoRA` gives sample i of the batch
+    its own adapter as two batched matrix products, and its batch must divide the model's (consecutive rows
+    share one). The products run in the dtype of the module's input.
 
     Raises:
         UsageError: a module is missing or has another shape.
@@ -286,7 +292,14 @@ def _delta_hook(factors: LoraFactors, scaling: float):  # type: ignore[no-untype
         return output + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype) * scaling)
 
     def add_batched(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0].reshape(a.shape[0], -1, a.shape[-1])  # some families flatten (batch, sequence) first
+        rows = inputs[0].shape[0]
+        if (
+            rows % a.shape[0]
+        ):  # with three axes, rows are samples; some families flatten (batch, sequence) first
+            raise UsageError(
+                f"a batch of {rows} rows cannot be shared by {a.shape[0]} adapters; give one a sample"
+            )
+        x = inputs[0].reshape(a.shape[0], -1, a.shape[-1])
         low = torch.bmm(x, a.to(x.dtype).transpose(1, 2))
         flat = output.reshape(a.shape[0], -1, b.shape[1])
         return torch.baddbmm(flat, low, b.to(x.dtype).transpose(1, 2), alpha=scaling).view_as(output)
@@ -317,7 +330,7 @@ class Merged:
 
 @torch.no_grad()
 def merge(model: nn.Module, lora: LoRA) -> Merged:
-    """Add every delta weight to its module's weight, in float32 before the one rounding to the weight's dtype.
+    """Add every delta weight to its module's weight, in float32 before rounding to the weight's dtype.
 
     Raises:
         UsageError: a module is missing or has another shape, or its weight is not floating point.
@@ -327,7 +340,9 @@ def merge(model: nn.Module, lora: LoRA) -> Merged:
     for name, module in modules.items():
         weight = module.weight
         if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
-            raise UsageError(f"{name} has {weight.dtype} weights; merge into a float copy of the model, or attach instead")
+            raise UsageError(
+                f"{name} has {weight.dtype} weights; merge into a float copy of the model, or attach instead"
+            )
         originals.append((weight, weight.detach().clone()))
         a, b = lora.factors[name].to(weight.device)
         delta = lora.scaling * (b.float() @ a.float())
@@ -353,8 +368,12 @@ def _adapted_module(model: nn.Module, name: str, factors: LoraFactors) -> nn.Mod
     try:
         module = model.get_submodule(name)
     except AttributeError:
-        raise UsageError(f"the model has no module {name!r}; the adapter belongs to another architecture") from None
+        raise UsageError(
+            f"the model has no module {name!r}; the adapter belongs to another architecture"
+        ) from None
     wanted = (factors.a.shape[-1], factors.b.shape[-2])
     if module_sizes(module) != wanted:
-        raise UsageError(f"{name} is {module_sizes(module)} (in, out) but the adapter's is {wanted}; use its own base model")
+        raise UsageError(
+            f"{name} is {module_sizes(module)} (in, out) but the adapter has {wanted}; use its base model"
+        )
     return module

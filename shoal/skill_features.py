@@ -84,7 +84,10 @@ _NEGATED = re.compile(
 
 
 def prepare(text: str, encoder: TaskEncoder, vocabulary: tuple[str, ...]) -> str:
-    """`text` with misspelt words of the vocabulary corrected and negated clauses about skills left out."""
+    """`text` with misspelt words of the vocabulary corrected and negated clauses about skills left out.
+
+    A word is misspelt if it is neither in the vocabulary nor a token of the encoder's.
+    """
 
     def corrected(match: re.Match[str]) -> str:
         word = match[0].lower()
@@ -98,6 +101,8 @@ def prepare(text: str, encoder: TaskEncoder, vocabulary: tuple[str, ...]) -> str
 
 @lru_cache(maxsize=4096)
 def _closest(word: str, vocabulary: tuple[str, ...]) -> str | None:
+    if word in vocabulary:
+        return None
     alike = [w for w in vocabulary if len(w) >= 4 and w[0] == word[0] and abs(len(w) - len(word)) <= 2]
     return next(iter(get_close_matches(word, alike, n=1, cutoff=0.8)), None)
 

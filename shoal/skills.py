@@ -22,8 +22,8 @@ from shoal.errors import ShoalError, UsageError
 from shoal.skill_features import SKILLS, WORD, features, prepare
 from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder
 
-# The documented examples, whose skills and order are a definition: there "problem solving" is debugging too, and
-# "enhance" is optimization, which elsewhere would be wrong more often than right. The weights are equal.
+# The documented examples, whose skills and order are a definition: there "problem solving" is debugging too
+# and "enhance" is optimization, which elsewhere is wrong more often than right. The weights are equal.
 GUIDE_EXAMPLES = {
     "make this model excel at code generation and debugging": ("code_generation", "debugging"),
     "optimize this model for mathematical reasoning and problem solving": (
@@ -37,7 +37,7 @@ GUIDE_EXAMPLES = {
 
 HEAD_PATH = Path(__file__).parent / "weights" / "skills.safetensors"
 # Cosine similarity from which a text is about a custom skill that none of its keywords names.
-_SIMILAR = 0.45
+_SIMILAR = 0.4
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -56,6 +56,7 @@ class SkillDetection:
 
 @dataclass(frozen=True)
 class _CustomSkill:
+    words: tuple[str, ...]
     keywords: re.Pattern[str] | None
     prototypes: tuple[str, ...]
 
@@ -125,7 +126,9 @@ class SkillDetector:
             raise UsageError(
                 f"detection takes strings, got {texts!r:.60}: pass text, or a list to detect_many"
             )
-        prepared = [prepare(text, self.encoder, self.head.vocabulary) for text in texts]
+        custom_words = (word for skill in self._custom.values() for word in skill.words)
+        vocabulary = (*self.head.vocabulary, *custom_words)
+        prepared = [prepare(text, self.encoder, vocabulary) for text in texts]
         inputs = features(prepared, self.encoder, self.head.vocabulary).cpu()
         probabilities = torch.sigmoid(inputs @ self.head.weight.T + self.head.bias)
         similar = self._custom_scores(prepared)
@@ -141,8 +144,8 @@ class SkillDetector:
         Args:
             skills: by name, either `{"keywords": [...], "description": "...", "examples": [...]}`, at least
                 one of them, or a list of keywords (up to three words) and example prompts; or only names,
-                each a keyword itself. A keyword counts where it occurs as whole words in any case;
-                description and examples count where a text means something similar.
+                each a keyword itself. A keyword counts where it occurs as whole words in any case, or
+                with a plural s; description and examples count where a text means something similar.
 
         Raises:
             UsageError: a name that is not lower case letters, digits and underscores (64 at most), that is a
@@ -250,13 +253,15 @@ def _custom_skill(name: object, definition: object) -> _CustomSkill:
         prototypes = [entry for entry in entries if len(entry.split()) > 3]
     if not keywords and not prototypes:
         raise UsageError(f"skill {name!r} is empty: give it at least one keyword, or a description")
-    words = "|".join(re.escape(" ".join(keyword.split())).replace(r"\ ", r"\s+") for keyword in keywords)
-    pattern = re.compile(rf"(?<!\w)({words})(?!\w)", re.IGNORECASE) if keywords else None
-    return _CustomSkill(pattern, tuple(prototypes))
+    words = tuple(WORD.findall(" ".join(keywords).lower()))
+    phrases = "|".join(r"\s+".join(map(re.escape, keyword.split())) for keyword in keywords)
+    pattern = re.compile(rf"(?<!\w)({phrases})s?(?!\w)", re.IGNORECASE) if keywords else None
+    return _CustomSkill(words, pattern, tuple(prototypes))
 
 
 def _texts(skill: str, field: str, value: object) -> list[str]:
-    entries = list(value) if isinstance(value, (list, tuple)) else [None]
-    if not all(isinstance(entry, str) and entry.strip() for entry in entries):
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    texts = [entry.strip() for entry in entries if isinstance(entry, str) and entry.strip()]
+    if entries is not value or len(texts) < len(entries):
         raise UsageError(f"skill {skill!r}: {field} must be a list of texts, got {value!r:.60}: correct it")
-    return [entry.strip() for entry in entries]
+    return texts

@@ -77,7 +77,7 @@ class GeneratedAdapter:
             generator="text-to-lora",
             trained=self.trained,
             description=self.description,
-            checkpoint=self.hypernetwork.get("sha256"),
+            checkpoint_sha256=self.hypernetwork.get("sha256"),
         )
         save_adapter(directory, self.lora, shape=self.shape, card=card)
 
@@ -133,7 +133,7 @@ class TextToLoRA:
             self._identity = LoRA.identity(
                 self._targets,
                 self.config.adapter_rank,
-                self.config.adapter_alpha,
+                float(self.config.adapter_alpha),
                 generator=torch.Generator().manual_seed(0),
             )
         self._skills = skills
@@ -282,7 +282,7 @@ def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: i
     architecture = Architecture(
         task_dim=task_dim,
         rank=config.adapter_rank,
-        alpha=config.adapter_alpha,
+        alpha=float(config.adapter_alpha),
         head=config.head,
         latent_size=config.skill_embeddings_dim,
         hidden_size=config.hyper_network_size,

@@ -30,6 +30,7 @@ LEVELS = {
     "backbone": 2,
     "task_embedding": 2,
     "skills": 2,
+    "skill_features": 2,
     "task_records": 2,
     "task_files": 2,
     "hub_tasks": 2,

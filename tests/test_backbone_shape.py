@@ -12,10 +12,10 @@ import safetensors
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, T5Config
 
-from shoal.backbone_shape import ROLES, BackboneShape, load_shape, shape_of
+from shoal.backbone_shape import ROLES, BackboneShape, load_shape, on_meta, shape_of
 from shoal.errors import ShoalError, UsageError
 from shoal.lora import LoRA
-from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS
+from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, find_model, read_config
 
 LLAMA_LIKE = tuple(f"self_attn.{role}" for role in ("q_proj", "k_proj", "v_proj", "o_proj"))
 ATTENTION = {
@@ -76,10 +76,11 @@ def test_a_configuration_alone_gives_the_shape_of_the_model(
         raise AssertionError("a weight was read")
 
     monkeypatch.setattr(safetensors, "safe_open", read)
-    monkeypatch.setattr(torch.Tensor, "uniform_", read)  # nor is one made
     name = config_only(tiny_models[family], tmp_path / "config")
     shape = load_shape(name)
     assert shape == shape_of(model, name)
+    built = on_meta(read_config(find_model(name)), name)
+    assert {p.device for p in built.parameters()} == {torch.device("meta")}  # nor is memory taken for one
     assert shape.model_type == family and shape.num_layers == 3
     for target in shape.targets:
         weight = model.get_submodule(target.name).weight
@@ -95,7 +96,7 @@ def test_a_configuration_alone_gives_the_shape_of_the_model(
 def test_models_of_the_documentation_need_no_hub(name: str) -> None:
     shape = load_shape(name)
     assert shape.base_model == name
-    assert LoRA.identity(shape.select(GUIDE_MODULES, 8), 16, 32).rank == 16
+    assert LoRA.identity(shape.select(GUIDE_MODULES, 8), 16, 32.0).rank == 16
 
 
 def test_shape_of_the_guides_example() -> None:

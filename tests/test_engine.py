@@ -27,7 +27,7 @@ def noise(
 ) -> LoRA:
     """An adapter strong enough to change answers."""
     generator = torch.Generator().manual_seed(seed)
-    identity = LoRA.identity(backbone.shape.select(modules, None), rank, 2 * rank, generator=generator)
+    identity = LoRA.identity(backbone.shape.select(modules, None), rank, 2.0 * rank, generator=generator)
     factors = {
         n: LoraFactors(f.a, torch.empty_like(f.b).normal_(generator=generator))
         for n, f in identity.factors.items()
@@ -56,7 +56,7 @@ def end_answers_early(monkeypatch: pytest.MonkeyPatch, backbone: Backbone, loras
     """Make a token of some answers the end of turn, so that they leave the batch at other steps."""
     answers = [plainest_ids(backbone, request, lora) for request, lora in zip(REQUESTS, loras, strict=True)]
     counts = Counter(token for answer in answers for token in set(answer))
-    token = next(t for t, n in counts.most_common() if n < len(answers))
+    token = next((t for t, n in counts.most_common() if n < len(answers)), backbone.end_of_turn)
     monkeypatch.setattr(Backbone, "end_of_turn", property(lambda self: token))
 
 
@@ -99,7 +99,7 @@ def test_one_adapter_for_all_is_that_adapter_attached(llama: Backbone) -> None:
 
 
 def test_identity_adapters_change_nothing(llama: Backbone) -> None:
-    identity = LoRA.identity(llama.shape.select(("q_proj",), None), 2, 4)
+    identity = LoRA.identity(llama.shape.select(("q_proj",), None), 2, 4.0)
     bare = generate_greedy(llama, REQUESTS, max_new_tokens=LIMIT)
     assert generate_greedy(llama, REQUESTS, [identity] * len(REQUESTS), max_new_tokens=LIMIT) == bare
 

@@ -33,7 +33,7 @@ def backbone(tiny_llama: Path) -> Backbone:
 
 @pytest.fixture(scope="module")
 def lora(backbone: Backbone) -> LoRA:
-    identity = LoRA.identity(backbone.shape.select(("q_proj", "v_proj"), None), 2, 4)
+    identity = LoRA.identity(backbone.shape.select(("q_proj", "v_proj"), None), 2, 4.0)
     generator = torch.Generator().manual_seed(1)
     return LoRA(
         {

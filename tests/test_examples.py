@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,9 +93,9 @@ def test_demo_says_that_nothing_is_trained(demo: ModuleType, tiny_llama: Path) -
 def test_demo_as_make_runs_it(tmp_path: Path) -> None:
     if not (SHIPPED / "smollm2-135m-instruct").is_dir():
         pytest.skip("no hypernetwork is in shoal/weights")
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "demo.py")], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, str(ROOT / "examples" / "demo.py")]
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "Text-to-LoRA" in run.stdout
     assert (tmp_path / "adapters").is_dir()

@@ -128,7 +128,8 @@ def test_without_a_trained_hypernetwork_the_adapter_is_the_identity_and_says_so(
     assert facts["trained"] is False and facts["adapter"] == "identity"
     assert facts["how_to_train"] == (
         f"shoal train text-to-lora --base {base} --hyper-network-size 16 --skill-embeddings-dim 16 "
-        "--adapter-rank 2 --adapter-alpha 4.0 --num-layers-to-adapt 2 --target-modules q_proj,v_proj --tasks DATA --out OUT"
+        "--adapter-rank 2 --adapter-alpha 4.0 --num-layers-to-adapt 2 --target-modules q_proj,v_proj "
+        "--tasks DATA --out OUT"
     )
     (warning,) = [r.getMessage() for r in caplog.records if WARNING in r.getMessage()]
     assert facts["how_to_train"] in warning
@@ -209,7 +210,7 @@ def test_an_adapter_saves_as_a_peft_directory(base: str, generator: TextToLoRA, 
     stored = load_adapter(tmp_path / "adapter")
     assert close(stored.lora, adapter.lora) and stored.base_model == base
     assert stored.card.description == "Sort the words" and stored.card.trained
-    assert stored.card.checkpoint == adapter.hypernetwork["sha256"]
+    assert stored.card.checkpoint_sha256 == adapter.hypernetwork["sha256"]
     identity = TextToLoRA(base, SIZES).generate("Sort the words")
     identity.save(tmp_path / "identity")
     assert load_adapter(tmp_path / "identity").card.trained is False

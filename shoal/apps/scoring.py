@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shoal.apps.adapting import HYPERNETWORK_HELP, Place, load
 from shoal.apps.settings import Output
 from shoal.apps.training import TASKS_HELP, read_tasks
+from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.evaluation import Method, Report
@@ -112,12 +113,14 @@ def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> lis
     )
     from shoal.text_to_lora import TextToLoRA
 
-    generator = TextToLoRA(base, hypernetwork=scoring.hypernetwork)
-    if generator.checkpoint is None or not generator.trained:
-        log.warning(
-            "no hypernetwork is trained for %s: the report has no Text-to-LoRA rows",
-            generator.shape.base_model,
-        )
+    try:
+        generator = TextToLoRA(base, hypernetwork=scoring.hypernetwork)
+    except UsageError:
+        if scoring.hypernetwork is not None:
+            raise
+        generator = None  # not even the default sizes fit this base model
+    if generator is None or generator.checkpoint is None or not generator.trained:
+        log.warning("no hypernetwork is trained for %s: the report has no Text-to-LoRA rows", base)
         return []
     network, encoder = generator.checkpoint.network, generator.encoder
     rows = [right_description(network, encoder)]

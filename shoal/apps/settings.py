@@ -147,7 +147,8 @@ def _explained(error: ValidationError, part: _Part, flags: Mapping[str, Any], pa
     if first["type"] == "missing":
         return f"{flag} is missing; give it: {about}"
     where = flag if name in flags or path is None else f"--config {path}: {name}"
-    return f"{where} {first['input']}: {first['msg'].lower()}; it is: {about}"
+    limit = first["msg"][:1].lower() + first["msg"][1:]
+    return f"{where} {first['input']}: {limit}; it is: {about}"
 
 
 def _part(hint: Any) -> _Part | None:

@@ -268,7 +268,7 @@ class ReconstructionObjective:
                 torch.cat([a, other.a], dim=-2), torch.cat([ours * b, theirs * other.b], dim=-1)
             )
         rank = next(iter(factors.values())).a.shape[-2]
-        return StepLoss(_squared(BatchedLoRA(factors, rank)) / (len(tasks) * self._scale), 0)
+        return StepLoss(_squared(BatchedLoRA(factors, float(rank))) / (len(tasks) * self._scale), 0)
 
     def fingerprint(self) -> str:
         """Names architecture, descriptions and adapters."""

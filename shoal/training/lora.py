@@ -36,7 +36,7 @@ def train_lora(
     config: LoraTrainingConfig,
     *,
     rank: int = 16,
-    alpha: float = 32,
+    alpha: float = 32.0,
     start: LoRA | None = None,
     held_out: Sequence[Task] = (),
     show_progress: bool = True,
@@ -137,11 +137,10 @@ class LoraObjective:
 
     def lora(self) -> LoRA:
         """The adapter as it stands, float32 on the CPU."""
-        current = self._current()
-        return LoRA(
-            {n: LoraFactors(f.a.detach().cpu(), f.b.detach().cpu()) for n, f in current.factors.items()},
-            self._alpha,
-        )
+        factors = {}
+        for name, (a, b) in self._current().factors.items():
+            factors[name] = LoraFactors(a.detach().cpu().clone(), b.detach().cpu().clone())
+        return LoRA(factors, self._alpha)
 
     def _current(self) -> LoRA:
         pairs = zip(self.module[::2], self.module[1::2], strict=True)

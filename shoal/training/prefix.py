@@ -13,6 +13,11 @@ from shoal.backbone import Backbone
 from shoal.forward import Sequences, hidden_before, pad_sequences
 from shoal.training.batches import TokenisedExample
 
+# Device types on which an example passes the frozen layers alone: then its bits do not depend on what it
+# shares a batch with, nor on what an interrupted run had in its cache. On an accelerator sums have no fixed
+# order anyway, and one pass for all is faster.
+COMPUTED_ALONE = ("cpu",)
+
 
 class PrefixCache:
     """Inputs of layer `start`, computed once an example and kept, in the model's dtype, up to a bound."""
@@ -29,9 +34,7 @@ class PrefixCache:
             return None
         rows = {e.index: self._kept[e.index] for e in examples if e.index in self._kept}
         missing = list({e.index: e for e in examples if e.index not in rows}.values())
-        # On a CPU one at a time: then its bits do not depend on what it shares a batch with, nor on what an
-        # interrupted run had in its cache. Elsewhere sums have no fixed order anyway, and one pass is faster.
-        size = 1 if batch.ids.device.type == "cpu" else max(1, len(missing))
+        size = 1 if batch.ids.device.type in COMPUTED_ALONE else max(1, len(missing))
         for start in range(0, len(missing), size):
             part = missing[start : start + size]
             for example, row in zip(part, self._compute(part), strict=True):

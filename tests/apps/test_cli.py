@@ -56,7 +56,10 @@ class Ended:
 class HashEncoder:
     """Stands for the task encoder: an embedding from a hash of the text."""
 
-    dim, name = 384, "hash"
+    dim = 384
+
+    def __init__(self, path: str | None = None) -> None:
+        self.name = path or "hash"
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         rows = []
@@ -166,7 +169,7 @@ def test_every_setting_is_a_flag_with_its_help(shoal: Shoal, path: str, models: 
 def test_help_is_quick() -> None:
     code = "import sys; sys.argv = ['shoal', 'train', 'lora', '--help']\nfrom shoal.apps.cli import main\n"
     code += "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers', 'rich'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[LoraTrainingConfig, TextToLoRAConfig]:
@@ -262,7 +265,7 @@ def test_mistakes_in_flags(shoal: Shoal, arguments: str, says: str) -> None:
         assert_one_line(ended, 2)
 
 
-def test_the_recipes_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipes_are_valid() -> None:
     from shoal.apps.training import Steering
 
     schema = {
@@ -274,6 +277,16 @@ def test_the_recipes_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
         recipe = yaml.safe_load((ROOT / "configs" / name).read_text())
         assert recipe.keys() <= schema
         assert recipe["num_layers_to_adapt"] == "none" and recipe["target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_the_quick_start_shows_valid_settings() -> None:
+    from shoal.apps.training import Data
+
+    shown = (ROOT / "docs" / "quickstart.md").read_text("utf-8").split("```yaml")[1].split("```")[0]
+    settings = yaml.safe_load(shown)
+    known = {*Data.model_fields, *LoraTrainingConfig.model_fields, *TextToLoRAConfig.model_fields}
+    assert settings.keys() <= known
+    LoraTrainingConfig(**{n: v for n, v in settings.items() if n in LoraTrainingConfig.model_fields})
 
 
 # What the commands do
@@ -576,14 +589,17 @@ def test_ctrl_c_while_training(tiny_llama: Path, data: Path, tmp_path: Path) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 300
-    while not (log.is_file() and log.read_text().count("\n") > 2):
-        assert running.poll() is None and time.monotonic() < deadline, running.communicate()[1]
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    printed, said = running.communicate(timeout=300)
+    try:
+        while not (log.is_file() and log.read_text().count("\n") > 2):
+            assert running.poll() is None, running.communicate()[1]
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        printed, said = running.communicate(timeout=300)
+    finally:
+        running.kill()
     assert_one_line(Ended(running.returncode, printed, said), 1, "interrupted after step", "resume")
     assert not out.exists()
     state = json.loads((log.parent / "checkpoint" / "state.json").read_text())
@@ -595,7 +611,8 @@ def test_ctrl_c_while_training(tiny_llama: Path, data: Path, tmp_path: Path) -> 
 def test_the_default_model_from_a_shell(tmp_path: Path) -> None:
     def run(*arguments: str) -> Ended:
         command = [sys.executable, "-m", "shoal.apps.cli", *arguments]
-        ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        path = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=path)
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
     made = run("generate", "Decide whether a movie review is positive or negative.", "--out", "a", "--json")

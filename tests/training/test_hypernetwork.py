@@ -1,0 +1,406 @@
+"""Training hypernetworks: descriptions matter, adapters are reproduced, and nothing held out gets in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal.backbone import Backbone
+from shoal.config import HypernetworkTrainingConfig
+from shoal.errors import UsageError
+from shoal.forward import answer_losses, pad_sequences
+from shoal.hypernetwork import Hypernetwork
+from shoal.lora import LoRA, attach
+from shoal.tasks import LeakageError
+from shoal.training.batches import tokenise
+from shoal.training.hypernetwork import (
+    ReconstructionObjective,
+    SftObjective,
+    embed_descriptions,
+    parameter_groups,
+    train_hypernetwork,
+    train_reconstruction,
+)
+from shoal.training.lora import set_for_training
+
+MODULES = ("q_proj", "v_proj")
+FAMILIES = ("llama", "gpt2", "gpt_neox", "opt")
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+def config(**changes: Any) -> HypernetworkTrainingConfig:
+    return HypernetworkTrainingConfig(**{"steps": 4, "batch_size": 8, "learning_rate": 1e-3, **changes})
+
+
+def moved(network: Hypernetwork) -> Hypernetwork:
+    """A network whose adapters differ from task to task."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    return network
+
+
+class Recorded(torch.nn.Module):
+    """A network that remembers the embeddings it was given."""
+
+    def __init__(self, network: Hypernetwork) -> None:
+        super().__init__()
+        self.network, self.given = network, []
+        self.architecture, self.targets, self.offsets = network.architecture, network.targets, network.offsets
+
+    def forward(self, embeddings: Tensor) -> Any:
+        self.given.append(embeddings.detach().clone())
+        return self.network(embeddings)
+
+
+def sft(
+    toy: ModuleType,
+    backbone: Backbone,
+    network: Any = None,
+    tasks: Sequence[Any] | None = None,
+    **changes: Any,
+) -> SftObjective:
+    tasks = tasks or toy.toy_tasks()
+    targets = backbone.shape.select(MODULES, changes.pop("layers", None))
+    corpus = tokenise(tasks, backbone, 512)
+    embeddings = embed_descriptions(toy.HashEncoder(), tasks)
+    network = network or moved(toy.toy_network(targets, dropout=0.0))
+    return SftObjective(network, backbone, corpus, embeddings, config(**changes))
+
+
+def recorded(toy: ModuleType, backbone: Backbone, **changes: Any) -> tuple[SftObjective, Recorded]:
+    network = Recorded(toy.toy_network(backbone.shape.select(MODULES, None), dropout=0.0))
+    return sft(toy, backbone, network, **changes), network
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_every_row_is_scored_under_its_own_adapter(toy: ModuleType, backbone: Backbone) -> None:
+    network = Recorded(moved(toy.toy_network(backbone.shape.select(MODULES, None), dropout=0.0)))
+    ours = sft(toy, backbone, network)
+    loss = ours.loss(0).loss
+    losses = []
+    for row, example in enumerate(ours._order.batch(0)):
+        lora = network.network(network.given[0][row : row + 1]).row(0)
+        batch = pad_sequences([(example.prompt, example.completion)], backbone.end_of_turn, backbone.device)
+        with attach(backbone.model, lora):
+            losses.append(answer_losses(backbone, batch))
+    torch.testing.assert_close(loss, torch.cat(losses).mean(), **CLOSE)
+
+
+def test_every_row_reads_a_description_of_its_task(toy: ModuleType, backbone: Backbone) -> None:
+    ours, network = recorded(toy, backbone)
+    own = embed_descriptions(toy.HashEncoder(), toy.toy_tasks())
+    seen = set()
+    for number in range(12):
+        ours.loss(number)
+        for example, row in zip(ours._order.batch(number), network.given[-1], strict=True):
+            matches = (own[example.task] == row).all(dim=1)
+            assert matches.any()
+            seen.add((example.task, int(matches.nonzero()[0])))
+    assert len(seen) == 8  # four tasks, two paraphrases each
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cached_prefix_changes_nothing(
+    family: str, checkpointing: bool, toy: ModuleType, tiny_models: dict[str, Path]
+) -> None:
+    """Also with the contrastive term, where a row is in the batch twice, and with activations recomputed."""
+    backbone = toy.toy_backbone(tiny_models[family])
+    ours = sft(toy, backbone, layers=1, contrastive_weight=0.5, gradient_checkpointing=checkpointing)
+    whole = sft(toy, backbone, ours.module, contrastive_weight=0.5)
+    whole._prefix.start = 0
+    with set_for_training(backbone):
+        for number in (0, 1, 0):
+            cached, full = ours.loss(number).loss, whole.loss(number).loss
+            torch.testing.assert_close(cached, full, **CLOSE)
+            parameters = list(ours.module.parameters())
+            grads = torch.autograd.grad(cached, parameters, allow_unused=True)
+            expected = torch.autograd.grad(full, parameters, allow_unused=True)
+            torch.testing.assert_close(grads, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_gradient_checkpointing_is_exact(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
+    results = [
+        toy.run_hypernetwork(backbone, tmp_path / str(on), steps=3, batch_size=4, gradient_checkpointing=on)[
+            0
+        ]
+        for on in (False, True)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_the_contrastive_term_asks_for_a_margin(toy: ModuleType, backbone: Backbone) -> None:
+    plain = sft(toy, backbone).loss(0)
+    assert plain.metrics == {}
+    options = {"contrastive_weight": 0.5, "contrastive_share": 1.0, "contrastive_margin": 2.0}
+    ours, network = recorded(toy, backbone, **options)
+    moved(network.network)
+    result = ours.loss(0)
+    right, wrong = network.given[0].chunk(2)
+    assert not (right == wrong).all(dim=1).any()
+    own = embed_descriptions(toy.HashEncoder(), toy.toy_tasks())
+    margin = result.metrics["train_margin"]
+    assert result.metrics["answer_loss"] < float(result.loss.detach())
+    if margin < 2.0:
+        least = result.metrics["answer_loss"] + 0.5 * (2.0 - margin)
+        assert float(result.loss.detach()) >= least - 1e-5  # equal where no row is beyond the margin
+    tasks = [e.task for e in ours._order.batch(0)]
+    for row, task in zip(wrong, ours_rows(ours, network), strict=True):
+        assert not (own[task] == row).all(dim=1).any()  # another task's
+        assert any((other == row).all(dim=1).any() for other in own)
+    assert sorted(tasks) == sorted(ours_rows(ours, network))
+
+
+def ours_rows(ours: SftObjective, network: Recorded) -> list[int]:
+    """The task of every compared row, told by the right description that was compared with it."""
+    chance = random.Random(f"{ours._config.seed}/0/descriptions")
+    tasks = [e.task for e in ours._order.batch(0)]
+    return [tasks[row] for row, _ in ours._wrong_rows(tasks, chance)]
+
+
+def test_the_contrastive_share_is_of_the_batch(toy: ModuleType, backbone: Backbone) -> None:
+    for share, rows in ((0.25, 2), (0.01, 1), (1.0, 8)):
+        ours, network = recorded(toy, backbone, contrastive_weight=0.5, contrastive_share=share)
+        ours.loss(0)
+        assert len(network.given[0]) == 8 + rows
+    ours, network = recorded(toy, backbone, contrastive_weight=0.5, tasks=toy.toy_tasks(1))
+    ours.loss(0)
+    assert len(network.given[0]) == 8  # one task has no other's description
+
+
+def test_the_contrastive_term_teaches_to_read(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
+    """The margin between right and wrong descriptions grows, more than without the term."""
+    margins = {}
+    for weight in (1e-9, 2.0):
+        network = toy.toy_network(backbone.shape.select(MODULES, None), dropout=0.0, rank=4)
+        train_hypernetwork(
+            network,
+            backbone,
+            toy.HashEncoder(),
+            toy.toy_tasks(),
+            tmp_path / str(weight),
+            config(steps=40, learning_rate=1e-2, contrastive_weight=weight, contrastive_share=0.5),
+            show_progress=False,
+        )
+        tail = rows_of(tmp_path / str(weight))[-8:]
+        margins[weight] = sum(row["train_margin"] for row in tail) / len(tail)
+    assert margins[2.0] > margins[1e-9] + 0.05, margins
+
+
+def test_dropped_descriptions_are_the_null_embedding(toy: ModuleType, backbone: Backbone) -> None:
+    ours, network = recorded(toy, backbone, description_dropout=0.5, embedding_noise=0.3)
+    for number in range(12):
+        ours.loss(number)
+    rows = torch.cat(network.given)
+    dropped = (rows == 0).all(dim=1)
+    assert 0.3 < dropped.float().mean() < 0.7
+    assert (rows[~dropped] != 0).all()
+
+
+def test_compared_rows_keep_their_descriptions(toy: ModuleType, backbone: Backbone) -> None:
+    """A margin over a null description would teach nothing about the description."""
+    options = {"contrastive_weight": 0.5, "contrastive_share": 0.5, "description_dropout": 0.9}
+    ours, network = recorded(toy, backbone, **options)
+    ours.loss(0)
+    (given,) = network.given
+    assert len(given) == 12 and (given[8:] != 0).all()
+    assert int((given[:8] != 0).all(dim=1).sum()) >= 4
+
+
+def test_noise_is_added_to_the_embedding(toy: ModuleType, backbone: Backbone) -> None:
+    ours, network = recorded(toy, backbone, embedding_noise=0.01)
+    plain, exact = recorded(toy, backbone)
+    torch.manual_seed(0)
+    ours.loss(0)
+    plain.loss(0)
+    difference = network.given[0] - exact.given[0]
+    assert 0.005 < float(difference.std()) < 0.02
+
+
+def test_label_smoothing_acts(toy: ModuleType, backbone: Backbone) -> None:
+    plain = float(sft(toy, backbone).loss(0).loss.detach())
+    smooth = float(sft(toy, backbone, label_smoothing=0.3).loss(0).loss.detach())
+    assert smooth != pytest.approx(plain, abs=1e-3)
+
+
+def test_a_hypernetwork_learns_its_tasks(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
+    network = toy.toy_network(backbone.shape.select(MODULES, None), dropout=0.0, rank=4)
+    unseen = [toy.toy_task(rule, ("lemon", "mango", "nut")) for rule in ("upper", "first")]
+    unseen = [dataclasses.replace(task, name=f"unseen_{task.name}") for task in unseen]
+    summary = train_hypernetwork(
+        network,
+        backbone,
+        toy.HashEncoder(),
+        toy.toy_tasks(),
+        tmp_path,
+        config(steps=60, learning_rate=1e-2, offset_learning_rate=1e-2, checkpoint_every=20),
+        held_out=unseen,
+        monitor_size=2,
+        show_progress=False,
+    )
+    rows = rows_of(tmp_path)
+    assert summary.final_loss < 0.8 * rows[0]["loss"]
+    monitored = [row for row in rows if "unseen_margin" in row]
+    assert [row["step"] for row in monitored] == [20, 40, 60]
+    assert all(row["unseen_loss"] > 0 for row in monitored)
+    emitted = network(embed_descriptions(toy.HashEncoder(), toy.toy_tasks())[0][:1])
+    assert any(f.b.abs().max() > 0 for f in emitted.factors.values())
+    assert not network.training
+
+
+def test_shared_and_own_parameters_have_their_own_rates(toy: ModuleType, backbone: Backbone) -> None:
+    targets = backbone.shape.select(MODULES, None)
+    own, shared = parameter_groups(toy.toy_network(targets), config(offset_learning_rate=0.5))
+    assert (own["lr"], shared["lr"]) == (1e-3, 0.5)
+    network = toy.toy_network(targets)
+    assert {id(p) for p in shared["params"]} == {id(p) for p in shared["params"]}
+    assert len(own["params"]) + len(shared["params"]) == len(list(network.parameters()))
+    assert len(parameter_groups(toy.toy_network(targets, offset=False), config())) == 1
+
+
+def test_descriptions_are_embedded_task_by_task(toy: ModuleType) -> None:
+    first, second = toy.toy_tasks(2)
+    tasks = [dataclasses.replace(first, descriptions=first.descriptions[:1]), second]
+    encoder = toy.HashEncoder()
+    rows = embed_descriptions(encoder, tasks)
+    assert [len(own) for own in rows] == [1, 2]
+    for task, own in zip(tasks, rows, strict=True):
+        assert torch.equal(own, encoder.encode(task.descriptions))
+
+
+def test_evaluation_data_is_never_trained_on(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
+    tasks, encoder = toy.toy_tasks(), toy.HashEncoder()
+    targets = backbone.shape.select(MODULES, 1)
+    renamed = dataclasses.replace(tasks[0], name="renamed")
+    for held_out, message in (
+        (tasks[:1], "also in training, the first is upper"),
+        ([renamed], "task renamed"),
+    ):
+        with pytest.raises(LeakageError, match=message):
+            train_hypernetwork(
+                toy.toy_network(targets), backbone, encoder, tasks, tmp_path, config(), held_out=held_out
+            )
+        adapters = toy.toy_adapters(targets, len(tasks))
+        with pytest.raises(LeakageError, match=message):
+            train_reconstruction(
+                toy.toy_network(targets), encoder, tasks, adapters, tmp_path, config(), held_out=held_out
+            )
+    with pytest.raises(UsageError, match="at least one task, got none"):
+        train_hypernetwork(toy.toy_network(targets), backbone, encoder, [], tmp_path, config())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_descriptions_are_another_run(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
+    tasks, targets = toy.toy_tasks(), backbone.shape.select(MODULES, 1)
+
+    def train(tasks: Any) -> None:
+        arguments = (backbone, toy.HashEncoder(), tasks, tmp_path, config(steps=1, batch_size=2))
+        train_hypernetwork(toy.toy_network(targets), *arguments, show_progress=False)
+
+    train(tasks)
+    reworded = dataclasses.replace(tasks[0], descriptions=("In capitals.", *tasks[0].descriptions[1:]))
+    with pytest.raises(UsageError, match="another run, with other data"):
+        train([reworded, *tasks[1:]])
+
+
+def test_reconstruction_recovers_adapters(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
+    """A network with room for it reproduces the delta weights of every task from its description."""
+    targets = backbone.shape.select(MODULES, 1)
+    tasks = toy.toy_tasks(3)
+    adapters = toy.toy_adapters(targets, 3)
+    network = toy.toy_network(targets, dropout=0.0, latent_size=32, hidden_size=64)
+    settings = {"objective": "reconstruction", "learning_rate": 1e-2, "offset_learning_rate": 1e-2}
+    summary = train_reconstruction(
+        network,
+        toy.HashEncoder(),
+        tasks,
+        adapters,
+        tmp_path,
+        config(steps=300, batch_size=3, clip_norm=10.0, **settings),
+        show_progress=False,
+    )
+    rows = rows_of(tmp_path)
+    assert rows[0]["loss"] == pytest.approx(1.0, rel=1e-4)  # the identity is as far as the adapters are large
+    assert summary.final_loss < 0.02
+    emitted = network(torch.stack([own[1] for own in embed_descriptions(toy.HashEncoder(), tasks)]))
+    for row, adapter in enumerate(adapters):
+        for t in targets:
+            wanted, got = adapter.delta_weight(t.name), emitted.row(row).delta_weight(t.name)
+            assert float((got - wanted).norm() / wanted.norm()) < 0.25
+
+
+def test_the_reconstruction_loss_is_the_distance_of_delta_weights(
+    toy: ModuleType, backbone: Backbone
+) -> None:
+    targets = backbone.shape.select(("q_proj", "v_proj", "down_proj"), 1)
+    adapters = [*toy.toy_adapters(targets, 2), *toy.toy_adapters(targets, 2, rank=3)]  # ranks may differ
+    adapters = [lora * (number + 1.0) for number, lora in enumerate(adapters)]
+    network = moved(toy.toy_network(targets, dropout=0.0))
+    tasks = [dataclasses.replace(t, descriptions=t.descriptions[:1]) for t in toy.toy_tasks()]
+    embeddings = embed_descriptions(toy.HashEncoder(), tasks)
+    objective = ReconstructionObjective(network, embeddings, adapters, config(batch_size=9))
+
+    def distance(ours: LoRA | None, theirs: LoRA) -> float:
+        zero = {t.name: torch.zeros(t.out_features, t.in_features) for t in targets}
+        own = zero if ours is None else {n: ours.delta_weight(n) for n in ours.factors}
+        return float(sum((own[n] - theirs.delta_weight(n)).square().sum() for n in theirs.factors))
+
+    emitted = network(torch.cat(embeddings))
+    far = sum(distance(emitted.row(row), lora) for row, lora in enumerate(adapters))
+    size = sum(distance(None, lora) for lora in adapters)
+    result = objective.loss(0)
+    assert float(result.loss.detach()) == pytest.approx(far / size, rel=1e-4)
+    assert result.tokens == 0
+
+
+def test_adapters_that_cannot_be_reproduced(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
+    targets = backbone.shape.select(MODULES, 1)
+    tasks, adapters = toy.toy_tasks(), toy.toy_adapters(targets, 4)
+    wider = [dataclasses.replace(t, out_features=t.out_features + 1) for t in targets]
+    cases = (
+        (adapters[:3], "got 3 adapters for 4 tasks"),
+        (toy.toy_adapters(targets[:1], 4), "over the network's 2 modules"),
+        (toy.toy_adapters(wider, 4), "over the network's 2 modules"),
+        ([LoRA.identity(targets, 2, 4.0)] * 4, "all 4 adapters are zero"),
+    )
+    for given, message in cases:
+        with pytest.raises(UsageError, match=message):
+            train_reconstruction(
+                toy.toy_network(targets),
+                toy.HashEncoder(),
+                tasks,
+                given,
+                tmp_path,
+                config(),
+                show_progress=False,
+            )
+    with pytest.raises(UsageError, match="got 0 adapters for 0 tasks"):
+        train_reconstruction(toy.toy_network(targets), toy.HashEncoder(), [], [], tmp_path, config())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_adapters_are_another_run(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
+    targets = backbone.shape.select(MODULES, 1)
+    adapters = toy.toy_adapters(targets, 4)
+
+    def train(adapters: list[LoRA]) -> None:
+        arguments = (toy.HashEncoder(), toy.toy_tasks(), adapters, tmp_path, config(steps=1))
+        train_reconstruction(toy.toy_network(targets), *arguments, show_progress=False)
+
+    train(adapters)
+    with pytest.raises(UsageError, match="another run, with other data"):
+        train([*adapters[:3], adapters[3] * 1.01])

@@ -1,0 +1,140 @@
+"""Toy runs of each kind of training: what the tests call, and a program that they start, kill and interrupt.
+
+    python tests/training/toy.py KINDS MODEL FOLDER SETTINGS
+
+KINDS are names of `TRAININGS` with commas, SETTINGS a JSON object for their configurations.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.backbone import Backbone, load_backbone
+from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig
+from shoal.errors import ShoalError
+from shoal.hypernetwork import Architecture, Hypernetwork
+from shoal.lora import LoRA, LoraFactors, TargetModule
+from shoal.tasks import Example, Task
+from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
+from shoal.training.loop import RunSummary
+from shoal.training.lora import train_lora
+
+WORDS = ("apple", "banana", "cherry", "dates", "elder", "figs", "grape", "honey", "iris", "juniper", "kale")
+RULES: dict[str, Callable[[str], str]] = {
+    "upper": str.upper,
+    "reverse": lambda word: word[::-1],
+    "first": lambda word: word[0],
+    "double": lambda word: f"{word} {word}",
+}
+MODULES = ("q_proj", "v_proj")
+
+
+class HashEncoder:
+    """Stands for the task encoder: an embedding from a hash of the text."""
+
+    dim, name = 16, "hash"
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        rows = []
+        for text in texts:
+            generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+            rows.append(torch.randn(self.dim, generator=generator))
+        return torch.stack(rows)
+
+
+def toy_task(rule: str, words: Sequence[str] = WORDS) -> Task:
+    """Words in, what a rule makes of them out; the last word is for tests."""
+    examples = [Example(word, (RULES[rule](word),)) for word in words]
+    descriptions = (f"Apply {rule} to the word.", f"What does {rule} give for this word?")
+    return Task(rule, "words", f"Apply {rule}.", descriptions, tuple(examples[:-1]), tuple(examples[-1:]))
+
+
+def toy_tasks(count: int = len(RULES)) -> list[Task]:
+    return [toy_task(rule) for rule in list(RULES)[:count]]
+
+
+def toy_network(targets: Sequence[TargetModule], **changes: Any) -> Hypernetwork:
+    """A small hypernetwork, always the same."""
+    sizes = {"rank": 2, "alpha": 4.0, "latent_size": 8, "hidden_size": 16, "dropout": 0.1, **changes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return Hypernetwork(targets, Architecture(HashEncoder.dim, **sizes))
+
+
+def toy_adapters(targets: Sequence[TargetModule], count: int, rank: int = 2) -> list[LoRA]:
+    """Adapters as a training may leave them."""
+    generator = torch.Generator().manual_seed(4)
+    loras = []
+    for _ in range(count):
+        factors = {
+            t.name: LoraFactors(
+                torch.randn(rank, t.in_features, generator=generator) / 8,
+                torch.randn(t.out_features, rank, generator=generator) / 8,
+            )
+            for t in targets
+        }
+        loras.append(LoRA(factors, 2.0 * rank))
+    return loras
+
+
+def toy_backbone(model: str | Path) -> Backbone:
+    return load_backbone(str(model), device="cpu", dtype=torch.float32)
+
+
+def run_lora(backbone: Backbone, folder: Path, **settings: Any) -> tuple[list[Tensor], RunSummary]:
+    """A LoRA on the last two layers, so that the frozen prefix is cached; (its factors, how the run went)."""
+    config = LoraTrainingConfig(**settings)
+    targets = backbone.shape.select(MODULES, 2)
+    lora, summary = train_lora(
+        backbone, toy_tasks(), targets, folder, config, rank=2, alpha=4.0, show_progress=False
+    )
+    return [t for f in lora.factors.values() for t in f], summary
+
+
+def run_hypernetwork(backbone: Backbone, folder: Path, **settings: Any) -> tuple[list[Tensor], RunSummary]:
+    """A hypernetwork end to end, with every random part of its objective."""
+    random_parts = {"contrastive_weight": 0.5, "description_dropout": 0.2, "embedding_noise": 0.1}
+    config = HypernetworkTrainingConfig(**{"learning_rate": 1e-3, **random_parts, **settings})
+    network = toy_network(backbone.shape.select(MODULES, 2))
+    summary = train_hypernetwork(
+        network, backbone, HashEncoder(), toy_tasks(), folder, config, show_progress=False
+    )
+    return list(network.state_dict().values()), summary
+
+
+def run_reconstruction(backbone: Backbone, folder: Path, **settings: Any) -> tuple[list[Tensor], RunSummary]:
+    """A hypernetwork that reproduces one adapter a task."""
+    config = HypernetworkTrainingConfig(objective="reconstruction", **{"learning_rate": 1e-3, **settings})
+    targets = backbone.shape.select(MODULES, 2)
+    network = toy_network(targets)
+    adapters = toy_adapters(targets, len(RULES))
+    summary = train_reconstruction(
+        network, HashEncoder(), toy_tasks(), adapters, folder, config, show_progress=False
+    )
+    return list(network.state_dict().values()), summary
+
+
+TRAININGS = {"lora": run_lora, "hypernetwork": run_hypernetwork, "reconstruction": run_reconstruction}
+
+
+def main() -> None:
+    kinds, model, folder, settings = sys.argv[1:]
+    torch.set_num_threads(1)
+    backbone = toy_backbone(model)
+    try:
+        for kind in kinds.split(","):
+            TRAININGS[kind](backbone, Path(folder) / kind, **json.loads(settings))
+    except ShoalError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
