@@ -7,7 +7,7 @@ the batch, with their adapters. Knows prompts and adapters, nothing of tasks or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -49,25 +49,42 @@ def generate_greedy(
             f"requests must be a list (got {type(requests).__name__}), max_new_tokens {max_new_tokens} and "
             f"batch_size {batch_size} at least 1; correct what is not"
         )
-    own = None if adapters is None or isinstance(adapters, LoRA) else list(adapters)
-    if own is not None and len(own) != len(requests):
-        raise UsageError(
-            f"got {len(own)} adapters for {len(requests)} requests; give one for all or one each"
-        )
-    shared = adapters.to(backbone.device, backbone.dtype) if isinstance(adapters, LoRA) else None
+    check_adapters(adapters, len(requests))
     prompts = backbone.encode_prompts(requests)
     _check_lengths(backbone, prompts, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
-        batch = (
-            stack([own[i].to(backbone.device, backbone.dtype) for i in rows]) if own is not None else shared
-        )
+        batch = adapters_of(backbone, adapters, rows)
         continued = _continue(backbone, [prompts[i] for i in rows], batch, max_new_tokens)
         for i, ids in zip(rows, continued, strict=True):
             answers[i] = backbone.decode(ids)
     return answers
+
+
+def check_adapters(adapters: LoRA | Sequence[LoRA] | None, requests: int) -> None:
+    """Raise UsageError unless there are no adapters, one for all, or one for each of so many requests."""
+    if adapters is not None and not isinstance(adapters, LoRA) and len(adapters) != requests:
+        raise UsageError(
+            f"got {len(adapters)} adapters for {requests} requests; give one for all or one each"
+        )
+
+
+def adapters_of(
+    backbone: Backbone, adapters: LoRA | Sequence[LoRA] | None, rows: Sequence[int]
+) -> LoRA | BatchedLoRA | None:
+    """What to attach for a batch of the given requests, in the backbone's dtype and on its device."""
+    if adapters is None:
+        return None
+    if isinstance(adapters, LoRA):
+        return adapters.to(backbone.device, backbone.dtype)
+    return stack([adapters[row].to(backbone.device, backbone.dtype) for row in rows])
+
+
+def attached(backbone: Backbone, lora: LoRA | BatchedLoRA | None) -> AbstractContextManager[object]:
+    """The backbone with an adapter attached, or as it is."""
+    return attach(backbone.model, lora) if lora is not None else nullcontext()
 
 
 def _continue(
@@ -85,7 +102,7 @@ def _continue(
     )
     try:
         while True:
-            with attach(backbone.model, adapters) if adapters is not None else nullcontext():
+            with attached(backbone, adapters):
                 output = backbone.model(
                     input_ids=ids,
                     attention_mask=mask,

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from shoal.backbone import Backbone
-from shoal.engine import generate_greedy
+from shoal.engine import adapters_of, attached, check_adapters, generate_greedy
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, pad_sequences
-from shoal.lora import LoRA, attach
+from shoal.lora import LoRA
 from shoal.metrics import exact_match, rouge_l
 from shoal.reports import METRICS, Answer, MethodResult, Report, mean_result, summarise
 from shoal.tasks import Example, Task
@@ -96,17 +95,19 @@ def evaluate(
         )
     results = []
     for method in methods:
-        answers = {
-            task.name: score(
+        answers: dict[str, list[Answer]] = {task.name: [] for task in tasks}
+        for group in _batchable(tasks, method):
+            asked = [(task, lora, e) for task, lora in group for e in task.test[:examples]]
+            scored = score(
                 backbone,
-                task.test[:examples],
-                [method.request(task, e) for e in task.test[:examples]],
-                method.adapter(task),
+                [e for _, _, e in asked],
+                [method.request(task, e) for task, _, e in asked],
+                _one_or_each([lora for _, lora, _ in asked]),
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
             )
-            for task in tasks
-        }
+            for (task, _, _), answer in zip(asked, scored, strict=True):
+                answers[task.name].append(answer)
         results.append(summarise(method.name, answers, samples))
         on_method(results[-1])
     rows = tuple(results)
@@ -117,20 +118,20 @@ def score(
     backbone: Backbone,
     examples: Sequence[Example],
     requests: Sequence[str],
-    lora: LoRA | None,
+    adapters: LoRA | Sequence[LoRA] | None = None,
     *,
     max_new_tokens: int = 48,
     batch_size: int = 32,
 ) -> list[Answer]:
-    """Generate and score the answers to some requests, one an example, under one adapter.
+    """Generate and score the answers to some requests, one an example.
 
-    Raises:
-        UsageError: as `generate_greedy` and `attach`.
+    Adapters and errors are those of `generate_greedy`.
     """
-    adapter = lora.to(backbone.device, backbone.dtype) if lora is not None else None
-    with attach(backbone.model, adapter) if adapter is not None else nullcontext():
-        answers = generate_greedy(backbone, requests, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        losses = reference_losses(backbone, requests, [e.outputs[0] for e in examples], batch_size=batch_size)
+    references = [e.outputs[0] for e in examples]
+    answers = generate_greedy(
+        backbone, requests, adapters, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
+    losses = reference_losses(backbone, requests, references, adapters, batch_size=batch_size)
     return [
         Answer(e.input, a, e.outputs, rouge_l(a, e.outputs), exact_match(a, e.outputs), nll)
         for e, a, nll in zip(examples, answers, losses, strict=True)
@@ -139,9 +140,18 @@ def score(
 
 @torch.no_grad()
 def reference_losses(
-    backbone: Backbone, requests: Sequence[str], references: Sequence[str], *, batch_size: int = 32
+    backbone: Backbone,
+    requests: Sequence[str],
+    references: Sequence[str],
+    adapters: LoRA | Sequence[LoRA] | None = None,
+    *,
+    batch_size: int = 32,
 ) -> list[float]:
-    """Mean cross-entropy of each reference after its request, in nats a token, end of turn included."""
+    """Mean cross-entropy of each reference after its request, in nats a token, end of turn included.
+
+    Adapters and errors are those of `generate_greedy`.
+    """
+    check_adapters(adapters, len(requests))
     prompts, completions = backbone.encode_prompts(requests), backbone.encode_completions(references)
     pairs = list(zip(prompts, completions, strict=True))
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
@@ -149,8 +159,9 @@ def reference_losses(
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
         batch = pad_sequences([pairs[i] for i in rows], backbone.end_of_turn, backbone.device)
-        for i, loss in zip(rows, answer_losses(backbone, batch).tolist(), strict=True):
-            losses[i] = loss
+        with attached(backbone, adapters_of(backbone, adapters, rows)):
+            for i, loss in zip(rows, answer_losses(backbone, batch).tolist(), strict=True):
+                losses[i] = loss
     return losses
 
 
@@ -177,3 +188,19 @@ def with_shots(count: int, seed: int = 0) -> Callable[[Task, Example], str]:
         return "\n\n".join([*solved, f"Input: {example.input}\nOutput:"])
 
     return request
+
+
+def _batchable(tasks: Sequence[Task], method: Method) -> list[list[tuple[Task, LoRA | None]]]:
+    """The tasks with their adapters, by what may run in one batch: none, or adapters of the same modules."""
+    groups: dict[frozenset[str] | None, list[tuple[Task, LoRA | None]]] = {}
+    for task in tasks:
+        lora = method.adapter(task)
+        groups.setdefault(None if lora is None else frozenset(lora.factors), []).append((task, lora))
+    return list(groups.values())
+
+
+def _one_or_each(loras: Sequence[LoRA | None]) -> LoRA | list[LoRA] | None:
+    """One adapter where all are the same object, else one a request; a group without any has none."""
+    if all(lora is loras[0] for lora in loras):
+        return loras[0]
+    return [lora for lora in loras if lora is not None]

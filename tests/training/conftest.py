@@ -39,6 +39,14 @@ def backbone(toy: ModuleType, tiny_llama: Path) -> Backbone:
 
 
 @pytest.fixture
+def sharp(backbone: Backbone) -> Backbone:
+    """The tiny Llama with larger logits; its own are so alike that no adapter can make it sure of a token."""
+    with torch.no_grad():
+        backbone.model.lm_head.weight.mul_(8)
+    return backbone
+
+
+@pytest.fixture
 def one_thread() -> Any:
     """Sums in the order that the program of `toy.py` takes them."""
     threads = torch.get_num_threads()

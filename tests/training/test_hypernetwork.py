@@ -237,25 +237,25 @@ def test_label_smoothing_acts(toy: ModuleType, backbone: Backbone) -> None:
     assert smooth != pytest.approx(plain, abs=1e-3)
 
 
-def test_a_hypernetwork_learns_its_tasks(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
-    network = toy.toy_network(backbone.shape.select(MODULES, None), dropout=0.0, rank=4)
+def test_a_hypernetwork_learns_its_tasks(toy: ModuleType, sharp: Backbone, tmp_path: Path) -> None:
+    network = toy.toy_network(sharp.shape.targets, dropout=0.0, rank=4)
     unseen = [toy.toy_task(rule, ("lemon", "mango", "nut")) for rule in ("upper", "first")]
     unseen = [dataclasses.replace(task, name=f"unseen_{task.name}") for task in unseen]
     summary = train_hypernetwork(
         network,
-        backbone,
+        sharp,
         toy.HashEncoder(),
         toy.toy_tasks(),
         tmp_path,
-        config(steps=60, learning_rate=1e-2, offset_learning_rate=1e-2, checkpoint_every=20),
+        config(steps=40, learning_rate=3e-3, offset_learning_rate=3e-2, checkpoint_every=20, clip_norm=10.0),
         held_out=unseen,
         monitor_size=2,
         show_progress=False,
     )
     rows = rows_of(tmp_path)
-    assert summary.final_loss < 0.8 * rows[0]["loss"]
+    assert summary.final_loss < 0.6 * rows[0]["loss"]
     monitored = [row for row in rows if "unseen_margin" in row]
-    assert [row["step"] for row in monitored] == [20, 40, 60]
+    assert [row["step"] for row in monitored] == [20, 40]
     assert all(row["unseen_loss"] > 0 for row in monitored)
     emitted = network(embed_descriptions(toy.HashEncoder(), toy.toy_tasks())[0][:1])
     assert any(f.b.abs().max() > 0 for f in emitted.factors.values())
@@ -336,7 +336,8 @@ def test_reconstruction_recovers_adapters(toy: ModuleType, backbone: Backbone, t
     rows = rows_of(tmp_path)
     assert rows[0]["loss"] == pytest.approx(1.0, rel=1e-4)  # the identity is as far as the adapters are large
     assert summary.final_loss < 0.02
-    emitted = network(torch.stack([own[1] for own in embed_descriptions(toy.HashEncoder(), tasks)]))
+    with torch.no_grad():
+        emitted = network(torch.stack([own[1] for own in embed_descriptions(toy.HashEncoder(), tasks)]))
     for row, adapter in enumerate(adapters):
         for t in targets:
             wanted, got = adapter.delta_weight(t.name), emitted.row(row).delta_weight(t.name)

@@ -52,29 +52,28 @@ def gradients(objective: LoraObjective, forward_pass: int = 0) -> tuple[float, l
     return float(loss.detach()), list(torch.autograd.grad(loss, list(objective.module)))
 
 
-def final_rows(folder: Path) -> list[dict[str, float]]:
+def rows_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_task_is_overfitted(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
+def test_a_task_is_overfitted(toy: ModuleType, sharp: Backbone, tmp_path: Path) -> None:
     task = toy.toy_task("upper", ("apple", "banana", "cherry"))
     lora, summary = train_lora(
-        backbone,
+        sharp,
         [task],
-        backbone.shape.targets,
+        sharp.shape.targets,
         tmp_path,
-        config(steps=80, batch_size=2, learning_rate=3e-2),
+        config(steps=60, batch_size=2, learning_rate=1e-2),
         rank=8,
         alpha=16.0,
         show_progress=False,
     )
-    rows = final_rows(tmp_path)
-    assert rows[0]["loss"] > 4 and summary.final_loss < 0.5
-    pairs = [(e.prompt, e.completion) for e in tokenise([task], backbone, 512).examples[0]]
-    batch = pad_sequences(pairs, backbone.end_of_turn, backbone.device)
-    with attach(backbone.model, lora):
-        assert float(answer_losses(backbone, batch).mean()) < 0.5
-    assert float(answer_losses(backbone, batch).mean()) > 4  # and the model is as it was
+    assert rows_of(tmp_path)[0]["loss"] > 5 and summary.final_loss < 0.1
+    pairs = [(e.prompt, e.completion) for e in tokenise([task], sharp, 512).examples[0]]
+    batch = pad_sequences(pairs, sharp.end_of_turn, sharp.device)
+    with attach(sharp.model, lora):
+        assert float(answer_losses(sharp, batch).mean()) < 0.1
+    assert float(answer_losses(sharp, batch).mean()) > 5  # and the model is as it was
 
 
 @pytest.mark.parametrize("family", FAMILIES)
