@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -92,7 +93,9 @@ class Backbone:
         if not self.tokenizer.chat_template:
             return self._encode([text + "\n" for text in texts], add_special_tokens=True)
         messages = [[{"role": "user", "content": text}] for text in texts]
-        rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        rendered: Any = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
         return self._encode(list(rendered), add_special_tokens=False)
 
     def encode_completion(self, text: str) -> list[int]:
@@ -185,7 +188,7 @@ def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
     where, local = source.location, source.local_only
     try:
         with quietly():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where,
                 dtype=dtype,
                 use_safetensors=True,
@@ -199,6 +202,7 @@ def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
         raise ShoalError(
             f"cannot load {source.name!r}: {reason(error)}; {source.repair}, with its weights as safetensors"
         ) from error
+    model, report = loaded
     wrong = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
     if wrong:
         raise ShoalError(

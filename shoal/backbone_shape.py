@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -134,7 +135,8 @@ def shape_of(model: nn.Module, base_model: str) -> BackboneShape:
                 targets.append(
                     TargetModule(f"{prefix}.{index}.{name}", index, name, *sizes, is_conv1d(module))
                 )
-    return BackboneShape(base_model, model.config.model_type, len(layers), tuple(targets))
+    config: Any = model.config
+    return BackboneShape(base_model, config.model_type, len(layers), tuple(targets))
 
 
 def on_meta(config: PretrainedConfig, name: str) -> PreTrainedModel:
@@ -165,10 +167,11 @@ def on_meta(config: PretrainedConfig, name: str) -> PreTrainedModel:
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """(name, list) of the decoder layers: the outermost list of as many equal modules as there are layers."""
-    count = getattr(model.config, "num_hidden_layers", None)
+    config: Any = model.config
+    count = getattr(config, "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and len({type(m) for m in module}) == 1:
             return name, module
     raise ShoalError(
-        f"found no list of {count} equal decoder layers in a {model.config.model_type} model; choose another"
+        f"found no list of {count} equal decoder layers in a {config.model_type} model; choose another"
     )

