@@ -367,7 +367,7 @@ def test_what_does_not_fit_is_named(llama: PreTrainedModel) -> None:
             use(llama, lora)
         with pytest.raises(UsageError, match=r"\(32, 32\) \(in, out\) but the adapter has \(6, 5\)"):
             use(llama, named)
-        with pytest.raises(UsageError, match="use its own base model"):
+        with pytest.raises(UsageError, match="use its base model"):
             use(llama, embedding)
     assert torch.equal(logits(llama), base)
 
@@ -378,7 +378,7 @@ def test_what_does_not_combine_is_named() -> None:
         stack([x, y])
     with pytest.raises(UsageError, match="one at least"):
         stack([])
-    with pytest.raises(UsageError, match="2 adapters and 1 weights"):
+    with pytest.raises(UsageError, match="2 adapters .*got 1"):
         compose([x, x], [1.0])
     with pytest.raises(UsageError, match="0 adapters"):
         compose([], [])

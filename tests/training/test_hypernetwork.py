@@ -360,7 +360,8 @@ def test_the_reconstruction_loss_is_the_distance_of_delta_weights(
         own = zero if ours is None else {n: ours.delta_weight(n) for n in ours.factors}
         return float(sum((own[n] - theirs.delta_weight(n)).square().sum() for n in theirs.factors))
 
-    emitted = network(torch.cat(embeddings))
+    with torch.no_grad():
+        emitted = network(torch.cat(embeddings))
     far = sum(distance(emitted.row(row), lora) for row, lora in enumerate(adapters))
     size = sum(distance(None, lora) for lora in adapters)
     result = objective.loss(0)

@@ -270,8 +270,8 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     toy: ModuleType, backbone: Backbone, tmp_path: Path, start_toy: Callable[..., subprocess.Popen[str]]
 ) -> None:
     options = {"steps": 5, "batch_size": 6, "checkpoint_every": 5}
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
-    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1")
+    # `accelerate launch --cpu` starts one process, whatever number it is given; torchrun starts as many.
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     process = start_toy(",".join(KINDS), tmp_path, launcher=launcher, **options)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
