@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generator = TextToLoRA(args.base, hypernetwork=args.hypernetwork)
     if generator.checkpoint is None or not generator.trained:
         raise ShoalError(f"there is no trained hypernetwork for {args.base}; train one: shoal train --help")
-    generate_adapters(console, generator, tasks, args.adapters)
+    generate_adapters(generator, tasks, args.adapters)
 
     backbone = load_backbone(args.base)
     network, encoder = generator.checkpoint.network, generator.encoder
@@ -56,23 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(scores(report))
 
 
-def generate_adapters(console: Console, generator: TextToLoRA, tasks: Sequence[Task], folder: Path) -> None:
+def generate_adapters(generator: TextToLoRA, tasks: Sequence[Task], folder: Path) -> None:
     """Generate every task's adapter, say how long each took, and keep the first on disk."""
-    console.print(
-        f"One description in, one LoRA adapter for {generator.shape.base_model} out, without training:\n"
-    )
-    generator.encoder  # noqa: B018  (loaded here, so that the first adapter is timed like the others)
+    base = generator.shape.base_model
+    print(f"One description in, one LoRA adapter for {base} out, without training:\n")
+    generator.generate("Answer the question.")  # loads the encoder, so that no adapter below is timed with it
     adapters = [generator.generate(task.descriptions[0]) for task in tasks]
     for adapter in adapters:
-        console.print(f"  {adapter.duration * 1000:4.0f} ms   {adapter.description}", highlight=False)
-    path = folder / tasks[0].name
+        print(f"  {adapter.duration * 1000:4.0f} ms   {adapter.description}")
+    path, lora = folder / tasks[0].name, adapters[0].lora
     adapters[0].save(path)
-    lora = adapters[0].lora
-    console.print(
-        f"\nEach has rank {lora.rank} in {len(lora.factors)} modules. The first is kept in {path}, as PEFT "
-        f'reads it. Ask it something: shoal ask "{tasks[0].test[0].input}" --adapter {path}\n',
-        highlight=False,
+    print(
+        f"\nEach has rank {lora.rank} in {len(lora.factors)} modules. The first is kept in {path} for PEFT."
     )
+    print(f'Ask it something:  shoal ask "{tasks[0].test[0].input}" --adapter {path}\n')
 
 
 def side_by_side(report: Report, task: Task) -> Table:

@@ -17,6 +17,7 @@ from shoal.backbone import load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
+from shoal.task_embedding import DEFAULT_ENCODER
 from shoal.tasks import load_task_directory
 from shoal.text_to_lora import new_hypernetwork
 
@@ -47,7 +48,7 @@ def tiny_hypernetwork(tiny_llama: Path, tmp_path: Path) -> Path:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=0.1)
-    checkpoint = HypernetworkCheckpoint(network.eval(), shape.base_model, "tiny", True, {})
+    checkpoint = HypernetworkCheckpoint(network.eval(), shape.base_model, DEFAULT_ENCODER, True, {})
     save_hypernetwork(checkpoint, tmp_path / "hypernetwork")
     return tmp_path / "hypernetwork"
 
