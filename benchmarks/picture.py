@@ -20,9 +20,16 @@ from _unseen_tasks_page import DESCRIBED
 from shoal.controls import RIGHT
 from shoal.files import write_file
 
-COLUMNS = (("request", 20, 40), ("base model with the description", 370, 42), ("adapter", 720, 30))
-COLOURS = ("#1f2937", "#9a3412", "#166534")
+COLUMNS = (
+    ("request", 20, 32),
+    ("right answer", 275, 24),
+    ("base model + description", 475, 31),
+    ("adapter", 725, 28),
+)
 ROW = 46
+INK, GOOD, BAD = "#1f2937", "#166534", "#9a3412"  # an answer is good from half of the ROUGE-L on
+
+Answers = list[tuple[str, dict[str, Any], dict[str, Any]]]
 
 
 def main() -> None:
@@ -36,44 +43,35 @@ def main() -> None:
     print(f"wrote {args.out}")
 
 
-def chosen(report: dict[str, Any], rows: int) -> list[tuple[str, str, str, str]]:
-    """(task, request, base answer, adapted answer) of tasks spread evenly from the worst lead to the best."""
+def chosen(report: dict[str, Any], rows: int) -> Answers:
+    """(task, base model's answer, adapted model's answer) of tasks spread evenly from worst lead to best."""
     results = {r["name"]: r for r in report["results"]}
     before, after = results[DESCRIBED], results[RIGHT]
     lead = {t: after["scores"]["rouge_l"][t] - before["scores"]["rouge_l"][t] for t in report["tasks"]}
     ranked = sorted(lead, key=lambda t: lead[t])
     picked = [ranked[round(i * (len(ranked) - 1) / (rows - 1))] for i in range(rows)]
-    return [
-        (
-            t,
-            before["samples"][t][0]["input"],
-            before["samples"][t][0]["answer"],
-            after["samples"][t][0]["answer"],
-        )
-        for t in picked
-    ]
+    return [(t, before["samples"][t][0], after["samples"][t][0]) for t in picked]
 
 
-def draw(rows: list[tuple[str, str, str, str]]) -> str:
-    """The picture: one row a task."""
-    height = 60 + ROW * len(rows)
+def draw(rows: Answers) -> str:
+    """The picture: one row a task, good answers green."""
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="960" height="{height}" font-family="sans-serif">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="960" height="{60 + ROW * len(rows)}" '
+        'font-family="sans-serif">',
         '<rect width="100%" height="100%" fill="#ffffff"/>',
         *(text(x, 30, name, "#555555", 14, bold=True) for name, x, _ in COLUMNS),
     ]
-    for number, (task, *cells) in enumerate(rows):
+    for number, (task, bare, adapted) in enumerate(rows):
         top = 44 + ROW * number
         shade = "#f4f7fb" if number % 2 == 0 else "#ffffff"
         parts.append(f'<rect x="10" y="{top}" width="940" height="{ROW}" fill="{shade}"/>')
         parts.append(text(20, top + 16, task, "#8a94a6", 10))
-        for cell, (_, x, width), colour in zip(
-            cells, COLUMNS, ("#1f2937", "#9a3412", "#166534"), strict=True
-        ):
+        cells = [(bare["input"], INK), (bare["references"][0], INK)]
+        cells += [(a["answer"], GOOD if a["rouge_l"] >= 0.5 else BAD) for a in (bare, adapted)]
+        for (cell, colour), (_, x, width) in zip(cells, COLUMNS, strict=True):
             line = " ".join(cell.split()) or "(empty)"
-            parts.append(
-                text(x, top + 34, line if len(line) <= width else line[: width - 1] + "…", colour, 14)
-            )
+            short = line if len(line) <= width else line[: width - 1] + "…"
+            parts.append(text(x, top + 34, short, colour, 14))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

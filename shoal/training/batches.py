@@ -78,7 +78,7 @@ def tokenise(tasks: Sequence[Task], backbone: Backbone, max_length: int, *, desc
             if len(prompt) + len(completion) > max_length:
                 dropped += 1
                 continue
-            own = (tuple(same.setdefault(i, i) for i in ids) for ids in (prompt, completion))
+            own = (tuple(map(same.setdefault, ids, ids)) for ids in (prompt, completion))
             fitting.append(TokenisedExample(number, index, *own))
             index += 1
         if not fitting:
