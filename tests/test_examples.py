@@ -73,7 +73,9 @@ def test_demo_on_a_tiny_model(
     tiny_hypernetwork: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # wide enough that no answer is wrapped
     where = ["--base", str(tiny_llama), "--hypernetwork", str(tiny_hypernetwork)]
     demo.main([*where, "--adapters", str(tmp_path / "adapters")])
     printed = capsys.readouterr().out
