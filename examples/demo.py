@@ -23,6 +23,7 @@ from shoal.tasks import Task, load_task_directory
 from shoal.text_to_lora import TextToLoRA
 
 TASKS = Path(__file__).parent / "tasks"
+NAMES = ("party_size", "word_tone", "place_name", "fluent_question", "sort_words")
 BASE, DESCRIBED = "base", "base + description"
 SHOWN = 3
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     console = Console()
 
-    tasks = load_task_directory(TASKS)
+    tasks = load_task_directory(TASKS, NAMES)
     generator = TextToLoRA(args.base, hypernetwork=args.hypernetwork)
     if generator.checkpoint is None or not generator.trained:
         raise ShoalError(f"there is no trained hypernetwork for {args.base}; train one: shoal train --help")

@@ -96,9 +96,10 @@ def _continue(
     running = torch.arange(len(prompts), device=device)  # rows of the batch whose answers have not ended
     answers: list[list[int]] = [[] for _ in prompts]
     cache: Any = None
-    # The head is a fifth of a small model; only the last position's logits are needed.
+    # The head is a fifth of a small model, and only the last position's logits are needed. Contiguous, since
+    # otherwise the product copies the head's weight once a sample.
     last_only = backbone.model.get_output_embeddings().register_forward_pre_hook(
-        lambda module, args: (args[0][:, -1:],)
+        lambda module, args: (args[0][:, -1:].contiguous(),)
     )
     try:
         while True:

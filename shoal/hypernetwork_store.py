@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -127,8 +128,11 @@ def _described(path: Path) -> HypernetworkCheckpoint:
         )
     try:
         targets = [_target(record) for record in description["targets"]]
+        sizes = dict(description["architecture"])
+        for name in ("alpha", "dropout"):  # JSON has one kind of number
+            sizes[name] = float(_typed(sizes[name], int | float))
         with torch.device("meta"):
-            network = Hypernetwork(targets, Architecture(**description["architecture"]))
+            network = Hypernetwork(targets, Architecture(**sizes))
         return HypernetworkCheckpoint(
             network.eval(),
             _typed(description["base_model"], str),
@@ -153,7 +157,7 @@ def _target(record: Mapping[str, Any]) -> TargetModule:
     return TargetModule(**record)
 
 
-def _typed(value: Any, kind: type) -> Any:
+def _typed(value: Any, kind: type | UnionType) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f"{value!r:.60} is no {kind.__name__}")
+        raise TypeError(f"{value!r:.60} is no {getattr(kind, '__name__', kind)}")
     return value

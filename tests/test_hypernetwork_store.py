@@ -84,6 +84,12 @@ def test_a_checkpoint_holds_the_hypernetwork_and_nothing_else(saved: Path) -> No
     assert load_file(saved / WEIGHTS_FILE).keys() == names
 
 
+def test_whole_numbers_are_numbers(saved: Path) -> None:
+    change_description(architecture__alpha=4)(saved)
+    architecture = load_hypernetwork(saved).network.architecture
+    assert architecture == ARCHITECTURE and isinstance(architecture.alpha, float)
+
+
 def test_loading_leaves_the_random_numbers_alone(saved: Path) -> None:
     before = torch.get_rng_state()
     load_hypernetwork(saved)
@@ -163,6 +169,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / CONFIG_FILE).write_text('{"format": 1, "targets": []}'),
         "architecture",
     ),
+    "alpha of another kind": (change_description(architecture__alpha="4"), r"'4' is no int \| float"),
     "unknown field": (change_description(architecture__secret=1), "secret"),
     "unknown head": (change_description(architecture__head="XL"), "unknown head"),
     "odd size": (change_description(architecture__latent_size=10), "multiple of 4"),

@@ -30,6 +30,8 @@ def test_a_network_that_ignores_its_descriptions_has_no_margin(toy: ModuleType, 
     assert numbers["unseen_margin"] == pytest.approx(0, abs=1e-6) and numbers["unseen_loss"] > 0
 
 
+@torch.no_grad()
+@torch.no_grad()
 def test_the_margin_is_wrong_minus_right(toy: ModuleType, backbone: Backbone) -> None:
     monitor = monitor_of(toy, backbone, 4)
     numbers = monitor()
