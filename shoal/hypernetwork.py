@@ -294,9 +294,9 @@ HEADS: dict[str, type[nn.Module]] = {
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
+    linear = nn.Linear(inputs, outputs, device="meta")  # spares the noise that zeros would overwrite
+    linear.weight = nn.Parameter(torch.zeros(outputs, inputs))
+    linear.bias = nn.Parameter(torch.zeros(outputs))
     return linear
 
 
