@@ -65,7 +65,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     lora = LoRA.identity(targets, RANK, ALPHA)
     network = Hypernetwork(targets, Architecture(384, RANK, ALPHA)).train()
-    embeddings = embed_descriptions(TaskEncoder(), tasks)
+    embeddings = embed_descriptions(TaskEncoder(), network, tasks)
     sft = SftObjective(network, backbone, corpus, embeddings, HypernetworkTrainingConfig(**shared))
     plain = LoraObjective(backbone, corpus, targets, lora, LoraTrainingConfig(**shared))
     steps = {"hypernetwork": Step(sft, 1.0), "multi-task LoRA": Step(plain, 1.0)}

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 TargetModules = tuple[str, ...]
-HeadName = Literal["L", "M", "S", "mixture"]
+HeadName = Literal["L", "M", "S", "mixture", "perceiver"]
 GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -31,7 +31,10 @@ class TextToLoRAConfig(_Frozen):
     target_modules: TargetModules = Field(
         GUIDE_TARGET_MODULES, min_length=1, description="module roles or the model's own module names"
     )
-    head: HeadName = Field("L", description="output head: published L, M or S, or a mixture of learned bases")
+    head: HeadName = Field(
+        "L",
+        description="output head: published L, M or S, mixture of learned bases, or perceiver of tokens",
+    )
     num_bases: int = Field(16, ge=1, description="bases of the mixture head, per layer and module type")
     offset: bool = Field(True, description="learn one shared adapter and emit differences from it")
 
@@ -57,6 +60,11 @@ class LoraTrainingConfig(_Frozen):
     clip_norm: float = Field(1.0, gt=0, description="limit of the gradient norm")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
     max_length: int = Field(256, ge=8, description="tokens; longer examples are left out and counted")
+    examples_a_task: int = Field(
+        1,
+        ge=1,
+        description="examples of one task that are drawn together; a hypernetwork gives them one adapter",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: slower, less memory")
     seed: int = Field(0, ge=0, description="seed of initialisation, sampling and dropout")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
@@ -77,4 +85,5 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
     description_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of rows given the null description"
     )
-    embedding_noise: float = Field(0.0, ge=0, description="standard deviation of noise on the task embedding")
+    embedding_noise: float = Field(0.0, ge=0, description="standard deviation of noise on sentence vectors")
+    token_dropout: float = Field(0.0, ge=0, lt=1, description="share of description tokens that are hidden")

@@ -20,7 +20,7 @@ from shoal.errors import UsageError
 from shoal.evaluation import Method
 from shoal.hypernetwork import Hypernetwork
 from shoal.lora import LoRA
-from shoal.task_embedding import TaskEncoder
+from shoal.task_embedding import TaskEncoder, embed_texts
 from shoal.tasks import Task
 
 RIGHT, OTHER = "Text-to-LoRA", "Text-to-LoRA, another task's description"
@@ -31,7 +31,7 @@ def right_description(
     network: Hypernetwork, encoder: TaskEncoder, index: int = 0, name: str = RIGHT
 ) -> Method:
     """Adapters from each task's own description number `index`, from 0; the count wraps around."""
-    return _emitted(name, network, lambda task: encoder.encode([_description(task, index)]))
+    return _emitted(name, network, encoder, lambda task: _description(task, index))
 
 
 def other_description(
@@ -46,19 +46,20 @@ def other_description(
         raise UsageError(f"another task's description needs at least 2 tasks, got {len(tasks)}; add one")
     others = [*tasks[len(tasks) // 2 :], *tasks[: len(tasks) // 2]]
     wrong = {task.name: _description(other) for task, other in zip(tasks, others, strict=True)}
-    return _emitted(name, network, lambda task: encoder.encode([wrong[task.name]]))
+    return _emitted(name, network, encoder, lambda task: wrong[task.name])
 
 
 def gibberish_description(
     network: Hypernetwork, encoder: TaskEncoder, seed: int = 0, name: str = GIBBERISH
 ) -> Method:
     """Adapters from random letters, others for every task."""
-    return _emitted(name, network, lambda task: encoder.encode([gibberish(f"{seed}/{task.name}")]))
+    return _emitted(name, network, encoder, lambda task: gibberish(f"{seed}/{task.name}"))
 
 
 def no_description(network: Hypernetwork, name: str = NONE) -> Method:
     """The adapter of the null description: the zero vector, which description dropout trains."""
-    return _emitted(name, network, lambda task: torch.zeros(1, network.architecture.task_dim))
+    null = torch.zeros(1, network.architecture.task_dim)
+    return Method(name, lambda task: _emit(network, null))
 
 
 def gibberish(seed: int | str, words: int = 12) -> str:
@@ -96,11 +97,12 @@ def _description(task: Task, index: int = 0) -> str:
     return texts[index % len(texts)]
 
 
-def _emitted(name: str, network: Hypernetwork, embed: Callable[[Task], Float[Tensor, "1 dim"]]) -> Method:
-    device = next(network.parameters()).device
+def _emitted(
+    name: str, network: Hypernetwork, encoder: TaskEncoder, describe: Callable[[Task], str]
+) -> Method:
+    return Method(name, lambda task: _emit(network, embed_texts(encoder, network, [describe(task)])))
 
-    @torch.no_grad()
-    def adapter(task: Task) -> LoRA:
-        return network(embed(task).to(device)).row(0)
 
-    return Method(name, adapter)
+@torch.no_grad()
+def _emit(network: Hypernetwork, embedding: Float[Tensor, "1 *rows dim"]) -> LoRA:
+    return network(embedding.to(next(network.parameters()).device)).row(0)

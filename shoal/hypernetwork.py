@@ -1,72 +1,29 @@
 """The hypernetwork: task embedding, layer and module type in; LoRA factors out.
 
-Knows tensors and targets, nothing of files, descriptions, models or training. A trunk reads the task
-embedding beside learned layer and module-type embeddings; one head a module type turns its output into
-factors. With an offset, the network learns one shared adapter and emits differences from it that start at
-zero, so that training starts at the multi-task LoRA.
+Knows tensors and targets, nothing of files, descriptions, models or training. A trunk reads the sentence
+vector of a task embedding beside learned layer and module-type embeddings; one head a module type
+(`shoal.heads`) turns its output, and the token states if it reads them, into factors. With an offset, the
+network learns one shared adapter and emits differences from it that start at zero, so that training starts at
+the multi-task LoRA.
 
-Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105, section 3 (heads L,
-M and S); the offset and the mixture head are Shoal's own.
+Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105, section 3; the
+offset is Shoal's own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from shoal.errors import UsageError
+from shoal.heads import HEADS, Architecture, Tokens
 from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, check_rank
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of a hypernetwork.
-
-    Attributes:
-        task_dim: width of the task embedding.
-        rank: LoRA rank.
-        alpha: LoRA alpha.
-        head: `L`, `M`, `S` or `mixture`.
-        latent_size: width of the encoder and trunk, a multiple of 4.
-        hidden_size: width of the trunk's output.
-        dropout: dropout probability while training.
-        num_bases: bases of the mixture head.
-        offset: whether a shared adapter is learned and differences from it are emitted.
-
-    Raises:
-        UsageError: an unknown head, or a size outside its range.
-    """
-
-    task_dim: int
-    rank: int
-    alpha: float
-    head: str = "L"
-    latent_size: int = 128
-    hidden_size: int = 256
-    dropout: float = 0.1
-    num_bases: int = 16
-    offset: bool = True
-
-    def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise UsageError(f"unknown head {self.head!r}; choose from {', '.join(HEADS)}")
-        for name in ("task_dim", "rank", "latent_size", "hidden_size", "num_bases"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"{name} {getattr(self, name)} of a hypernetwork must be at least 1; raise it"
-                )
-        if self.latent_size % 4:
-            raise UsageError(f"latent_size {self.latent_size} must be a multiple of 4; choose one")
-        if not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
-            raise UsageError(
-                f"alpha {self.alpha} must be finite and above 0, dropout {self.dropout} in [0, 1); change it"
-            )
 
 
 class Hypernetwork(nn.Module):
@@ -115,27 +72,46 @@ class Hypernetwork(nn.Module):
             nn.Linear(4 * latent, hidden),
             nn.SiLU(),
         )
+        if architecture.reads_tokens:
+            self.token_encoder = nn.Sequential(nn.Linear(architecture.task_dim, hidden), nn.LayerNorm(hidden))
+            self.null_token = nn.Parameter(torch.zeros(hidden))
         self.heads = nn.ModuleList(HEADS[architecture.head](group, architecture) for group in self._groups)
         self.offsets: Any = nn.ModuleList(_Offset(group, architecture.rank) for group in self._groups)
         if not architecture.offset:
             # The published start: A is one Kaiming-uniform matrix for all layers and tasks, B is zero.
             self.offsets.requires_grad_(False)
 
-    def forward(self, task_embeddings: Float[Tensor, "tasks task_dim"]) -> BatchedLoRA:
-        """One adapter a task embedding, in float32 on the network's device."""
+    def forward(self, task_embeddings: Float[Tensor, "tasks *rows task_dim"]) -> BatchedLoRA:
+        """One adapter a task embedding, on the network's device.
+
+        Args:
+            task_embeddings: sentence vectors, (tasks, task_dim), or each followed by the states of its
+                description's tokens, (tasks, 1 + length, task_dim). Zeros stand for no description, and for
+                padding after the last token.
+        """
         factors: dict[str, LoraFactors] = {}
         tasks = task_embeddings.shape[0]
-        task = self.task_encoder(task_embeddings)[:, None, :]
+        sentences = task_embeddings if task_embeddings.dim() == 2 else task_embeddings[:, 0]
+        tokens = self._tokens(task_embeddings) if self.architecture.reads_tokens else None
+        task = self.task_encoder(sentences)[:, None, :]
         for index, group in enumerate(self._groups):
             layers = torch.tensor([t.layer for t in group], device=task.device)
             layer = self.layer_embedding(layers)[None].expand(tasks, -1, -1)
             kind = self.type_embedding(torch.full_like(layers, index))[None].expand(tasks, -1, -1)
             hidden = self.trunk(torch.cat([task.expand(-1, len(group), -1), layer, kind], dim=-1))
-            delta, offset = self.heads[index](hidden), self.offsets[index]
+            delta, offset = self.heads[index](hidden, tokens), self.offsets[index]
             a, b = offset.a + delta.a, offset.b + delta.b
             for position, target in enumerate(group):
                 factors[target.name] = LoraFactors(a[:, position], b[:, position])
         return BatchedLoRA({t.name: factors[t.name] for t in self.targets}, self.architecture.alpha)
+
+    def _tokens(self, embeddings: Float[Tensor, "tasks *rows task_dim"]) -> Tokens:
+        """The encoded token states, after one learned token on which attention may rest."""
+        states = embeddings[:, 1:] if embeddings.dim() == 3 else embeddings[:, None, :][:, :0]
+        encoded = self.token_encoder(states)
+        rest = self.null_token.expand(len(encoded), 1, -1)
+        real = F.pad((states != 0).any(-1), (1, 0), value=True)
+        return Tokens(torch.cat([rest.to(encoded.dtype), encoded], dim=1), real)
 
     def offset_lora(self) -> LoRA:
         """The shared adapter that a zero difference leaves: the multi-task LoRA."""
@@ -172,6 +148,11 @@ class Hypernetwork(nn.Module):
                 offset.b[position].copy_(lora.factors[target.name].b)
 
 
+def stack_embeddings(embeddings: Sequence[Tensor]) -> Float[Tensor, "tasks *rows task_dim"]:
+    """Embeddings of several descriptions as one input, float32; short ones are padded with zeros."""
+    return nn.utils.rnn.pad_sequence([e.float() for e in embeddings], batch_first=True)
+
+
 class _ResidualBlock(nn.Module):
     """x + MLP(LayerNorm(x)), four times wider inside."""
 
@@ -203,105 +184,6 @@ class _Offset(nn.Module):
         one = torch.empty(rank, group[0].in_features).uniform_(-bound, bound)
         self.a = nn.Parameter(one.expand(len(group), -1, -1).clone())
         self.b = nn.Parameter(torch.zeros(len(group), group[0].out_features, rank))
-
-
-class _LargeHead(nn.Module):
-    """Head L: one linear map emits all r (d_in + d_out) numbers of a module."""
-
-    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
-        super().__init__()
-        self.rank, self.sizes = architecture.rank, (group[0].in_features, group[0].out_features)
-        self.output = _zero_linear(architecture.hidden_size, self.rank * sum(self.sizes))
-
-    def forward(self, hidden: Float[Tensor, "tasks layers hidden"]) -> LoraFactors:
-        a, b = self.output(hidden).split([self.rank * size for size in self.sizes], dim=-1)
-        return LoraFactors(a.unflatten(-1, (self.rank, -1)), b.unflatten(-1, (-1, self.rank)))
-
-
-class _MediumHead(nn.Module):
-    """Head M: one map of r max(d_in, d_out) numbers, used twice, told A from B by a learned embedding."""
-
-    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
-        super().__init__()
-        self.rank, self.sizes = architecture.rank, (group[0].in_features, group[0].out_features)
-        self.factor_embedding = nn.Embedding(2, architecture.hidden_size)
-        self.mix = nn.Sequential(
-            nn.LayerNorm(architecture.hidden_size), _linear_silu(architecture.hidden_size)
-        )
-        self.output = _zero_linear(architecture.hidden_size, self.rank * max(self.sizes))
-
-    def forward(self, hidden: Float[Tensor, "tasks layers hidden"]) -> LoraFactors:
-        rows = [
-            self.output(self.mix(hidden + e)).unflatten(-1, (self.rank, -1))
-            for e in self.factor_embedding.weight
-        ]
-        a, b = (row[..., :size] for row, size in zip(rows, self.sizes, strict=True))
-        return LoraFactors(a, b.transpose(-1, -2))
-
-
-class _SmallHead(nn.Module):
-    """Head S: one map of max(d_in, d_out) numbers emits one rank row of A or B, told apart by embeddings."""
-
-    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
-        super().__init__()
-        self.sizes = (group[0].in_features, group[0].out_features)
-        self.factor_embedding = nn.Embedding(2, architecture.hidden_size)
-        self.rank_embedding = nn.Embedding(architecture.rank, architecture.hidden_size)
-        self.mix = nn.Sequential(
-            nn.LayerNorm(architecture.hidden_size), _linear_silu(architecture.hidden_size)
-        )
-        self.output = _zero_linear(architecture.hidden_size, max(self.sizes))
-
-    def forward(self, hidden: Float[Tensor, "tasks layers hidden"]) -> LoraFactors:
-        by_rank = hidden[..., None, :] + self.rank_embedding.weight
-        a, b = (
-            self.output(self.mix(by_rank + e))[..., :size]
-            for e, size in zip(self.factor_embedding.weight, self.sizes, strict=True)
-        )
-        return LoraFactors(a, b.transpose(-1, -2))
-
-
-class _MixtureHead(nn.Module):
-    """A mixture of K learned factor pairs a layer, with one set of coefficients for A and one for B.
-
-    The coefficients are linear in the trunk's output and start at zero, the bases as noise of A's scale.
-    """
-
-    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
-        super().__init__()
-        bases, rank = architecture.num_bases, architecture.rank
-        bound = 1 / math.sqrt(group[0].in_features)
-        self.a = nn.Parameter(
-            torch.empty(len(group), bases, rank, group[0].in_features).uniform_(-bound, bound)
-        )
-        self.b = nn.Parameter(
-            torch.empty(len(group), bases, group[0].out_features, rank).uniform_(-bound, bound)
-        )
-        self.coefficients = _zero_linear(architecture.hidden_size, 2 * bases)
-
-    def forward(self, hidden: Float[Tensor, "tasks layers hidden"]) -> LoraFactors:
-        for_a, for_b = self.coefficients(hidden).chunk(2, dim=-1)
-        a = torch.einsum("tlk,lkri->tlri", for_a, self.a)
-        return LoraFactors(a, torch.einsum("tlk,lkor->tlor", for_b, self.b))
-
-
-HEADS: dict[str, type[nn.Module]] = {
-    "L": _LargeHead,
-    "M": _MediumHead,
-    "S": _SmallHead,
-    "mixture": _MixtureHead,
-}
-
-
-def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs, device="meta")  # spares the noise that zeros would overwrite
-    linear.weight = nn.Parameter(torch.zeros(outputs, inputs))
-    linear.bias = nn.Parameter(torch.zeros(outputs))
-    return linear
-
-
-def _linear_silu(size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(size, size), nn.SiLU())
 
 
 def _group_by_type(targets: Sequence[TargetModule]) -> list[list[TargetModule]]:

@@ -14,14 +14,16 @@ import re
 import threading
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import functional as F
 
 from shoal.errors import ShoalError, UsageError
+from shoal.hypernetwork import Hypernetwork, stack_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -170,42 +172,86 @@ class TaskEncoder:
         Raises:
             UsageError: `texts` is one string, or holds something else than strings.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise UsageError(
-                f"encode takes a list of strings, got {_shortened(str(texts))}: wrap one text in a list"
-            )
+        _check_texts(texts)
         # One lock around all of it: a fast tokenizer sets its padding in place and is not thread safe.
         with self._lock:
             known = {text: self._cache[text] for text in texts if text in self._cache}
             unknown = sorted(dict.fromkeys(text for text in texts if text not in known), key=len)
             for start in range(0, len(unknown), self.batch_size):
                 batch = unknown[start : start + self.batch_size]
-                known.update((text, row.clone()) for text, row in zip(batch, self._embed(batch), strict=True))
-            for text in texts:
-                self._cache[text] = known[text]
-                self._cache.move_to_end(text)
-            while len(self._cache) > self.cache_size:
-                self._cache.popitem(last=False)
+                sentences, _ = self._embed(batch)
+                known.update((text, row.clone()) for text, row in zip(batch, sentences, strict=True))
+            self._remember({text: known[text] for text in texts})
         if not known:
             return torch.empty(0, self.dim, device=self.device)
         return torch.stack([known[text] for text in texts])
+
+    def read(self, texts: Sequence[str]) -> list[Tensor]:
+        """Each text as (1 + tokens, dim): its sentence vector, then the states of its tokens, never cached.
+
+        A state is the sum of the token's contextual state and of its static embedding, both of unit variance:
+        the first says what the token means here, the second which one it is.
+
+        Raises:
+            UsageError: as `encode`.
+        """
+        _check_texts(texts)
+        read = [Tensor()] * len(texts)
+        with self._lock:
+            order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                sentences, states = self._embed([texts[i] for i in rows])
+                for row, sentence, own in zip(rows, sentences, states, strict=True):
+                    read[row] = torch.cat([sentence[None], own])
+            self._remember({text: rows[0].clone() for text, rows in zip(texts, read, strict=True)})
+        return read
 
     def knows(self, word: str) -> bool:
         """Whether the encoder has one token for the lower-case `word`; it splits rare and misspelt ones."""
         return word in self._vocabulary
 
+    def _remember(self, sentences: Mapping[str, Tensor]) -> None:
+        for text, row in sentences.items():
+            self._cache[text] = row
+            self._cache.move_to_end(text)
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+
     @torch.no_grad()
-    def _embed(self, texts: list[str]) -> Tensor:
+    def _embed(self, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
+        """(sentence vectors (texts, dim), each text's token states (tokens, dim) without the end markers)."""
         tokens = self._tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(self.device)
-        for text, length in zip(texts, tokens["attention_mask"].sum(1).tolist(), strict=True):
+        lengths = tokens["attention_mask"].sum(1).tolist()
+        for text, length in zip(texts, lengths, strict=True):
             if length == MAX_TOKENS:
                 logger.warning("%s is embedded by its first %d tokens only", _shortened(text), MAX_TOKENS)
-        states = self._model(**tokens).last_hidden_state
+        states = self._model(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)
         means = (states * mask).sum(1) / mask.sum(1)
-        return torch.nn.functional.normalize(means.float(), dim=-1) * math.sqrt(self.dim)
+        static = self._model.get_input_embeddings()(tokens["input_ids"]).float()
+        both = F.layer_norm(states, (self.dim,)) + F.layer_norm(static, (self.dim,))
+        own = [row[1 : length - 1] for row, length in zip(both, lengths, strict=True)]
+        return F.normalize(means, dim=-1) * math.sqrt(self.dim), own
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(
+            f"the encoder takes a list of strings, got {_shortened(str(texts))}: wrap one text in a list"
+        )
+
+
+def embed_texts(encoder: TaskEncoder, network: Hypernetwork, texts: Sequence[str]) -> Tensor:
+    """What `network` reads of some descriptions, as one input."""
+    return stack_embeddings(read_texts(encoder, network, texts))
+
+
+def read_texts(encoder: TaskEncoder, network: Hypernetwork, texts: Sequence[str]) -> list[Tensor]:
+    """What `network` reads of each text: (dim,), or (1 + tokens, dim) where it reads tokens."""
+    return encoder.read(texts) if network.architecture.reads_tokens else list(encoder.encode(texts))
 
 
 def wheel_folder() -> str | None:

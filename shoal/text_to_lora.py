@@ -38,7 +38,7 @@ from shoal.hypernetwork_store import (
 from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
 from shoal.skills import SkillDetection, SkillDetector
-from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description
+from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description, embed_texts
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +246,8 @@ class TextToLoRA:
                 self._training_command(),
             )
             return [self._identity] * len(descriptions)
-        emitted = self.checkpoint.network(self.encoder.encode(descriptions))
+        network = self.checkpoint.network
+        emitted = network(embed_texts(self.encoder, network, descriptions))
         rows = [emitted.row(row) for row in range(len(descriptions))]
         if len(rows) == 1:
             return rows

@@ -11,10 +11,11 @@ import torch
 
 from shoal.backbone import load_shape
 from shoal.errors import UsageError
-from shoal.hypernetwork import HEADS, Architecture, Hypernetwork
+from shoal.heads import HEADS, Architecture
+from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.lora import LoRA, LoraFactors, TargetModule
 
-SMALL = Architecture(task_dim=12, rank=3, alpha=6.0, latent_size=8, hidden_size=10, dropout=0.2, num_bases=4)
+SMALL = Architecture(task_dim=12, rank=3, alpha=6.0, latent_size=8, hidden_size=12, dropout=0.2, num_bases=4)
 # Wide and narrow maps of two layers: an up-projection, a down-projection, grouped keys, and a fused one.
 SIZES = {"up": (8, 20), "down": (20, 8), "k": (8, 4), "fused": (8, 24), "square": (8, 8)}
 TARGETS = tuple(
@@ -110,7 +111,7 @@ def test_tasks_layers_and_modules_get_adapters_of_their_own(head: str) -> None:
 def test_gradients_reach_every_parameter(head: str, offset: bool) -> None:
     """After one step; bases of A after two: B must leave zero first, and then A's coefficients."""
     network = make(head, offset)
-    tasks = embeddings(6)
+    tasks = stack_embeddings(described([3, 1, 4, 1, 5, 2]))
     aims = {t.name: torch.randn(6, t.out_features, t.in_features) for t in TARGETS}
 
     def loss() -> torch.Tensor:
@@ -229,3 +230,35 @@ def test_targets_that_cannot_be() -> None:
         Hypernetwork((*TARGETS, TARGETS[0]), SMALL)
     with pytest.raises(UsageError, match=r"rank 5 is outside 1\.\.4 .*k is 4 x 8"):
         Hypernetwork(TARGETS, dataclasses.replace(SMALL, rank=5))
+
+
+def described(lengths: list[int], seed: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1 + n, SMALL.task_dim, generator=generator) for n in lengths]
+
+
+def test_padding_of_tokens_changes_nothing() -> None:
+    network, texts = moved(make("perceiver")), described([5, 2])
+    together = network(stack_embeddings(texts))
+    for row, text in enumerate(texts):
+        alone = network(text[None]).row(0)
+        for name, factors in together.row(row).factors.items():
+            torch.testing.assert_close(factors.b, alone.factors[name].b, **CLOSE)
+
+
+def test_the_perceiver_reads_tokens_and_other_heads_do_not() -> None:
+    first, second = described([4])[0], described([4], seed=4)[0]
+    second[0] = first[0]  # the same sentence vector
+    both = stack_embeddings([first, second])
+    for head in HEADS:
+        emitted = moved(make(head))(both)
+        differ = any(not torch.allclose(f.a[0], f.a[1]) for f in emitted.factors.values())
+        assert differ == (head == "perceiver"), head
+
+
+def test_no_tokens_are_the_null_description() -> None:
+    network = moved(make("perceiver"))
+    null = network(torch.zeros(1, SMALL.task_dim)).row(0)
+    padded = network(torch.zeros(1, 4, SMALL.task_dim)).row(0)
+    for name, factors in null.factors.items():
+        torch.testing.assert_close(factors.a, padded.factors[name].a, **CLOSE)

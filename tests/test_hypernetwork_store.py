@@ -24,7 +24,7 @@ from shoal.hypernetwork_store import (
 )
 from shoal.lora import TargetModule
 
-ARCHITECTURE = Architecture(task_dim=12, rank=2, alpha=4.0, latent_size=8, hidden_size=10)
+ARCHITECTURE = Architecture(task_dim=12, rank=2, alpha=4.0, latent_size=8, hidden_size=12)
 TARGETS = tuple(TargetModule(f"layers.{n}.q", n, "q", 8, 16) for n in range(2))
 
 
@@ -183,7 +183,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "layer of another kind": (change_description(targets=[{**TARGET, "layer": "0"}]), "'0' is no int"),
     "target of negative size": (change_description(targets=[{**TARGET, "in_features": -8}]), "rank"),
     "other shapes": (
-        change_description(architecture__hidden_size=12),
+        change_description(architecture__hidden_size=16),
         "is not this network's .*size mismatch",
     ),
     "a tensor missing": (change_tensors(lambda s: s.pop(FIRST)), f"not this network's .*Missing .*{FIRST}"),

@@ -218,7 +218,7 @@ def test_equals_sentence_transformers(encoder: TaskEncoder) -> None:
 
 @pytest.mark.parametrize("texts", ["one text", [1], [None]])
 def test_encode_takes_a_list_of_strings(encoder: TaskEncoder, texts: object) -> None:
-    with pytest.raises(UsageError, match="encode takes a list of strings"):
+    with pytest.raises(UsageError, match="takes a list of strings"):
         encoder.encode(texts)
 
 
@@ -258,3 +258,19 @@ def test_an_encoder_that_lacks_a_weight(encoder_folder: Path) -> None:
     save_file(tensors, encoder_folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ShoalError, match="lacks 1 weights"):
         TaskEncoder(str(encoder_folder))
+
+
+@pytest.mark.slow
+def test_texts_are_read_token_by_token() -> None:
+    encoder = TaskEncoder()
+    texts = ["Answer complaint or praise.", "Which one?", "Answer complaint or praise."]
+    read = encoder.read(texts)
+    assert torch.equal(read[0], read[2]) and read[1].shape[0] == 1 + 3  # "which", "one" and "?"
+    torch.testing.assert_close(torch.stack([rows[0] for rows in read]), TaskEncoder().encode(texts))
+    states = torch.cat([rows[1:] for rows in read])
+    assert 0.9 < float(states.std()) < 2  # the sum of two of unit variance
+    alone = encoder.read(texts[1:2])[0]
+    torch.testing.assert_close(alone, read[1], atol=1e-4, rtol=1e-4)  # padding changes nothing
+    assert encoder.read([]) == []
+    with pytest.raises(UsageError, match="wrap one text in a list"):
+        encoder.read("Which one?")

@@ -34,9 +34,15 @@ class Data(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tasks: Path = Field(description=TASKS_HELP)
+    tasks: Path | None = Field(None, description=TASKS_HELP)
     definition: str | None = Field(None, description="for JSONL: the instruction that its examples follow")
     task: tuple[str, ...] = Field((), description="take only the tasks of these names")
+    procedural: int = Field(
+        0, ge=0, description="examples of every procedural task to add, 0 for none; these need no --tasks"
+    )
+    relabelled: int = Field(
+        0, ge=0, description="copies with other label names to add of every task with a closed label set"
+    )
     out: Path = Field(description="directory to write the result to")
     run: Path | None = Field(
         None, description="folder of checkpoints, from which a run resumes; none means OUT.run"
@@ -71,8 +77,8 @@ def train_lora(place: Place, data: Data, sizes: AdapterSizes, training: LoraTrai
     tasks = [task for part in _divided(data) for task in part]
     if len(tasks) != 1:
         raise UsageError(
-            f"--tasks {data.tasks} has {len(tasks)} tasks, one is trained here; name it with --task, or use "
-            "`shoal train multi-task`"
+            f"--tasks {data.tasks} gives {len(tasks)} tasks, one is trained here; name it with --task, or "
+            "use `shoal train multi-task`"
         )
     return _train_adapter(place, data, sizes, training, tasks, ())
 
@@ -152,8 +158,21 @@ def read_tasks(data: Path, definition: str | None, names: Sequence[str] = ()) ->
 
 
 def _divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-    split = read_tasks(data.tasks, data.definition, data.task)
-    return split.train, split.validation
+    """(training tasks, held-out tasks): those of the files, then procedural ones, then relabelled copies."""
+    if data.tasks is None and not data.procedural:
+        raise UsageError("there is nothing to train on: give --tasks, or --procedural for tasks made in code")
+    from shoal.procedural.catalogue import procedural_tasks
+    from shoal.procedural.relabel import relabel
+
+    train: tuple[Task, ...] = ()
+    held_out: tuple[Task, ...] = ()
+    if data.tasks is not None:
+        split = read_tasks(data.tasks, data.definition, data.task)
+        train, held_out = split.train, split.validation
+    if data.procedural:
+        train = (*train, *procedural_tasks(size=data.procedural, test_size=data.procedural // 8))
+    copies = (relabel(task, seed) for seed in range(data.relabelled) for task in train)
+    return (*train, *(copy for copy in copies if copy is not None)), held_out
 
 
 def _train_adapter(

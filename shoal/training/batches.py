@@ -93,10 +93,23 @@ def tokenise(tasks: Sequence[Task], backbone: Backbone, max_length: int, *, desc
 
 
 class BatchOrder:
-    """Length-bucketed batches: tasks are drawn evenly; a pool is sorted by length, cut and shuffled."""
+    """Length-bucketed batches: tasks are drawn evenly; a pool is sorted by length, cut and shuffled.
 
-    def __init__(self, corpus: Corpus, batch_size: int, seed: int) -> None:
-        self._corpus, self._batch_size, self._seed = corpus, batch_size, seed
+    Every task that is drawn gives `group` consecutive examples of similar length, which can share an adapter.
+    """
+
+    def __init__(self, corpus: Corpus, batch_size: int, seed: int, group: int = 1) -> None:
+        """Batches of `batch_size` examples.
+
+        Raises:
+            UsageError: `group` does not divide the batch size.
+        """
+        if batch_size % group:
+            raise UsageError(
+                f"batch_size {batch_size} is not a multiple of examples_a_task {group}; change one of them"
+            )
+        self._batch_size, self._seed, self._group = batch_size, seed, group
+        self._examples = [sorted(examples, key=lambda e: e.length) for examples in corpus.examples]
         self._pool: tuple[int, list[list[TokenisedExample]]] = (-1, [])
 
     def batch(self, step: int) -> list[TokenisedExample]:
@@ -108,13 +121,18 @@ class BatchOrder:
 
     def _draw_pool(self, number: int) -> list[list[TokenisedExample]]:
         chance = random.Random(f"{self._seed}/{number}")
-        tasks = list(range(len(self._corpus.tasks)))
-        drawn: list[TokenisedExample] = []
-        while len(drawn) < POOL_BATCHES * self._batch_size:
+        tasks = list(range(len(self._examples)))
+        size = self._batch_size // self._group  # groups a batch
+        drawn: list[list[TokenisedExample]] = []
+        while len(drawn) < POOL_BATCHES * size:
             chance.shuffle(tasks)
-            drawn += [chance.choice(self._corpus.examples[t]) for t in tasks]
-        drawn = drawn[: POOL_BATCHES * self._batch_size]
-        drawn.sort(key=lambda e: e.length)
-        batches = [drawn[i : i + self._batch_size] for i in range(0, len(drawn), self._batch_size)]
+            drawn += [self._draw_group(self._examples[t], chance) for t in tasks]
+        drawn = drawn[: POOL_BATCHES * size]
+        drawn.sort(key=lambda group: max(e.length for e in group))
+        batches = [[e for group in drawn[i : i + size] for e in group] for i in range(0, len(drawn), size)]
         chance.shuffle(batches)
         return batches
+
+    def _draw_group(self, examples: list[TokenisedExample], chance: random.Random) -> list[TokenisedExample]:
+        start = chance.randrange(max(1, len(examples) - self._group + 1))
+        return [examples[(start + i) % len(examples)] for i in range(self._group)]

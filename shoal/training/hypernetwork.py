@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from shoal.backbone import Backbone
 from shoal.config import HypernetworkTrainingConfig
 from shoal.errors import UsageError
 from shoal.forward import Sequences, adapted, answer_losses, pad_sequences
-from shoal.hypernetwork import Hypernetwork
+from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.lora import BatchedLoRA, LoRA, LoraFactors, stack
-from shoal.task_embedding import TaskEncoder
+from shoal.task_embedding import TaskEncoder, read_texts
 from shoal.tasks import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run
@@ -72,12 +72,12 @@ def train_hypernetwork(
     check_no_leakage(tasks, held_out)
     network.to(backbone.device)
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
-    objective = SftObjective(network, backbone, corpus, embed_descriptions(encoder, tasks), config)
+    objective = SftObjective(network, backbone, corpus, embed_descriptions(encoder, network, tasks), config)
     monitor = None
     if held_out and monitor_size:
         unseen = tokenise(held_out, backbone, config.max_length, describe=config.describe)
         monitor = SteeringMonitor(
-            network, backbone, unseen, embed_descriptions(encoder, held_out), monitor_size
+            network, backbone, unseen, embed_descriptions(encoder, network, held_out), monitor_size
         )
     with set_for_training(backbone):
         return run(objective, config, folder, monitor=monitor, show_progress=show_progress)
@@ -119,16 +119,23 @@ def train_reconstruction(
             f"{len(adapters)} adapters for {len(tasks)} tasks; train them on the same base model and targets"
         )
     check_no_leakage(tasks, held_out)
-    objective = ReconstructionObjective(network, embed_descriptions(encoder, tasks), adapters, config)
+    objective = ReconstructionObjective(
+        network, embed_descriptions(encoder, network, tasks), adapters, config
+    )
     return run(objective, config, folder, show_progress=show_progress)
 
 
 def embed_descriptions(
-    encoder: TaskEncoder, tasks: Sequence[Task]
-) -> list[Float[Tensor, "descriptions dim"]]:
-    """The embeddings of every task's descriptions, asked for at once: the encoder sorts them by length."""
-    counts = [len(task.descriptions) for task in tasks]
-    return list(encoder.encode([text for task in tasks for text in task.descriptions]).split(counts))
+    encoder: TaskEncoder, network: Hypernetwork, tasks: Sequence[Task]
+) -> list[list[Float[Tensor, "*rows dim"]]]:
+    """What the network reads of every task's descriptions; asked for at once, as the encoder sorts by length.
+
+    Token states are kept in bfloat16: there are many.
+    """
+    texts = [text for task in tasks for text in task.descriptions]
+    read = read_texts(encoder, network, texts)
+    rows = iter([row.bfloat16() if row.dim() > 1 else row for row in read])
+    return [[next(rows) for _ in task.descriptions] for task in tasks]
 
 
 class SftObjective:
@@ -139,13 +146,13 @@ class SftObjective:
         network: Hypernetwork,
         backbone: Backbone,
         corpus: Corpus,
-        descriptions: Sequence[Tensor],
+        descriptions: Sequence[Sequence[Tensor]],
         config: HypernetworkTrainingConfig,
     ) -> None:
-        """`descriptions` holds, for every task of the corpus, its embeddings (descriptions, dim)."""
+        """`descriptions` holds, for every task of the corpus, the embeddings of its descriptions."""
         self.module, self._backbone, self._corpus, self._config = network, backbone, corpus, config
-        self._descriptions = [d.to(backbone.device) for d in descriptions]
-        self._order = BatchOrder(corpus, config.batch_size, config.seed)
+        self._descriptions = [[d.to(backbone.device) for d in own] for own in descriptions]
+        self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
         self._prefix = PrefixCache(backbone, min(t.layer for t in network.targets))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -155,21 +162,20 @@ class SftObjective:
     def loss(self, forward_pass: int) -> StepLoss:
         """Mean answer loss of one bucketed batch, plus the weighted contrastive term."""
         config, chance = self._config, random.Random(f"{self._config.seed}/{forward_pass}/descriptions")
-        examples = self._order.batch(forward_pass)
-        tasks = [e.task for e in examples]
-        others = self._wrong_rows(tasks, chance)
-        compared = {row for row, _ in others}  # with a null description there is nothing to be right about
-        embeddings = self._embed(tasks, chance, droppable=set(range(len(tasks))) - compared)
-        if others:
-            wrong = self._embed([task for _, task in others], chance)
-            embeddings = torch.cat([embeddings, wrong])
-        examples = [*examples, *(examples[row] for row, _ in others)]
-        losses, batch = self._answer_losses(examples, self.module(embeddings))
-        right = losses[: len(tasks)]
+        examples, group = self._order.batch(forward_pass), config.examples_a_task
+        tasks = [e.task for e in examples[::group]]
+        others = self._wrong_tasks(tasks, chance)
+        # With a null description there is nothing to be right about.
+        kept = [row in others or chance.random() >= config.description_dropout for row in range(len(tasks))]
+        embeddings = self._embed([*tasks, *others.values()], kept + [True] * len(others), chance)
+        compared = [row * group + i for row in others for i in range(group)]
+        losses, batch = self._answer_losses(
+            [*examples, *(examples[i] for i in compared)], self._emit(embeddings)
+        )
+        right = losses[: len(examples)]
         if not others:
             return StepLoss(right.mean(), batch.tokens)
-        rows = torch.tensor([row for row, _ in others], device=losses.device)
-        margins = losses[len(tasks) :] - right[rows]
+        margins = losses[len(examples) :] - right[torch.tensor(compared, device=losses.device)]
         contrast = F.relu(config.contrastive_margin - margins).mean()
         metrics = {
             "answer_loss": float(right.detach().mean()),
@@ -182,28 +188,37 @@ class SftObjective:
         texts = hashlib.sha256(repr([task.descriptions for task in self._corpus.tasks]).encode()).hexdigest()
         return fingerprint(self._backbone, self._corpus, texts, self.module.architecture, self.module.targets)
 
-    def _wrong_rows(self, tasks: Sequence[int], chance: random.Random) -> list[tuple[int, int]]:
-        """(row of the batch, another task) pairs of the contrastive term."""
+    def _wrong_tasks(self, tasks: Sequence[int], chance: random.Random) -> dict[int, int]:
+        """Row of `tasks` -> another task, for the rows of the contrastive term."""
         if not self._config.contrastive_weight or len(self._descriptions) < 2:
-            return []
+            return {}
         count = max(1, round(len(tasks) * self._config.contrastive_share))
-        pairs = []
+        wrong = {}
         for row in chance.sample(range(len(tasks)), count):
             other = chance.randrange(len(self._descriptions) - 1)
-            pairs.append((row, other + (other >= tasks[row])))
-        return pairs
+            wrong[row] = other + (other >= tasks[row])
+        return wrong
 
     def _embed(
-        self, tasks: Sequence[int], chance: random.Random, *, droppable: Collection[int] = ()
-    ) -> Float[Tensor, "rows dim"]:
-        """One random description a row, noisy or dropped as configured; the null description is zero."""
-        chosen = [self._descriptions[t][chance.randrange(len(self._descriptions[t]))] for t in tasks]
-        embeddings = torch.stack(chosen)
-        if self._config.embedding_noise:
-            embeddings = embeddings + self._config.embedding_noise * torch.randn_like(embeddings)
-        share = self._config.description_dropout
-        kept = [not (row in droppable and chance.random() < share) for row in range(len(tasks))]
-        return embeddings * torch.tensor(kept, device=embeddings.device)[:, None]
+        self, tasks: Sequence[int], kept: Sequence[bool], chance: random.Random
+    ) -> Float[Tensor, "rows *tokens dim"]:
+        """One random description a task, noisy as configured, or the null description, which is zero."""
+        config = self._config
+        embeddings = stack_embeddings([chance.choice(self._descriptions[task]) for task in tasks])
+        sentences = embeddings[:, 0] if embeddings.dim() == 3 else embeddings
+        if config.embedding_noise:
+            sentences += config.embedding_noise * torch.randn_like(sentences)
+        if config.token_dropout and embeddings.dim() == 3:
+            seen = torch.rand_like(embeddings[:, 1:, :1]) >= config.token_dropout
+            embeddings[:, 1:] *= seen
+        mask = torch.tensor(kept, device=embeddings.device)
+        return embeddings * mask.view(-1, *[1] * (embeddings.dim() - 1))
+
+    def _emit(self, embeddings: Tensor) -> BatchedLoRA:
+        """The adapters, computed in the backbone's dtype where that is shorter than float32."""
+        short = self._backbone.dtype
+        with torch.autocast(embeddings.device.type, short, enabled=short == torch.bfloat16):
+            return self.module(embeddings)
 
     def _answer_losses(
         self, examples: Sequence[TokenisedExample], adapters: BatchedLoRA
@@ -228,7 +243,7 @@ class ReconstructionObjective:
     def __init__(
         self,
         network: Hypernetwork,
-        descriptions: Sequence[Tensor],
+        descriptions: Sequence[Sequence[Tensor]],
         adapters: Sequence[LoRA],
         config: HypernetworkTrainingConfig,
     ) -> None:
@@ -239,7 +254,7 @@ class ReconstructionObjective:
         """
         self.module, self._config = network, config
         device = next(network.parameters()).device
-        self._descriptions = [d.to(device) for d in descriptions]
+        self._descriptions = [[d.to(device) for d in own] for own in descriptions]
         trained = stack(adapters)
         factors = {n: f.to(device, torch.float32) for n, f in trained.factors.items()}
         self._trained = BatchedLoRA(factors, trained.alpha)
@@ -256,9 +271,9 @@ class ReconstructionObjective:
         chance = random.Random(f"{self._config.seed}/{forward_pass}/tasks")
         count = len(self._descriptions)
         tasks = chance.sample(range(count), min(self._config.batch_size, count))
-        rows = [self._descriptions[t][chance.randrange(len(self._descriptions[t]))] for t in tasks]
-        emitted = self.module(torch.stack(rows))
-        trained = self._trained.select(torch.tensor(tasks, device=rows[0].device))
+        rows = stack_embeddings([chance.choice(self._descriptions[t]) for t in tasks])
+        emitted = self.module(rows)
+        trained = self._trained.select(torch.tensor(tasks, device=rows.device))
         # The difference of two low-rank products is one of the summed rank.
         ours, theirs = emitted.scaling, -trained.scaling
         factors = {}
@@ -273,8 +288,9 @@ class ReconstructionObjective:
     def fingerprint(self) -> str:
         """Names architecture, descriptions and adapters."""
         digest = hashlib.sha256(repr((self.module.architecture, self.module.targets)).encode())
-        for tensor in (*self._descriptions, *(t for f in self._trained.factors.values() for t in f)):
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        read = (d for own in self._descriptions for d in own)
+        for tensor in (*read, *(t for f in self._trained.factors.values() for t in f)):
+            digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 

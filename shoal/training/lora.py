@@ -103,7 +103,7 @@ class LoraObjective:
         self._start = _hash_of(lora)
         self._backbone, self._corpus, self._config, self._alpha = backbone, corpus, config, lora.alpha
         self._names = [t.name for t in targets]
-        self._order = BatchOrder(corpus, config.batch_size, config.seed)
+        self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
         self._prefix = PrefixCache(backbone, min(t.layer for t in targets))
         self.module = nn.ParameterList(
             nn.Parameter(factor.detach().float().clone().to(backbone.device))

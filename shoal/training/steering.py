@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoal.backbone import Backbone
 from shoal.forward import adapted, answer_losses, pad_sequences
-from shoal.hypernetwork import Hypernetwork
+from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.lora import LoRA
 from shoal.training.batches import Corpus
 
@@ -25,13 +25,13 @@ class SteeringMonitor:
         network: Hypernetwork,
         backbone: Backbone,
         corpus: Corpus,
-        descriptions: Sequence[Tensor],
+        descriptions: Sequence[Sequence[Tensor]],
         size: int,
     ) -> None:
         """Takes the first `size` examples of every task, and its first description."""
         self._network, self._backbone, self._size = network, backbone, size
         self._corpus = corpus
-        self._descriptions = torch.stack([d[0] for d in descriptions]).to(backbone.device)
+        self._descriptions = stack_embeddings([own[0] for own in descriptions]).to(backbone.device)
 
     @torch.no_grad()
     def __call__(self) -> Mapping[str, float]:

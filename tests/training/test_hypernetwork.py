@@ -19,7 +19,7 @@ from shoal.config import HypernetworkTrainingConfig
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork
-from shoal.lora import LoRA, attach
+from shoal.lora import LoRA, TargetModule, attach
 from shoal.tasks import LeakageError
 from shoal.training.batches import tokenise
 from shoal.training.hypernetwork import (
@@ -73,8 +73,8 @@ def sft(
     tasks = tasks or toy.toy_tasks()
     targets = backbone.shape.select(MODULES, changes.pop("layers", None))
     corpus = tokenise(tasks, backbone, 512)
-    embeddings = embed_descriptions(toy.HashEncoder(), tasks)
     network = network or moved(toy.toy_network(targets, dropout=0.0))
+    embeddings = embed_descriptions(toy.HashEncoder(), network, tasks)
     return SftObjective(network, backbone, corpus, embeddings, config(**changes))
 
 
@@ -102,14 +102,14 @@ def test_every_row_is_scored_under_its_own_adapter(toy: ModuleType, backbone: Ba
 
 def test_every_row_reads_a_description_of_its_task(toy: ModuleType, backbone: Backbone) -> None:
     ours, network = recorded(toy, backbone)
-    own = embed_descriptions(toy.HashEncoder(), toy.toy_tasks())
+    own = embed_descriptions(toy.HashEncoder(), network, toy.toy_tasks())
     seen = set()
     for number in range(12):
         ours.loss(number)
         for example, row in zip(ours._order.batch(number), network.given[-1], strict=True):
-            matches = (own[example.task] == row).all(dim=1)
-            assert matches.any()
-            seen.add((example.task, int(matches.nonzero()[0])))
+            matches = [torch.equal(description, row) for description in own[example.task]]
+            assert any(matches)
+            seen.add((example.task, matches.index(True)))
     assert len(seen) == 8  # four tasks, two paraphrases each
 
 
@@ -152,7 +152,7 @@ def test_the_contrastive_term_asks_for_a_margin(toy: ModuleType, backbone: Backb
     result = ours.loss(0)
     right, wrong = network.given[0].chunk(2)
     assert not (right == wrong).all(dim=1).any()
-    own = embed_descriptions(toy.HashEncoder(), toy.toy_tasks())
+    own = embed_descriptions(toy.HashEncoder(), network, toy.toy_tasks())
     margin = result.metrics["train_margin"]
     assert result.metrics["answer_loss"] < float(result.loss.detach())
     if margin < 2.0:
@@ -160,8 +160,8 @@ def test_the_contrastive_term_asks_for_a_margin(toy: ModuleType, backbone: Backb
         assert float(result.loss.detach()) >= least - 1e-5  # equal where no row is beyond the margin
     tasks = [e.task for e in ours._order.batch(0)]
     for row, task in zip(wrong, ours_rows(ours, network), strict=True):
-        assert not (own[task] == row).all(dim=1).any()  # another task's
-        assert any((other == row).all(dim=1).any() for other in own)
+        assert not any(torch.equal(d, row) for d in own[task])  # another task's
+        assert any(torch.equal(d, row) for other in own for d in other)
     assert sorted(tasks) == sorted(ours_rows(ours, network))
 
 
@@ -169,7 +169,7 @@ def ours_rows(ours: SftObjective, network: Recorded) -> list[int]:
     """The task of every compared row, told by the right description that was compared with it."""
     chance = random.Random(f"{ours._config.seed}/0/descriptions")
     tasks = [e.task for e in ours._order.batch(0)]
-    return [tasks[row] for row, _ in ours._wrong_rows(tasks, chance)]
+    return [tasks[row] for row in ours._wrong_tasks(tasks, chance)]
 
 
 def test_the_contrastive_share_is_of_the_batch(toy: ModuleType, backbone: Backbone) -> None:
@@ -257,7 +257,7 @@ def test_a_hypernetwork_learns_its_tasks(toy: ModuleType, sharp: Backbone, tmp_p
     monitored = [row for row in rows if "unseen_margin" in row]
     assert [row["step"] for row in monitored] == [20, 40]
     assert all(row["unseen_loss"] > 0 for row in monitored)
-    emitted = network(embed_descriptions(toy.HashEncoder(), toy.toy_tasks())[0][:1])
+    emitted = network(embed_descriptions(toy.HashEncoder(), network, toy.toy_tasks())[0][0][None])
     assert any(f.b.abs().max() > 0 for f in emitted.factors.values())
     assert not network.training
 
@@ -276,10 +276,47 @@ def test_descriptions_are_embedded_task_by_task(toy: ModuleType) -> None:
     first, second = toy.toy_tasks(2)
     tasks = [dataclasses.replace(first, descriptions=first.descriptions[:1]), second]
     encoder = toy.HashEncoder()
-    rows = embed_descriptions(encoder, tasks)
+    targets = [TargetModule("layers.0.q", 0, "q", 8, 8)]
+    rows = embed_descriptions(encoder, toy.toy_network(targets), tasks)
     assert [len(own) for own in rows] == [1, 2]
     for task, own in zip(tasks, rows, strict=True):
-        assert torch.equal(own, encoder.encode(task.descriptions))
+        assert torch.equal(torch.stack(own), encoder.encode(task.descriptions))
+    reading = toy.toy_network(targets, head="perceiver", hidden_size=8)
+    for task, own in zip(tasks, embed_descriptions(encoder, reading, tasks), strict=True):
+        for text, row in zip(task.descriptions, own, strict=True):
+            assert torch.equal(row, encoder.read([text])[0].bfloat16())
+
+
+def test_tokens_are_hidden_noised_and_dropped_as_configured(toy: ModuleType, backbone: Backbone) -> None:
+    targets = backbone.shape.select(MODULES, None)
+    network = Recorded(toy.toy_network(targets, dropout=0.0, head="perceiver", hidden_size=8))
+    ours = sft(toy, backbone, network, token_dropout=0.5, embedding_noise=0.1, description_dropout=0.25)
+    for number in range(8):
+        ours.loss(number)
+    given = [row for batch in network.given for row in batch]
+    dropped = [row for row in given if (row == 0).all()]
+    assert 0.1 < len(dropped) / len(given) < 0.4
+    kept = [row for row in given if not (row == 0).all()]
+    hidden = torch.cat([(row[1:] == 0).all(dim=-1) for row in kept])
+    assert 0.3 < float(hidden.float().mean()) < 0.8 and all((row[0] != 0).all() for row in kept)
+
+
+def test_examples_of_one_task_share_an_adapter(toy: ModuleType, backbone: Backbone) -> None:
+    ours, network = recorded(toy, backbone, examples_a_task=2, contrastive_weight=0.5, contrastive_share=0.5)
+    moved(network.network)
+    loss = ours.loss(0)
+    (given,) = network.given
+    assert len(given) == 4 + 2  # four pairs, two of them also under another task's description
+    examples, losses = ours._order.batch(0), []
+    for number, example in enumerate(examples):
+        row = number // 2
+        assert example.task == examples[2 * row].task
+        batch = pad_sequences([(example.prompt, example.completion)], backbone.end_of_turn, backbone.device)
+        with torch.no_grad(), attach(backbone.model, network.network(given[row : row + 1]).row(0)):
+            losses.append(answer_losses(backbone, batch))
+    assert loss.metrics["answer_loss"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-4)
+    with pytest.raises(UsageError, match="batch_size 8 is not a multiple of examples_a_task 3"):
+        sft(toy, backbone, examples_a_task=3)
 
 
 def test_evaluation_data_is_never_trained_on(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
@@ -337,7 +374,8 @@ def test_reconstruction_recovers_adapters(toy: ModuleType, backbone: Backbone, t
     assert rows[0]["loss"] == pytest.approx(1.0, rel=1e-4)  # the identity is as far as the adapters are large
     assert summary.final_loss < 0.02
     with torch.no_grad():
-        emitted = network(torch.stack([own[1] for own in embed_descriptions(toy.HashEncoder(), tasks)]))
+        described = embed_descriptions(toy.HashEncoder(), network, tasks)
+        emitted = network(torch.stack([own[1] for own in described]))
     for row, adapter in enumerate(adapters):
         for t in targets:
             wanted, got = adapter.delta_weight(t.name), emitted.row(row).delta_weight(t.name)
@@ -352,7 +390,7 @@ def test_the_reconstruction_loss_is_the_distance_of_delta_weights(
     adapters = [lora * (number + 1.0) for number, lora in enumerate(adapters)]
     network = moved(toy.toy_network(targets, dropout=0.0))
     tasks = [dataclasses.replace(t, descriptions=t.descriptions[:1]) for t in toy.toy_tasks()]
-    embeddings = embed_descriptions(toy.HashEncoder(), tasks)
+    embeddings = embed_descriptions(toy.HashEncoder(), network, tasks)
     objective = ReconstructionObjective(network, embeddings, adapters, config(batch_size=9))
 
     def distance(ours: LoRA | None, theirs: LoRA) -> float:
@@ -361,7 +399,7 @@ def test_the_reconstruction_loss_is_the_distance_of_delta_weights(
         return float(sum((own[n] - theirs.delta_weight(n)).square().sum() for n in theirs.factors))
 
     with torch.no_grad():
-        emitted = network(torch.cat(embeddings))
+        emitted = network(torch.stack([own[0] for own in embeddings]))
     far = sum(distance(emitted.row(row), lora) for row, lora in enumerate(adapters))
     size = sum(distance(None, lora) for lora in adapters)
     result = objective.loss(0)

@@ -22,7 +22,9 @@ def monitor_of(toy: ModuleType, backbone: Backbone, count: int, *, fresh: bool =
             for p in network.parameters():
                 p.add_(0.2 * torch.randn_like(p))
     corpus = tokenise(tasks, backbone, 512)
-    return SteeringMonitor(network, backbone, corpus, embed_descriptions(toy.HashEncoder(), tasks), 3)
+    return SteeringMonitor(
+        network, backbone, corpus, embed_descriptions(toy.HashEncoder(), network, tasks), 3
+    )
 
 
 def test_a_network_that_ignores_its_descriptions_has_no_margin(toy: ModuleType, backbone: Backbone) -> None:

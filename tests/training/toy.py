@@ -49,6 +49,9 @@ class HashEncoder:
             rows.append(torch.randn(self.dim, generator=generator))
         return torch.stack(rows)
 
+    def read(self, texts: Sequence[str]) -> list[Tensor]:
+        return [self.encode([text, *text.split()]) for text in texts]
+
 
 def toy_task(rule: str, words: Sequence[str] = WORDS) -> Task:
     """Words in, what a rule makes of them out; the last word is for tests."""

@@ -1,0 +1,243 @@
+"""Output heads of the hypernetwork: hidden vectors of a task, a layer and a module type in; LoRA factors out.
+
+Knows the sizes of one module type, nothing of descriptions, layers' names or training. At initialisation
+every head emits zeros, so a fresh hypernetwork changes nothing.
+
+Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105, section 3 (heads L,
+M and S). The perceiver asks token states as Jaegle et al., "Perceiver", arXiv 2103.03206, section 3, with a
+latent for each rank row; it and the mixture head are Shoal's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoal.errors import UsageError
+from shoal.lora import LoraFactors, TargetModule
+
+ATTENTION_HEADS = 4
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a description says, token by token.
+
+    Attributes:
+        states: (tasks, length, hidden).
+        real: False at padding; the first is always real.
+    """
+
+    states: Float[Tensor, "tasks length hidden"]
+    real: Bool[Tensor, "tasks length"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a hypernetwork.
+
+    Attributes:
+        task_dim: width of the task embedding.
+        rank: LoRA rank.
+        alpha: LoRA alpha.
+        head: `L`, `M`, `S`, `mixture` or `perceiver`, which alone reads the tokens of a description.
+        latent_size: width of the encoder and trunk, a multiple of 4.
+        hidden_size: width of the trunk's output.
+        dropout: dropout probability while training.
+        num_bases: bases of the mixture head.
+        offset: whether a shared adapter is learned and differences from it are emitted.
+
+    Raises:
+        UsageError: an unknown head, or a size outside its range.
+    """
+
+    task_dim: int
+    rank: int
+    alpha: float
+    head: str = "L"
+    latent_size: int = 128
+    hidden_size: int = 256
+    dropout: float = 0.1
+    num_bases: int = 16
+    offset: bool = True
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether token states of a description are read beside its sentence vector."""
+        return self.head == "perceiver"
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise UsageError(f"unknown head {self.head!r}; choose from {', '.join(HEADS)}")
+        for name in ("task_dim", "rank", "latent_size", "hidden_size", "num_bases"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"{name} {getattr(self, name)} of a hypernetwork must be at least 1; raise it"
+                )
+        if self.latent_size % 4 or (self.reads_tokens and self.hidden_size % ATTENTION_HEADS):
+            raise UsageError(
+                f"latent_size {self.latent_size} must be a multiple of 4, and with the head perceiver "
+                f"hidden_size {self.hidden_size} too; choose such sizes"
+            )
+        if not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
+            raise UsageError(
+                f"alpha {self.alpha} must be finite and above 0, dropout {self.dropout} in [0, 1); change it"
+            )
+
+
+class _LargeHead(nn.Module):
+    """Head L: one linear map emits all r (d_in + d_out) numbers of a module."""
+
+    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
+        super().__init__()
+        self.rank, self.sizes = architecture.rank, (group[0].in_features, group[0].out_features)
+        self.output = _zero_linear(architecture.hidden_size, self.rank * sum(self.sizes))
+
+    def forward(
+        self, hidden: Float[Tensor, "tasks layers hidden"], tokens: Tokens | None = None
+    ) -> LoraFactors:
+        a, b = self.output(hidden).split([self.rank * size for size in self.sizes], dim=-1)
+        return LoraFactors(a.unflatten(-1, (self.rank, -1)), b.unflatten(-1, (-1, self.rank)))
+
+
+class _MediumHead(nn.Module):
+    """Head M: one map of r max(d_in, d_out) numbers, used twice, told A from B by a learned embedding."""
+
+    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
+        super().__init__()
+        self.rank, self.sizes = architecture.rank, (group[0].in_features, group[0].out_features)
+        self.factor_embedding = nn.Embedding(2, architecture.hidden_size)
+        self.mix = nn.Sequential(
+            nn.LayerNorm(architecture.hidden_size), _linear_silu(architecture.hidden_size)
+        )
+        self.output = _zero_linear(architecture.hidden_size, self.rank * max(self.sizes))
+
+    def forward(
+        self, hidden: Float[Tensor, "tasks layers hidden"], tokens: Tokens | None = None
+    ) -> LoraFactors:
+        rows = [
+            self.output(self.mix(hidden + e)).unflatten(-1, (self.rank, -1))
+            for e in self.factor_embedding.weight
+        ]
+        a, b = (row[..., :size] for row, size in zip(rows, self.sizes, strict=True))
+        return LoraFactors(a, b.transpose(-1, -2))
+
+
+class _SmallHead(nn.Module):
+    """Head S: one map of max(d_in, d_out) numbers emits one rank row of A or B, told apart by embeddings."""
+
+    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
+        super().__init__()
+        self.sizes = (group[0].in_features, group[0].out_features)
+        self.factor_embedding = nn.Embedding(2, architecture.hidden_size)
+        self.rank_embedding = nn.Embedding(architecture.rank, architecture.hidden_size)
+        self.mix = nn.Sequential(
+            nn.LayerNorm(architecture.hidden_size), _linear_silu(architecture.hidden_size)
+        )
+        self.output = _zero_linear(architecture.hidden_size, max(self.sizes))
+
+    def forward(
+        self, hidden: Float[Tensor, "tasks layers hidden"], tokens: Tokens | None = None
+    ) -> LoraFactors:
+        by_rank = hidden[..., None, :] + self.rank_embedding.weight
+        a, b = (
+            self.output(self.mix(by_rank + e))[..., :size]
+            for e, size in zip(self.factor_embedding.weight, self.sizes, strict=True)
+        )
+        return LoraFactors(a, b.transpose(-1, -2))
+
+
+class _MixtureHead(nn.Module):
+    """A mixture of K learned factor pairs a layer, with one set of coefficients for A and one for B.
+
+    The coefficients are linear in the trunk's output and start at zero, the bases as noise of A's scale.
+    """
+
+    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
+        super().__init__()
+        bases, rank = architecture.num_bases, architecture.rank
+        bound = 1 / math.sqrt(group[0].in_features)
+        self.a = nn.Parameter(
+            torch.empty(len(group), bases, rank, group[0].in_features).uniform_(-bound, bound)
+        )
+        self.b = nn.Parameter(
+            torch.empty(len(group), bases, group[0].out_features, rank).uniform_(-bound, bound)
+        )
+        self.coefficients = _zero_linear(architecture.hidden_size, 2 * bases)
+
+    def forward(
+        self, hidden: Float[Tensor, "tasks layers hidden"], tokens: Tokens | None = None
+    ) -> LoraFactors:
+        for_a, for_b = self.coefficients(hidden).chunk(2, dim=-1)
+        a = torch.einsum("tlk,lkri->tlri", for_a, self.a)
+        return LoraFactors(a, torch.einsum("tlk,lkor->tlor", for_b, self.b))
+
+
+class _PerceiverHead(nn.Module):
+    """Every rank row asks the description's tokens what it should hold, by cross-attention.
+
+    With q = hidden + rank embedding, x = q + Attention(q, tokens, tokens) and y = x + MLP(x), a row of A and
+    the matching column of B are linear in y. Label names and formats, which a sentence vector blurs, can so
+    reach single rows.
+    """
+
+    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
+        super().__init__()
+        size = architecture.hidden_size
+        self.rank_embedding = nn.Embedding(architecture.rank, size)
+        self.query_norm, self.mix_norm, self.output_norm = (nn.LayerNorm(size) for _ in range(3))
+        self.query, self.value, self.attended = (nn.Linear(size, size) for _ in range(3))
+        self.key = nn.Linear(size, size, bias=False)  # attention is blind to a shift of all keys
+        self.mix = nn.Sequential(
+            nn.Linear(size, 2 * size), nn.SiLU(), nn.Dropout(architecture.dropout), nn.Linear(2 * size, size)
+        )
+        self.a = _zero_linear(size, group[0].in_features)
+        self.b = _zero_linear(size, group[0].out_features)
+
+    def forward(
+        self, hidden: Float[Tensor, "tasks layers hidden"], tokens: Tokens | None = None
+    ) -> LoraFactors:
+        assert tokens is not None
+        rows = self.query_norm(hidden[..., None, :] + self.rank_embedding.weight).flatten(1, 2)
+        query, key, value = (
+            projection(given).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)
+            for projection, given in (
+                (self.query, rows),
+                (self.key, tokens.states),
+                (self.value, tokens.states),
+            )
+        )
+        mask = tokens.real[:, None, None, :]
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+        rows = rows + self.attended(found)
+        rows = self.output_norm(rows + self.mix(self.mix_norm(rows)))
+        rows = rows.unflatten(1, (hidden.shape[1], -1))
+        # Rows have unit variance, so a step of Adam would move their products by sqrt(size) too much.
+        rows = rows * rows.shape[-1] ** -0.5
+        return LoraFactors(self.a(rows), self.b(rows).transpose(-1, -2))
+
+
+HEADS: dict[str, type[nn.Module]] = {
+    "L": _LargeHead,
+    "M": _MediumHead,
+    "S": _SmallHead,
+    "mixture": _MixtureHead,
+    "perceiver": _PerceiverHead,
+}
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs, device="meta")  # spares the noise that zeros would overwrite
+    linear.weight = nn.Parameter(torch.zeros(outputs, inputs))
+    linear.bias = nn.Parameter(torch.zeros(outputs))
+    return linear
+
+
+def _linear_silu(size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, size), nn.SiLU())
