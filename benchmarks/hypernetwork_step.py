@@ -19,12 +19,14 @@ from torch import nn
 
 from shoal.backbone import load_backbone
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig
-from shoal.hypernetwork import Architecture, Hypernetwork
+from shoal.heads import HEADS, Architecture
+from shoal.hypernetwork import Hypernetwork
 from shoal.lora import LoRA
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import load_split
 from shoal.training.batches import tokenise
 from shoal.training.hypernetwork import SftObjective, embed_descriptions
+from shoal.training.loop import adamw
 from shoal.training.lora import LoraObjective, set_for_training
 
 RANK, ALPHA = 8, 16.0
@@ -35,7 +37,7 @@ class Step:
 
     def __init__(self, objective, clip_norm: float) -> None:
         self._objective, self._clip_norm = objective, clip_norm
-        self._optimizer = torch.optim.AdamW(objective.parameter_groups())
+        self._optimizer = adamw(objective)
 
     def seconds(self, number: int) -> tuple[float, int]:
         """(time of one step, real tokens that it read)."""
@@ -54,6 +56,10 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=32)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20, help="after two that are not counted")
+    parser.add_argument(
+        "--examples-a-task", type=int, default=2, help="that share a description and its adapter"
+    )
+    parser.add_argument("--head", default="L", choices=HEADS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -61,10 +67,11 @@ def main() -> None:
     tasks = random.Random(args.seed).sample(load_split(args.data).train, args.tasks)
     targets = backbone.shape.select(("q_proj", "v_proj"), None)
     shared = {"steps": args.steps, "batch_size": args.batch, "seed": args.seed}
+    shared["examples_a_task"] = args.examples_a_task
     corpus = tokenise(tasks, backbone, LoraTrainingConfig(**shared).max_length)
     torch.manual_seed(args.seed)
     lora = LoRA.identity(targets, RANK, ALPHA)
-    network = Hypernetwork(targets, Architecture(384, RANK, ALPHA)).train()
+    network = Hypernetwork(targets, Architecture(384, RANK, ALPHA, head=args.head)).train()
     embeddings = embed_descriptions(TaskEncoder(), network, tasks)
     sft = SftObjective(network, backbone, corpus, embeddings, HypernetworkTrainingConfig(**shared))
     plain = LoraObjective(backbone, corpus, targets, lora, LoraTrainingConfig(**shared))

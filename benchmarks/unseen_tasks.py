@@ -179,13 +179,13 @@ def description_rows(
     """Every row of Text-to-LoRA, once a hypernetwork; the right one also once a description."""
     rows: dict[str, list[Repetition]] = {RIGHT: [], OTHER: [], GIBBERISH: [], NONE: []}
     for generator in generators:
-        network, encoder = generator.checkpoint.network, generator.encoder
+        checkpoint, encoder = generator.checkpoint, generator.encoder
         methods = [
-            (right_description(network, encoder, i), f"description {i}") for i in range(args.descriptions)
+            (right_description(checkpoint, encoder, i), f"description {i}") for i in range(args.descriptions)
         ]
-        methods += [(other_description(network, encoder, tasks), "")] if len(tasks) > 1 else []
-        methods += [(gibberish_description(network, encoder, args.seed), f"seed {args.seed}")]
-        methods += [(no_description(network), "")]
+        methods += [(other_description(checkpoint, encoder, tasks), "")] if len(tasks) > 1 else []
+        methods += [(gibberish_description(checkpoint, encoder, args.seed), f"seed {args.seed}")]
+        methods += [(no_description(checkpoint), "")]
         for method, setting in methods:
             rows[method.name].append(Repetition(method, f"{generator.facts()['sha256']} {setting}"))
     return {name: repetitions for name, repetitions in rows.items() if repetitions}

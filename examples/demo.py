@@ -43,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generate_adapters(generator, tasks, args.adapters)
 
     backbone = load_backbone(args.base)
-    network, encoder = generator.checkpoint.network, generator.encoder
+    checkpoint, encoder = generator.checkpoint, generator.encoder
     methods = [
         Method(BASE),
         Method(DESCRIBED, request=described),
-        right_description(network, encoder),
-        other_description(network, encoder, tasks),
+        right_description(checkpoint, encoder),
+        other_description(checkpoint, encoder, tasks),
     ]
     with console.status("Answering every input four ways, which takes a minute or two on a CPU ..."):
         report = evaluate(backbone, tasks, methods, examples=8, max_new_tokens=24, samples=SHOWN)

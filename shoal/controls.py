@@ -1,7 +1,7 @@
 """The rows of a report that tell what a description is worth: right, another task's, meaningless and none.
 
-Beside them, the retrieval baseline: the library task whose descriptions are nearest. Knows hypernetworks,
-embeddings and tasks; nothing of how answers are generated or scored.
+Beside them, the retrieval baseline: the library task whose descriptions are nearest. Knows checkpoints,
+encoders and tasks; nothing of how answers are generated or scored.
 
 Source: Charakorn et al., arXiv 2506.06105, section 5 (descriptions that fit the task, and that do not).
 """
@@ -12,15 +12,12 @@ import random
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn import functional as F
 
 from shoal.errors import UsageError
 from shoal.evaluation import Method
-from shoal.hypernetwork import Hypernetwork
-from shoal.lora import LoRA
-from shoal.task_embedding import TaskEncoder, embed_texts
+from shoal.hypernetwork_store import HypernetworkCheckpoint
+from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task
 
 RIGHT, OTHER = "Text-to-LoRA", "Text-to-LoRA, another task's description"
@@ -28,14 +25,14 @@ GIBBERISH, NONE = "Text-to-LoRA, gibberish", "Text-to-LoRA, no description"
 
 
 def right_description(
-    network: Hypernetwork, encoder: TaskEncoder, index: int = 0, name: str = RIGHT
+    checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, index: int = 0, name: str = RIGHT
 ) -> Method:
     """Adapters from each task's own description number `index`, from 0; the count wraps around."""
-    return _emitted(name, network, encoder, lambda task: _description(task, index))
+    return _emitted(name, checkpoint, encoder, lambda task: _description(task, index))
 
 
 def other_description(
-    network: Hypernetwork, encoder: TaskEncoder, tasks: Sequence[Task], name: str = OTHER
+    checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, tasks: Sequence[Task], name: str = OTHER
 ) -> Method:
     """Adapters from the first description of another of the tasks: the one half the list further on.
 
@@ -46,20 +43,19 @@ def other_description(
         raise UsageError(f"another task's description needs at least 2 tasks, got {len(tasks)}; add one")
     others = [*tasks[len(tasks) // 2 :], *tasks[: len(tasks) // 2]]
     wrong = {task.name: _description(other) for task, other in zip(tasks, others, strict=True)}
-    return _emitted(name, network, encoder, lambda task: wrong[task.name])
+    return _emitted(name, checkpoint, encoder, lambda task: wrong[task.name])
 
 
 def gibberish_description(
-    network: Hypernetwork, encoder: TaskEncoder, seed: int = 0, name: str = GIBBERISH
+    checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, seed: int = 0, name: str = GIBBERISH
 ) -> Method:
     """Adapters from random letters, others for every task."""
-    return _emitted(name, network, encoder, lambda task: gibberish(f"{seed}/{task.name}"))
+    return _emitted(name, checkpoint, encoder, lambda task: gibberish(f"{seed}/{task.name}"))
 
 
-def no_description(network: Hypernetwork, name: str = NONE) -> Method:
+def no_description(checkpoint: HypernetworkCheckpoint, name: str = NONE) -> Method:
     """The adapter of the null description: the zero vector, which description dropout trains."""
-    null = torch.zeros(1, network.architecture.task_dim)
-    return Method(name, lambda task: _emit(network, null))
+    return Method(name, lambda task: checkpoint.emit_null())
 
 
 def gibberish(seed: int | str, words: int = 12) -> str:
@@ -98,11 +94,6 @@ def _description(task: Task, index: int = 0) -> str:
 
 
 def _emitted(
-    name: str, network: Hypernetwork, encoder: TaskEncoder, describe: Callable[[Task], str]
+    name: str, checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, describe: Callable[[Task], str]
 ) -> Method:
-    return Method(name, lambda task: _emit(network, embed_texts(encoder, network, [describe(task)])))
-
-
-@torch.no_grad()
-def _emit(network: Hypernetwork, embedding: Float[Tensor, "1 *rows dim"]) -> LoRA:
-    return network(embedding.to(next(network.parameters()).device)).row(0)
+    return Method(name, lambda task: checkpoint.emit(encoder, [describe(task)]).adapters.row(0))

@@ -81,13 +81,18 @@ class Hypernetwork(nn.Module):
             # The published start: A is one Kaiming-uniform matrix for all layers and tasks, B is zero.
             self.offsets.requires_grad_(False)
 
-    def forward(self, task_embeddings: Float[Tensor, "tasks *rows task_dim"]) -> BatchedLoRA:
+    def forward(
+        self,
+        task_embeddings: Float[Tensor, "tasks *rows task_dim"],
+        confidence: Float[Tensor, " tasks"] | None = None,
+    ) -> BatchedLoRA:
         """One adapter a task embedding, on the network's device.
 
         Args:
             task_embeddings: sentence vectors, (tasks, task_dim), or each followed by the states of its
                 description's tokens, (tasks, 1 + length, task_dim). Zeros stand for no description, and for
                 padding after the last token.
+            confidence: share of the difference from the shared adapter that each adapter keeps; None means 1.
         """
         factors: dict[str, LoraFactors] = {}
         tasks = task_embeddings.shape[0]
@@ -100,6 +105,9 @@ class Hypernetwork(nn.Module):
             kind = self.type_embedding(torch.full_like(layers, index))[None].expand(tasks, -1, -1)
             hidden = self.trunk(torch.cat([task.expand(-1, len(group), -1), layer, kind], dim=-1))
             delta, offset = self.heads[index](hidden, tokens), self.offsets[index]
+            if confidence is not None:
+                kept = confidence.view(-1, 1, 1, 1)
+                delta = LoraFactors(kept * delta.a, kept * delta.b)
             a, b = offset.a + delta.a, offset.b + delta.b
             for position, target in enumerate(group):
                 factors[target.name] = LoraFactors(a[:, position], b[:, position])

@@ -1,14 +1,14 @@
 """Hypernetworks on disk: weights as safetensors beside a JSON description, read back strictly or not at all.
 
-A checkpoint holds the hypernetwork and the name and shapes of its base model, never the base model's weights.
-Knows nothing of descriptions, adapters or training.
+A checkpoint holds the hypernetwork, where its training tasks are, and the name and shapes of its base model,
+never the base model's weights. Knows nothing of adapters on disk or training.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -17,12 +17,15 @@ import torch
 from safetensors.torch import save_file
 
 from shoal.errors import ShoalError, UsageError
+from shoal.familiarity import Familiarity, KnownTasks
 from shoal.files import read_directory, read_json, read_tensors, write_directory
 from shoal.hypernetwork import Architecture, Hypernetwork
-from shoal.lora import TargetModule
+from shoal.lora import BatchedLoRA, LoRA, TargetModule
+from shoal.task_embedding import TaskEncoder, embed_texts
 
 WEIGHTS_FILE = "hypernetwork.safetensors"
 CONFIG_FILE = "hypernetwork.json"
+KNOWN_TASKS_FILE = "known_tasks.safetensors"
 FORMAT = 1
 
 
@@ -36,6 +39,7 @@ class HypernetworkCheckpoint:
         task_encoder: name of the encoder whose embeddings it reads.
         trained: False for a network that was only initialised.
         provenance: data, recipe, tokens seen, scores; free JSON.
+        known_tasks: where its training tasks are; None where that was not measured.
     """
 
     network: Hypernetwork
@@ -43,6 +47,38 @@ class HypernetworkCheckpoint:
     task_encoder: str
     trained: bool
     provenance: Mapping[str, Any]
+    known_tasks: KnownTasks | None = None
+
+    @torch.no_grad()
+    def emit(self, encoder: TaskEncoder, descriptions: Sequence[str]) -> Emission:
+        """One adapter a description, of less than full strength where that is far from every known task."""
+        device = next(self.network.parameters()).device
+        embeddings = embed_texts(encoder, self.network, descriptions).to(device)
+        if self.known_tasks is None:
+            return Emission(self.network(embeddings), None)
+        sentences = embeddings if embeddings.dim() == 2 else embeddings[:, 0]
+        familiarities = self.known_tasks.compare(sentences)
+        confidence = torch.tensor([f.confidence for f in familiarities], device=device)
+        return Emission(self.network(embeddings, confidence), familiarities)
+
+    @torch.no_grad()
+    def emit_null(self) -> LoRA:
+        """The adapter of no description, which description dropout trains."""
+        device = next(self.network.parameters()).device
+        return self.network(torch.zeros(1, self.network.architecture.task_dim, device=device)).row(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Emission:
+    """Adapters of some descriptions.
+
+    Attributes:
+        adapters: one a description.
+        familiarities: how near each is to the training tasks; None where those are not known.
+    """
+
+    adapters: BatchedLoRA
+    familiarities: list[Familiarity] | None
 
 
 def save_hypernetwork(
@@ -67,9 +103,14 @@ def save_hypernetwork(
         "targets": [asdict(t) for t in checkpoint.network.targets],
         "provenance": dict(checkpoint.provenance),
     }
+    known = checkpoint.known_tasks
+    if known is not None:
+        description["known_tasks"] = {"names": known.names, "near": known.near, "far": known.far}
 
     def write(temporary: Path) -> None:
         save_file(state, temporary / WEIGHTS_FILE)
+        if known is not None:
+            save_file({"centres": known.centres.to(torch.float16)}, temporary / KNOWN_TASKS_FILE)
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=1), "utf-8")
 
     write_directory(folder, write)
@@ -115,7 +156,23 @@ def _read(folder: Path) -> HypernetworkCheckpoint:
         raise ShoalError(f"{path} is not this network's ({reason}); copy or train it again") from None
     if not all(bool(p.isfinite().all()) for p in checkpoint.network.parameters()):
         raise ShoalError(f"{path} holds numbers that are not finite; copy or train it again")
-    return checkpoint
+    return replace(checkpoint, known_tasks=_known_tasks(folder, checkpoint.network.architecture.task_dim))
+
+
+def _known_tasks(folder: Path, dim: int) -> KnownTasks | None:
+    record = read_json(folder / CONFIG_FILE).get("known_tasks")
+    if record is None:
+        return None
+    path = folder / KNOWN_TASKS_FILE
+    centres = read_tensors(path).get("centres")
+    if centres is None or centres.shape[1:] != (dim,) or not bool(centres.isfinite().all()):
+        raise ShoalError(f"{path} does not hold finite centres of {dim} numbers; copy or train it again")
+    try:
+        names = tuple(_typed(name, str) for name in _typed(record["names"], list))
+        near, far = (float(_typed(record[end], int | float)) for end in ("near", "far"))
+        return KnownTasks(names, torch.nn.functional.normalize(centres.float(), dim=-1), near, far)
+    except (UsageError, KeyError, TypeError) as error:
+        raise ShoalError(f"{folder / CONFIG_FILE}: known_tasks ({error}); copy or train it again") from None
 
 
 def _described(path: Path) -> HypernetworkCheckpoint:

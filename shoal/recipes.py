@@ -6,6 +6,7 @@ refused before it trains. Checkpoints and logs go to a folder of their own, from
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from shoal import adapter_store, hypernetwork_store
 from shoal.adapter_store import StoredAdapter, save_adapter
 from shoal.backbone import Backbone, BackboneShape
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
+from shoal.controls import gibberish
 from shoal.errors import UsageError
+from shoal.familiarity import KnownTasks
 from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
 from shoal.lora import LoRA
@@ -29,13 +32,20 @@ from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora
 
+log = logging.getLogger(__name__)
+
 ADAPTER_FILES = (
     adapter_store.CONFIG_FILE,
     adapter_store.WEIGHTS_FILE,
     adapter_store.CARD_FILE,
     adapter_store.FACTS_FILE,
 )
-HYPERNETWORK_FILES = (hypernetwork_store.CONFIG_FILE, hypernetwork_store.WEIGHTS_FILE)
+HYPERNETWORK_FILES = (
+    hypernetwork_store.CONFIG_FILE,
+    hypernetwork_store.WEIGHTS_FILE,
+    hypernetwork_store.KNOWN_TASKS_FILE,
+)
+DESCRIPTIONS_A_TASK, NONSENSE = 24, 200  # what the distances between tasks are measured on
 
 
 def make_lora(
@@ -139,7 +149,7 @@ def make_hypernetwork(
         show_progress=show_progress,
     )
     facts = _provenance(summary, tasks, training, start, max_descriptions)
-    _write(network, backbone.shape, encoder, directory, facts)
+    _write(network, backbone.shape, encoder, tasks, directory, facts)
     return summary
 
 
@@ -168,8 +178,25 @@ def make_hypernetwork_from_adapters(
         network, encoder, described, adapters, run, training, show_progress=show_progress
     )
     facts = _provenance(summary, tasks, training, start, max_descriptions)
-    _write(network, shape, encoder, directory, facts)
+    _write(network, shape, encoder, tasks, directory, facts)
     return summary
+
+
+def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | None:
+    """Where training tasks are, by their first descriptions and against random letters.
+
+    None, with a warning, where that tells nothing: a few tasks are as far from one another as from nonsense.
+    """
+    texts = [list(task.descriptions[:DESCRIPTIONS_A_TASK]) for task in tasks]
+    encoder.encode([text for own in texts for text in own])  # in full batches; the cache keeps them
+    nonsense = encoder.encode([gibberish(f"known tasks/{number}") for number in range(NONSENSE)])
+    try:
+        return KnownTasks.measure(
+            [task.name for task in tasks], [encoder.encode(own) for own in texts], nonsense
+        )
+    except UsageError as error:
+        log.warning("the hypernetwork cannot tell how near a description is to its tasks: %s", error)
+        return None
 
 
 def check_place(directory: Path, own: Collection[str]) -> None:
@@ -238,8 +265,10 @@ def _write(
     network: Hypernetwork,
     shape: BackboneShape,
     encoder: TaskEncoder,
+    tasks: Sequence[Task],
     directory: Path,
     provenance: Mapping[str, Any],
 ) -> None:
-    checkpoint = HypernetworkCheckpoint(network, shape.base_model, encoder.name, True, provenance)
+    known = known_tasks(encoder, tasks)
+    checkpoint = HypernetworkCheckpoint(network, shape.base_model, encoder.name, True, provenance, known)
     save_hypernetwork(checkpoint, directory, torch.bfloat16)

@@ -26,6 +26,7 @@ from shoal.adapter_store import save_adapter
 from shoal.backbone import DEFAULT_MODEL, BackboneShape, load_shape
 from shoal.config import HeadName, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
+from shoal.familiarity import Familiarity
 from shoal.files import read_json
 from shoal.hypernetwork import Architecture, Hypernetwork
 from shoal.hypernetwork_store import (
@@ -38,7 +39,7 @@ from shoal.hypernetwork_store import (
 from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
 from shoal.skills import SkillDetection, SkillDetector
-from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description, embed_texts
+from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ class GeneratedAdapter:
         description: the task description, stripped.
         lora: the factors, float32 on the CPU.
         skills: skills that the description asks for.
-        hypernetwork: facts of its generator; `trained` is False where the adapter is the identity.
+        hypernetwork: facts of its generator; `trained` is False where the adapter is the identity, else there
+            are also `nearest_tasks` (name -> distance), `distance` and `confidence`: see `shoal.familiarity`.
         duration: seconds that generating took, of several made at once its share; 0 from the cache.
         shape: of the base model.
     """
@@ -183,12 +185,12 @@ class TextToLoRA:
         with self._lock:
             hits = {text: self._cache[text] for text in texts if text in self._cache}
             new = [text for text in dict.fromkeys(texts) if text not in hits]
-            loras = self._emit(new) if new else []
+            loras, known = self._emit(new) if new else ([], [])
             found = self.skills.detect_many(new) if new else []
             share = (time.perf_counter() - started) / max(1, len(new))
             made = {
-                text: GeneratedAdapter(text, lora, skills, self.facts(), share, self.shape)
-                for text, lora, skills in zip(new, loras, found, strict=True)
+                text: GeneratedAdapter(text, lora, skills, {**self.facts(), **of}, share, self.shape)
+                for text, lora, skills, of in zip(new, loras, found, known, strict=True)
             }
             self._remember({**hits, **made})
         return [made[text] if text in made else replace(hits[text], duration=0.0) for text in texts]
@@ -237,7 +239,8 @@ class TextToLoRA:
         return cls(base_model or load_hypernetwork(Path(directory)).base_model, hypernetwork=directory)
 
     @torch.no_grad()
-    def _emit(self, descriptions: Sequence[str]) -> list[LoRA]:
+    def _emit(self, descriptions: Sequence[str]) -> tuple[list[LoRA], list[dict[str, Any]]]:
+        """Adapters, and what each one's description has to do with the training tasks."""
         if self.checkpoint is None:
             log.warning(
                 "no hypernetwork is trained for %s with this configuration: the adapter changes nothing; "
@@ -245,17 +248,16 @@ class TextToLoRA:
                 self.shape.base_model,
                 self._training_command(),
             )
-            return [self._identity] * len(descriptions)
-        network = self.checkpoint.network
-        emitted = network(embed_texts(self.encoder, network, descriptions))
-        rows = [emitted.row(row) for row in range(len(descriptions))]
-        if len(rows) == 1:
-            return rows
-        # Copies: one kept row would keep the whole batch in memory.
-        return [
-            LoRA({n: LoraFactors(f.a.clone(), f.b.clone()) for n, f in lora.factors.items()}, lora.alpha)
-            for lora in rows
-        ]
+            return [self._identity] * len(descriptions), [{}] * len(descriptions)
+        emission = self.checkpoint.emit(self.encoder, descriptions)
+        rows = [emission.adapters.row(row) for row in range(len(descriptions))]
+        if len(rows) > 1:  # copies: one kept row would keep the whole batch in memory
+            rows = [
+                LoRA({n: LoraFactors(f.a.clone(), f.b.clone()) for n, f in lora.factors.items()}, lora.alpha)
+                for lora in rows
+            ]
+        familiarities: Sequence[Familiarity | None] = emission.familiarities or [None] * len(rows)
+        return rows, [_known(familiarity) for familiarity in familiarities]
 
     def _remember(self, adapters: dict[str, GeneratedAdapter]) -> None:
         self._cache.update(adapters)
@@ -292,6 +294,17 @@ def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: i
         offset=config.offset,
     )
     return Hypernetwork(targets, architecture)
+
+
+def _known(familiarity: Familiarity | None) -> dict[str, Any]:
+    """The facts of an adapter about its description; nothing where the training tasks are not known."""
+    if familiarity is None:
+        return {}
+    return {
+        "nearest_tasks": dict(familiarity.nearest),
+        "distance": round(familiarity.distance, 4),
+        "confidence": round(familiarity.confidence, 4),
+    }
 
 
 def _shipped_for(base_model: str) -> Path | None:

@@ -20,6 +20,7 @@ LEVELS = {
     "files": 0,
     "lora": 1,
     "svf": 1,
+    "familiarity": 1,
     "heads": 1,
     "hypernetwork": 1,
     "merging": 1,

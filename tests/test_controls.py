@@ -19,7 +19,9 @@ from shoal.controls import (
     right_description,
 )
 from shoal.errors import UsageError
-from shoal.hypernetwork import Architecture, Hypernetwork
+from shoal.heads import Architecture
+from shoal.hypernetwork import Hypernetwork
+from shoal.hypernetwork_store import HypernetworkCheckpoint
 from shoal.lora import TargetModule
 from shoal.tasks import Example, Task
 
@@ -45,13 +47,13 @@ class FakeEncoder:
 
 
 @pytest.fixture
-def network() -> Hypernetwork:
+def checkpoint() -> HypernetworkCheckpoint:
     targets = [TargetModule(f"layers.{i}.q", i, "q", 6, 4) for i in range(2)]
     network = Hypernetwork(targets, Architecture(DIM, 2, 4.0, latent_size=8, hidden_size=8)).eval()
     with torch.no_grad():
         for parameter in network.heads.parameters():
             parameter.normal_()
-    return network
+    return HypernetworkCheckpoint(network, "someone/model", "fake", True, {})
 
 
 def task(name: str, *descriptions: str) -> Task:
@@ -63,52 +65,52 @@ def task(name: str, *descriptions: str) -> Task:
 TASKS = [task("a", "first a", "second a"), task("b"), task("c"), task("d"), task("e")]
 
 
-def test_each_row_embeds_its_own_text(network: Hypernetwork) -> None:
+def test_each_row_embeds_its_own_text(checkpoint: HypernetworkCheckpoint) -> None:
     encoder = FakeEncoder()
     for index in range(3):
-        right_description(network, encoder, index).adapter(TASKS[0])
+        right_description(checkpoint, encoder, index).adapter(TASKS[0])
     assert encoder.asked == ["first a", "second a", "first a"]
 
     encoder.asked.clear()
-    other = other_description(network, encoder, TASKS)
+    other = other_description(checkpoint, encoder, TASKS)
     for each in TASKS:
         other.adapter(each)
     assert encoder.asked == ["Do c.", "Do d.", "Do e.", "first a", "Do b."]
 
     encoder.asked.clear()
-    letters = gibberish_description(network, encoder, seed=3)
+    letters = gibberish_description(checkpoint, encoder, seed=3)
     letters.adapter(TASKS[0]), letters.adapter(TASKS[1])
     assert encoder.asked == [gibberish("3/a"), gibberish("3/b")]
 
     encoder.asked.clear()
-    nothing = no_description(network).adapter(TASKS[0])
+    nothing = no_description(checkpoint).adapter(TASKS[0])
     assert encoder.asked == []
     with torch.no_grad():
-        assert nothing == network(torch.zeros(1, DIM)).row(0)
+        assert nothing == checkpoint.network(torch.zeros(1, DIM)).row(0)
 
 
-def test_rows_have_their_names(network: Hypernetwork) -> None:
+def test_rows_have_their_names(checkpoint: HypernetworkCheckpoint) -> None:
     encoder = FakeEncoder()
     rows = [
-        right_description(network, encoder),
-        other_description(network, encoder, TASKS),
-        gibberish_description(network, encoder),
-        no_description(network),
+        right_description(checkpoint, encoder),
+        other_description(checkpoint, encoder, TASKS),
+        gibberish_description(checkpoint, encoder),
+        no_description(checkpoint),
     ]
     assert [row.name for row in rows] == [RIGHT, OTHER, GIBBERISH, NONE]
 
 
-def test_an_adapter_is_the_networks_without_gradients(network: Hypernetwork) -> None:
+def test_an_adapter_is_the_networks_without_gradients(checkpoint: HypernetworkCheckpoint) -> None:
     encoder = FakeEncoder()
-    lora = right_description(network, encoder).adapter(TASKS[1])
+    lora = right_description(checkpoint, encoder).adapter(TASKS[1])
     with torch.no_grad():
-        assert lora == network(encoder.encode(["Do b."])).row(0)
+        assert lora == checkpoint.network(encoder.encode(["Do b."])).row(0)
     assert not any(f.requires_grad for factors in lora.factors.values() for f in factors)
 
 
-def test_another_tasks_description_needs_another_task(network: Hypernetwork) -> None:
+def test_another_tasks_description_needs_another_task(checkpoint: HypernetworkCheckpoint) -> None:
     with pytest.raises(UsageError, match="at least 2 tasks, got 1"):
-        other_description(network, FakeEncoder(), TASKS[:1])
+        other_description(checkpoint, FakeEncoder(), TASKS[:1])
 
 
 def test_gibberish_is_random_letters_by_seed() -> None:

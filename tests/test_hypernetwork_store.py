@@ -14,9 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shoal.errors import ShoalError, UsageError
-from shoal.hypernetwork import HEADS, Architecture, Hypernetwork
+from shoal.familiarity import KnownTasks
+from shoal.heads import HEADS, Architecture
+from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import (
     CONFIG_FILE,
+    KNOWN_TASKS_FILE,
     WEIGHTS_FILE,
     HypernetworkCheckpoint,
     load_hypernetwork,
@@ -209,3 +212,52 @@ def test_damaged_checkpoints(damage: str, saved: Path) -> None:
 def test_there_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ShoalError, match="there is no directory .*missing; check the path"):
         load_hypernetwork(tmp_path / "missing")
+
+
+class FixedEncoder:
+    """Two descriptions: one where a known task is, one far away."""
+
+    dim = ARCHITECTURE.task_dim
+
+    def encode(self, texts: list[str]) -> Tensor:
+        return torch.stack([torch.ones(self.dim) * (1 if text == "near" else -1) for text in texts])
+
+
+def known() -> KnownTasks:
+    centres = torch.nn.functional.normalize(torch.ones(2, ARCHITECTURE.task_dim), dim=-1)
+    return KnownTasks(("one", "other"), centres, 0.5, 1.5)
+
+
+def test_known_tasks_come_back(tmp_path: Path) -> None:
+    save_hypernetwork(dataclasses.replace(checkpoint_of(), known_tasks=known()), tmp_path / "network")
+    loaded = load_hypernetwork(tmp_path / "network").known_tasks
+    assert loaded is not None and (loaded.names, loaded.near, loaded.far) == (("one", "other"), 0.5, 1.5)
+    torch.testing.assert_close(loaded.centres, known().centres, atol=1e-3, rtol=0)
+    save_hypernetwork(checkpoint_of(), tmp_path / "without")
+    assert load_hypernetwork(tmp_path / "without").known_tasks is None
+
+
+def test_a_strange_description_gets_the_shared_adapter() -> None:
+    checkpoint = checkpoint_of()
+    checkpoint.network.eval()
+    plain = checkpoint.emit(FixedEncoder(), ["near", "strange"])
+    assert plain.familiarities is None
+    emission = dataclasses.replace(checkpoint, known_tasks=known()).emit(FixedEncoder(), ["near", "strange"])
+    assert emission.adapters.row(0) == plain.adapters.row(0)
+    assert emission.adapters.row(1) == checkpoint.network.offset_lora() != plain.adapters.row(1)
+    assert [f.confidence for f in emission.familiarities] == [1, 0]
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape", "names", "ends"])
+def test_damaged_known_tasks(damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "network"
+    save_hypernetwork(dataclasses.replace(checkpoint_of(), known_tasks=known()), folder)
+    if damage == "missing":
+        (folder / KNOWN_TASKS_FILE).unlink()
+    elif damage == "shape":
+        save_file({"centres": torch.ones(2, 5)}, folder / KNOWN_TASKS_FILE)
+    else:
+        change = {"names": ["one", 2], "near": 0.1, "far": 1} if damage == "names" else {"names": ["a", "b"]}
+        change_description(known_tasks=change)(folder)
+    with pytest.raises(ShoalError, match="known_tasks"):
+        load_hypernetwork(folder)

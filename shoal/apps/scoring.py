@@ -122,11 +122,11 @@ def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> lis
     if generator is None or generator.checkpoint is None or not generator.trained:
         log.warning("no hypernetwork is trained for %s: the report has no Text-to-LoRA rows", base)
         return []
-    network, encoder = generator.checkpoint.network, generator.encoder
-    rows = [right_description(network, encoder)]
+    checkpoint, encoder = generator.checkpoint, generator.encoder
+    rows = [right_description(checkpoint, encoder)]
     if len(tasks) > 1:
-        rows.append(other_description(network, encoder, tasks))
-    return [*rows, gibberish_description(network, encoder, scoring.seed), no_description(network)]
+        rows.append(other_description(checkpoint, encoder, tasks))
+    return [*rows, gibberish_description(checkpoint, encoder, scoring.seed), no_description(checkpoint)]
 
 
 def _output(report: Report, scoring: Scoring) -> Output:

@@ -193,7 +193,7 @@ def test_the_contrastive_term_teaches_to_read(toy: ModuleType, backbone: Backbon
             toy.HashEncoder(),
             toy.toy_tasks(),
             tmp_path / str(weight),
-            config(steps=40, learning_rate=1e-2, contrastive_weight=weight, contrastive_share=0.5),
+            config(steps=80, learning_rate=1e-2, contrastive_weight=weight, contrastive_share=0.5),
             show_progress=False,
         )
         tail = rows_of(tmp_path / str(weight))[-8:]

@@ -1,0 +1,56 @@
+"""Known tasks: nearest by direction, trusted where descriptions are usual, not where nonsense is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shoal.errors import UsageError
+from shoal.familiarity import KnownTasks
+
+
+def known(near: float = 0.2, far: float = 0.6) -> KnownTasks:
+    return KnownTasks(("east", "north", "west"), torch.tensor([[1.0, 0], [0, 1], [-1, 0]]), near, far)
+
+
+def test_the_nearest_tasks_are_by_direction() -> None:
+    first, second = known().compare(torch.tensor([[5.0, 0.0], [-3.0, 3.0]]), count=2)
+    assert first.nearest == {"east": 0.0, "north": 1.0} and first.distance == 0.0
+    assert set(second.nearest) == {"north", "west"}
+    assert second.distance == pytest.approx(1 - 2**-0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("distance", "confidence"), [(0.0, 1.0), (0.2, 1.0), (0.3, 0.75), (0.5, 0.25), (0.6, 0.0), (1.7, 0.0)]
+)
+def test_confidence_falls_between_near_and_far(distance: float, confidence: float) -> None:
+    assert known().confidence(distance) == pytest.approx(confidence)
+    angle = torch.acos(torch.tensor(1 - distance))
+    task = KnownTasks(("east",), torch.tensor([[1.0, 0.0]]), 0.2, 0.6)
+    (found,) = task.compare(torch.stack([angle.cos(), angle.sin()])[None])
+    assert found.confidence == pytest.approx(confidence, abs=1e-5)
+
+
+def test_distances_are_measured_on_other_tasks_and_on_nonsense() -> None:
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.eye(8)[:4] + 0.5  # four tasks with something in common
+    descriptions = [axis + 0.05 * torch.randn(6, 8, generator=generator) for axis in axes]
+    nonsense = -0.5 + 0.1 * torch.randn(50, 8, generator=generator)
+    measured = KnownTasks.measure(("a", "b", "c", "d"), descriptions, nonsense)
+    torch.testing.assert_close(measured.centres.norm(dim=-1), torch.ones(4))
+    between = 1 - (measured.centres @ measured.centres.T)
+    apart = float(between[~torch.eye(4, dtype=torch.bool)].mean())
+    assert measured.near == pytest.approx(apart, abs=0.1)  # not the distance to their own centre, almost 0
+    assert 1.5 < measured.far < 2
+    for task, own in zip("abcd", descriptions, strict=True):
+        assert all(next(iter(f.nearest)) == task and f.confidence == 1 for f in measured.compare(own))
+
+
+def test_what_tells_nothing_is_refused() -> None:
+    rows = torch.eye(4)
+    with pytest.raises(UsageError, match="at least 2 of them, got 1"):
+        KnownTasks.measure(("a",), [rows], rows)
+    with pytest.raises(UsageError, match="near < far"):
+        KnownTasks.measure(("a", "b"), [rows[:1], rows[1:2]], rows[:2])
+    with pytest.raises(UsageError, match="got 2 for 1"):
+        KnownTasks(("a",), rows[:2], 0.1, 0.2)
