@@ -37,6 +37,7 @@ LEVELS = {
     "task_files": 2,
     "hub_tasks": 2,
     "puzzles": 2,
+    "procedural": 2,
     "tasks": 2,
     "model_card": 2,
     "peft_format": 2,

@@ -109,8 +109,11 @@ TAILS = (
     "last {month}",
     "before the storm",
     "at {number} dollars",
+    "without a word",
+    "because of the {job}",
+    "in the early morning",
+    "together with {a animal}",
 )
-TAILS += ("without a word", "because of the {job}", "in the early morning", "together with {a animal}")
 
 OPENINGS = tuple(
     "My name is {0} and I live in {1}.|This is {0} from {1}.|{0} of {1} here.|Greetings from {0} in {1}.|"
@@ -283,7 +286,7 @@ def duration(rng: random.Random) -> str:
 
 
 def coin_story(rng: random.Random) -> str:
-    """A story of someone who has 11 to 50 coins and gets or loses 2 to 10: `Anna has 20 coins and loses 5.`"""
+    """A story of someone who has 11 to 50 coins and gets or loses 2 to 10: `Anna has 20 coins and loses 5`."""
     start = fill(rng.choice(("{person} has", "the {job} has", "my friend {person} has", "{a job} has")), rng)
     middle = rng.choice((" and", ", then", " and later"))
     change = rng.choice(("gets", "loses"))

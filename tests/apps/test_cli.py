@@ -244,11 +244,12 @@ def test_mistakes_in_a_file(shoal: Shoal, tmp_path: Path, content: str | bytes, 
         ("nonsense", "nonsense"),
         ("generate", "description"),
         ("generate x --nonsense", "--nonsense"),
-        ("train lora", "--tasks is missing"),
+        ("train lora", "--out is missing"),
+        ("train multi-task --out y", "give --tasks, or --procedural"),
         ("train lora --config missing.yaml", "missing.yaml"),
         ("train lora --tasks x --out y --steps 0", "--steps 0"),
         ("train lora --tasks x --out y --learning-rate fast", "--learning-rate fast"),
-        ("train text-to-lora --tasks x --out y --head Z", "'L', 'M', 'S' or 'mixture'"),
+        ("train text-to-lora --tasks x --out y --head Z", "'mixture' or 'perceiver'"),
         ("train text-to-lora --tasks x --out y --objective guess", "--objective guess"),
         ("evaluate --tasks x --adapter mine", "NAME=DIR"),
         ("ask x --max-new-tokens -1", "--max-new-tokens -1"),
@@ -349,6 +350,16 @@ def test_train_lora_needs_one_task(shoal: Shoal, tiny_llama: Path, data: Path, t
 def test_train_multi_task_on_the_training_split(multi_task: Path) -> None:
     card = load_adapter(multi_task).card
     assert card is not None and card.trained and card.notes == ("Trained on 2 tasks.",)
+
+
+def test_train_on_tasks_made_in_code(shoal: Shoal, tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "procedural"
+    common = ("train", "multi-task", "--base", tiny_llama, *QUICK, "--json")
+    plain = shoal(*common, "--out", out, "--procedural", 8)
+    assert plain.code == 0, plain.err
+    both = shoal(*common, "--out", tmp_path / "both", "--procedural", 8, "--relabelled", 1)
+    assert both.code == 0, both.err
+    assert 60 <= plain.record["tasks"] < both.record["tasks"] < 2 * plain.record["tasks"]
 
 
 def test_train_text_to_lora_records_where_it_came_from(hypernetwork: Path) -> None:
