@@ -20,6 +20,8 @@ def page(report: Report) -> str:
     parts = [f"# Unseen tasks, {report.base_model}", report.to_markdown(RIGHT if RIGHT in names else None)]
     if RIGHT in names:
         parts += [_differences(report, names), _margins(report, names)]
+        if DESCRIBED in names and ORACLE in names:
+            parts.append(_share_of_the_way(report))
     notes = report.notes
     parts.append(
         f"{RIGHT} is the mean over {notes['descriptions']} descriptions a task and {notes['hypernetworks']} "
@@ -53,6 +55,15 @@ def _margins(report: Report, names: Sequence[str]) -> str:
         if name in names
     ]
     return table(["steering margin", "nats a token"], rows)
+
+
+def _share_of_the_way(report: Report) -> str:
+    """How far Text-to-LoRA gets from the described prompt to the LoRA that was trained on the task itself."""
+    low, reached, high = (
+        report.result(name).intervals["rouge_l"].mean for name in (DESCRIBED, RIGHT, ORACLE)
+    )
+    share = 100 * (reached - low) / (high - low)
+    return f"{RIGHT} goes {share:.0f}% of the way from {DESCRIBED} to the {ORACLE} in ROUGE-L."
 
 
 def _answers(report: Report, shown: Sequence[str]) -> str:

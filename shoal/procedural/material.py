@@ -132,21 +132,6 @@ ORDERS = tuple(
     'By {3} I need "{1}" at {2}, order {0}.'.split("|")
 )
 
-# Symbol: name in the plural, what it measures.
-UNITS = {
-    "mm": ("millimetres", "length"),
-    "cm": ("centimetres", "length"),
-    "km": ("kilometres", "length"),
-    "mg": ("milligrams", "weight"),
-    "g": ("grams", "weight"),
-    "kg": ("kilograms", "weight"),
-    "ml": ("millilitres", "volume"),
-    "l": ("litres", "volume"),
-    "s": ("seconds", "time"),
-    "min": ("minutes", "time"),
-    "h": ("hours", "time"),
-}
-
 
 @dataclass(frozen=True)
 class Message:
@@ -263,11 +248,6 @@ def iso_date(rng: random.Random) -> str:
 def clock_time(rng: random.Random) -> str:
     """A time of day on the 24-hour clock: `07:45`."""
     return f"{rng.randrange(24):02}:{rng.randrange(60):02}"
-
-
-def quantity(rng: random.Random) -> str:
-    """A number from 2 to 99 and the symbol of a unit: `35 kg`."""
-    return f"{rng.randint(2, 99)} {rng.choice(tuple(UNITS))}"
 
 
 def length(rng: random.Random) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from shoal.task_records import Example, Task
 
@@ -17,26 +17,15 @@ MOST_LABELS = 12
 MOST_WORDS = 3
 MENTIONS_NEEDED = 4
 
+INVENTED = tuple("zorp blick fendle quarn drask mulvo teppin ushka wexil jorble nanto kive".split())
+
 # Words without a meaning of their own for the task; a set serves as many labels as it has words.
 NEUTRAL = (
     ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"),
     ("A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "K", "L"),
     ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"),
     ("red", "blue", "green", "yellow", "black", "white", "purple", "brown", "orange", "pink", "grey", "gold"),
-    (
-        "zorp",
-        "blick",
-        "fendle",
-        "quim",
-        "drask",
-        "mulvo",
-        "teppin",
-        "ushka",
-        "wexil",
-        "jorble",
-        "nanto",
-        "kive",
-    ),
+    INVENTED,
     ("north", "south", "east", "west"),
     ("oak", "pine", "birch", "maple", "willow", "cedar", "elm", "ash", "beech", "palm", "larch", "poplar"),
     ("option 1", "option 2", "option 3", "option 4", "option 5", "option 6"),
@@ -48,18 +37,31 @@ NEUTRAL = (
 )
 TRUTH = frozenset({"yes", "no", "true", "false"})
 
-# Ways to write a label in which it can still be read, each with a name for the way.
-FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
-    ("in capitals", str.upper),
-    ("in angle brackets", lambda label: f"<{label}>"),
-    ("in square brackets", lambda label: f"[{label}]"),
-    ("in double quotes", lambda label: f'"{label}"'),
-    ('after "label: "', lambda label: f"label: {label}"),
-    ("between two pairs of asterisks", lambda label: f"**{label}**"),
-    ("as a hashtag", lambda label: "#" + label.replace(" ", "-")),
-    ("as JSON", lambda label: f'{{"label": "{label}"}}'),
-    ("after an arrow", lambda label: f"=> {label}"),
-    ("in parentheses", lambda label: f"({label})"),
+
+@dataclass(frozen=True)
+class Form:
+    """A way to write a label in which it can still be read.
+
+    `way` names it: "Write the label in capitals". `inline` says whether the new label may stand where the old
+    one stood in a description.
+    """
+
+    way: str
+    write: Callable[[str], str]
+    inline: bool = True
+
+
+FORMS = (
+    Form("in capitals", str.upper),
+    Form("in angle brackets", lambda label: f"<{label}>"),
+    Form("in square brackets", lambda label: f"[{label}]"),
+    Form("in double quotes", lambda label: f'"{label}"'),
+    Form('after "label: "', lambda label: f"label: {label}", inline=False),
+    Form("between two pairs of asterisks", lambda label: f"**{label}**"),
+    Form("as a hashtag", lambda label: "#" + label.replace(" ", "-")),
+    Form("as JSON", lambda label: f'{{"label": "{label}"}}', inline=False),
+    Form("after an arrow", lambda label: f"=> {label}", inline=False),
+    Form("in parentheses", lambda label: f"({label})"),
 )
 
 # {each}: "alpha for even and beta for odd"; {pairs}: "even = alpha, odd = beta".
@@ -91,14 +93,13 @@ def relabel(task: Task, seed: int) -> Task | None:
     if labels is None:
         return None
     rng = random.Random(f"{seed}\n{task.name}")
-    form = rng.choice([(None, None), *_distinct_forms(labels)]) if rng.random() < 0.7 else (None, None)
-    way, write = form
-    renamed = _neutral(labels, rng) if write is None else {label: write(label) for label in labels}
+    form = rng.choice(_distinct_forms(labels)) if rng.random() < 0.5 else None
+    renamed = _neutral(task, labels, rng) if form is None else {label: form.write(label) for label in labels}
     return replace(
         task,
         name=f"{task.name}-relabelled-{seed}",
-        definition=f"{task.definition} {_mapping(renamed, way, rng)}",
-        descriptions=tuple(_restate(text, renamed, way, rng) for text in task.descriptions),
+        definition=f"{task.definition} {_mapping(renamed, form, rng)}",
+        descriptions=tuple(_restate(text, renamed, form, rng) for text in task.descriptions),
         train=_rename(task.train, renamed),
         test=_rename(task.test, renamed),
     )
@@ -133,47 +134,44 @@ def _mentions_all(text: str, labels: Sequence[str]) -> bool:
     return {label.casefold() for label in labels} <= set(_mentioned(text, labels))
 
 
-def _distinct_forms(labels: Sequence[str]) -> list[tuple[str, Callable[[str], str]]]:
+def _distinct_forms(labels: Sequence[str]) -> list[Form]:
     """The forms that change every label and leave no two of them the same."""
     return [
-        (way, write)
-        for way, write in FORMS
-        if len({write(label) for label in labels}) == len(labels) and all(write(x) != x for x in labels)
+        form for form in FORMS if len({form.write(label) for label in labels} - set(labels)) == len(labels)
     ]
 
 
-def _neutral(labels: Sequence[str], rng: random.Random) -> dict[str, str]:
-    """The labels with words of a random set that is large enough and shares no word with them."""
-    old = {label.casefold() for label in labels}
-    taken = old | (TRUTH if old & TRUTH else set())
-    fitting = [
-        names for names in NEUTRAL if len(names) >= len(labels) and taken.isdisjoint(map(str.casefold, names))
-    ]
-    names = list(rng.choice(fitting)[: len(labels)])
+def _neutral(task: Task, labels: Sequence[str], rng: random.Random) -> dict[str, str]:
+    """The labels with words of a random set that is large enough and of which the task speaks nowhere."""
+    spoken = set(re.findall(r"\w+|[-+]", " ".join((task.definition, *task.descriptions))))
+    spoken |= {word.casefold() for word in spoken}
+    spoken |= TRUTH if TRUTH & spoken else set()
+    fitting = [names for names in NEUTRAL if len(names) >= len(labels) and spoken.isdisjoint(names)]
+    names = list(rng.choice(fitting or [INVENTED])[: len(labels)])
     rng.shuffle(names)
     return dict(zip(labels, names, strict=True))
 
 
-def _mapping(renamed: Mapping[str, str], way: str | None, rng: random.Random) -> str:
+def _mapping(renamed: Mapping[str, str], form: Form | None, rng: random.Random) -> str:
     """A sentence that says for every label what is written instead."""
     entries = list(renamed.items())
     rng.shuffle(entries)
     each = [f"{new} for {old}" for old, new in entries]
     joined = f"{', '.join(each[:-1])} and {each[-1]}"
     pairs = ", ".join(f"{old} = {new}" for old, new in entries)
-    if way is not None and rng.random() < 0.5:
-        return f"Write the label {way}: {joined}."
+    if form is not None and rng.random() < 0.5:
+        return f"Write the label {form.way}: {joined}."
     return rng.choice(MAPPINGS).format(each=joined, pairs=pairs)
 
 
-def _restate(text: str, renamed: Mapping[str, str], way: str | None, rng: random.Random) -> str:
+def _restate(text: str, renamed: Mapping[str, str], form: Form | None, rng: random.Random) -> str:
     """The description with the new labels in it, or with a sentence that states them behind it."""
     labels = list(renamed)
-    if way is not None and rng.random() < 0.5 and _replaceable(text, labels):
+    if form is not None and form.inline and rng.random() < 0.5 and _replaceable(text, labels):
         new = {label.casefold(): name for label, name in renamed.items()}
         return _pattern(labels).sub(lambda match: new[match[0].casefold()], text)
     end = "" if text.endswith((".", "?", "!")) else "."
-    return f"{text}{end} {_mapping(renamed, way, rng)}"
+    return f"{text}{end} {_mapping(renamed, form, rng)}"
 
 
 def _replaceable(text: str, labels: Sequence[str]) -> bool:
