@@ -108,7 +108,8 @@ class Hypernetwork(nn.Module):
             if confidence is not None:
                 kept = confidence.view(-1, 1, 1, 1)
                 delta = LoraFactors(kept * delta.a, kept * delta.b)
-            a, b = offset.a + delta.a, offset.b + delta.b
+            # In the head's dtype: under autocast the sum is rounded once more anyway where it is attached.
+            a, b = offset.a.to(delta.a.dtype) + delta.a, offset.b.to(delta.b.dtype) + delta.b
             for position, target in enumerate(group):
                 factors[target.name] = LoraFactors(a[:, position], b[:, position])
         return BatchedLoRA({t.name: factors[t.name] for t in self.targets}, self.architecture.alpha)
