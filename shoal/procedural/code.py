@@ -6,6 +6,7 @@ every line is drawn together with what is asked about it. Knows nothing of other
 
 from __future__ import annotations
 
+import builtins
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def _expression(rng: random.Random) -> Line:
 
 
 def _failure(rng: random.Random) -> Line:
-    word, other = rng.sample(vocabulary.NOUNS, 2)
+    word, other = rng.sample([noun for noun in vocabulary.NOUNS if not hasattr(builtins, noun)], 2)
     number, large = rng.randint(1, 30), rng.randint(5, 30)
     codes = {
         "NameError": (f"print({word})", f"{word} + {number}", f"len({word})"),

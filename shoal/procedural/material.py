@@ -69,7 +69,7 @@ SENTENCES = tuple(
     the {job} and the {animal} crossed the {spot}
     {a food} lay next to the {colour} {object}
     {person} met the new {job} at the {spot}
-    the children counted {number} birds above the {spot}
+    the children counted {number} clouds above the {spot}
     someone hid the {object} behind the {spot}
     {person} never eats {food} without {food}
     the {spot} closes early on {weekday}
@@ -251,8 +251,8 @@ def clock_time(rng: random.Random) -> str:
 
 
 def length(rng: random.Random) -> str:
-    """A length of 1 to 999 whole metres: `34 m`."""
-    return f"{number(rng)} m"
+    """A length of 2 to 999 whole metres: `34 m`."""
+    return f"{max(2, int(number(rng)))} m"
 
 
 def amount(rng: random.Random) -> str:

@@ -89,7 +89,7 @@ STATEMENTS = _split(
 QUESTIONS = _split(
     """where is the {object}|who bought the {object} in {city}|does {person} like {food}|
     why is the {spot} so {adjective}|when does the {spot} open|have you seen the {colour} {object}|
-    is {person} a {adjective} neighbour|how many {object} sellers are there in {city}|
+    is {person} {a adjective} neighbour|how many {object} sellers are there in {city}|
     can the {animal} swim|what did the {job} say to {person}"""
 )
 COMMANDS = _split(

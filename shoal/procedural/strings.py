@@ -304,6 +304,6 @@ FAMILIES = (
             Keep only how each word starts and run the letters together: AFAK.
             Build the abbreviation of the whole sentence, one letter a word.
         """),
-        over(where(sentence, lambda text: len(text.split()) < 10), _initials),
+        over(where(sentence, lambda text: len(text.split()) < 10 and not re.search(r"\d", text)), _initials),
     ),
 )

@@ -176,7 +176,7 @@ FAMILIES = (
             34 euros -> medium
             For "7 euros" answer "cheap"; the other labels are medium and expensive.
             Below 20 say "cheap", from 100 on say "expensive", between them "medium".
-            Sort amounts into cheap, medium, expensive: one digit or under 20, two digits, three digits.
+            Sort amounts into cheap, medium, expensive: up to 19, from 20 to 99, three digits.
             Which price class is it? One word: cheap, medium or expensive.
             cheap/medium/expensive?
             Label the amount: cheap under twenty, medium under a hundred, else expensive.

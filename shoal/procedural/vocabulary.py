@@ -28,7 +28,7 @@ ANIMALS = tuple(
     salamander leopard""".split()
 )
 FOODS = tuple(
-    """apple pear plum cherry orange banana lemon mango carrot onion potato tomato cucumber pumpkin radish
+    """apple pear plum cherry grape banana lemon mango carrot onion potato tomato cucumber pumpkin radish
     muffin pancake sandwich pizza sausage omelette cookie waffle burger salad soup pie cake bagel biscuit
     melon peach apricot fig olive eggplant artichoke mushroom walnut almond dumpling noodle pretzel yoghurt
     pudding""".split()

@@ -1,6 +1,6 @@
 """Families over a single noun, and over the name of a country.
 
-Every family of nouns takes the same nouns, and so does every family of countries; only the description tells
+Families of nouns take the same nouns, and families of countries the same countries; only the description tells
 them apart. Knows only facts that are beyond dispute.
 """
 
@@ -44,7 +44,6 @@ COUNTRIES = {
 CONTINENTS = ("Europe", "Asia", "Africa", "South America")
 
 IRREGULAR = {
-    "mouse": "mice",
     "wolf": "wolves",
     "octopus": "octopuses",
     "knife": "knives",
@@ -52,7 +51,6 @@ IRREGULAR = {
     "tomato": "tomatoes",
     "potato": "potatoes",
     "mango": "mangoes",
-    "radish": "radishes",
 }
 CATEGORIES = {
     word: category
@@ -81,6 +79,13 @@ def plural(word: str) -> str:
 
 def _country(rng: random.Random) -> str:
     return rng.choice(list(COUNTRIES))
+
+
+def _opening_noun(rng: random.Random) -> str:
+    """One of the nouns that begin with a vowel, or of about twice as many others."""
+    vowels = [word for word in vocabulary.NOUNS if word[0] in "aeiou"]
+    others = [word for word in vocabulary.NOUNS if word[0] not in "aeiou"]
+    return rng.choice(vowels + others[::3])
 
 
 def _first_letter_kind(word: str) -> str:
@@ -188,7 +193,7 @@ FAMILIES = (
             Check the first character against aeiou: report "vowel" on a match, else "consonant".
             Tell me whether the noun opens with a vowel or with a consonant.
         """),
-        balanced(noun, _first_letter_kind, LETTERS),
+        balanced(_opening_noun, _first_letter_kind, LETTERS),
     ),
     Family(
         "noun-twice",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from shoal.errors import UsageError
-from shoal.procedural.catalogue import FAMILIES, procedural_tasks
+from shoal.errors import ShoalError, UsageError
+from shoal.procedural.catalogue import FAMILIES, make_task, procedural_tasks
+from shoal.procedural.family import Family
 from shoal.task_records import Task, check_no_leakage, normalise
 
 NAMES = [family.name for family in FAMILIES]
@@ -49,6 +52,35 @@ def test_a_task_depends_on_its_own_name_sizes_and_seed(tasks: dict[str, Task]) -
     chosen = procedural_tasks(["list-sort", "first-word"], size=64, test_size=8)
     assert chosen == [tasks["list-sort"], tasks["first-word"]]
     assert procedural_tasks(["list-sort"], size=64, test_size=8, seed=1) != chosen[:1]
+
+
+def test_neither_order_nor_company_changes_a_task(tasks: dict[str, Task]) -> None:
+    backwards = procedural_tasks(reversed(NAMES), size=64, test_size=8)
+    assert backwards == [tasks[name] for name in reversed(NAMES)]
+    assert procedural_tasks(NAMES[::7], size=64, test_size=8) == [tasks[name] for name in NAMES[::7]]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_larger_tasks_keep_balance_and_division(seed: int) -> None:
+    tasks = procedural_tasks(seed=seed)
+    tested = {normalise(e.input) for task in tasks for e in task.test}
+    assert not tested & {normalise(e.input) for task in tasks for e in task.train}
+    for task in tasks:
+        answers = Counter(e.outputs[0] for e in (*task.train, *task.test))
+        assert max(answers.values()) <= 0.75 * answers.total(), task.name
+
+
+def test_nothing_need_be_tested() -> None:
+    (task,) = procedural_tasks(["first-word"], size=10, test_size=0)
+    assert (len(task.train), len(task.test)) == (10, 0)
+    (task,) = procedural_tasks(["country-capital"], size=1000)
+    assert len(task.train) + len(task.test) < 100  # there are no more countries
+
+
+def test_a_family_needs_two_inputs() -> None:
+    family = Family("constant", "none", "Answer.", ("answer",), lambda rng: ("same", "answer"))
+    with pytest.raises(ShoalError, match="constant: 1 different inputs; at least 2"):
+        make_task(family, size=4, test_size=1, seed=0)
 
 
 def test_sizes_are_kept() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from shoal.errors import UsageError
 from shoal.procedural.catalogue import procedural_tasks
 from shoal.procedural.relabel import relabel
 from shoal.task_records import Example, Task
@@ -48,3 +49,45 @@ def test_unsuitable_tasks_are_left_alone() -> None:
         dataclasses.replace(task, definition="Judge it.", descriptions=("Judge the number.",)),
     ):
         assert relabel(unsuitable, 0) is None
+
+
+def test_every_closed_family_can_be_renamed() -> None:
+    for task in procedural_tasks(size=64, test_size=16):
+        few = len({e.outputs[0] for e in task.train}) <= 6 and "classification" in task.category
+        for seed in range(4):
+            other = relabel(task, seed)
+            assert (other is not None) >= few, task.name
+            if other is not None:
+                check_renaming(task, other)
+
+
+def check_renaming(task: Task, other: Task) -> None:
+    """One new name for each label, in both parts, and all of them in every text."""
+    olds = [e.outputs[0] for e in (*task.train, *task.test)]
+    news = [e.outputs[0] for e in (*other.train, *other.test)]
+    assert len(set(olds)) == len(set(news)) == len(set(zip(olds, news, strict=True))), task.name
+    assert len(set(other.descriptions)) == len(task.descriptions)
+    for text in (other.definition, *other.descriptions):
+        assert all(new in text for new in set(news)), (task.name, text)
+
+
+def test_a_name_that_becomes_too_long_is_refused() -> None:
+    task = dataclasses.replace(CLOSED[0], name="n" * 120)
+    with pytest.raises(UsageError, match="1 to 128"):
+        relabel(task, 0)
+
+
+def test_other_right_answers_are_renamed_or_left_out() -> None:
+    train = (Example("2", ("even", "not odd")), Example("3", ("odd",)), Example("4", ("even", "odd")))
+    other = relabel(dataclasses.replace(CLOSED[0], train=train), 0)
+    assert other is not None
+    even, odd = other.train[0].outputs[0], other.train[1].outputs[0]
+    assert [e.outputs for e in other.train] == [(even,), (odd,), (even, odd)]
+
+
+def test_too_many_labels_are_left_alone() -> None:
+    train = tuple(Example(f"number {n}", (f"label {n}",)) for n in range(13))
+    named = ", ".join(e.outputs[0] for e in train)
+    task = dataclasses.replace(CLOSED[0], definition=named, train=train, test=train[:0])
+    assert relabel(task, 0) is None
+    assert relabel(dataclasses.replace(task, train=train[:12]), 0) is not None
