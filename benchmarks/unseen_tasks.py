@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -219,7 +219,7 @@ def measure(
 
 def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict[str, str]:
     """What each trained row was trained on."""
-    ours = [g.checkpoint.provenance.get("tokens") for g in generators]
+    ours = [tokens_of(g.checkpoint.provenance) for g in generators]
     theirs = args.multi_task_tokens
     start = (
         "zero"
@@ -237,6 +237,14 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
     said[NEAREST] = f"{budget} of the training task that is nearest by description"
     said[ORACLE] = f"{budget} of the task itself"
     return {name: what for name, what in said.items() if name not in args.without}
+
+
+def tokens_of(provenance: Mapping[str, Any]) -> int | None:
+    """Tokens of all steps of a hypernetwork's training, the multi-task LoRA that it started from included."""
+    own, start = provenance.get("tokens"), provenance.get("start")
+    if own is None or start is None:
+        return own
+    return own + int(start["scores"]["training tokens"])
 
 
 def write(report: Report, args: argparse.Namespace, split: Split) -> None:
