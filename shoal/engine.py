@@ -6,13 +6,14 @@ the batch, with their adapters. Knows prompts and adapters, nothing of tasks or 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoal.backbone import Backbone
 from shoal.errors import UsageError
@@ -96,6 +97,7 @@ def _continue(
     running = torch.arange(len(prompts), device=device)  # rows of the batch whose answers have not ended
     answers: list[list[int]] = [[] for _ in prompts]
     cache: Any = None
+    cache_name = _cache_name(backbone.model)
     # The head is a fifth of a small model, and only the last position's logits are needed. Contiguous, since
     # otherwise the product copies the head's weight once a sample.
     last_only = backbone.model.get_output_embeddings().register_forward_pre_hook(
@@ -108,10 +110,10 @@ def _continue(
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
-                    past_key_values=cache,
                     use_cache=True,
+                    **{cache_name: cache},
                 )
-            cache, tokens = output.past_key_values, output.logits[:, -1].argmax(-1)
+            cache, tokens = getattr(output, cache_name), output.logits[:, -1].argmax(-1)
             limit -= 1
             alive = tokens != end
             for row, token in zip(running[alive].tolist(), tokens[alive].tolist(), strict=True):
@@ -127,6 +129,11 @@ def _continue(
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
     finally:
         last_only.remove()
+
+
+def _cache_name(model: nn.Module) -> str:
+    """What the model calls its key-value cache: transformers 5.24 renamed it, in arguments and in outputs."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _left_padded(
