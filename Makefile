@@ -1,7 +1,7 @@
 # Each target sets up .venv first, so every one of them works in a fresh clone.
 #
 #   make setup    install everything into .venv          make check    format, lint, types, then the tests
-#   make demo     a sentence -> an adapter -> scores     make bench    every measured claim, one after another
+#   make demo     a sentence -> an adapter -> scores     make bench    speeds and skill detection
 #   make test     all tests, slow ones included          make docs     the site, in docs/_build
 #
 #   PYTHON   the interpreter to build .venv with, 3.10 to 3.13:   make setup PYTHON=python3.12
@@ -48,8 +48,11 @@ check: $(STAMP)
 	$(BIN)/python -m mypy shoal
 	$(MAKE) test
 
+# What measures in minutes and writes nothing: unseen_tasks.py takes an hour, fit_skills.py and picture.py write files.
+BENCHMARKS := generation lora_training hypernetwork_step mixed_batch skills task_encoder
+
 bench: $(STAMP)
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build

@@ -114,7 +114,7 @@ class TextToLoRA:
                 model, of another configuration, or without training.
             ShoalError: the checkpoint is damaged.
         """
-        self.shape = load_shape(base_model)
+        self.shape = load_shape(str(base_model))  # a Path is one too
         self.config = config or TextToLoRAConfig()
         self.checkpoint: HypernetworkCheckpoint | None = None
         self._sha256: str | None = None
@@ -256,6 +256,15 @@ class TextToLoRA:
                 LoRA({n: LoraFactors(f.a.clone(), f.b.clone()) for n, f in lora.factors.items()}, lora.alpha)
                 for lora in rows
             ]
+        for text, familiarity in zip(descriptions, emission.familiarities or [], strict=False):
+            if familiarity.confidence < 1:
+                log.warning(
+                    "%.60r is far from every training task (distance %.2f): its adapter keeps %.0f%% of its "
+                    "difference from the multi-task adapter",
+                    text,
+                    familiarity.distance,
+                    100 * familiarity.confidence,
+                )
         familiarities: Sequence[Familiarity | None] = emission.familiarities or [None] * len(rows)
         return rows, [_known(familiarity) for familiarity in familiarities]
 

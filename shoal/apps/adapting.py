@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -192,7 +193,17 @@ def _about(adapter: GeneratedAdapter, written: dict[str, Any]) -> str:
         "trained": "yes"
         if adapter.trained
         else f"no: it changes nothing; train with {facts.get('how_to_train')}",
+        "nearest task": _nearest(facts),
         "generated in": f"{adapter.duration * 1000:.0f} ms",
         "written to": ", ".join(written.values()) or "nowhere; give --out DIR",
     }
-    return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items())
+    return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items() if value)
+
+
+def _nearest(facts: Mapping[str, Any]) -> str | None:
+    """What the description has to do with the training tasks, where those are known."""
+    if "confidence" not in facts:
+        return None
+    name, confidence = next(iter(facts["nearest_tasks"])), facts["confidence"]
+    text = f"{name}, distance {facts['distance']:.2f}, confidence {confidence:.2f}"
+    return text if confidence == 1 else f"{text}: far from all training tasks, so held back to that share"
