@@ -1,7 +1,8 @@
 """Families over whole numbers: small sums and other ways to write a number.
 
 Every family of pairs takes the same pairs, and so does every family of one number; only the description tells
-them apart. Knows nothing of lists of numbers (`shoal.procedural.number_lists`) or of labels.
+them apart. Knows nothing of lists of numbers (`shoal.procedural.number_lists`) or of labels. Long because it is
+a table of sentences.
 """
 
 from __future__ import annotations
