@@ -149,6 +149,11 @@ def load_backbone(
     loaded.requires_grad_(False).eval().to(device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    broken = next((name for name, w in loaded.named_parameters() if not _finite(w)), None)
+    if broken is not None:
+        raise ShoalError(
+            f"cannot use {source.name!r}: its weight {broken} holds NaN or infinity; {source.repair}"
+        )
     return Backbone(loaded, tokenizer, shape_of(loaded, source.name))
 
 
@@ -181,6 +186,10 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
         raise UsageError(
             f"device {str(device)!r} cannot be used here: {reason(error, 150)}; try 'cpu'"
         ) from error
+
+
+def _finite(weight: torch.Tensor) -> bool:
+    return weight.numel() == 0 or bool(torch.stack(weight.aminmax()).isfinite().all())
 
 
 def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

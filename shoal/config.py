@@ -6,9 +6,11 @@ builders that read them.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shoal.errors import UsageError
 
 TargetModules = tuple[str, ...]
 HeadName = Literal["L", "M", "S", "mixture", "perceiver"]
@@ -17,6 +19,25 @@ GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **values: Any) -> None:
+        """Take fields by name.
+
+        Raises:
+            UsageError: a value outside its field's limits, or a name that is no field.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            fields = type(self).model_fields
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            about = fields[name].description if name in fields else f"the fields are {', '.join(fields)}"
+            mistake = f"{name} {first['input']!r}: {first['msg'].lower()}"
+            raise UsageError(f"{type(self).__name__}: {mistake}; change it ({about})") from None
+
+    # So `model_validate` does not come through here: the command line names flags in its own message.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class TextToLoRAConfig(_Frozen):

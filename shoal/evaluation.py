@@ -181,7 +181,7 @@ def with_shots(count: int, seed: int = 0) -> Callable[[Task, Example], str]:
         if len(task.train) < count:
             raise UsageError(
                 f"task {task.name} has {len(task.train)} training examples, {count} shots need as many; "
-                "show fewer"
+                "show fewer with --shots, 0 leaves that row out"
             )
         shots = random.Random(f"{seed}/{task.name}").sample(task.train, count)
         solved = [f"Input: {e.input}\nOutput: {e.outputs[0]}" for e in shots]

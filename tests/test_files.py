@@ -286,7 +286,7 @@ def test_missing_and_oversized_files_are_named(tmp_path: Path) -> None:
             read(tmp_path / "none")
         with pytest.raises(ShoalError, match="it is a directory"):
             read(tmp_path)
-    with pytest.raises(ShoalError, match="there is no directory"):
+    with pytest.raises(UsageError, match="there is no directory"):
         read_directory(tmp_path / "none", read_version)
     with (tmp_path / "huge.json").open("wb") as file:
         file.truncate(files.MAX_JSON_BYTES + 1)

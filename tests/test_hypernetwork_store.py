@@ -210,7 +210,7 @@ def test_damaged_checkpoints(damage: str, saved: Path) -> None:
 
 
 def test_there_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ShoalError, match="there is no directory .*missing; check the path"):
+    with pytest.raises(UsageError, match="there is no directory .*missing; check the path"):
         load_hypernetwork(tmp_path / "missing")
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,15 @@ from transformers.utils import logging as transformers_logging
 from shoal import model_source
 from shoal.backbone import load_backbone, load_shape
 from shoal.errors import ShoalError, UsageError
-from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL, find_model, quietly, read_config, reason
+from shoal.model_source import (
+    DEFAULT_HUB_ID,
+    DEFAULT_MODEL,
+    check_downloaded,
+    find_model,
+    quietly,
+    read_config,
+    reason,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,6 +66,44 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(UsageError, match="is no directory; give a model directory, a hub id or 'smollm2"):
         find_model(str(path))
+
+
+def shard(model: Path, index: dict[str, str]) -> None:
+    """Let the model's only file of weights be the first of the shards that an index names."""
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+SHARDS = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+HALVES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "it has none of model.safetensors"),
+    "truncated": (lambda m: os.truncate(m / "model.safetensors", 9000), "model.safetensors is cut short"),
+    "only begun": (lambda m: os.truncate(m / "model.safetensors", 1), "model.safetensors is cut short"),
+    "a shard missing": (lambda m: shard(m, SHARDS), f"{SHARDS['b']} is missing"),
+    "an empty index": (lambda m: shard(m, {}), "index.json names no files of weights"),
+}
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_half_downloaded_models(half: str, tiny_llama: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    check_downloaded(str(model))
+    inflict, message = HALVES[half]
+    inflict(model)
+    with pytest.raises(ShoalError, match=message) as caught:
+        check_downloaded(str(model))
+    assert "\n" not in str(caught.value) and "download or convert it again" in str(caught.value)
+
+
+def test_names_whose_files_come_later_are_not_half_downloaded(empty_cache: Path) -> None:
+    check_downloaded(DEFAULT_MODEL)
+    check_downloaded("some/model")
+    assert not empty_cache.exists()
+
+
+def test_a_configuration_alone_is_a_shape(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_llama / "config.json", tmp_path)
+    check_downloaded(str(tmp_path))
 
 
 def test_directories_are_read_where_they_are(

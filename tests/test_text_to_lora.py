@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shoal import text_to_lora
@@ -69,10 +70,9 @@ def fake_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def base(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model directory without any weights."""
-    folder = tmp_path_factory.mktemp("base") / "model"
-    shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    assert (folder / "config.json").is_file() and not list(folder.glob("*.safetensors"))
+    """A model directory that holds a configuration alone, without any weights."""
+    folder = tmp_path_factory.mktemp("base")
+    shutil.copy(tiny_llama / "config.json", folder)
     return str(folder)
 
 
@@ -276,14 +276,22 @@ def test_the_checkpoint_names_its_encoder(
 
 
 def test_no_weights_of_the_base_model_are_opened(tiny_llama: Path, trained: Path, tmp_path: Path) -> None:
-    """Reading them would be an error: the file is there, but broken."""
+    """Their names and sizes are there, but every number is NaN."""
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     recorded = replace(load_hypernetwork(trained), base_model=str(base))
     save_hypernetwork(recorded, tmp_path / "checkpoint")
-    (base / "model.safetensors").write_bytes(b"not weights at all")
+    weights = load_file(base / "model.safetensors")
+    save_file({n: torch.full_like(w, torch.nan) for n, w in weights.items()}, base / "model.safetensors")
     adapter = TextToLoRA(str(base), hypernetwork=tmp_path / "checkpoint").generate("Sort")
-    assert adapter.trained
+    assert adapter.trained and all(f.isfinite().all() for pair in adapter.lora.factors.values() for f in pair)
     adapter.save(tmp_path / "adapter")
+
+
+def test_a_half_downloaded_base_model_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ShoalError, match="half downloaded: it has none of model.safetensors"):
+        TextToLoRA(str(base))
 
 
 @pytest.mark.parametrize(

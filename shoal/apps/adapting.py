@@ -74,10 +74,14 @@ def generate(
     The base model's weights are not loaded.
     """
     from shoal.backbone import DEFAULT_MODEL
+    from shoal.files import check_writable
     from shoal.text_to_lora import TextToLoRA
 
     base = files.base or DEFAULT_MODEL
     adapter = TextToLoRA(base, sizes, hypernetwork=files.hypernetwork).generate(description)
+    for place in (files.gguf, files.out):
+        if place is not None:
+            check_writable(place)  # both or none
     written = {}
     if files.gguf:
         _write_gguf(adapter, files.gguf)
@@ -116,7 +120,7 @@ def ask(
         )
     from shoal.engine import generate_greedy
 
-    base, lora = _chosen(place.base, choice)
+    base, lora, facts = _chosen(place.base, choice)
     backbone = load(place, base)
     started = time.perf_counter()
     answer = generate_greedy(backbone, [text], lora, max_new_tokens=choice.max_new_tokens)[0]
@@ -127,6 +131,7 @@ def ask(
         "base_model": backbone.shape.base_model,
         "description": choice.describe,
         "adapter": str(choice.adapter) if choice.adapter else None,
+        "hypernetwork": facts,
         "seconds": seconds,
     }
     return Output(record, answer)
@@ -154,21 +159,22 @@ def load(place: Place, base: str | None = None) -> Backbone:
     return load_backbone(base or place.base or DEFAULT_MODEL, device=device, dtype=dtype)
 
 
-def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None]:
-    """The base model to load, by default that of the adapter, and the adapter."""
+def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None, Mapping[str, Any] | None]:
+    """The base model to load, by default that of the adapter; the adapter; what is known of its generator."""
     from shoal.backbone import DEFAULT_MODEL
 
     if choice.adapter is not None:
         from shoal.adapter_store import load_adapter
 
         stored = load_adapter(choice.adapter)
-        return base or stored.base_model, stored.lora
+        return base or stored.base_model, stored.lora, None
     if choice.describe is not None:
         from shoal.text_to_lora import TextToLoRA
 
         generator = TextToLoRA(base or DEFAULT_MODEL, hypernetwork=choice.hypernetwork)
-        return base, generator.generate(choice.describe).lora
-    return base, None
+        adapter = generator.generate(choice.describe)
+        return base, adapter.lora, adapter.hypernetwork
+    return base, None, None
 
 
 def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:

@@ -148,7 +148,7 @@ def _explained(error: ValidationError, part: _Part, flags: Mapping[str, Any], pa
         return f"{flag} is missing; give it: {about}"
     where = flag if name in flags or path is None else f"--config {path}: {name}"
     limit = first["msg"][:1].lower() + first["msg"][1:]
-    return f"{where} {first['input']}: {limit}; it is: {about}"
+    return f"{where} {first['input']}: {limit}; change it ({about})"
 
 
 def _part(hint: Any) -> _Part | None:

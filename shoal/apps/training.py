@@ -30,7 +30,7 @@ TASKS_HELP = (
 
 
 class Data(BaseModel):
-    """Which tasks, and where results go."""
+    """Which tasks, from which adapter on, and where results go."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,6 +42,9 @@ class Data(BaseModel):
     )
     relabelled: int = Field(
         0, ge=0, description="copies with other label names to add of every task with a closed label set"
+    )
+    start: Path | None = Field(
+        None, description="directory of the LoRA to start from; for a hypernetwork, a multi-task LoRA"
     )
     out: Path = Field(description="directory to write the result to")
     run: Path | None = Field(
@@ -55,11 +58,10 @@ class Data(BaseModel):
 
 
 class Steering(BaseModel):
-    """What a hypernetwork starts from and learns from, besides the tasks."""
+    """What a hypernetwork learns from, besides the tasks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    start: Path | None = Field(None, description="directory of the multi-task LoRA to start from")
     adapters: Path | None = Field(
         None, description="for reconstruction: folder of one adapter directory a task"
     )
@@ -113,7 +115,7 @@ def train_text_to_lora(
         "sizes": sizes,
         "training": training,
         "run": data.run_folder,
-        "start": load_adapter(steering.start) if steering.start else None,
+        "start": load_adapter(data.start) if data.start else None,
         "max_descriptions": steering.max_descriptions,
         "show_progress": sys.stderr.isatty(),
     }
@@ -158,11 +160,15 @@ def read_tasks(data: Path, definition: str | None, names: Sequence[str] = ()) ->
 
 
 def _divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-    """(training tasks, held-out tasks): those of the files, then procedural ones, then relabelled copies."""
+    """(training tasks, held-out tasks): those of the files, then procedural ones, then relabelled copies.
+
+    Training examples that are evaluation data of another task are left out.
+    """
     if data.tasks is None and not data.procedural:
         raise UsageError("there is nothing to train on: give --tasks, or --procedural for tasks made in code")
     from shoal.procedural.catalogue import procedural_tasks
     from shoal.procedural.relabel import relabel
+    from shoal.tasks import remove_leaks
 
     train: tuple[Task, ...] = ()
     held_out: tuple[Task, ...] = ()
@@ -172,7 +178,8 @@ def _divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     if data.procedural:
         train = (*train, *procedural_tasks(size=data.procedural, test_size=data.procedural // 8))
     copies = (relabel(task, seed) for seed in range(data.relabelled) for task in train)
-    return (*train, *(copy for copy in copies if copy is not None)), held_out
+    train = (*train, *(copy for copy in copies if copy is not None))
+    return remove_leaks(train, held_out), held_out
 
 
 def _train_adapter(
@@ -184,6 +191,7 @@ def _train_adapter(
     held_out: Sequence[Task],
 ) -> Output:
     _check_extra()
+    from shoal.adapter_store import load_adapter
     from shoal.recipes import make_lora
 
     summary = make_lora(
@@ -193,6 +201,7 @@ def _train_adapter(
         sizes=sizes,
         training=training,
         run=data.run_folder,
+        start=load_adapter(data.start) if data.start else None,
         held_out=held_out,
         show_progress=sys.stderr.isatty(),
     )

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,6 +363,37 @@ def test_train_on_tasks_made_in_code(shoal: Shoal, tiny_llama: Path, tmp_path: P
     assert 60 <= plain.record["tasks"] < both.record["tasks"] < 2 * plain.record["tasks"]
 
 
+def test_training_goes_on_from_an_adapter(
+    shoal: Shoal, multi_task: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    where = ("--base", tiny_llama, "--tasks", data, "--start", multi_task)
+    ended = shoal("train", "multi-task", *where, *QUICK, "--out", tmp_path / "on", "--learning-rate", 1e-9)
+    assert ended.code == 0, ended.err
+    before, after = load_adapter(multi_task), load_adapter(tmp_path / "on")
+    for name, factors in before.lora.factors.items():
+        for old, new in zip(factors, after.lora.factors[name], strict=True):
+            assert torch.allclose(old, new, atol=1e-6)
+    assert after.card is not None and "training tokens" in after.card.notes[1]
+    other = shoal("train", "multi-task", *where[2:], "--base", "gpt2", *QUICK, "--out", tmp_path / "other")
+    assert_one_line(other, 2, "gpt2")
+
+
+def test_procedural_examples_that_are_evaluation_data_are_left_out(
+    shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    from shoal.procedural.catalogue import procedural_tasks
+
+    leaking = procedural_tasks(size=8, test_size=1)[0].train[0]
+    tasks = shutil.copytree(data, tmp_path / "data")
+    file = tasks / "tasks" / "first.json"
+    task = json.loads(file.read_text())
+    task["test"] = [{"input": leaking.input, "outputs": list(leaking.outputs)}]
+    file.write_text(json.dumps(task))
+    where = ("--base", tiny_llama, "--tasks", tasks, "--procedural", 8, "--out", tmp_path / "out")
+    ended = shoal("train", "multi-task", *where, *QUICK)
+    assert ended.code == 0, ended.err
+
+
 def test_train_text_to_lora_records_where_it_came_from(hypernetwork: Path) -> None:
     checkpoint = load_hypernetwork(hypernetwork)
     facts = checkpoint.provenance
@@ -526,6 +558,9 @@ def test_a_half_downloaded_model(shoal: Shoal, tiny_llama: Path, tmp_path: Path)
         whole = file.suffix != ".safetensors"
         (tmp_path / file.name).write_bytes(content if whole else content[: len(content) // 2])
     assert_one_line(shoal("ask", "apple", "--base", tmp_path), 1)
+    out = tmp_path / "out"
+    assert_one_line(shoal("generate", DESCRIPTION, "--base", tmp_path, "--out", out), 1, "half downloaded")
+    assert not out.exists()
 
 
 def test_a_truncated_hypernetwork(shoal: Shoal, hypernetwork: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -568,6 +603,9 @@ def test_an_unwritable_place(
     assert_one_line(shoal("generate", DESCRIPTION, "--base", tiny_llama, "--out", out, *SMALL), 1, "sealed")
     where = ("--base", tiny_llama, "--tasks", data, "--out", out)
     assert_one_line(shoal("train", "multi-task", *where, *QUICK), 1, "sealed")
+    assert_one_line(shoal("evaluate", *where), 1, "sealed")
+    both = ("--gguf", tmp_path / "adapter.gguf", "--out", out)
+    assert_one_line(shoal("generate", DESCRIPTION, "--base", tiny_llama, *both, *SMALL), 1, "sealed")
     assert untouched(tmp_path, {"sealed"})
 
 

@@ -1,0 +1,43 @@
+"""Settings given in Python: values out of range are one-line errors, and nothing changes afterwards."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig, Transformer2Config
+from shoal.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (TextToLoRAConfig, {"adapter_rank": 0}, "adapter_rank 0: .* equal to 1; change it .LoRA rank."),
+        (TextToLoRAConfig, {"dropout": 1.0}, "dropout 1.0: .* less than 1"),
+        (TextToLoRAConfig, {"target_modules": []}, "target_modules .*at least 1 item"),
+        (TextToLoRAConfig, {"head": "Z"}, "head 'Z': .*'mixture'"),
+        (
+            TextToLoRAConfig,
+            {"rank": 8},
+            "rank 8: extra .*are hyper_network_size, .*adapter_rank",
+        ),
+        (Transformer2Config, {"expert_vector_dim": -1}, "expert_vector_dim -1"),
+        (LoraTrainingConfig, {"steps": "many"}, "steps 'many': .*integer"),
+        (HypernetworkTrainingConfig, {"learning_rate": 0}, "learning_rate 0: .*greater than 0"),
+    ],
+)
+def test_values_out_of_range(config: type, values: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=f"{config.__name__}: {message}") as caught:
+        config(**values)
+    assert "\n" not in str(caught.value)
+
+
+def test_validating_a_mapping_gives_every_mistake() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TextToLoRAConfig.model_validate({"adapter_rank": 0, "dropout": 2})
+    assert {error["loc"][0] for error in caught.value.errors()} == {"adapter_rank", "dropout"}
+
+
+def test_the_fields_that_were_set_are_known() -> None:
+    assert TextToLoRAConfig(adapter_rank=4).model_fields_set == {"adapter_rank"}
+    assert TextToLoRAConfig.model_validate({"dropout": 0}) == TextToLoRAConfig(dropout=0)
