@@ -103,7 +103,8 @@ def main() -> None:
         checkpoint_every=args.lora_steps,
         seed=args.seed,
     )
-    like = multi_task or generators[0].checkpoint.network.offset_lora()
+    start = load_adapter(args.lora_start).lora if args.lora_start else multi_task
+    like = start or generators[0].checkpoint.network.offset_lora()
     library = LoraLibrary(backbone, like, config, args)
     shots = Method(SHOTS, request=with_shots(3, args.seed))
     rows = {BASE: [Repetition(Method(BASE))], DESCRIBED: [Repetition(Method(DESCRIBED, request=described))]}
@@ -152,7 +153,8 @@ def parse() -> argparse.Namespace:
     add("--lora-steps", type=int, default=40, help="of each nearest-task and oracle LoRA")
     add("--lora-batch", type=int, default=8)
     add("--lora-rate", type=float, default=1e-3)
-    add("--from-scratch", action="store_true", help="train those from zero, not from the multi-task LoRA")
+    add("--lora-start", type=Path, help="PEFT directory that those start from; default the multi-task LoRA")
+    add("--from-scratch", action="store_true", help="train those from zero")
     add("--without", nargs="*", default=[], choices=ROWS, help="rows to leave out")
     add("--seed", type=int, default=0, help="of examples in prompts, gibberish and LoRA training")
     return parser.parse_args()
@@ -224,6 +226,8 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
     start = (
         "zero"
         if args.from_scratch
+        else f"an earlier {MULTI_TASK}"
+        if args.lora_start
         else MULTI_TASK
         if args.multi_task
         else "the hypernetwork's shared adapter"

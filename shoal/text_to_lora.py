@@ -14,23 +14,21 @@ import shlex
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from shoal.adapter_store import save_adapter
-from shoal.backbone import DEFAULT_MODEL, BackboneShape, load_shape
-from shoal.config import HeadName, TextToLoRAConfig
+from shoal.backbone import DEFAULT_MODEL, Backbone, BackboneShape, load_backbone, load_shape
+from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.familiarity import Familiarity
-from shoal.files import read_json
 from shoal.hypernetwork import Architecture, Hypernetwork
 from shoal.hypernetwork_store import (
-    CONFIG_FILE,
     WEIGHTS_FILE,
     HypernetworkCheckpoint,
     load_hypernetwork,
@@ -39,12 +37,13 @@ from shoal.hypernetwork_store import (
 from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
 from shoal.model_source import check_downloaded
+from shoal.released import config_of, misfit, shipped_for
 from shoal.skills import SkillDetection, SkillDetector
 from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description
+from shoal.tasks import Example
 
 log = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).parent / "weights"
 CACHED_ADAPTERS = 32
 
 
@@ -57,7 +56,8 @@ class GeneratedAdapter:
         lora: the factors, float32 on the CPU.
         skills: skills that the description asks for.
         hypernetwork: facts of its generator; `trained` is False where the adapter is the identity, else there
-            are also `nearest_tasks` (name -> distance), `distance` and `confidence`: see `shoal.familiarity`.
+            are also `nearest_tasks` (name -> distance), `distance` and `confidence`: see `shoal.familiarity`;
+            with examples, `few_shot` says what they did: see `shoal.training.few_shot.Refinement`.
         duration: seconds that generating took, of several made at once its share; 0 from the cache.
         shape: of the base model.
     """
@@ -76,11 +76,13 @@ class GeneratedAdapter:
 
     def save(self, directory: str | Path) -> None:
         """Write it as a PEFT adapter directory, whole or not at all; errors as `save_adapter`."""
+        few_shot = self.hypernetwork.get("few_shot")
         card = AdapterCard(
             generator="text-to-lora",
             trained=self.trained,
             description=self.description,
             checkpoint_sha256=self.hypernetwork.get("sha256"),
+            notes=(few_shot_note(few_shot),) if few_shot else (),
         )
         save_adapter(directory, self.lora, shape=self.shape, card=card)
 
@@ -120,15 +122,15 @@ class TextToLoRA:
         self.config = config or TextToLoRAConfig()
         self.checkpoint: HypernetworkCheckpoint | None = None
         self._sha256: str | None = None
-        folder = Path(hypernetwork) if hypernetwork else _shipped_for(self.shape.base_model)
+        folder = Path(hypernetwork) if hypernetwork else shipped_for(self.shape.base_model)
         if folder:
             loaded = load_hypernetwork(folder, base_model=self.shape.base_model, targets=self.shape.targets)
-            misfit = _misfit(self.config, loaded, self.shape)
-            if misfit and hypernetwork:
-                raise UsageError(f"{folder} {misfit}")
-            if not misfit:
+            fault = misfit(self.config, loaded, self.shape)
+            if fault and hypernetwork:
+                raise UsageError(f"{folder} {fault}")
+            if not fault:
                 self.checkpoint = loaded
-                self.config = _config_of(loaded.network, self.shape)
+                self.config = config_of(loaded.network, self.shape)
                 self._sha256 = _sha256(folder / WEIGHTS_FILE)
         if self.checkpoint:
             self._targets = self.checkpoint.network.targets
@@ -165,18 +167,33 @@ class TextToLoRA:
         """The skill detector; its encoder is also that of the hypernetwork where both need the same."""
         return self._skills or SkillDetector()
 
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The base model with its weights, loaded when examples first need it; errors as `load_backbone`."""
+        return load_backbone(self.shape.base_model)
+
     @property
     def trained(self) -> bool:
         """Whether adapters come from a trained hypernetwork."""
         return self.checkpoint is not None
 
-    def generate(self, description: str) -> GeneratedAdapter:
+    def generate(
+        self, description: str, examples: Sequence[Example | tuple[str, str]] = ()
+    ) -> GeneratedAdapter:
         """One adapter; a description asked before comes from the cache.
 
+        Args:
+            description: what the adapter shall do, in English.
+            examples: at least 4 solved ones, as records or as (input, output), on which the adapter is then
+                trained for some seconds; for that the base model is loaded. See `shoal.training.few_shot`.
+
         Raises:
-            UsageError: the description is empty, too short or long, or not English.
+            UsageError: the description is empty, too short or long, or not English; the examples are too few,
+                too long, or blank; or there are examples but no trained hypernetwork.
+            ShoalError: there are examples, and the base model is damaged or the extra `train` not installed.
         """
-        return self.generate_many([description])[0]
+        adapter = self.generate_many([description])[0]
+        return self._refined(adapter, examples) if len(examples) else adapter
 
     def generate_many(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
         """One adapter a description, in one pass of encoder and hypernetwork; errors as `generate`."""
@@ -239,6 +256,30 @@ class TextToLoRA:
             ShoalError: it is missing or damaged.
         """
         return cls(base_model or load_hypernetwork(Path(directory)).base_model, hypernetwork=directory)
+
+    def _refined(
+        self, adapter: GeneratedAdapter, examples: Sequence[Example | tuple[str, str]]
+    ) -> GeneratedAdapter:
+        if self.checkpoint is None:
+            raise UsageError(
+                f"{len(examples)} examples have no adapter to refine: no hypernetwork is trained for "
+                f"{self.shape.base_model} with this configuration; use `shoal train lora` with them"
+            )
+        try:
+            from shoal.training.few_shot import refine
+        except ImportError as error:
+            raise ShoalError(
+                f"refining with examples needs {error.name}, which is not installed; pip install 'shoal[train]'"
+            ) from None
+        records = [e if isinstance(e, Example) else Example(e[0], (e[1],)) for e in examples]
+        refinement = refine(self.backbone, adapter.lora, records, description=adapter.description)
+        facts = {f.name: getattr(refinement, f.name) for f in fields(refinement) if f.name != "lora"}
+        return replace(
+            adapter,
+            lora=refinement.lora,
+            hypernetwork={**adapter.hypernetwork, "few_shot": facts},
+            duration=adapter.duration + refinement.seconds,
+        )
 
     @torch.no_grad()
     def _emit(self, descriptions: Sequence[str]) -> tuple[list[LoRA], list[dict[str, Any]]]:
@@ -307,6 +348,14 @@ def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: i
     return Hypernetwork(targets, architecture)
 
 
+def few_shot_note(facts: Mapping[str, Any]) -> str:
+    """What `few_shot` of an adapter's facts says, as a sentence."""
+    return (
+        f"Refined on {facts['examples']} examples for {facts['steps']} steps; loss on {facts['held_out']} "
+        f"others {facts['loss_before']:.2f} -> {facts['loss_after']:.2f} nats a token."
+    )
+
+
 def _known(familiarity: Familiarity | None) -> dict[str, Any]:
     """The facts of an adapter about its description; nothing where the training tasks are not known."""
     if familiarity is None:
@@ -316,51 +365,6 @@ def _known(familiarity: Familiarity | None) -> dict[str, Any]:
         "distance": round(familiarity.distance, 4),
         "confidence": round(familiarity.confidence, 4),
     }
-
-
-def _shipped_for(base_model: str) -> Path | None:
-    """The shipped checkpoint for exactly this base model."""
-    folder = SHIPPED / base_model.rsplit("/", 1)[-1].lower()
-    if not (folder / CONFIG_FILE).is_file():
-        return None
-    return folder if read_json(folder / CONFIG_FILE).get("base_model") == base_model else None
-
-
-def _config_of(network: Hypernetwork, shape: BackboneShape) -> TextToLoRAConfig:
-    a = network.architecture
-    first = min(t.layer for t in network.targets)
-    return TextToLoRAConfig(
-        hyper_network_size=a.hidden_size,
-        skill_embeddings_dim=a.latent_size,
-        adapter_rank=a.rank,
-        adapter_alpha=a.alpha,
-        dropout=a.dropout,
-        num_layers_to_adapt=None if first == 0 else shape.num_layers - first,
-        target_modules=tuple(dict.fromkeys(t.type for t in network.targets)),
-        head=cast(HeadName, a.head),
-        num_bases=a.num_bases,
-        offset=a.offset,
-    )
-
-
-def _misfit(wanted: TextToLoRAConfig, loaded: HypernetworkCheckpoint, shape: BackboneShape) -> str | None:
-    """Why a checkpoint does not serve a configuration: no training, or fields that were set to other values.
-
-    Dropout only matters to training.
-    """
-    if not loaded.trained:
-        return "was never trained; train it with: shoal train text-to-lora"
-    has, asked = _config_of(loaded.network, shape), wanted.model_fields_set
-    odd = {n for n in asked - {"dropout"} if getattr(wanted, n) != getattr(has, n)}
-    if wanted.num_layers_to_adapt == shape.num_layers and has.num_layers_to_adapt is None:
-        odd.discard("num_layers_to_adapt")
-    same_modules = "target_modules" in odd and "num_layers_to_adapt" not in odd
-    if (
-        same_modules
-        and shape.select(wanted.target_modules, has.num_layers_to_adapt) == loaded.network.targets
-    ):
-        odd.discard("target_modules")
-    return f"has another {', '.join(sorted(odd))} than was asked for; leave that unset" if odd else None
 
 
 def _sha256(path: Path) -> str:

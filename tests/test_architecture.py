@@ -50,6 +50,7 @@ LEVELS = {
     "controls": 3,
     "dispatch": 3,
     "training": 4,
+    "released": 2,
     "text_to_lora": 5,
     "transformer2": 5,
     "recipes": 6,

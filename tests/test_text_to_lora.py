@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shoal import text_to_lora
+from shoal import released, text_to_lora
 from shoal.adapter_store import load_adapter
 from shoal.backbone import load_backbone, load_shape
 from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
@@ -65,7 +65,7 @@ class FakeSkills:
 def fake_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(text_to_lora, "TaskEncoder", FakeEncoder)
     monkeypatch.setattr(text_to_lora, "SkillDetector", FakeSkills)
-    monkeypatch.setattr(text_to_lora, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(released, "SHIPPED", tmp_path / "shipped")
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +285,30 @@ def test_no_weights_of_the_base_model_are_opened(tiny_llama: Path, trained: Path
     adapter = TextToLoRA(str(base), hypernetwork=tmp_path / "checkpoint").generate("Sort")
     assert adapter.trained and all(f.isfinite().all() for pair in adapter.lora.factors.values() for f in pair)
     adapter.save(tmp_path / "adapter")
+
+
+EXAMPLES = [(f"word number {i}", "yes") for i in range(8)]
+
+
+def test_examples_refine_an_adapter(tiny_llama: Path, trained: Path, tmp_path: Path) -> None:
+    recorded = replace(load_hypernetwork(trained), base_model=str(tiny_llama))
+    save_hypernetwork(recorded, tmp_path / "checkpoint")
+    generator = TextToLoRA(str(tiny_llama), hypernetwork=tmp_path / "checkpoint")
+    plain, refined = generator.generate("Sort"), generator.generate("Sort", EXAMPLES)
+    facts = refined.hypernetwork["few_shot"]
+    assert (facts["examples"], facts["held_out"]) == (6, 2) and facts["steps"] > 0
+    assert facts["loss_after"] < facts["loss_before"] and refined.duration >= facts["seconds"] > 0
+    assert any(not torch.equal(f.b, plain.lora.factors[n].b) for n, f in refined.lora.factors.items())
+    assert "few_shot" not in generator.generate("Sort").hypernetwork  # what the cache holds is as it was
+    refined.save(tmp_path / "adapter")
+    assert "Refined on 6 examples" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    records = [Example(text, (answer,)) for text, answer in EXAMPLES]
+    assert generator.generate("Sort", records).hypernetwork["few_shot"]["steps"] == facts["steps"]
+
+
+def test_examples_need_a_trained_hypernetwork(base: str) -> None:
+    with pytest.raises(UsageError, match="8 examples have no adapter to refine: .* use `shoal train lora`"):
+        TextToLoRA(base, SIZES.model_copy(update={"adapter_rank": 3})).generate("Sort", EXAMPLES)
 
 
 def test_a_half_downloaded_base_model_is_refused(tiny_llama: Path, tmp_path: Path) -> None:

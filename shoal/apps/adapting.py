@@ -51,6 +51,11 @@ class Generating(BaseModel):
     out: Path | None = Field(None, description="write the adapter there, as a PEFT directory")
     gguf: Path | None = Field(None, description="also write it to this file, for llama.cpp")
     hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
+    examples: Path | None = Field(
+        None,
+        description="JSONL of at least 4 solved examples (`input`, `output`) to train the adapter on for some "
+        "seconds; loads the base model",
+    )
 
 
 class Asking(BaseModel):
@@ -71,17 +76,20 @@ def generate(
 ) -> Output:
     """Turn a task description into a LoRA adapter.
 
-    The base model's weights are not loaded.
+    The base model's weights are not loaded, unless --examples are given.
     """
     from shoal.backbone import DEFAULT_MODEL
     from shoal.files import check_writable
+    from shoal.tasks import load_jsonl
     from shoal.text_to_lora import TextToLoRA
 
     base = files.base or DEFAULT_MODEL
-    adapter = TextToLoRA(base, sizes, hypernetwork=files.hypernetwork).generate(description)
+    generator = TextToLoRA(base, sizes, hypernetwork=files.hypernetwork)
     for place in (files.gguf, files.out):
         if place is not None:
-            check_writable(place)  # both or none
+            check_writable(place)  # before any work, and both or none
+    solved = load_jsonl(files.examples, definition=description, test_size=0).train if files.examples else ()
+    adapter = generator.generate(description, solved)
     written = {}
     if files.gguf:
         _write_gguf(adapter, files.gguf)
@@ -187,6 +195,8 @@ def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
 
 
 def _about(adapter: GeneratedAdapter, written: dict[str, Any]) -> str:
+    from shoal.text_to_lora import few_shot_note
+
     lora, facts = adapter.lora, adapter.hypernetwork
     skills = ", ".join(f"{name} ({weight:.0%})" for name, weight in adapter.skills.weights.items())
     layers = len({t.layer for t in adapter.shape.targets if t.name in lora.factors})
@@ -200,6 +210,7 @@ def _about(adapter: GeneratedAdapter, written: dict[str, Any]) -> str:
         if adapter.trained
         else f"no: it changes nothing; train with {facts.get('how_to_train')}",
         "nearest task": _nearest(facts),
+        "examples": few_shot_note(facts["few_shot"]) if "few_shot" in facts else None,
         "generated in": f"{adapter.duration * 1000:.0f} ms",
         "written to": ", ".join(written.values()) or "nowhere; give --out DIR",
     }

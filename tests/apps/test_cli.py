@@ -444,6 +444,19 @@ def test_generate_then_ask(shoal: Shoal, hypernetwork: Path, tiny_llama: Path, t
     assert kept.record["base_model"] == str(tiny_llama)
 
 
+def test_generate_with_examples(
+    shoal: Shoal, hypernetwork: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    where = ("--base", tiny_llama, "--hypernetwork", hypernetwork)
+    ended = shoal("generate", DESCRIPTION, *where, "--examples", data / "capitals.jsonl", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.record["hypernetwork"]["few_shot"]["examples"] == len(WORDS) - len(WORDS) // 4
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"input": "a", "output": "A"}\n')
+    assert_one_line(shoal("generate", DESCRIPTION, *where, "--examples", few), 2, "1 different examples")
+    assert_one_line(shoal("generate", DESCRIPTION, *where, "--examples", tmp_path / "no"), 2, "no")
+
+
 def test_ask_reads_standard_input(shoal: Shoal, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 

@@ -1,0 +1,63 @@
+"""Which trained hypernetwork serves a base model and a configuration.
+
+Knows checkpoints and settings; nothing of descriptions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from shoal.backbone import BackboneShape
+from shoal.config import HeadName, TextToLoRAConfig
+from shoal.files import read_json
+from shoal.hypernetwork import Hypernetwork
+from shoal.hypernetwork_store import CONFIG_FILE, HypernetworkCheckpoint
+
+SHIPPED = Path(__file__).parent / "weights"
+
+
+def shipped_for(base_model: str) -> Path | None:
+    """Directory of the shipped checkpoint for exactly this base model."""
+    folder = SHIPPED / base_model.rsplit("/", 1)[-1].lower()
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    return folder if read_json(folder / CONFIG_FILE).get("base_model") == base_model else None
+
+
+def config_of(network: Hypernetwork, shape: BackboneShape) -> TextToLoRAConfig:
+    """The configuration that a hypernetwork was made from; every field counts as set."""
+    a = network.architecture
+    first = min(t.layer for t in network.targets)
+    return TextToLoRAConfig(
+        hyper_network_size=a.hidden_size,
+        skill_embeddings_dim=a.latent_size,
+        adapter_rank=a.rank,
+        adapter_alpha=a.alpha,
+        dropout=a.dropout,
+        num_layers_to_adapt=None if first == 0 else shape.num_layers - first,
+        target_modules=tuple(dict.fromkeys(t.type for t in network.targets)),
+        head=cast(HeadName, a.head),
+        num_bases=a.num_bases,
+        offset=a.offset,
+    )
+
+
+def misfit(wanted: TextToLoRAConfig, loaded: HypernetworkCheckpoint, shape: BackboneShape) -> str | None:
+    """Why a checkpoint does not serve a configuration: no training, or fields that were set to other values.
+
+    Dropout only matters to training.
+    """
+    if not loaded.trained:
+        return "was never trained; train it with: shoal train text-to-lora"
+    has, asked = config_of(loaded.network, shape), wanted.model_fields_set
+    odd = {n for n in asked - {"dropout"} if getattr(wanted, n) != getattr(has, n)}
+    if wanted.num_layers_to_adapt == shape.num_layers and has.num_layers_to_adapt is None:
+        odd.discard("num_layers_to_adapt")
+    same_modules = "target_modules" in odd and "num_layers_to_adapt" not in odd
+    if (
+        same_modules
+        and shape.select(wanted.target_modules, has.num_layers_to_adapt) == loaded.network.targets
+    ):
+        odd.discard("target_modules")
+    return f"has another {', '.join(sorted(odd))} than was asked for; leave that unset" if odd else None

@@ -1,0 +1,64 @@
+"""A few examples: better on examples that were held out, or the adapter stays what it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shoal.backbone import Backbone
+from shoal.config import LoraTrainingConfig
+from shoal.errors import UsageError
+from shoal.lora import LoRA
+from shoal.tasks import Example
+from shoal.training.few_shot import FEW_SHOT, refine
+
+FAST = FEW_SHOT.model_copy(update={"learning_rate": 1e-2})
+SAME = [Example(f"word number {i}", ("yes",)) for i in range(16)]
+
+
+@pytest.fixture
+def start(sharp: Backbone) -> LoRA:
+    targets = sharp.shape.select(["q_proj", "v_proj"], None)
+    return LoRA.identity(targets, 4, 8.0, generator=torch.Generator().manual_seed(0))
+
+
+def equal(one: LoRA, other: LoRA) -> bool:
+    return all(
+        torch.equal(a, b)
+        for name in one.factors
+        for a, b in zip(one.factors[name], other.factors[name], strict=True)
+    )
+
+
+def test_a_rule_that_the_examples_share_is_learnt(sharp: Backbone, start: LoRA) -> None:
+    refinement = refine(sharp, start, SAME, description="Answer yes.", config=FAST)
+    assert (refinement.examples, refinement.held_out) == (12, 4)
+    assert 0 < refinement.steps <= FAST.steps and refinement.seconds > 0
+    assert refinement.loss_after < refinement.loss_before - 1
+    assert not equal(refinement.lora, start) and refinement.lora.factors.keys() == start.factors.keys()
+
+
+def test_the_same_examples_give_the_same_adapter(sharp: Backbone, start: LoRA) -> None:
+    one, two = (refine(sharp, start, SAME, description="Answer yes.", config=FAST) for _ in range(2))
+    assert equal(one.lora, two.lora) and one.loss_after == two.loss_after
+
+
+def test_steps_that_harm_are_not_kept(sharp: Backbone, start: LoRA) -> None:
+    harmful = LoraTrainingConfig(steps=4, batch_size=8, learning_rate=100.0)
+    refinement = refine(sharp, start, SAME, description="Answer yes.", config=harmful)
+    assert refinement.steps == 0 and refinement.loss_after == refinement.loss_before
+    assert equal(refinement.lora, start)
+
+
+@pytest.mark.parametrize("examples", [SAME[:3], SAME[:1] * 8, []])
+def test_too_few_different_examples(sharp: Backbone, start: LoRA, examples: list[Example]) -> None:
+    with pytest.raises(
+        UsageError, match="different examples are too few .* the least is 4; give more, or none"
+    ):
+        refine(sharp, start, examples, description="Answer yes.")
+
+
+def test_examples_that_are_too_long(sharp: Backbone, start: LoRA) -> None:
+    long = [Example(f"{i} " + "word " * 400, ("yes",)) for i in range(8)]
+    with pytest.raises(UsageError, match="at most 256 tokens"):
+        refine(sharp, start, long, description="Answer yes.")
