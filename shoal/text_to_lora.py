@@ -269,7 +269,7 @@ class TextToLoRA:
             from shoal.training.few_shot import refine
         except ImportError as error:
             raise ShoalError(
-                f"refining with examples needs {error.name}, which is not installed; pip install 'shoal[train]'"
+                f"examples need {error.name}, which is not installed; pip install 'shoal[train]'"
             ) from None
         records = [e if isinstance(e, Example) else Example(e[0], (e[1],)) for e in examples]
         refinement = refine(self.backbone, adapter.lora, records, description=adapter.description)

@@ -53,8 +53,8 @@ class Generating(BaseModel):
     hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
     examples: Path | None = Field(
         None,
-        description="JSONL of at least 4 solved examples (`input`, `output`) to train the adapter on for some "
-        "seconds; loads the base model",
+        description="JSONL of at least 4 solved examples (`input`, `output`) to train the adapter on for "
+        "some seconds; loads the base model",
     )
 
 

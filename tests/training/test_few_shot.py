@@ -44,10 +44,11 @@ def test_the_same_examples_give_the_same_adapter(sharp: Backbone, start: LoRA) -
 
 
 def test_steps_that_harm_are_not_kept(sharp: Backbone, start: LoRA) -> None:
+    good = refine(sharp, start, SAME, description="Answer yes.", config=FAST).lora
     harmful = LoraTrainingConfig(steps=4, batch_size=8, learning_rate=100.0)
-    refinement = refine(sharp, start, SAME, description="Answer yes.", config=harmful)
+    refinement = refine(sharp, good, SAME, description="Answer yes.", config=harmful)
     assert refinement.steps == 0 and refinement.loss_after == refinement.loss_before
-    assert equal(refinement.lora, start)
+    assert equal(refinement.lora, good)
 
 
 @pytest.mark.parametrize("examples", [SAME[:3], SAME[:1] * 8, []])
