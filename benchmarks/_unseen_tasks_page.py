@@ -12,6 +12,7 @@ from shoal.reports import METRICS, Report, cell
 
 BASE, DESCRIBED, SHOTS = "base", "base + description", "base + 3 examples"
 MULTI_TASK, NEAREST, ORACLE = "multi-task LoRA", "nearest-task LoRA", "oracle LoRA"
+FEW_SHOT = "Text-to-LoRA, refined on 16 examples"
 
 
 def page(report: Report) -> str:
@@ -42,6 +43,10 @@ def _differences(report: Report, names: Sequence[str]) -> str:
         for name in (DESCRIBED, MULTI_TASK, NEAREST, ORACLE)
         if name in names
     ]
+    if FEW_SHOT in names:
+        rows.append(
+            [f"{FEW_SHOT} minus {RIGHT}", *(cell(report.difference(FEW_SHOT, RIGHT, m), m) for m in METRICS)]
+        )
     return table(["paired over tasks", *METRICS.values()], rows)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import re
 import shlex
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from _machine import DATA, ROOT, machine
-from _unseen_tasks_page import BASE, DESCRIBED, MULTI_TASK, NEAREST, ORACLE, SHOTS, page
+from _unseen_tasks_page import BASE, DESCRIBED, FEW_SHOT, MULTI_TASK, NEAREST, ORACLE, SHOTS, page
 
 from shoal.adapter_store import load_adapter
 from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
@@ -45,10 +46,13 @@ from shoal.reports import METRICS, cell
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Split, Task, load_split
 from shoal.text_to_lora import TextToLoRA
+from shoal.training.few_shot import FEW_SHOT as REFINING
+from shoal.training.few_shot import refine
 from shoal.training.lora import train_lora
 
 SHIPPED = ROOT / "shoal" / "weights" / DEFAULT_MODEL
-ROWS = (BASE, DESCRIBED, SHOTS, MULTI_TASK, NEAREST, ORACLE, RIGHT, OTHER, GIBBERISH, NONE)
+ROWS = (BASE, DESCRIBED, SHOTS, MULTI_TASK, NEAREST, ORACLE, RIGHT, OTHER, GIBBERISH, NONE, FEW_SHOT)
+EXAMPLES_TO_REFINE = 16
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def main() -> None:
         rows[MULTI_TASK] = [Repetition(Method(MULTI_TASK, lambda task: multi_task), content(multi_task))]
     rows |= single_task_rows(args, library, split, tasks)
     rows |= description_rows(args, generators, tasks)
+    rows |= {FEW_SHOT: [few_shot_row(args, backbone, generators[0])]}
 
     results, trained_on = [], training(args, generators)
     for name, repetitions in rows.items():
@@ -193,6 +198,24 @@ def description_rows(
     return {name: repetitions for name, repetitions in rows.items() if repetitions}
 
 
+def few_shot_row(args: argparse.Namespace, backbone: Backbone, generator: TextToLoRA) -> Repetition:
+    """The first hypernetwork's adapter of the first description, refined on examples of the `train` list."""
+    right = right_description(generator.checkpoint, generator.encoder)
+
+    def refined(task: Task) -> LoRA:
+        chance = random.Random(f"{args.seed}/{task.name}")
+        examples = chance.sample(task.train, min(EXAMPLES_TO_REFINE, len(task.train)))
+        refinement = refine(backbone, right.adapter(task), examples, description=task.definition)
+        say(
+            f"  {task.name}: {refinement.steps} steps, held-out loss {refinement.loss_before:.2f} -> "
+            f"{refinement.loss_after:.2f}, {refinement.seconds:.0f} s"
+        )
+        return refinement.lora
+
+    setting = digest(generator.facts()["sha256"], args.seed, EXAMPLES_TO_REFINE, REFINING.model_dump_json())
+    return Repetition(Method(FEW_SHOT, refined), setting)
+
+
 def measure(
     args: argparse.Namespace,
     backbone: Backbone,
@@ -238,6 +261,10 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
     }
     if args.multi_task:
         said[MULTI_TASK] = f"training tasks, {f'{theirs:,} tokens' if theirs else 'tokens not recorded'}"
+    said[FEW_SHOT] = (
+        f"as Text-to-LoRA (first network, first description), then at most {REFINING.steps} steps of "
+        f"{REFINING.batch_size} of the task's {EXAMPLES_TO_REFINE} examples"
+    )
     said[NEAREST] = f"{budget} of the training task that is nearest by description"
     said[ORACLE] = f"{budget} of the task itself"
     return {name: what for name, what in said.items() if name not in args.without}

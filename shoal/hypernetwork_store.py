@@ -148,14 +148,16 @@ def load_hypernetwork(
 def _read(folder: Path) -> HypernetworkCheckpoint:
     checkpoint = _described(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    state = {name: tensor.float() for name, tensor in read_tensors(path).items()}
+    stored = read_tensors(path)
+    broken = next((name for name, tensor in stored.items() if not bool(tensor.isfinite().all())), None)
+    if broken is not None:
+        raise ShoalError(f"{path}: {broken} holds numbers that are not finite; copy or train it again")
+    state = {name: tensor.float() for name, tensor in stored.items()}
     try:
         checkpoint.network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ShoalError(f"{path} is not this network's ({reason}); copy or train it again") from None
-    if not all(bool(p.isfinite().all()) for p in checkpoint.network.parameters()):
-        raise ShoalError(f"{path} holds numbers that are not finite; copy or train it again")
     return replace(checkpoint, known_tasks=_known_tasks(folder, checkpoint.network.architecture.task_dim))
 
 
