@@ -16,10 +16,11 @@ from collections.abc import Callable
 import torch
 from _machine import machine, table
 
+from shoal.attachment import attach
 from shoal.backbone import load_backbone
 from shoal.engine import generate_greedy
 from shoal.forward import answer_losses, pad_sequences
-from shoal.lora import LoRA, LoraFactors, attach, stack
+from shoal.lora import LoRA, LoraFactors, stack
 
 REQUEST = "Write a long story about a sailor who finds island number {} and everything that lives on it."
 COMPLETION = " ".join(

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.attachment import attach, merge
     from shoal.backbone import Backbone, load_backbone, load_shape
     from shoal.config import (
         HypernetworkTrainingConfig,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     )
     from shoal.errors import ShoalError, UsageError
     from shoal.integration import SakanaAIIntegration
-    from shoal.lora import LoRA, attach, compose, merge, stack, truncate
+    from shoal.lora import LoRA, compose, stack, truncate
     from shoal.tasks import load_split
     from shoal.text_to_lora import TextToLoRA
 
@@ -36,12 +37,12 @@ _HOME = {
     "TextToLoRAConfig": "shoal.config",
     "Transformer2Config": "shoal.config",
     "UsageError": "shoal.errors",
-    "attach": "shoal.lora",
+    "attach": "shoal.attachment",
     "compose": "shoal.lora",
     "load_backbone": "shoal.backbone",
     "load_shape": "shoal.backbone",
     "load_split": "shoal.tasks",
-    "merge": "shoal.lora",
+    "merge": "shoal.attachment",
     "stack": "shoal.lora",
     "truncate": "shoal.lora",
 }

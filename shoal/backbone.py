@@ -189,7 +189,10 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
 
 
 def _finite(weight: torch.Tensor) -> bool:
-    return weight.numel() == 0 or bool(torch.stack(weight.aminmax()).isfinite().all())
+    """Whether no number is NaN or infinite; quantised weights, integers or narrower floats, are not read."""
+    if weight.numel() == 0 or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return True
+    return bool(torch.stack(weight.aminmax()).isfinite().all())
 
 
 def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -20,8 +20,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from shoal.attachment import is_conv1d, module_sizes
 from shoal.errors import ShoalError, UsageError
-from shoal.lora import TargetModule, is_conv1d, module_sizes
+from shoal.lora import TargetModule
 from shoal.model_source import (
     DEFAULT_HUB_ID,
     DEFAULT_MODEL,

@@ -17,6 +17,13 @@ HeadName = Literal["L", "M", "S", "mixture", "perceiver"]
 GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
+def first_mistake(error: ValidationError) -> tuple[str, str]:
+    """(field, its value with the limit that it breaks) of the first mistake that pydantic found."""
+    first = error.errors()[0]
+    limit = first["msg"][:1].lower() + first["msg"][1:]
+    return str(first["loc"][0]), f"{first['input']}: {limit}"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,12 +36,10 @@ class _Frozen(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
+            name, mistake = first_mistake(error)
             fields = type(self).model_fields
-            first = error.errors()[0]
-            name = str(first["loc"][0])
             about = fields[name].description if name in fields else f"the fields are {', '.join(fields)}"
-            mistake = f"{name} {first['input']!r}: {first['msg'].lower()}"
-            raise UsageError(f"{type(self).__name__}: {mistake}; change it ({about})") from None
+            raise UsageError(f"{type(self).__name__}: {name} {mistake}; change it ({about})") from None
 
     # So `model_validate` does not come through here: the command line names flags in its own message.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from shoal.attachment import attach
 from shoal.backbone import Backbone
 from shoal.errors import UsageError
-from shoal.lora import BatchedLoRA, LoRA, attach, stack
+from shoal.lora import BatchedLoRA, LoRA, stack
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +43,21 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     target = Path(os.path.realpath(path))
     with _failures_named(target), _workspace(target):
         pass
+
+
+def check_place(directory: Path, own: Collection[str]) -> None:
+    """Before anything is computed, refuse a directory that cannot be written or holds more than a result.
+
+    Raises:
+        UsageError: it is a file, or holds something else than `own`.
+        ShoalError: it cannot be written.
+    """
+    if directory.is_file():
+        raise UsageError(f"{directory} is a file; name a directory")
+    others = sorted({p.name for p in directory.iterdir()} - set(own)) if directory.is_dir() else []
+    if others:
+        raise UsageError(f"{directory} holds {others[0]}, which is not replaced; name another directory")
+    check_writable(directory)
 
 
 def write_file(path: str | os.PathLike[str], content: bytes | str | Callable[[Path], object]) -> None:

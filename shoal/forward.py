@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from shoal.attachment import attach
 from shoal.backbone import Backbone
-from shoal.lora import BatchedLoRA, LoRA, LoraFactors, attach
+from shoal.lora import BatchedLoRA, LoRA, LoraFactors
 
 
 @dataclass(frozen=True)

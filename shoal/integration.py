@@ -7,8 +7,9 @@ from typing import Any
 
 from shoal.backbone import DEFAULT_MODEL
 from shoal.config import TextToLoRAConfig
+from shoal.generated_adapter import GeneratedAdapter
 from shoal.skills import SkillDetector
-from shoal.text_to_lora import GeneratedAdapter, TextToLoRA
+from shoal.text_to_lora import TextToLoRA
 
 
 class SakanaAIIntegration:

@@ -7,7 +7,7 @@ refused before it trains. Checkpoints and logs go to a folder of their own, from
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToL
 from shoal.controls import gibberish
 from shoal.errors import UsageError
 from shoal.familiarity import KnownTasks
-from shoal.files import check_writable
+from shoal.files import check_place
 from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
 from shoal.lora import LoRA
@@ -205,21 +205,6 @@ def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | Non
     except UsageError as error:
         log.warning("the hypernetwork cannot tell how near a description is to its tasks: %s", error)
         return None
-
-
-def check_place(directory: Path, own: Collection[str]) -> None:
-    """Before anything is computed, refuse a directory that cannot be written or holds more than a result.
-
-    Raises:
-        UsageError: it is a file, or holds something else than `own`.
-        ShoalError: it cannot be written.
-    """
-    if directory.is_file():
-        raise UsageError(f"{directory} is a file; name a directory")
-    others = sorted({p.name for p in directory.iterdir()} - set(own)) if directory.is_dir() else []
-    if others:
-        raise UsageError(f"{directory} holds {others[0]}, which is not replaced; name another directory")
-    check_writable(directory)
 
 
 def _fresh(

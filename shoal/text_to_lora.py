@@ -14,19 +14,19 @@ import shlex
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shoal.adapter_store import save_adapter
 from shoal.backbone import DEFAULT_MODEL, Backbone, BackboneShape, load_backbone, load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.familiarity import Familiarity
+from shoal.generated_adapter import GeneratedAdapter
 from shoal.hypernetwork import Architecture, Hypernetwork
 from shoal.hypernetwork_store import (
     WEIGHTS_FILE,
@@ -35,56 +35,15 @@ from shoal.hypernetwork_store import (
     save_hypernetwork,
 )
 from shoal.lora import LoRA, LoraFactors
-from shoal.model_card import AdapterCard
 from shoal.model_source import check_downloaded
 from shoal.released import config_of, misfit, shipped_for
-from shoal.skills import SkillDetection, SkillDetector
+from shoal.skills import SkillDetector
 from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description
 from shoal.tasks import Example
 
 log = logging.getLogger(__name__)
 
 CACHED_ADAPTERS = 32
-
-
-@dataclass(frozen=True, eq=False)
-class GeneratedAdapter:
-    """An adapter with what is known of it.
-
-    Attributes:
-        description: the task description, stripped.
-        lora: the factors, float32 on the CPU.
-        skills: skills that the description asks for.
-        hypernetwork: facts of its generator; `trained` is False where the adapter is the identity, else there
-            are also `nearest_tasks` (name -> distance), `distance` and `confidence`: see `shoal.familiarity`;
-            with examples, `few_shot` says what they did: see `shoal.training.few_shot.Refinement`.
-        duration: seconds that generating took, of several made at once its share; 0 from the cache.
-        shape: of the base model.
-    """
-
-    description: str
-    lora: LoRA
-    skills: SkillDetection
-    hypernetwork: dict[str, Any]
-    duration: float
-    shape: BackboneShape = field(repr=False)
-
-    @property
-    def trained(self) -> bool:
-        """Whether a trained hypernetwork made it."""
-        return bool(self.hypernetwork["trained"])
-
-    def save(self, directory: str | Path) -> None:
-        """Write it as a PEFT adapter directory, whole or not at all; errors as `save_adapter`."""
-        few_shot = self.hypernetwork.get("few_shot")
-        card = AdapterCard(
-            generator="text-to-lora",
-            trained=self.trained,
-            description=self.description,
-            checkpoint_sha256=self.hypernetwork.get("sha256"),
-            notes=(few_shot_note(few_shot),) if few_shot else (),
-        )
-        save_adapter(directory, self.lora, shape=self.shape, card=card)
 
 
 class TextToLoRA:
@@ -145,6 +104,7 @@ class TextToLoRA:
         self._skills = skills
         self._cache: OrderedDict[str, GeneratedAdapter] = OrderedDict()
         self._lock = threading.Lock()
+        self._refining = threading.Lock()
 
     @cached_property
     def encoder(self) -> TaskEncoder:
@@ -272,7 +232,8 @@ class TextToLoRA:
                 f"examples need {error.name}, which is not installed; pip install 'shoal[train]'"
             ) from None
         records = [e if isinstance(e, Example) else Example(e[0], (e[1],)) for e in examples]
-        refinement = refine(self.backbone, adapter.lora, records, description=adapter.description)
+        with self._refining:  # the adapter that is trained hangs on the one base model
+            refinement = refine(self.backbone, adapter.lora, records, description=adapter.description)
         facts = {f.name: getattr(refinement, f.name) for f in fields(refinement) if f.name != "lora"}
         return replace(
             adapter,
@@ -346,14 +307,6 @@ def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: i
         offset=config.offset,
     )
     return Hypernetwork(targets, architecture)
-
-
-def few_shot_note(facts: Mapping[str, Any]) -> str:
-    """What `few_shot` of an adapter's facts says, as a sentence."""
-    return (
-        f"Refined on {facts['examples']} examples for {facts['steps']} steps; loss on {facts['held_out']} "
-        f"others {facts['loss_before']:.2f} -> {facts['loss_after']:.2f} nats a token."
-    )
 
 
 def _known(familiarity: Familiarity | None) -> dict[str, Any]:

@@ -30,9 +30,10 @@ from shoal.adapter_store import (
     load_adapter,
     save_adapter,
 )
+from shoal.attachment import attach, merge
 from shoal.backbone import Backbone, BackboneShape, load_backbone, load_shape
 from shoal.errors import ShoalError, UsageError
-from shoal.lora import LoRA, LoraFactors, TargetModule, attach, merge
+from shoal.lora import LoRA, LoraFactors, TargetModule
 from shoal.model_card import VLLM_RANKS, AdapterCard
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")

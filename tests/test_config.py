@@ -15,14 +15,14 @@ from shoal.errors import UsageError
         (TextToLoRAConfig, {"adapter_rank": 0}, "adapter_rank 0: .* equal to 1; change it .LoRA rank."),
         (TextToLoRAConfig, {"dropout": 1.0}, "dropout 1.0: .* less than 1"),
         (TextToLoRAConfig, {"target_modules": []}, "target_modules .*at least 1 item"),
-        (TextToLoRAConfig, {"head": "Z"}, "head 'Z': .*'mixture'"),
+        (TextToLoRAConfig, {"head": "Z"}, "head Z: .*'L', .*'mixture'"),
         (
             TextToLoRAConfig,
             {"rank": 8},
             "rank 8: extra .*are hyper_network_size, .*adapter_rank",
         ),
         (Transformer2Config, {"expert_vector_dim": -1}, "expert_vector_dim -1"),
-        (LoraTrainingConfig, {"steps": "many"}, "steps 'many': .*integer"),
+        (LoraTrainingConfig, {"steps": "many"}, "steps many: .*integer"),
         (HypernetworkTrainingConfig, {"learning_rate": 0}, "learning_rate 0: .*greater than 0"),
     ],
 )

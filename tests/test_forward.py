@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoal.attachment import attach
 from shoal.backbone import Backbone, load_backbone
 from shoal.forward import (
     Sequences,
@@ -19,7 +20,7 @@ from shoal.forward import (
     hidden_before,
     pad_sequences,
 )
-from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, attach, stack
+from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, stack
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

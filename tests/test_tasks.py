@@ -677,7 +677,7 @@ def test_no_other_verifier_runs_answers(tmp_path: Path) -> None:
         for answer in (call, f"[{call}]", f"1 + {call}"):
             try:
                 dataset.score_answer(answer, dataset[0])
-            except Exception:
+            except Exception:  # each refuses foreign text in its own way; what ran is asserted below
                 continue
     ran = {path.name for path in tmp_path.iterdir()}
     assert "countdown" in ran and ran <= EVALUATING_VERIFIERS

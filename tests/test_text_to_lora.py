@@ -15,11 +15,12 @@ from torch import Tensor
 
 from shoal import released, text_to_lora
 from shoal.adapter_store import load_adapter
+from shoal.attachment import attach
 from shoal.backbone import load_backbone, load_shape
 from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork, save_hypernetwork
-from shoal.lora import LoRA, attach
+from shoal.lora import LoRA
 from shoal.task_embedding import DEFAULT_ENCODER
 from shoal.tasks import Example, Task
 from shoal.text_to_lora import CACHED_ADAPTERS, TextToLoRA, new_hypernetwork

@@ -18,8 +18,8 @@ from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.backbone import Backbone
+    from shoal.generated_adapter import GeneratedAdapter
     from shoal.lora import LoRA
-    from shoal.text_to_lora import GeneratedAdapter
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
 
 
 def _about(adapter: GeneratedAdapter, written: dict[str, Any]) -> str:
-    from shoal.text_to_lora import few_shot_note
+    from shoal.generated_adapter import few_shot_note
 
     lora, facts = adapter.lora, adapter.hypernetwork
     skills = ", ".join(f"{name} ({weight:.0%})" for name, weight in adapter.skills.weights.items())

@@ -55,7 +55,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
     Every row has ROUGE-L, exact match and NLL a token, with 95% intervals over tasks.
     """
     if scoring.out is not None:
-        from shoal.recipes import check_place
+        from shoal.files import check_place
 
         check_place(scoring.out, (REPORT_FILE, TABLE_FILE))
     split = read_tasks(scoring.tasks, scoring.definition, scoring.task)

@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from shoal.config import first_mistake
 from shoal.errors import ShoalError, UsageError
 
 _METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
@@ -140,15 +141,13 @@ def _unknown(name: str, known: set[str]) -> str:
 
 def _explained(error: ValidationError, part: _Part, flags: Mapping[str, Any], path: Path | None) -> str:
     """The first mistake in one line: setting, value, limit, and what the setting is."""
-    first = error.errors()[0]
-    name = str(first["loc"][0])
+    name, mistake = first_mistake(error)
     flag = f"--{name.replace('_', '-')}"
     about = part.fields[name].description
-    if first["type"] == "missing":
+    if error.errors()[0]["type"] == "missing":
         return f"{flag} is missing; give it: {about}"
     where = flag if name in flags or path is None else f"--config {path}: {name}"
-    limit = first["msg"][:1].lower() + first["msg"][1:]
-    return f"{where} {first['input']}: {limit}; change it ({about})"
+    return f"{where} {mistake}; change it ({about})"
 
 
 def _part(hint: Any) -> _Part | None:

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from shoal.attachment import attach
 from shoal.backbone import Backbone
 from shoal.config import HypernetworkTrainingConfig
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork
-from shoal.lora import LoRA, TargetModule, attach
+from shoal.lora import LoRA, TargetModule
 from shoal.tasks import LeakageError
 from shoal.training.batches import tokenise
 from shoal.training.hypernetwork import (

@@ -1,0 +1,154 @@
+"""Adapters at work on a model: attached as hooks that leave its weights alone, or merged into the weights.
+
+Knows LoRA values and `nn.Module` only: no files, no model families, no training. A module may be an
+`nn.Linear`, any quantised stand-in for one, or a `transformers` Conv1D, whose weight is stored (in, out).
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoal.errors import UsageError
+from shoal.lora import BatchedLoRA, LoRA, LoraFactors
+
+
+class Attachment:
+    """Adapters at work on a model, until `detach`; also a context manager. The weights are never touched."""
+
+    def __init__(self, hooks: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
+        self._hooks = hooks
+
+    def detach(self) -> None:
+        """Remove the adapter; the model computes what it did before, bit for bit."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
+    """Add the adapter's delta to the output of its modules, `W x + scaling * B (A x)`, until it is detached.
+
+    Several adapters may be attached at once; their deltas add up. A `BatchedLoRA` gives sample i of the batch
+    its own adapter as two batched matrix products, and its batch must divide the model's (consecutive rows
+    share one). The products run in the dtype of the module's input.
+
+    Raises:
+        UsageError: a module is missing or has another shape.
+    """
+    modules = {name: _adapted_module(model, name, f) for name, f in lora.factors.items()}
+    return Attachment(
+        [
+            module.register_forward_hook(_delta_hook(lora.factors[name], lora.scaling))
+            for name, module in modules.items()
+        ]
+    )
+
+
+def _delta_hook(factors: LoraFactors, scaling: float):  # type: ignore[no-untyped-def]
+    """The forward hook that adds one module's delta, for one shared pair of factors or one a sample."""
+    a, b = factors
+
+    def add_shared(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        return output + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype) * scaling)
+
+    def add_batched(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        rows = inputs[0].shape[0]
+        if (
+            rows % a.shape[0]
+        ):  # with three axes, rows are samples; some families flatten (batch, sequence) first
+            raise UsageError(
+                f"a batch of {rows} rows cannot be shared by {a.shape[0]} adapters; give one a sample"
+            )
+        x = inputs[0].reshape(a.shape[0], -1, a.shape[-1])
+        low = torch.bmm(x, a.to(x.dtype).transpose(1, 2))
+        flat = output.reshape(a.shape[0], -1, b.shape[1])
+        return torch.baddbmm(flat, low, b.to(x.dtype).transpose(1, 2), alpha=scaling).view_as(output)
+
+    return add_shared if a.dim() == 2 else add_batched
+
+
+class Merged:
+    """Adapters folded into a model's weights, until `unmerge`; also a context manager."""
+
+    def __init__(self, originals: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        self._originals = originals
+
+    def unmerge(self) -> None:
+        """Put the original weights back, bit for bit."""
+        with torch.no_grad():
+            for weight, original in self._originals:
+                weight.copy_(original)
+
+    def __enter__(self) -> Merged:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unmerge()
+
+
+@torch.no_grad()
+def merge(model: nn.Module, lora: LoRA) -> Merged:
+    """Add every delta weight to its module's weight, in float32 before rounding to the weight's dtype.
+
+    Raises:
+        UsageError: a module is missing or has another shape, or its weight is not floating point.
+    """
+    modules = {name: _adapted_module(model, name, f) for name, f in lora.factors.items()}
+    originals = []
+    for name, module in modules.items():
+        weight = module.weight
+        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+            raise UsageError(
+                f"{name} has {weight.dtype} weights; merge into a float copy of the model, or attach instead"
+            )
+        originals.append((weight, weight.detach().clone()))
+        a, b = lora.factors[name].to(weight.device)
+        delta = lora.scaling * (b.float() @ a.float())
+        weight.copy_(weight.float() + (delta.T if is_conv1d(module) else delta))
+    return Merged(originals)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """True for a `transformers` Conv1D, told by its own `nf` and `nx` sizes."""
+    return hasattr(module, "nf") and hasattr(module, "nx")
+
+
+def module_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) features of a linear map, None for any other module."""
+    if is_conv1d(module):
+        return int(module.nx), int(module.nf)  # type: ignore[arg-type]
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+    return None
+
+
+def _adapted_module(model: nn.Module, name: str, factors: LoraFactors) -> nn.Module:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise UsageError(
+            f"the model has no module {name!r}; the adapter belongs to another architecture"
+        ) from None
+    wanted = (factors.a.shape[-1], factors.b.shape[-2])
+    if module_sizes(module) != wanted:
+        raise UsageError(
+            f"{name} is {module_sizes(module)} (in, out) but the adapter has {wanted}; use its base model"
+        )
+    return module

@@ -1,0 +1,65 @@
+"""A generated adapter with what is known of it, as Python and as a PEFT directory.
+
+Knows nothing of how it was generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shoal.adapter_store import save_adapter
+from shoal.backbone import BackboneShape
+from shoal.lora import LoRA
+from shoal.model_card import AdapterCard
+from shoal.skills import SkillDetection
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedAdapter:
+    """An adapter with what is known of it.
+
+    Attributes:
+        description: the task description, stripped.
+        lora: the factors, float32 on the CPU.
+        skills: skills that the description asks for.
+        hypernetwork: facts of its generator; `trained` is False where the adapter is the identity, else there
+            are also `nearest_tasks` (name -> distance), `distance` and `confidence`: see `shoal.familiarity`;
+            with examples, `few_shot` says what they did: see `shoal.training.few_shot.Refinement`.
+        duration: seconds that generating took, of several made at once its share; 0 from the cache.
+        shape: of the base model.
+    """
+
+    description: str
+    lora: LoRA
+    skills: SkillDetection
+    hypernetwork: dict[str, Any]
+    duration: float
+    shape: BackboneShape = field(repr=False)
+
+    @property
+    def trained(self) -> bool:
+        """Whether a trained hypernetwork made it."""
+        return bool(self.hypernetwork["trained"])
+
+    def save(self, directory: str | Path) -> None:
+        """Write it as a PEFT adapter directory, whole or not at all; errors as `save_adapter`."""
+        few_shot = self.hypernetwork.get("few_shot")
+        card = AdapterCard(
+            generator="text-to-lora",
+            trained=self.trained,
+            description=self.description,
+            checkpoint_sha256=self.hypernetwork.get("sha256"),
+            notes=(few_shot_note(few_shot),) if few_shot else (),
+        )
+        save_adapter(directory, self.lora, shape=self.shape, card=card)
+
+
+def few_shot_note(facts: Mapping[str, Any]) -> str:
+    """What `few_shot` of an adapter's facts says, as a sentence."""
+    return (
+        f"Refined on {facts['examples']} examples for {facts['steps']} steps; loss on {facts['held_out']} "
+        f"others {facts['loss_before']:.2f} -> {facts['loss_after']:.2f} nats a token."
+    )
