@@ -46,8 +46,7 @@ from shoal.reports import METRICS, cell
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Split, Task, load_split
 from shoal.text_to_lora import TextToLoRA
-from shoal.training.few_shot import FEW_SHOT as REFINING
-from shoal.training.few_shot import refine
+from shoal.training.few_shot import REFINING, refine
 from shoal.training.lora import train_lora
 
 SHIPPED = ROOT / "shoal" / "weights" / DEFAULT_MODEL

@@ -35,13 +35,14 @@ T = TypeVar("T")
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Find out before long work whether `path` could be written, as a file or directory; it is not.
+    """Find out before long work whether `path` could be written; nothing is left there.
 
     Raises:
         ShoalError: the place is read-only, its parent is a file, or another failure of the file system.
     """
     target = Path(os.path.realpath(path))
-    with _failures_named(target), _workspace(target):
+    nearest = next(parent for parent in target.parents if parent.exists())
+    with _failures_named(target), _workspace(nearest / target.name):
         pass
 
 

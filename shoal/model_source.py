@@ -167,7 +167,7 @@ def check_downloaded(model: str) -> None:
         shards = read_json(files[0]).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise ShoalError(f"{files[0]} names no files of weights; {repair}")
-        files = [folder / Path(str(name)).name for name in sorted(set(shards.values()))]
+        files = [folder / name for name in sorted({Path(str(name)).name for name in shards.values()})]
     for file in files:
         fault = None if file.is_file() else "is missing"
         if fault is None and file.suffix == ".safetensors" and not _whole(file):

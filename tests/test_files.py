@@ -23,6 +23,8 @@ from safetensors.torch import save, save_file
 from shoal import files
 from shoal.errors import ShoalError, UsageError
 from shoal.files import (
+    check_place,
+    check_writable,
     read_directory,
     read_json,
     read_tensors,
@@ -348,3 +350,16 @@ def test_a_huge_header_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(4 * files.MAX_HEADER_BYTES)
     with pytest.raises(ShoalError, match="states a header of"):
         read_tensors(tmp_path / "t")
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path: Path) -> None:
+    check_writable(tmp_path / "not" / "yet" / "there")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShoalError, match="file"):
+        check_writable(tmp_path / "file" / "out")
+    with pytest.raises(UsageError, match="is a file; name a directory"):
+        check_place(tmp_path / "file", ())
+    with pytest.raises(UsageError, match="holds file, which is not replaced"):
+        check_place(tmp_path, ("report.json",))
+    check_place(tmp_path, ("file",))

@@ -162,7 +162,8 @@ def read_tasks(data: Path, definition: str | None, names: Sequence[str] = ()) ->
 def _divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     """(training tasks, held-out tasks): those of the files, then procedural ones, then relabelled copies.
 
-    Training examples that are evaluation data of another task are left out.
+    Where tasks are made, training examples that are evaluation data of another task are left out; among files
+    alone such a leak is an error of the training that follows.
     """
     if data.tasks is None and not data.procedural:
         raise UsageError("there is nothing to train on: give --tasks, or --procedural for tasks made in code")
@@ -170,16 +171,17 @@ def _divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     from shoal.procedural.relabel import relabel
     from shoal.tasks import remove_leaks
 
-    train: tuple[Task, ...] = ()
+    filed: tuple[Task, ...] = ()
     held_out: tuple[Task, ...] = ()
+    procedural: tuple[Task, ...] = ()
     if data.tasks is not None:
         split = read_tasks(data.tasks, data.definition, data.task)
-        train, held_out = split.train, split.validation
+        filed, held_out = split.train, split.validation
     if data.procedural:
-        train = (*train, *procedural_tasks(size=data.procedural, test_size=data.procedural // 8))
-    copies = (relabel(task, seed) for seed in range(data.relabelled) for task in train)
-    train = (*train, *(copy for copy in copies if copy is not None))
-    return remove_leaks(train, held_out), held_out
+        procedural = tuple(procedural_tasks(size=data.procedural, test_size=data.procedural // 8))
+    copies = (relabel(task, seed) for seed in range(data.relabelled) for task in (*filed, *procedural))
+    made = [*procedural, *(copy for copy in copies if copy is not None)]
+    return remove_leaks((*filed, *made), held_out) if made else filed, held_out
 
 
 def _train_adapter(

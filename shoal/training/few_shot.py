@@ -25,7 +25,7 @@ from shoal.training.loop import adamw
 from shoal.training.lora import LoraObjective, set_for_training
 
 MIN_EXAMPLES = 4
-FEW_SHOT = LoraTrainingConfig(steps=20, batch_size=8, learning_rate=1e-3)
+REFINING = LoraTrainingConfig(steps=20, batch_size=8, learning_rate=1e-3)
 STEPS_BETWEEN_LOOKS = 4
 
 
@@ -58,7 +58,7 @@ def refine(
     examples: Sequence[Example],
     *,
     description: str,
-    config: LoraTrainingConfig = FEW_SHOT,
+    config: LoraTrainingConfig = REFINING,
 ) -> Refinement:
     """Train an adapter a little on a few examples of its task.
 

@@ -10,9 +10,9 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.lora import LoRA
 from shoal.tasks import Example
-from shoal.training.few_shot import FEW_SHOT, refine
+from shoal.training.few_shot import REFINING, refine
 
-FAST = FEW_SHOT.model_copy(update={"learning_rate": 1e-2})
+FAST = REFINING.model_copy(update={"learning_rate": 1e-2})
 SAME = [Example(f"word number {i}", ("yes",)) for i in range(16)]
 
 
