@@ -61,9 +61,8 @@ def generate_adapters(generator: TextToLoRA, tasks: Sequence[Task], folder: Path
     """Generate every task's adapter, say how long each took, and keep the first on disk."""
     base = generator.shape.base_model
     print(f"One description in, one LoRA adapter for {base} out, without training:\n")
-    generator.generate(
-        "Translate the word into French."
-    )  # loads the encoder, so that no adapter below is timed with it
+    # This loads the encoder, so that no adapter below is timed with it.
+    generator.generate("Translate the word into French.")
     adapters = [generator.generate(task.descriptions[0]) for task in tasks]
     for adapter in adapters:
         print(f"  {adapter.duration * 1000:4.0f} ms   {adapter.description}")
