@@ -135,17 +135,15 @@ def read_directory(path: str | os.PathLike[str], read: Callable[[Path], T]) -> T
     """
     directory = Path(path)
     for _ in range(20):
-        before = _version(directory)
-        if before is None:
-            raise UsageError(f"there is no directory {directory}; check the path")
-        try:
-            value = read(directory)
-        except (ShoalError, OSError):
-            if _version(directory) == before:
-                raise
-            continue
-        if _version(directory) == before:
-            return value
+        with _held(directory) as unchanged:
+            try:
+                value = read(directory)
+            except Exception:  # a mixture of two versions may raise anything
+                if unchanged():
+                    raise
+                continue
+            if unchanged():
+                return value
     raise ShoalError(f"{directory} is rewritten faster than it can be read; stop its writers")
 
 
@@ -292,13 +290,24 @@ def _swap(new: Path, old: Path) -> None:
         raise OSError(code, os.strerror(code), str(old))
 
 
-def _version(directory: Path) -> tuple[int, int] | None:
-    """What changes when a writer puts another directory in place; None where there is no directory."""
+@contextmanager
+def _held(directory: Path) -> Iterator[Callable[[], bool]]:
+    """Whether this very directory is still in place; held open, so that no later one can take its inode."""
+    if not directory.is_dir():
+        raise UsageError(f"there is no directory {directory}; check the path")
+    with _failures_named(directory, "read"):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+    def unchanged() -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), directory.stat())
+        except OSError:
+            return False
+
     try:
-        status = directory.stat()
-    except OSError:
-        return None
-    return (status.st_ino, status.st_mtime_ns) if directory.is_dir() else None
+        yield unchanged
+    finally:
+        os.close(descriptor)
 
 
 _FIXES = {

@@ -141,6 +141,28 @@ def test_concurrent_writers_and_readers_see_whole_versions(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_reader_that_meets_a_mixture_reads_again(tmp_path: Path) -> None:
+    target, tries = tmp_path / "d", []
+    write_directory(target, write_version("x"))
+
+    def read(directory: Path) -> str:
+        first = (directory / "a").read_text()[0]
+        if not tries:  # another version comes between the two files
+            write_directory(target, write_version("y"))
+        tries.append(first)
+        if (directory / "b").read_text()[0] != first:
+            raise KeyError("a mixture")
+        return first
+
+    assert read_directory(target, read) == "y" and tries == ["x", "y"]
+
+    def fail(directory: Path) -> str:
+        raise KeyError("the content itself")
+
+    with pytest.raises(KeyError, match="content itself"):
+        read_directory(target, fail)
+
+
 WRITE_UNTIL_KILLED = """
 import itertools, sys
 from pathlib import Path
