@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -80,9 +81,10 @@ class TextToLoRA:
         check_downloaded(str(base_model))
         self.config = config or TextToLoRAConfig()
         self.checkpoint: HypernetworkCheckpoint | None = None
-        self._sha256: str | None = None
+        self._sha256: Future[str] | None = None
         folder = Path(hypernetwork) if hypernetwork else shipped_for(self.shape.base_model)
         if folder:
+            sha256 = _hashing(folder / WEIGHTS_FILE)
             loaded = load_hypernetwork(folder, base_model=self.shape.base_model, targets=self.shape.targets)
             fault = misfit(self.config, loaded, self.shape)
             if fault and hypernetwork:
@@ -90,7 +92,7 @@ class TextToLoRA:
             if not fault:
                 self.checkpoint = loaded
                 self.config = config_of(loaded.network, self.shape)
-                self._sha256 = _sha256(folder / WEIGHTS_FILE)
+                self._sha256 = sha256
         if self.checkpoint:
             self._targets = self.checkpoint.network.targets
         else:
@@ -186,9 +188,9 @@ class TextToLoRA:
             "rank": self.config.adapter_rank,
             "modules": len(self._targets),
         }
-        if self.checkpoint is None:
+        if self._sha256 is None:
             return {**base, "trained": False, "adapter": "identity", "how_to_train": self._training_command()}
-        return {**base, "trained": True, "sha256": self._sha256}
+        return {**base, "trained": True, "sha256": self._sha256.result()}
 
     def save(self, directory: str | Path) -> None:
         """Write the hypernetwork with its description.
@@ -320,9 +322,18 @@ def _known(familiarity: Familiarity | None) -> dict[str, Any]:
     }
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _hashing(path: Path) -> Future[str]:
+    """The SHA-256 of a file, in hex, computed while other work goes on: a 7B model's network is 0.4 GB."""
+
+    def digest() -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    pool = ThreadPoolExecutor(1, "sha256")
+    try:
+        return pool.submit(digest)
+    finally:
+        pool.shutdown(wait=False)

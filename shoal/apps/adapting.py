@@ -175,6 +175,8 @@ def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None, 
         from shoal.adapter_store import load_adapter
 
         stored = load_adapter(choice.adapter)
+        if base is None and stored.base_model is None:
+            log.warning("%s names no base model; it is put on %s", choice.adapter, DEFAULT_MODEL)
         return base or stored.base_model, stored.lora, None
     if choice.describe is not None:
         from shoal.text_to_lora import TextToLoRA

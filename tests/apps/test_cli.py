@@ -681,3 +681,9 @@ def test_the_default_model_from_a_shell(tmp_path: Path) -> None:
     assert made.code == 0 and made.record["written"] == {"out": "a"}, made.err
     asked = run("ask", "A film that nobody needed.", "--adapter", "a", "--max-new-tokens", "8", "--json")
     assert asked.code == 0 and asked.record["answer"], asked.err
+
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": None}))
+    again = run("ask", "A film that nobody needed.", "--adapter", "a", "--max-new-tokens", "8", "--json")
+    assert again.record["answer"] == asked.record["answer"]
+    assert "names no base model" in again.err and "names no base model" not in asked.err
