@@ -12,6 +12,7 @@ from shoal.reports import METRICS, Report, cell
 
 BASE, DESCRIBED, SHOTS = "base", "base + description", "base + 3 examples"
 MULTI_TASK, NEAREST, ORACLE = "multi-task LoRA", "nearest-task LoRA", "oracle LoRA"
+DESCRIBED_MULTI_TASK = "multi-task LoRA, prompted with the description"
 FEW_SHOT = "Text-to-LoRA, refined on 16 examples"
 
 
@@ -24,6 +25,11 @@ def page(report: Report) -> str:
         if DESCRIBED in names and ORACLE in names:
             parts.append(_share_of_the_way(report))
     notes = report.notes
+    if notes["description_spread"] is not None:
+        parts.append(
+            f"Between descriptions of one task, {RIGHT}'s ROUGE-L has a standard deviation of "
+            f"{100 * notes['description_spread']:.1f} points on the median task."
+        )
     parts.append(
         f"{RIGHT} is the mean over {notes['descriptions']} descriptions a task and {notes['hypernetworks']} "
         f"trained hypernetwork(s); seed {notes['seed']}; answers of up to {notes['max_new_tokens']} tokens; "
@@ -40,7 +46,7 @@ def page(report: Report) -> str:
 def _differences(report: Report, names: Sequence[str]) -> str:
     rows = [
         [f"{RIGHT} minus {name}", *(cell(report.difference(RIGHT, name, m), m) for m in METRICS)]
-        for name in (DESCRIBED, MULTI_TASK, NEAREST, ORACLE)
+        for name in (DESCRIBED, MULTI_TASK, DESCRIBED_MULTI_TASK, NEAREST, ORACLE)
         if name in names
     ]
     if FEW_SHOT in names:

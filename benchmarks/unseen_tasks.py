@@ -15,6 +15,7 @@ import json
 import random
 import re
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from _machine import DATA, ROOT, machine
-from _unseen_tasks_page import BASE, DESCRIBED, FEW_SHOT, MULTI_TASK, NEAREST, ORACLE, SHOTS, page
+from _unseen_tasks_page import (
+    BASE,
+    DESCRIBED,
+    DESCRIBED_MULTI_TASK,
+    FEW_SHOT,
+    MULTI_TASK,
+    NEAREST,
+    ORACLE,
+    SHOTS,
+    page,
+)
 
 from shoal.adapter_store import load_adapter
 from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
@@ -50,7 +61,10 @@ from shoal.training.few_shot import REFINING, refine
 from shoal.training.lora import train_lora
 
 SHIPPED = ROOT / "shoal" / "weights" / DEFAULT_MODEL
-ROWS = (BASE, DESCRIBED, SHOTS, MULTI_TASK, NEAREST, ORACLE, RIGHT, OTHER, GIBBERISH, NONE, FEW_SHOT)
+ROWS = (
+    *(BASE, DESCRIBED, SHOTS, MULTI_TASK, DESCRIBED_MULTI_TASK, NEAREST, ORACLE),
+    *(RIGHT, OTHER, GIBBERISH, NONE, FEW_SHOT),
+)
 EXAMPLES_TO_REFINE = 16
 
 
@@ -114,16 +128,22 @@ def main() -> None:
     rows[SHOTS] = [Repetition(shots, f"seed {args.seed}")]
     if multi_task:
         rows[MULTI_TASK] = [Repetition(Method(MULTI_TASK, lambda task: multi_task), content(multi_task))]
+    if args.described_multi_task:
+        prompted = load_adapter(args.described_multi_task).lora
+        method = Method(DESCRIBED_MULTI_TASK, lambda task: prompted, described)
+        rows[DESCRIBED_MULTI_TASK] = [Repetition(method, content(prompted))]
     rows |= single_task_rows(args, library, split, tasks)
     rows |= description_rows(args, generators, tasks)
     rows |= {FEW_SHOT: [few_shot_row(args, backbone, generators[0])]}
 
-    results, trained_on = [], training(args, generators)
+    results, trained_on, spread = [], training(args, generators), None
     for name, repetitions in rows.items():
         if name in args.without:
             continue
         measured = [measure(args, backbone, tasks, library, r) for r in repetitions]
         results.append(mean_result(name, [result for result, _ in measured]))
+        if name == RIGHT and args.descriptions > 1:
+            spread = description_spread([result for result, _ in measured], args.descriptions)
         if measured[0][1]:
             trained_on[name] += f", {measured[0][1]:,.0f} tokens a task"
         say(f"{name}: " + ", ".join(f"{METRICS[m]} {cell(i, m)}" for m, i in results[-1].intervals.items()))
@@ -132,6 +152,7 @@ def main() -> None:
         "machine": machine(backbone.dtype),
         "seed": args.seed,
         "descriptions": args.descriptions,
+        "description_spread": spread,
         "hypernetworks": len(generators),
         "max_new_tokens": args.max_new_tokens,
         "trained_on": trained_on,
@@ -146,6 +167,7 @@ def parse() -> argparse.Namespace:
     add("--hypernetwork", type=Path, nargs="+", default=[SHIPPED], help="one, or several seeds to average")
     add("--multi-task", type=Path, help="PEFT directory of the multi-task LoRA of equal training tokens")
     add("--multi-task-tokens", type=int, help="tokens that it was trained on, for the record")
+    add("--described-multi-task", type=Path, help="PEFT directory of one trained with `--describe`")
     add("--base", default=DEFAULT_MODEL)
     add("--data", type=Path, default=DATA)
     add("--work", type=Path, default=ROOT / "runs" / "unseen_tasks", help="finished rows and trained LoRAs")
@@ -215,6 +237,19 @@ def few_shot_row(args: argparse.Namespace, backbone: Backbone, generator: TextTo
     return Repetition(Method(FEW_SHOT, refined), setting)
 
 
+def description_spread(results: Sequence[MethodResult], descriptions: int) -> float:
+    """Standard deviation of ROUGE-L over the descriptions of one task, one network: the median task's.
+
+    `results` go network by network; a task's deviation is the mean over networks, in [0, 1].
+    """
+    by_task = [[r.scores["rouge_l"][task] for r in results] for task in results[0].scores["rouge_l"]]
+    networks = range(0, len(results), descriptions)
+    return statistics.median(
+        statistics.mean(statistics.stdev(scores[first : first + descriptions]) for first in networks)
+        for scores in by_task
+    )
+
+
 def measure(
     args: argparse.Namespace,
     backbone: Backbone,
@@ -260,6 +295,12 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
     }
     if args.multi_task:
         said[MULTI_TASK] = f"training tasks, {f'{theirs:,} tokens' if theirs else 'tokens not recorded'}"
+    if args.described_multi_task:
+        card = load_adapter(args.described_multi_task).card
+        read = card and card.scores.get("training tokens")
+        said[DESCRIBED_MULTI_TASK] = (
+            f"training tasks, {f'{read:,.0f} tokens' if read else 'tokens not recorded'}"
+        )
     said[FEW_SHOT] = (
         f"as Text-to-LoRA (first network, first description), then at most {REFINING.steps} steps of "
         f"{REFINING.batch_size} of the task's {EXAMPLES_TO_REFINE} examples"

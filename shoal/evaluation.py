@@ -167,7 +167,7 @@ def reference_losses(
 
 def described(task: Task, example: Example) -> str:
     """The request with the task's first description before the input."""
-    return f"{(task.descriptions or (task.definition,))[0]}\n\n{example.input}"
+    return task.described(example.input)
 
 
 def with_shots(count: int, seed: int = 0) -> Callable[[Task, Example], str]:

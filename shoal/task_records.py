@@ -86,6 +86,11 @@ class Task:
                 "0 are allowed, take them out of train"
             )
 
+    def described(self, text: str, number: int = 0) -> str:
+        """A request with one of the descriptions before it, counted from 0 and over again from the first."""
+        known = self.descriptions or (self.definition,)
+        return f"{known[number % len(known)]}\n\n{text}"
+
 
 @dataclass(frozen=True)
 class Split:

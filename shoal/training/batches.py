@@ -62,7 +62,8 @@ def tokenise(tasks: Sequence[Task], backbone: Backbone, max_length: int, *, desc
         tasks: whose `train` lists to take.
         backbone: whose template and tokenizer to use.
         max_length: tokens of prompt and completion.
-        describe: put the task's definition before the input (a control: the adapter then need not carry it).
+        describe: put one of the task's descriptions before the input, each in its turn (a control: the
+            adapter then need not carry it).
 
     Raises:
         UsageError: a task has no example that fits.
@@ -70,7 +71,7 @@ def tokenise(tasks: Sequence[Task], backbone: Backbone, max_length: int, *, desc
     examples, index, dropped = [], 0, 0
     same: dict[int, int] = {}  # one object a token id: a corpus has millions, and an int takes 28 bytes
     for number, task in enumerate(tasks):
-        texts = [f"{task.definition}\n\n{e.input}" if describe else e.input for e in task.train]
+        texts = [task.described(e.input, i) if describe else e.input for i, e in enumerate(task.train)]
         prompts = backbone.encode_prompts(texts)
         completions = backbone.encode_completions([e.outputs[0] for e in task.train])
         fitting = []

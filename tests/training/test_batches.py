@@ -22,8 +22,9 @@ FAMILIES = ("llama", "qwen2", "gemma", "gpt2", "gpt_neox", "opt", "phi")
 def one_by_one(task: Task, backbone: Backbone, describe: bool) -> list[tuple[list[int], list[int]]]:
     """The slow way: every example through the template and the tokenizer by itself."""
     rows = []
-    for example in task.train:
-        text = f"{task.definition}\n\n{example.input}" if describe else example.input
+    for i, example in enumerate(task.train):
+        description = task.descriptions[i % len(task.descriptions)]
+        text = f"{description}\n\n{example.input}" if describe else example.input
         message = [{"role": "user", "content": text}]
         prompt = backbone.tokenizer.apply_chat_template(
             message, add_generation_prompt=True, return_dict=False
