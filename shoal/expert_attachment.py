@@ -1,0 +1,288 @@
+"""Experts at work on a model: attached beside its weights, in place of their products, or merged into them.
+
+| mode | what a module computes | multiply-adds a token, m x n weight |
+|---|---|---|
+| `delta` | `W x + U ((s (z - 1)) * (V^T x))` | m n + k (m + n) |
+| `factored` | `U ((s z) * (V^T x))`, all components needed | k (m + n) |
+| `merged` | `W' x`, with the weight built once | m n |
+
+All three leave no trace when they end: pristine weights are put back, never subtracted. Weights whose z is 1
+are left alone, so an identity is exact. Knows expert values and `nn.Module` only.
+
+Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.1.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoal.attachment import is_conv1d, module_sizes
+from shoal.errors import UsageError
+from shoal.svf import Decomposition, Decompositions, ExpertVector, check_fits
+
+Mode = Literal["delta", "factored", "merged"]
+MODES: tuple[Mode, ...] = ("delta", "factored", "merged")
+
+
+class ActiveExpert:
+    """An expert at work on a model, until `detach`; also a context manager."""
+
+    def __init__(self, undo: Sequence[Callable[[], object]]) -> None:
+        self._undo = list(undo)
+
+    def detach(self) -> None:
+        """Let the model compute what it did before, bit for bit; a second time does nothing."""
+        while self._undo:
+            self._undo.pop()()
+
+    def __enter__(self) -> ActiveExpert:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def attach_expert(
+    model: nn.Module, basis: Decompositions, expert: ExpertVector, mode: Mode = "delta"
+) -> ActiveExpert:
+    """Let an expert change a model until it is detached.
+
+    A batch of experts gives sample i of the model's batch its own z between the two shared products; the
+    model's batch must be a multiple of it, and consecutive rows share one. Products run in the dtype of the
+    module's input. A z that requires a gradient gets it, in `delta` and `factored`.
+
+    Raises:
+        UsageError: a module is missing or of another shape, z does not fit, a batch of experts or a quantised
+            weight is to be merged, or `factored` lacks components.
+    """
+    if mode not in MODES:
+        raise UsageError(f"mode {mode!r} is unknown; choose from {', '.join(MODES)}")
+    check_fits(basis, expert)
+    changed = {n: z for n, z in expert.z.items() if z.requires_grad or bool((z != 1).any())}
+    modules = {name: _decomposed_module(model, name, basis[name]) for name in changed}
+    if mode == "delta":
+        hooks = [modules[n].register_forward_hook(_delta_hook(basis[n], z)) for n, z in changed.items()]
+        return ActiveExpert([hook.remove for hook in hooks])
+    if mode == "factored":
+        cut = next((name for name in changed if not basis[name].full), None)
+        if cut is not None:
+            raise UsageError(
+                f"{cut} keeps {basis[cut].s.numel()} components, `factored` needs all; attach it as delta"
+            )
+        return ActiveExpert([_replace_forward(modules[n], basis[n], z) for n, z in changed.items()])
+    if expert.batch is not None:
+        raise UsageError(f"a batch of {expert.batch} experts cannot be merged; attach it as delta")
+    built = {name: merged_weight(modules[name], name, basis[name], z) for name, z in changed.items()}
+    return ActiveExpert([_swap_weight(modules[name], weight) for name, weight in built.items()])
+
+
+@torch.no_grad()
+def dense_weight(module: nn.Module) -> Float[Tensor, "out_features in_features"]:
+    """The weight of a linear map in float32; a quantised one is read as what it makes of the unit vectors.
+
+    Raises:
+        UsageError: it is no linear map, or on the meta device.
+    """
+    sizes, weight = module_sizes(module), getattr(module, "weight", None)
+    if sizes is None or not isinstance(weight, Tensor) or weight.is_meta:
+        raise UsageError(
+            f"a {type(module).__name__} has no loaded weight to decompose; choose a linear module"
+        )
+    if isinstance(weight, nn.Parameter) and weight.is_floating_point() and weight.dim() == 2:
+        return weight.detach().float().T if is_conv1d(module) else weight.detach().float()
+    bias = getattr(module, "bias", None)
+    units = torch.eye(sizes[0], device=weight.device, dtype=torch.float32 if bias is None else bias.dtype)
+    image = module(units).float()
+    return (image if bias is None else image - bias.float()).T
+
+
+@torch.no_grad()
+def merged_weight(
+    module: nn.Module, name: str, decomposition: Decomposition, z: Float[Tensor, " k"]
+) -> Tensor:
+    """`W + U diag(s (z - 1)) V^T` in float32, rounded to the weight's dtype and laid out as it is.
+
+    Raises:
+        UsageError: the weight is quantised.
+    """
+    weight = module.weight
+    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+        raise UsageError(f"{name} has {weight.dtype} weights, which cannot be merged; attach it as delta")
+    u, s, vt = decomposition.to(weight.device)
+    delta = (u * (s * (z.to(s) - 1))) @ vt
+    return (weight.float() + (delta.T if is_conv1d(module) else delta)).to(weight.dtype).contiguous()
+
+
+class MergedExperts:
+    """Merged weights of several experts, built once each; switching between them swaps references.
+
+    Takes the memory of the adapted weights for every expert.
+    """
+
+    def __init__(self, model: nn.Module, basis: Decompositions) -> None:
+        self._model, self._basis = model, basis
+        self._built: dict[str, dict[nn.Module, Tensor]] = {}
+        self._active = ActiveExpert(())
+
+    def build(self, name: str, expert: ExpertVector) -> None:
+        """Compute an expert's weights under a name; an old one of that name is replaced.
+
+        Raises:
+            UsageError: as `attach_expert` in mode `merged`.
+        """
+        self.deactivate()  # weights are built from pristine ones
+        check_fits(self._basis, expert)
+        modules = {n: _decomposed_module(self._model, n, self._basis[n]) for n in expert.z}
+        self._built[name] = {m: merged_weight(m, n, self._basis[n], expert.z[n]) for n, m in modules.items()}
+
+    def activate(self, name: str) -> None:
+        """Put an expert's weights to work.
+
+        Raises:
+            UsageError: none of that name was built.
+        """
+        if name not in self._built:
+            raise UsageError(f"no expert {name!r} was built; there are {', '.join(self._built) or 'none'}")
+        self.deactivate()
+        self._active = ActiveExpert([_swap_weight(module, w) for module, w in self._built[name].items()])
+
+    def deactivate(self) -> None:
+        """Put the pristine weights back."""
+        self._active.detach()
+
+
+def mode_costs(
+    model: nn.Module,
+    basis: Decompositions,
+    expert: ExpertVector,
+    x: Float[Tensor, "rows tokens features"],
+    *,
+    uses: int,
+    repeats: int = 3,
+) -> dict[Mode, float]:
+    """Seconds that the possible modes cost, cheapest first, measured on one module of every shape.
+
+    Args:
+        model: with its weights.
+        basis: its decompositions.
+        expert: to be attached.
+        x: as long as a usual input; its last axis is cut or repeated to each module's width.
+        uses: forward passes before another expert is attached, over which building is spread.
+        repeats: measurements, of which the median counts.
+
+    Returns:
+        Mode -> seconds a forward pass in all adapted modules; modes that cannot serve are left out.
+    """
+    possible: list[Mode] = ["delta"]
+    if all(d.full for d in basis.values()):
+        possible.append("factored")
+    if expert.batch is None and all(
+        getattr(model.get_submodule(n).weight, "is_floating_point", lambda: False)() for n in expert.z
+    ):
+        possible.append("merged")
+    seconds = dict.fromkeys(possible, 0.0)
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name in expert.z:
+        shapes.setdefault((basis[name].u.shape[0], basis[name].vt.shape[1]), []).append(name)
+    for (_, width), names in shapes.items():
+        module = model.get_submodule(names[0])
+        own = ExpertVector({names[0]: expert.z[names[0]]})
+        inputs = x.repeat(1, 1, -(-width // x.shape[-1]))[..., :width]
+        for mode in possible:
+            times = [_measured(model, basis, own, mode, module, inputs, uses) for _ in range(repeats)]
+            seconds[mode] += len(names) * statistics.median(times)
+    return dict(sorted(seconds.items(), key=lambda item: item[1]))
+
+
+@torch.no_grad()
+def _measured(
+    model: nn.Module,
+    basis: Decompositions,
+    expert: ExpertVector,
+    mode: Mode,
+    module: nn.Module,
+    x: Tensor,
+    uses: int,
+) -> float:
+    started = time.perf_counter()
+    with attach_expert(model, basis, expert, mode):
+        built = time.perf_counter()
+        module(x)
+        return time.perf_counter() - built + (built - started) / uses
+
+
+def _delta_hook(decomposition: Decomposition, z: Tensor):  # type: ignore[no-untyped-def]
+    """The forward hook that adds one module's delta."""
+    change = decomposition.s * (z.to(decomposition.s) - 1)
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + _scaled_product(decomposition, change, inputs[0]).view_as(output)
+
+    return add
+
+
+def _replace_forward(module: nn.Module, decomposition: Decomposition, z: Tensor) -> Callable[[], object]:
+    """Let a module compute from its components; returns what undoes it."""
+    scaled, bias, before = decomposition.s * z.to(decomposition.s), module.bias, module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        product = _scaled_product(decomposition, scaled, x)
+        return product + bias if isinstance(bias, Tensor) else product
+
+    module.forward = forward
+
+    def restore() -> None:
+        module.forward = before
+
+    return restore
+
+
+def _scaled_product(decomposition: Decomposition, scale: Tensor, x: Tensor) -> Tensor:
+    """`U (scale * (V^T x))` with one scale (k), or one (batch, k) for every sample."""
+    u, _, vt = (part.to(x.dtype) for part in decomposition)
+    low = F.linear(x, vt)
+    if scale.dim() == 1:
+        return F.linear(low * scale.to(x.dtype), u)
+    if x.shape[0] % scale.shape[0]:  # rows are samples; some families flatten (batch, sequence) first
+        raise UsageError(
+            f"a batch of {x.shape[0]} rows cannot be shared by {scale.shape[0]} experts; give one a sample"
+        )
+    own = low.reshape(scale.shape[0], -1, scale.shape[1]) * scale[:, None].to(x.dtype)
+    return F.linear(own.view_as(low), u)
+
+
+def _swap_weight(module: nn.Module, weight: Tensor) -> Callable[[], object]:
+    """Put a weight into a module by reference; returns what puts the old one back."""
+    parameter = module.weight
+    assert isinstance(parameter, nn.Parameter)
+    pristine = parameter.data
+    parameter.data = weight
+
+    def restore() -> None:
+        parameter.data = pristine
+
+    return restore
+
+
+def _decomposed_module(model: nn.Module, name: str, decomposition: Decomposition) -> nn.Module:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise UsageError(f"the model has no module {name!r}; use the expert's own base model") from None
+    wanted = (decomposition.vt.shape[1], decomposition.u.shape[0])
+    if module_sizes(module) != wanted:
+        raise UsageError(
+            f"{name} is {module_sizes(module)} (in, out) but the expert has {wanted}; use its own base model"
+        )
+    return module

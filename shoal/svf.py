@@ -1,0 +1,262 @@
+"""Singular values of weights, and expert vectors that scale them: `W' = U diag(s * z) V^T`.
+
+One vector z for every adapted weight is a whole expert; z = 1 is the weight itself. Everything here is a
+value: how an expert changes a model is `shoal.expert_attachment`. Knows tensors only.
+
+Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shoal.errors import UsageError
+from shoal.lora import LoRA, LoraFactors
+
+
+class Decomposition(NamedTuple):
+    """The k largest singular components of one weight, `W ~ U diag(s) V^T`, exact where k = min(out, in).
+
+    The signs are canonical: the entry of largest magnitude in every column of U is positive.
+    """
+
+    u: Float[Tensor, "out_features k"]
+    s: Float[Tensor, " k"]
+    vt: Float[Tensor, "k in_features"]
+
+    @property
+    def full(self) -> bool:
+        """Whether no component was dropped."""
+        return self.s.numel() == min(self.u.shape[0], self.vt.shape[1])
+
+    def truncated(self, components: int | None) -> Decomposition:
+        """The `components` largest; None means all that are there.
+
+        Raises:
+            UsageError: fewer than 1.
+        """
+        if components is not None and components < 1:
+            raise UsageError(f"expert_vector_dim {components} is below 1; give at least 1, or none for all")
+        return Decomposition(self.u[:, :components], self.s[:components], self.vt[:components])
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Decomposition:
+        """U and V^T on a device and in a dtype, such as those of the model; s stays float32."""
+        return Decomposition(self.u.to(device, dtype), self.s.to(device), self.vt.to(device, dtype))
+
+
+Decompositions = Mapping[str, Decomposition]
+
+
+def decompose(weight: Float[Tensor, "out_features in_features"]) -> Decomposition:
+    """All singular components of a weight, in float32 on its device, largest first.
+
+    Raises:
+        UsageError: it is no matrix, on the meta device, or holds NaN or infinity.
+    """
+    if weight.dim() != 2 or weight.is_meta or not weight.is_floating_point():
+        raise UsageError(
+            f"cannot decompose a {weight.dtype} tensor of shape {tuple(weight.shape)} on {weight.device}; "
+            "give a matrix of loaded floating point weights"
+        )
+    if not bool(weight.isfinite().all()):
+        raise UsageError("cannot decompose a weight that holds NaN or infinity; load the model again")
+    u, s, vt = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+    largest = u.gather(0, u.abs().argmax(0, keepdim=True))
+    sign = torch.where(largest < 0, -1.0, 1.0)
+    return Decomposition((u * sign).contiguous(), s, (vt * sign.T).contiguous())
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertVector:
+    """One expert, or a batch of them: for every adapted weight the factors of its singular values.
+
+    A value: `+`, `-` and `*` act on z number by number and give new experts, `==` compares all numbers.
+    Weights are linear in z, so `0.5 * a + 0.5 * b` is the expert halfway between a and b.
+
+    Attributes:
+        z: module name -> z (k), or (batch, k) where every sample has its own.
+    """
+
+    z: Mapping[str, Float[Tensor, "*batch k"]]
+
+    def __post_init__(self) -> None:
+        if not self.z:
+            raise UsageError("an expert of 0 weights adapts nothing; give at least 1")
+        odd = next((name for name, z in self.z.items() if not bool(z.isfinite().all())), None)
+        if odd is not None:
+            raise UsageError(f"the expert's z of {odd} holds NaN or infinity; train or copy it again")
+
+    @classmethod
+    def identity(cls, basis: Decompositions) -> ExpertVector:
+        """The expert that changes nothing: z = 1."""
+        return cls({name: torch.ones_like(d.s) for name, d in basis.items()})
+
+    @classmethod
+    def stack(cls, experts: Sequence[ExpertVector]) -> ExpertVector:
+        """Several experts of the same weights as one batch; errors as arithmetic."""
+        for other in experts[1:]:
+            experts[0]._check_alike(other)
+        return cls({name: torch.stack([e.z[name] for e in experts]) for name in experts[0].z})
+
+    @property
+    def batch(self) -> int | None:
+        """How many experts this is; None for a single one."""
+        first = next(iter(self.z.values()))
+        return first.shape[0] if first.dim() == 2 else None
+
+    def row(self, index: int) -> ExpertVector:
+        """One expert of a batch."""
+        return replace(self, z={name: z[index] for name, z in self.z.items()})
+
+    def strengthened(self, strength: float) -> ExpertVector:
+        """`1 + strength * (z - 1)`: 0 is the base model, 1 the expert itself, exactly in both cases."""
+        if strength == 1:
+            return self
+        return self._map(lambda z: 1 + strength * (z - 1))
+
+    def to(self, *args: Any) -> ExpertVector:
+        """Every z through `Tensor.to`."""
+        return self._map(lambda z: z.to(*args))
+
+    def __add__(self, other: ExpertVector) -> ExpertVector:
+        """Sum of the z, of the same weights."""
+        return self._join(other, torch.add)
+
+    def __sub__(self, other: ExpertVector) -> ExpertVector:
+        """Difference of the z, of the same weights."""
+        return self._join(other, torch.sub)
+
+    def __mul__(self, factor: float) -> ExpertVector:
+        """`factor` times z."""
+        return self._map(lambda z: z * factor)
+
+    __rmul__ = __mul__
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same weights and the same numbers."""
+        if not isinstance(other, ExpertVector):
+            return NotImplemented
+        return self.z.keys() == other.z.keys() and all(torch.equal(z, other.z[n]) for n, z in self.z.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> ExpertVector:
+        return ExpertVector({name: change(z) for name, z in self.z.items()})
+
+    def _join(self, other: ExpertVector, operation: Callable[[Tensor, Tensor], Tensor]) -> ExpertVector:
+        self._check_alike(other)
+        return ExpertVector({name: operation(z, other.z[name]) for name, z in self.z.items()})
+
+    def _check_alike(self, other: ExpertVector) -> None:
+        if self.z.keys() != other.z.keys():
+            odd = sorted(self.z.keys() ^ other.z.keys())[0]
+            raise UsageError(f"only one of the experts has a z of {odd}; use experts of the same weights")
+        for name, z in self.z.items():
+            if z.shape[-1] != other.z[name].shape[-1]:
+                raise UsageError(
+                    f"the experts' z of {name} have {z.shape[-1]} and {other.z[name].shape[-1]} numbers; use "
+                    "experts of one expert_vector_dim"
+                )
+
+
+def mix(
+    experts: Sequence[ExpertVector], coefficients: Float[Tensor, "*batch experts"] | Mapping[str, Tensor]
+) -> ExpertVector:
+    """The mixture `sum_k a_k z_k` (section 3.2), so a one-hot mixture is the expert itself.
+
+    Args:
+        experts: single experts of the same weights.
+        coefficients: of every expert, which sum to 1; a leading axis makes a batch of mixtures. A mapping
+            gives every module its own.
+
+    Raises:
+        UsageError: no experts, experts of different weights, another number of coefficients, or coefficients
+            that do not sum to 1 (within 1e-3), such as zeros.
+    """
+    if not experts:
+        raise UsageError("a mixture needs at least 1 expert, got 0")
+    stacked = ExpertVector.stack(experts)
+    z = {}
+    for name, rows in stacked.z.items():
+        own = coefficients[name] if isinstance(coefficients, Mapping) else coefficients
+        if own.shape[-1:] != (len(experts),):
+            raise UsageError(
+                f"{tuple(own.shape)} coefficients do not fit {len(experts)} experts; give one each"
+            )
+        total = own.sum(-1)
+        if not bool(((total - 1).abs() < 1e-3).all()):
+            raise UsageError(
+                f"the coefficients of a mixture sum to {total.flatten().tolist()[:4]}, not to 1; divide by "
+                "their sum"
+            )
+        z[name] = own.to(rows) @ rows
+    return ExpertVector(z)
+
+
+def check_fits(basis: Decompositions, expert: ExpertVector) -> None:
+    """See that an expert has one number for every singular value of the weights that it names.
+
+    Raises:
+        UsageError: a weight is not decomposed, or its z has another length.
+    """
+    for name, z in expert.z.items():
+        if name not in basis:
+            raise UsageError(f"the expert adapts {name}, which is not decomposed; use its own base model")
+        if z.shape[-1] != basis[name].s.numel():
+            raise UsageError(
+                f"the expert's z of {name} has {z.shape[-1]} numbers, but {basis[name].s.numel()} singular "
+                "values are kept; decompose with its expert_vector_dim"
+            )
+
+
+class LowRankExpert(NamedTuple):
+    """An expert as a LoRA, with what was lost.
+
+    Attributes:
+        lora: of scaling 1.
+        predicted_error: Frobenius norm of what was dropped, from the singular values.
+        measured_error: the same from the weights' differences.
+        norm: Frobenius norm of the whole difference.
+    """
+
+    lora: LoRA
+    predicted_error: float
+    measured_error: float
+    norm: float
+
+
+def expert_as_lora(basis: Decompositions, expert: ExpertVector, rank: int) -> LowRankExpert:
+    """The best LoRA of a rank: `U diag(s (z - 1)) V^T` is a decomposition, so its largest parts are kept.
+
+    Errors are over all weights together. The closed form is Eckart and Young's (1936).
+
+    Raises:
+        UsageError: a batch of experts, one that does not fit, or a rank below 1 or above a z's length.
+    """
+    check_fits(basis, expert)
+    if expert.batch is not None:
+        raise UsageError(f"a batch of {expert.batch} experts is not one LoRA; choose a row")
+    smallest = min(z.numel() for z in expert.z.values())
+    if not 1 <= rank <= smallest:
+        raise UsageError(f"rank {rank} is outside 1 to {smallest}, the shortest z; choose another")
+    factors, dropped, missed, whole = {}, 0.0, 0.0, 0.0
+    for name, z in expert.z.items():
+        u, s, vt = basis[name]
+        change = s * (z.to(s) - 1)
+        kept = change.abs().topk(rank).indices
+        root = change[kept].abs().sqrt()
+        a, b = root[:, None] * vt[kept], u[:, kept] * (root * change[kept].sign())
+        factors[name] = LoraFactors(a.contiguous(), b.contiguous())
+        delta = (u * change) @ vt
+        whole += float(change.square().sum())
+        dropped += float(change.square().sum() - change[kept].square().sum())
+        missed += float((delta - b @ a).square().sum())
+    roots = (math.sqrt(max(0.0, total)) for total in (dropped, missed, whole))
+    return LowRankExpert(LoRA(factors, float(rank)), *roots)

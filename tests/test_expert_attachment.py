@@ -1,0 +1,224 @@
+"""Experts at work on a model: the modes agree, z = 1 and detaching restore the bits, batched = looped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from shoal.attachment import attach, is_conv1d
+from shoal.backbone import shape_of
+from shoal.errors import UsageError
+from shoal.expert_attachment import MODES, MergedExperts, attach_expert, dense_weight, mode_costs
+from shoal.svf import Decomposition, ExpertVector, decompose, expert_as_lora
+
+FAMILIES = ("llama", "gemma", "gpt2", "gpt_neox", "opt", "phi")
+CLOSE = {"atol": 3e-5, "rtol": 1e-4}
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_models[request.param]).requires_grad_(False).eval()
+
+
+@pytest.fixture
+def llama(tiny_llama: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_llama).requires_grad_(False).eval()
+
+
+def basis_of(model: nn.Module, components: int | None = None) -> dict[str, Decomposition]:
+    return {
+        t.name: decompose(dense_weight(model.get_submodule(t.name))).truncated(components)
+        for t in shape_of(model, "tiny").targets
+    }
+
+
+def expert_for(basis: dict[str, Decomposition], seed: int = 0) -> ExpertVector:
+    generator = torch.Generator().manual_seed(seed)
+    return ExpertVector({n: 1 + 0.5 * torch.randn(d.s.shape, generator=generator) for n, d in basis.items()})
+
+
+def tokens(rows: int = 4, length: int = 6) -> Tensor:
+    return torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def logits(model: nn.Module, ids: Tensor | None = None) -> Tensor:
+    return model(tokens() if ids is None else ids, use_cache=False).logits
+
+
+def test_the_modes_agree_and_leave_no_trace(model: PreTrainedModel) -> None:
+    basis, before = basis_of(model), logits(model)
+    expert, weights = expert_for(basis), {n: p.clone() for n, p in model.named_parameters()}
+    changed = {}
+    for mode in MODES:
+        with attach_expert(model, basis, expert, mode):
+            changed[mode] = logits(model)
+        assert torch.equal(logits(model), before)
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
+    assert float((changed["delta"] - before).abs().max()) > 1e-2
+    for mode in MODES:
+        torch.testing.assert_close(changed[mode], changed["delta"], **CLOSE)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_identity_is_exact(llama: PreTrainedModel, mode: str) -> None:
+    basis, before = basis_of(llama), logits(llama)
+    with attach_expert(llama, basis, ExpertVector.identity(basis), mode):
+        assert torch.equal(logits(llama), before)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_error_inside_leaves_the_model_as_it_was(llama: PreTrainedModel, mode: str) -> None:
+    basis, before = basis_of(llama), logits(llama)
+    with pytest.raises(RuntimeError, match="inside"), attach_expert(llama, basis, expert_for(basis), mode):
+        raise RuntimeError("inside")
+    assert torch.equal(logits(llama), before)
+
+
+def test_every_sample_may_have_its_own_expert(model: PreTrainedModel) -> None:
+    basis, ids = basis_of(model), tokens()
+    experts = [expert_for(basis, seed) for seed in range(3)] + [ExpertVector.identity(basis)]
+    for mode in ("delta", "factored"):
+        with attach_expert(model, basis, ExpertVector.stack(experts), mode):
+            batched = logits(model, ids)
+        for row, expert in enumerate(experts):
+            with attach_expert(model, basis, expert, mode):
+                torch.testing.assert_close(batched[row : row + 1], logits(model, ids[row : row + 1]), **CLOSE)
+
+
+def test_rows_share_experts_in_order(llama: PreTrainedModel) -> None:
+    basis, ids = basis_of(llama), tokens(4)
+    experts = [expert_for(basis, seed) for seed in range(2)]
+    with attach_expert(llama, basis, ExpertVector.stack(experts)):
+        batched = logits(llama, ids)
+        with pytest.raises(UsageError, match="batch of 3 rows"):
+            logits(llama, ids[:3])
+    with attach_expert(llama, basis, experts[1]):
+        torch.testing.assert_close(batched[2:], logits(llama, ids[2:]), **CLOSE)
+
+
+def test_a_truncated_delta_is_its_lora(model: PreTrainedModel) -> None:
+    basis = basis_of(model, 3)
+    expert = expert_for(basis)
+    with attach_expert(model, basis, expert):
+        own = logits(model)
+    with attach(model, expert_as_lora(basis, expert, 3).lora):
+        torch.testing.assert_close(logits(model), own, **CLOSE)
+
+
+@pytest.mark.parametrize("mode", ["delta", "factored"])
+def test_the_gradient_of_z_starts_at_the_identity(llama: PreTrainedModel, mode: str) -> None:
+    basis = basis_of(llama)
+    z = {name: torch.ones_like(d.s).requires_grad_() for name, d in basis.items()}
+    with attach_expert(llama, basis, ExpertVector(z), mode):
+        llama(tokens(), use_cache=False).logits.square().mean().backward()
+    name = next(iter(z))
+    numeric = []
+    for step in (1e-2, -1e-2):
+        nudged = {n: v.detach().clone() for n, v in z.items()}
+        nudged[name][0] += step
+        with attach_expert(llama, basis, ExpertVector(nudged), mode):
+            numeric.append(float(logits(llama).double().square().mean()))
+    assert all(float(v.grad.abs().sum()) > 0 for v in z.values())
+    assert float(z[name].grad[0]) == pytest.approx((numeric[0] - numeric[1]) / 2e-2, rel=0.05, abs=1e-6)
+
+
+def test_switching_between_merged_experts(model: PreTrainedModel) -> None:
+    basis, before = basis_of(model), logits(model)
+    experts = {name: expert_for(basis, seed) for seed, name in enumerate(("maths", "prose"))}
+    merged = MergedExperts(model, basis)
+    expected = {}
+    for name, expert in experts.items():
+        with attach_expert(model, basis, expert, "merged"):
+            expected[name] = logits(model)
+        merged.build(name, expert)
+    for name in ("prose", "maths", "maths", "prose"):
+        merged.activate(name)
+        assert torch.equal(logits(model), expected[name])
+    merged.build("maths", experts["prose"])  # built from pristine weights, whatever is active
+    merged.activate("maths")
+    assert torch.equal(logits(model), expected["prose"])
+    merged.deactivate()
+    assert torch.equal(logits(model), before)
+    with pytest.raises(UsageError, match="'verse' was built; there are maths, prose"):
+        merged.activate("verse")
+
+
+class Quantised(nn.Module):
+    """A linear map with int8 weights, as quantisers leave it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("weight", (linear.weight / self.scale).round().to(torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+def test_quantised_weights_take_a_delta_alone(llama: PreTrainedModel) -> None:
+    names = [t.name for t in shape_of(llama, "tiny").targets]
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(llama.get_submodule(parent), child, Quantised(llama.get_submodule(name)))
+    module = llama.get_submodule(names[0])
+    torch.testing.assert_close(dense_weight(module), module.weight * module.scale, **CLOSE)
+    basis = {name: decompose(dense_weight(llama.get_submodule(name))) for name in names}
+    expert, before = expert_for(basis), logits(llama)
+    with attach_expert(llama, basis, expert, "factored"):
+        expected = logits(llama)
+    with attach_expert(llama, basis, expert):
+        torch.testing.assert_close(logits(llama), expected, **CLOSE)
+    with pytest.raises(UsageError, match="attach it as delta"):
+        attach_expert(llama, basis, expert, "merged")
+    assert torch.equal(logits(llama), before)
+    assert set(mode_costs(llama, basis, expert, torch.ones(1, 4, 8), uses=1)) == {"delta", "factored"}
+
+
+def test_bad_attachments_leave_the_model_alone(llama: PreTrainedModel, tiny_models: dict[str, Path]) -> None:
+    basis, before = basis_of(llama), logits(llama)
+    expert = expert_for(basis)
+    other = AutoModelForCausalLM.from_pretrained(tiny_models["gpt2"])
+    for mode, says in (("delta", "no module"), ("factored", "no module"), ("merged", "no module")):
+        with pytest.raises(UsageError, match=says):
+            attach_expert(other, basis, expert, mode)
+    with pytest.raises(UsageError, match="'fast' is unknown"):
+        attach_expert(llama, basis, expert, "fast")
+    with pytest.raises(UsageError, match="batch of 2 experts cannot be merged"):
+        attach_expert(llama, basis, ExpertVector.stack([expert, expert]), "merged")
+    cut = basis_of(llama, 3)
+    with pytest.raises(UsageError, match="keeps 3 components"):
+        attach_expert(llama, cut, expert_for(cut), "factored")
+    assert torch.equal(logits(llama), before)
+
+
+def test_what_has_no_weight_to_decompose(llama: PreTrainedModel) -> None:
+    with pytest.raises(UsageError, match="LayerNorm"):
+        dense_weight(nn.LayerNorm(4))
+    with pytest.raises(UsageError, match="no loaded weight"):
+        dense_weight(nn.Linear(2, 2, device="meta"))
+
+
+def test_the_choice_of_mode_is_measured(llama: PreTrainedModel) -> None:
+    basis = basis_of(llama)
+    expert, before = expert_for(basis), logits(llama)
+    costs = mode_costs(llama, basis, expert, torch.ones(2, 4, 8), uses=1)
+    assert set(costs) == set(MODES) and list(costs.values()) == sorted(costs.values())
+    rare = mode_costs(llama, basis, expert, torch.ones(2, 4, 8), uses=1_000_000)
+    assert rare["merged"] < costs["merged"]  # its building is spread over its uses
+    batch = ExpertVector.stack([expert, expert])
+    assert set(mode_costs(llama, basis, batch, torch.ones(2, 4, 8), uses=1)) == {"delta", "factored"}
+    assert torch.equal(logits(llama), before)
+
+
+def test_conv1d_weights_are_read_as_maps(tiny_models: dict[str, Path]) -> None:
+    gpt2 = AutoModelForCausalLM.from_pretrained(tiny_models["gpt2"])
+    module = gpt2.transformer.h[0].mlp.c_fc
+    assert is_conv1d(module)
+    x = torch.randn(3, module.nx)
+    torch.testing.assert_close(x @ dense_weight(module).T + module.bias, module(x), **CLOSE)
