@@ -8,7 +8,8 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -123,6 +124,20 @@ def merge(model: nn.Module, lora: LoRA) -> Merged:
         delta = lora.scaling * (b.float() @ a.float())
         weight.copy_(weight.float() + (delta.T if is_conv1d(module) else delta))
     return Merged(originals)
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Let a module compute `forward` instead of its own; its hooks run as before."""
+    own = vars(module).get("forward")  # set where another library has replaced the class's method
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Literal
 
@@ -25,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.attachment import is_conv1d, module_sizes
+from shoal.attachment import forward_replaced, is_conv1d, module_sizes
 from shoal.errors import UsageError
 from shoal.svf import Decomposition, Decompositions, ExpertVector, check_fits
 
@@ -36,13 +37,13 @@ MODES: tuple[Mode, ...] = ("delta", "factored", "merged")
 class ActiveExpert:
     """An expert at work on a model, until `detach`; also a context manager."""
 
-    def __init__(self, undo: Sequence[Callable[[], object]]) -> None:
-        self._undo = list(undo)
+    def __init__(self, undo: ExitStack) -> None:
+        """`undo` ends what was begun."""
+        self._undo = undo
 
     def detach(self) -> None:
         """Let the model compute what it did before, bit for bit; a second time does nothing."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
 
     def __enter__(self) -> ActiveExpert:
         return self
@@ -71,20 +72,25 @@ def attach_expert(
     check_fits(basis, expert)
     changed = {n: z for n, z in expert.z.items() if z.requires_grad or bool((z != 1).any())}
     modules = {name: _decomposed_module(model, name, basis[name]) for name in changed}
+    undo = ExitStack()
     if mode == "delta":
-        hooks = [modules[n].register_forward_hook(_delta_hook(basis[n], z)) for n, z in changed.items()]
-        return ActiveExpert([hook.remove for hook in hooks])
-    if mode == "factored":
+        for name, z in changed.items():
+            undo.callback(modules[name].register_forward_hook(_delta_hook(basis[name], z)).remove)
+    elif mode == "factored":
         cut = next((name for name in changed if not basis[name].full), None)
         if cut is not None:
             raise UsageError(
                 f"{cut} keeps {basis[cut].s.numel()} components, `factored` needs all; attach it as delta"
             )
-        return ActiveExpert([_replace_forward(modules[n], basis[n], z) for n, z in changed.items()])
-    if expert.batch is not None:
-        raise UsageError(f"a batch of {expert.batch} experts cannot be merged; attach it as delta")
-    built = {name: merged_weight(modules[name], name, basis[name], z) for name, z in changed.items()}
-    return ActiveExpert([_swap_weight(modules[name], weight) for name, weight in built.items()])
+        for name, z in changed.items():
+            undo.enter_context(forward_replaced(modules[name], _factored(modules[name], basis[name], z)))
+    else:
+        if expert.batch is not None:
+            raise UsageError(f"a batch of {expert.batch} experts cannot be merged; attach it as delta")
+        built = {name: merged_weight(modules[name], name, basis[name], z) for name, z in changed.items()}
+        for name, weight in built.items():
+            undo.enter_context(_weight_replaced(modules[name], weight))
+    return ActiveExpert(undo)
 
 
 @torch.no_grad()
@@ -133,7 +139,7 @@ class MergedExperts:
     def __init__(self, model: nn.Module, basis: Decompositions) -> None:
         self._model, self._basis = model, basis
         self._built: dict[str, dict[nn.Module, Tensor]] = {}
-        self._active = ActiveExpert(())
+        self._active = ActiveExpert(ExitStack())
 
     def build(self, name: str, expert: ExpertVector) -> None:
         """Compute an expert's weights under a name; an old one of that name is replaced.
@@ -155,7 +161,10 @@ class MergedExperts:
         if name not in self._built:
             raise UsageError(f"no expert {name!r} was built; there are {', '.join(self._built) or 'none'}")
         self.deactivate()
-        self._active = ActiveExpert([_swap_weight(module, w) for module, w in self._built[name].items()])
+        undo = ExitStack()
+        for module, weight in self._built[name].items():
+            undo.enter_context(_weight_replaced(module, weight))
+        self._active = ActiveExpert(undo)
 
     def deactivate(self) -> None:
         """Put the pristine weights back."""
@@ -232,20 +241,15 @@ def _delta_hook(decomposition: Decomposition, z: Tensor):  # type: ignore[no-unt
     return add
 
 
-def _replace_forward(module: nn.Module, decomposition: Decomposition, z: Tensor) -> Callable[[], object]:
-    """Let a module compute from its components; returns what undoes it."""
-    scaled, bias, before = decomposition.s * z.to(decomposition.s), module.bias, module.forward
+def _factored(module: nn.Module, decomposition: Decomposition, z: Tensor) -> Callable[[Tensor], Tensor]:
+    """The forward pass of a module from its components."""
+    scaled, bias = decomposition.s * z.to(decomposition.s), module.bias
 
     def forward(x: Tensor) -> Tensor:
         product = _scaled_product(decomposition, scaled, x)
         return product + bias if isinstance(bias, Tensor) else product
 
-    module.forward = forward
-
-    def restore() -> None:
-        module.forward = before
-
-    return restore
+    return forward
 
 
 def _scaled_product(decomposition: Decomposition, scale: Tensor, x: Tensor) -> Tensor:
@@ -262,17 +266,17 @@ def _scaled_product(decomposition: Decomposition, scale: Tensor, x: Tensor) -> T
     return F.linear(own.view_as(low), u)
 
 
-def _swap_weight(module: nn.Module, weight: Tensor) -> Callable[[], object]:
-    """Put a weight into a module by reference; returns what puts the old one back."""
+@contextmanager
+def _weight_replaced(module: nn.Module, weight: Tensor) -> Iterator[None]:
+    """Put a weight into a module by reference, and the old one back."""
     parameter = module.weight
     assert isinstance(parameter, nn.Parameter)
     pristine = parameter.data
     parameter.data = weight
-
-    def restore() -> None:
+    try:
+        yield
+    finally:
         parameter.data = pristine
-
-    return restore
 
 
 def _decomposed_module(model: nn.Module, name: str, decomposition: Decomposition) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from shoal.attachment import attach
+from shoal.attachment import attach, forward_replaced
 from shoal.backbone import Backbone
 from shoal.lora import BatchedLoRA, LoRA, LoraFactors
 
@@ -141,7 +141,7 @@ def adapted(backbone: Backbone, lora: LoRA | BatchedLoRA, *, recompute: bool = F
             if index >= min(parts):
                 part = replace(lora, factors=parts[index]) if index in parts else None
                 run = _recomputed(layer.forward, backbone.model, part)
-                stack.enter_context(_forward_replaced(layer, run))
+                stack.enter_context(forward_replaced(layer, run))
         yield
 
 
@@ -188,21 +188,7 @@ def _resumed_at(layers: nn.ModuleList, start: int, hidden: Tensor) -> Iterator[N
 
     with ExitStack() as stack:
         for layer in list(layers)[:start]:
-            stack.enter_context(_forward_replaced(layer, passed_through))
+            stack.enter_context(forward_replaced(layer, passed_through))
         hook = layers[start].register_forward_pre_hook(fed, with_kwargs=True)
         stack.callback(hook.remove)
         yield
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    """Let a module compute `forward` instead of its own; its hooks run as before."""
-    own = vars(module).get("forward")  # set where another library has replaced the class's method
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
