@@ -113,3 +113,23 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
     )
     embedding_noise: float = Field(0.0, ge=0, description="standard deviation of noise on sentence vectors")
     token_dropout: float = Field(0.0, ge=0, lt=1, description="share of description tokens that are hidden")
+
+
+class ExpertTrainingConfig(LoraTrainingConfig):
+    """Optimisation of an expert's z by reinforcement learning, or on the right answers as a control."""
+
+    objective: Literal["rloo", "expected_reward", "sft"] = Field(
+        "rloo",
+        description="sampled answers, all labels of a closed set, or the right answers (a control)",
+    )
+    reward: Literal["exact_match", "label", "numeric", "rouge_l", "format"] = Field(
+        "exact_match", description="what an answer earns"
+    )
+    learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of z")
+    describe: bool = Field(True, description="put a task description in the prompt")
+    samples: int = Field(8, ge=2, description="answers that are sampled for a request")
+    temperature: float = Field(1.0, gt=0, description="of sampling; 1 makes the gradient exact in the mean")
+    max_new_tokens: int = Field(24, ge=1, description="limit of a sampled answer, in tokens")
+    kl_weight: float = Field(0.02, ge=0, description="weight of the divergence from the base model")
+    least_success: float = Field(0.05, ge=0, le=1, description="mean reward that the base must have to begin")
+    most_success: float = Field(0.95, ge=0, le=1, description="mean reward above which there is no lesson")

@@ -1,4 +1,4 @@
-"""Greedy batched generation, in which a batch may share one adapter or give every request its own.
+"""Batched generation, greedy or sampled; a batch may share one adapter or give every request its own.
 
 The sampling and penalties of a model's own generation settings are left out. Answers that have ended leave
 the batch, with their adapters. Knows prompts and adapters, nothing of tasks or scores.
@@ -7,12 +7,12 @@ the batch, with their adapters. Knows prompts and adapters, nothing of tasks or 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shoal.attachment import attach
@@ -59,10 +59,43 @@ def generate_greedy(
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
         batch = adapters_of(backbone, adapters, rows)
-        continued = _continue(backbone, [prompts[i] for i in rows], batch, max_new_tokens)
+        continued = _continue(backbone, [prompts[i] for i in rows], batch, max_new_tokens, _most_likely)
         for i, ids in zip(rows, continued, strict=True):
-            answers[i] = backbone.decode(ids)
+            answers[i] = backbone.decode([token for token in ids if token != backbone.end_of_turn])
     return answers
+
+
+@torch.no_grad()
+def sample_tokens(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    *,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+) -> list[list[int]]:
+    """One random continuation of every prompt, as one batch, from the model's own distribution.
+
+    Args:
+        backbone: the model, with whatever is attached to it.
+        prompts: token ids.
+        generator: on the CPU; its state decides the answers.
+        temperature: divides the logits.
+        max_new_tokens: limit of an answer, in tokens.
+
+    Returns:
+        Token ids as they were sampled, with the end-of-turn token where an answer ended before the limit.
+
+    Raises:
+        UsageError: a prompt is too long for the model.
+    """
+    _check_lengths(backbone, prompts, max_new_tokens)
+
+    def choose(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
+        likely = torch.softmax(logits.float() / temperature, -1).cpu()
+        return torch.multinomial(likely, 1, generator=generator)[:, 0].to(logits.device)
+
+    return _continue(backbone, prompts, None, max_new_tokens, choose)
 
 
 def check_adapters(adapters: LoRA | Sequence[LoRA] | None, requests: int) -> None:
@@ -89,10 +122,18 @@ def attached(backbone: Backbone, lora: LoRA | BatchedLoRA | None) -> AbstractCon
     return attach(backbone.model, lora) if lora is not None else nullcontext()
 
 
+def _most_likely(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
+    return logits.argmax(-1)
+
+
 def _continue(
-    backbone: Backbone, prompts: Sequence[Sequence[int]], adapters: LoRA | BatchedLoRA | None, limit: int
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    adapters: LoRA | BatchedLoRA | None,
+    limit: int,
+    choose: Callable[[Float[Tensor, "batch vocabulary"]], Int[Tensor, " batch"]],
 ) -> list[list[int]]:
-    """Most likely token ids after every prompt, up to the end-of-turn token or the limit."""
+    """Token ids after every prompt, up to and with the end-of-turn token, or to the limit."""
     end, device = backbone.end_of_turn, backbone.device
     ids, mask = _left_padded(prompts, end, device)
     running = torch.arange(len(prompts), device=device)  # rows of the batch whose answers have not ended
@@ -114,10 +155,10 @@ def _continue(
                     use_cache=True,
                     **{cache_name: cache},
                 )
-            cache, tokens = getattr(output, cache_name), output.logits[:, -1].argmax(-1)
+            cache, tokens = getattr(output, cache_name), choose(output.logits[:, -1])
             limit -= 1
             alive = tokens != end
-            for row, token in zip(running[alive].tolist(), tokens[alive].tolist(), strict=True):
+            for row, token in zip(running.tolist(), tokens.tolist(), strict=True):
                 answers[row].append(token)
             if limit == 0 or not alive.any():
                 return answers

@@ -47,6 +47,7 @@ LEVELS = {
     "export": 2,
     "decompositions": 2,
     "expert_store": 2,
+    "rewards": 2,
     "hypernetwork_store": 2,
     "forward": 3,
     "engine": 3,

@@ -29,12 +29,14 @@ class TokenisedExample:
         index: its own index in the corpus.
         prompt: ids of the request.
         completion: ids of the first right answer with the end-of-turn token.
+        place: where it stands in its task's `train` list.
     """
 
     task: int
     index: int
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
+    place: int
 
     @property
     def length(self) -> int:
@@ -75,12 +77,12 @@ def tokenise(tasks: Sequence[Task], backbone: Backbone, max_length: int, *, desc
         prompts = backbone.encode_prompts(texts)
         completions = backbone.encode_completions([e.outputs[0] for e in task.train])
         fitting = []
-        for prompt, completion in zip(prompts, completions, strict=True):
+        for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             if len(prompt) + len(completion) > max_length:
                 dropped += 1
                 continue
-            own = (tuple(map(same.setdefault, ids, ids)) for ids in (prompt, completion))
-            fitting.append(TokenisedExample(number, index, *own))
+            asked, answered = (tuple(map(same.setdefault, ids, ids)) for ids in (prompt, completion))
+            fitting.append(TokenisedExample(number, index, asked, answered, place))
             index += 1
         if not fitting:
             raise UsageError(

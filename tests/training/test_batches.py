@@ -40,7 +40,7 @@ def corpus_of(lengths: list[list[int]], task: Task) -> Corpus:
     for number, row in enumerate(lengths):
         own = []
         for length in row:
-            own.append(TokenisedExample(number, index, (1,) * (length - 1), (2,)))
+            own.append(TokenisedExample(number, index, (1,) * (length - 1), (2,), len(own)))
             index += 1
         examples.append(tuple(own))
     return Corpus((task,) * len(lengths), tuple(examples))
@@ -77,6 +77,7 @@ def test_tokens_are_those_of_one_example_at_a_time(
         expected = one_by_one(task, backbone, describe)
         assert [(list(e.prompt), list(e.completion)) for e in rows] == expected
         assert {e.task for e in rows} == {number}
+        assert [e.place for e in rows] == list(range(len(rows)))
     assert [e.index for rows in corpus.examples for e in rows] == list(range(45))
 
 

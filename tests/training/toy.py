@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from shoal.backbone import Backbone, load_backbone
-from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig
+from shoal.config import ExpertTrainingConfig, HypernetworkTrainingConfig, LoraTrainingConfig
 from shoal.errors import ShoalError
+from shoal.expert_attachment import dense_weight
 from shoal.hypernetwork import Architecture, Hypernetwork
 from shoal.lora import LoRA, LoraFactors, TargetModule
+from shoal.svf import Decomposition, decompose
 from shoal.tasks import Example, Task
+from shoal.training.experts import train_expert
 from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora
@@ -125,7 +128,41 @@ def run_reconstruction(backbone: Backbone, folder: Path, **settings: Any) -> tup
     return list(network.state_dict().values()), summary
 
 
-TRAININGS = {"lora": run_lora, "hypernetwork": run_hypernetwork, "reconstruction": run_reconstruction}
+def label_task() -> Task:
+    """A closed set of labels: does a word begin in the first half of the alphabet?"""
+    examples = [Example(word, ("f" if word[0] < "f" else "l",)) for word in WORDS]
+    return Task("half", "words", "Which half?", ("Which half?",), tuple(examples[:-1]), tuple(examples[-1:]))
+
+
+def run_expert(backbone: Backbone, folder: Path, **settings: Any) -> tuple[list[Tensor], RunSummary]:
+    """An expert on sampled answers, rewarded for how many letters of the word they repeat."""
+    config = ExpertTrainingConfig(
+        **{"samples": 3, "max_new_tokens": 3, "least_success": 0, "most_success": 1, **settings}
+    )
+    trained = train_expert(
+        backbone,
+        toy_basis(backbone),
+        toy_tasks(),
+        folder,
+        config,
+        reward=lambda example, answer: len(set(example.input) & set(answer)) / 8,
+        show_progress=False,
+    )
+    return list(trained.expert.z.values()), trained.summary
+
+
+def toy_basis(backbone: Backbone) -> dict[str, Decomposition]:
+    """Decompositions of all linear weights."""
+    names = [t.name for t in backbone.shape.targets]
+    return {name: decompose(dense_weight(backbone.model.get_submodule(name))) for name in names}
+
+
+TRAININGS = {
+    "lora": run_lora,
+    "hypernetwork": run_hypernetwork,
+    "reconstruction": run_reconstruction,
+    "expert": run_expert,
+}
 
 
 def main() -> None:

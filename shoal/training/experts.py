@@ -1,0 +1,273 @@
+"""Training an expert vector by reinforcement learning on verifiable rewards, or on right answers (a control).
+
+z = 1 + theta, with theta from 0, so training starts at the base model itself. Two estimators of one gradient:
+
+* `rloo`: answers are sampled, and each is judged against the mean reward of the others to its request
+  (Ahmadian et al., arXiv 2402.14740, section 3.1); groups without variance teach nothing and are skipped;
+* `expected_reward`: for a closed set of labels the sum over all of them is exact, `sum_l p(l) r(l)`.
+
+Both may pay for divergence from the base model, exactly: the KL at every position of the answers, with the
+same batch run at z = 1. Knows a backbone, its decompositions and tasks; nothing of dispatch or files.
+
+Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoal.backbone import Backbone
+from shoal.config import ExpertTrainingConfig
+from shoal.engine import generate_greedy, sample_tokens
+from shoal.errors import UsageError
+from shoal.expert_attachment import attach_expert
+from shoal.forward import Sequences, answer_logits, pad_sequences
+from shoal.rewards import REWARDS, Reward
+from shoal.svf import Decompositions, ExpertVector
+from shoal.tasks import Example, Task, check_no_leakage
+from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
+from shoal.training.loop import RunSummary, StepLoss, run
+from shoal.training.lora import fingerprint, set_for_training
+
+MAX_LABELS = 32
+GATE_EXAMPLES = 64  # of all tasks together, on which the base model is tried first
+
+
+@dataclass(frozen=True)
+class TrainedExpert:
+    """What came of a training.
+
+    Attributes:
+        expert: its z, float32 on the CPU.
+        summary: how the run went.
+        base_success: mean reward of the base model's greedy answers on training examples, in [0, 1].
+    """
+
+    expert: ExpertVector
+    summary: RunSummary
+    base_success: float
+
+
+def train_expert(
+    backbone: Backbone,
+    basis: Decompositions,
+    tasks: Sequence[Task],
+    folder: Path,
+    config: ExpertTrainingConfig,
+    *,
+    held_out: Sequence[Task] = (),
+    reward: Reward | None = None,
+    show_progress: bool = True,
+) -> TrainedExpert:
+    """Train one expert on the `train` lists of one or more tasks, drawn evenly.
+
+    Args:
+        backbone: the frozen model.
+        basis: decompositions of the weights that the expert scales.
+        tasks: what to train on.
+        folder: of the run; training resumes from a checkpoint in it.
+        config: optimisation settings.
+        held_out: tasks that must share no example with `tasks`.
+        reward: what an answer earns; by default the configuration's own.
+        show_progress: draw a progress bar.
+
+    Raises:
+        LeakageError: a held-out task, or a `test` example, is among the training examples.
+        UsageError: no tasks or weights, a base model that earns nearly nothing or everything, labels that are
+            not a closed set, or a folder of another run.
+        Interrupted: Ctrl-C, after the checkpoint is written.
+    """
+    if not tasks or not basis:
+        raise UsageError(
+            f"an expert needs tasks and decomposed weights, got {len(tasks)} and {len(basis)}; give both"
+        )
+    check_no_leakage(tasks, held_out)
+    reward = reward or REWARDS[config.reward]
+    corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
+    objective = ExpertObjective(backbone, basis, corpus, config, reward)
+    success = base_success(backbone, corpus, reward, config)
+    if config.objective != "sft" and not config.least_success <= success <= config.most_success:
+        raise UsageError(
+            f"the base model earns {success:.2f} of 1 on the training examples, outside "
+            f"{config.least_success:g} to {config.most_success:g}: rewards would be nearly all equal; "
+            "choose an easier or harder task"
+        )
+    with set_for_training(backbone):
+        summary = run(objective, config, folder, show_progress=show_progress)
+    return TrainedExpert(objective.expert(), summary, success)
+
+
+def base_success(backbone: Backbone, corpus: Corpus, reward: Reward, config: ExpertTrainingConfig) -> float:
+    """Mean reward of the base model's greedy answers to the first training examples of every task."""
+    each = max(1, GATE_EXAMPLES // len(corpus.tasks))
+    earned = []
+    for task in corpus.tasks:
+        shown = list(islice(enumerate(task.train), each))
+        requests = [task.described(e.input, i) if config.describe else e.input for i, e in shown]
+        answers = generate_greedy(backbone, requests, max_new_tokens=config.max_new_tokens)
+        earned += [reward(e, answer) for (_, e), answer in zip(shown, answers, strict=True)]
+    return sum(earned) / len(earned)
+
+
+class ExpertObjective:
+    """The loss of one expert: minus the expected reward, plus the divergence from the base model."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        basis: Decompositions,
+        corpus: Corpus,
+        config: ExpertTrainingConfig,
+        reward: Reward,
+    ) -> None:
+        """Start at z = 1.
+
+        Raises:
+            UsageError: `expected_reward` and a task with fewer than 2 or more than 32 different answers.
+        """
+        self._backbone, self._basis, self._corpus = backbone, basis, corpus
+        self._config, self._reward = config, reward
+        self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
+        self._labels = (
+            [_labels_of(task) for task in corpus.tasks] if config.objective == "expected_reward" else []
+        )
+        self._names = list(basis)
+        self.module = nn.ParameterList(
+            nn.Parameter(torch.zeros_like(basis[name].s, dtype=torch.float32)) for name in self._names
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All of theta at one learning rate."""
+        return [{"params": list(self.module), "lr": self._config.learning_rate}]
+
+    def loss(self, forward_pass: int) -> StepLoss:
+        """Loss of one batch; sampling is decided by the seed and the number of the forward pass."""
+        examples = self._order.batch(forward_pass)
+        if self._config.objective == "sft":
+            return self._right_answers(examples)
+        if self._config.objective == "expected_reward":
+            return self._expected_reward(examples)
+        return self._sampled(examples)
+
+    def fingerprint(self) -> str:
+        """Names base model, data and the weights that are scaled."""
+        kept = [(name, self._basis[name].s.numel()) for name in self._names]
+        return fingerprint(self._backbone, self._corpus, kept)
+
+    def expert(self) -> ExpertVector:
+        """The expert as it stands, float32 on the CPU."""
+        return ExpertVector({name: z.detach().cpu() for name, z in self._current().z.items()})
+
+    def _current(self) -> ExpertVector:
+        return ExpertVector({n: 1 + theta for n, theta in zip(self._names, self.module, strict=True)})
+
+    def _right_answers(self, examples: Sequence[TokenisedExample]) -> StepLoss:
+        """Cross-entropy of the right answers, the mean of a sample's tokens."""
+        batch = self._padded([(e.prompt, e.completion) for e in examples])
+        with attach_expert(self._backbone.model, self._basis, self._current()):
+            logits = answer_logits(self._backbone, batch)
+        likely = log_likelihoods(logits, batch)
+        return StepLoss(-(likely / batch.answer.sum(1)).mean(), batch.tokens)
+
+    def _expected_reward(self, examples: Sequence[TokenisedExample]) -> StepLoss:
+        """Minus `sum_l p(l) r(l)`, with the model's own probability of every label and its end."""
+        pairs, earned, owners = [], [], []
+        for number, example in enumerate(examples):
+            for text in self._labels[example.task]:
+                pairs.append((example.prompt, tuple(self._backbone.encode_completion(text))))
+                earned.append(self._reward(self._source(example), text))
+                owners.append(number)
+        batch = self._padded(pairs)
+        likely, divergence = self._policy(batch)
+        rewards = torch.tensor(earned, device=likely.device)
+        expected = (likely.exp() * rewards).sum() / len(examples)
+        loss = -expected + self._config.kl_weight * divergence
+        return StepLoss(
+            loss, batch.tokens, {"reward": float(expected.detach()), "kl": float(divergence.detach())}
+        )
+
+    def _sampled(self, examples: Sequence[TokenisedExample]) -> StepLoss:
+        """REINFORCE with the mean reward of the other samples as baseline."""
+        config, count = self._config, self._config.samples
+        prompts = [e.prompt for e in examples for _ in range(count)]
+        # The loop has seeded torch from the run's seed and the forward pass: the generator continues from it.
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        with attach_expert(self._backbone.model, self._basis, self.expert_on_device()):
+            answers = sample_tokens(
+                self._backbone,
+                prompts,
+                generator=generator,
+                temperature=config.temperature,
+                max_new_tokens=config.max_new_tokens,
+            )
+        sources = [self._source(e) for e in examples for _ in range(count)]
+        earned = [
+            self._reward(e, self._backbone.decode(ids)) for e, ids in zip(sources, answers, strict=True)
+        ]
+        rewards = torch.tensor(earned).view(len(examples), count)
+        advantages = leave_one_out(rewards).flatten()
+        useful = [i for i, advantage in enumerate(advantages.tolist()) if advantage]
+        metrics = {"reward": float(rewards.mean()), "useful": len(useful) / len(prompts), "kl": 0.0}
+        if not useful:
+            tokens = sum(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+            return StepLoss(torch.stack([theta.sum() for theta in self.module]).sum() * 0, tokens, metrics)
+        batch = self._padded([(prompts[i], answers[i]) for i in useful])
+        likely, divergence = self._policy(batch)
+        gain = (advantages[useful].to(likely.device) * likely).sum() / len(prompts)
+        loss = -gain + config.kl_weight * divergence
+        return StepLoss(loss, batch.tokens, {**metrics, "kl": float(divergence.detach())})
+
+    def expert_on_device(self) -> ExpertVector:
+        """The expert as it stands, without gradients."""
+        return ExpertVector({name: z.detach() for name, z in self._current().z.items()})
+
+    def _policy(self, batch: Sequences) -> tuple[Float[Tensor, " batch"], Float[Tensor, ""]]:
+        """(log-likelihood of every answer, mean divergence from the base model a token of an answer)."""
+        with attach_expert(self._backbone.model, self._basis, self._current()):
+            logits = answer_logits(self._backbone, batch)
+        likely = log_likelihoods(logits, batch)
+        if not self._config.kl_weight:
+            return likely, likely.new_zeros(())
+        with torch.no_grad():  # the rows of the same batch at z = 1; their gradient is not needed
+            base = answer_logits(self._backbone, batch).float().log_softmax(-1)
+        own = logits.float().log_softmax(-1)
+        return likely, F.kl_div(base, own, log_target=True, reduction="none").sum(-1).mean()
+
+    def _padded(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Sequences:
+        return pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
+
+    def _source(self, example: TokenisedExample) -> Example:
+        return self._corpus.tasks[example.task].train[example.place]
+
+
+def log_likelihoods(logits: Float[Tensor, "answers vocabulary"], batch: Sequences) -> Float[Tensor, " batch"]:
+    """Log-probability of every sample's whole answer, in nats, from the logits at its tokens."""
+    losses = F.cross_entropy(logits.float(), batch.ids[batch.answer], reduction="none")
+    rows = batch.answer.nonzero()[:, 0]
+    return torch.zeros(len(batch.ids), device=losses.device).index_add(0, rows, -losses)
+
+
+def leave_one_out(rewards: Float[Tensor, "requests samples"]) -> Float[Tensor, "requests samples"]:
+    """Every reward minus the mean of the others to the same request; 0 where all are equal."""
+    count = rewards.shape[1]
+    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
+    return torch.where(equal, 0.0, (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1))
+
+
+def _labels_of(task: Task) -> list[str]:
+    labels = sorted({output for example in task.train for output in example.outputs})
+    if not 2 <= len(labels) <= MAX_LABELS:
+        raise UsageError(
+            f"task {task.name} has {len(labels)} different answers, a closed set of labels has 2 to "
+            f"{MAX_LABELS}; train it with the objective rloo"
+        )
+    return labels
