@@ -54,6 +54,7 @@ LEVELS = {
     "evaluation": 3,
     "controls": 3,
     "dispatch": 3,
+    "mixture_search": 3,
     "training": 4,
     "generated_adapter": 2,
     "released": 2,
