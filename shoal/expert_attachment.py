@@ -1,10 +1,8 @@
 """Experts at work on a model: attached beside its weights, in place of their products, or merged into them.
 
-| mode | what a module computes | multiply-adds a token, m x n weight |
-|---|---|---|
-| `delta` | `W x + U ((s (z - 1)) * (V^T x))` | m n + k (m + n) |
-| `factored` | `U ((s z) * (V^T x))`, all components needed | k (m + n) |
-| `merged` | `W' x`, with the weight built once | m n |
+* `delta`: `W x + U ((s (z - 1)) * (V^T x))`, m n + k (m + n) multiply-adds a token for an m x n weight;
+* `factored`: `U ((s z) * (V^T x))`, k (m + n), and all components are needed;
+* `merged`: `W' x`, m n, with the weight built once.
 
 All three leave no trace when they end: pristine weights are put back, never subtracted. Weights whose z is 1
 are left alone, so an identity is exact. Knows expert values and `nn.Module` only.

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shoal.backbone import DEFAULT_MODEL
-from shoal.config import TextToLoRAConfig
+from torch import nn
+
+from shoal.backbone import DEFAULT_MODEL, load_backbone
+from shoal.config import TextToLoRAConfig, Transformer2Config
 from shoal.generated_adapter import GeneratedAdapter
 from shoal.skills import SkillDetector
 from shoal.text_to_lora import TextToLoRA
+from shoal.transformer2 import Transformer2
 
 
 class SakanaAIIntegration:
@@ -43,6 +46,25 @@ class SakanaAIIntegration:
             self._generators[path] = TextToLoRA(path, self._config, skills=self._skills)
         adapter = self._generators[path].generate(prompt)
         return {"success": True, "duration": adapter.duration, "adapter_info": _info(adapter)}
+
+    def create_transformer2_model(
+        self, base_model: str | nn.Module = DEFAULT_MODEL, config: Transformer2Config | None = None
+    ) -> Transformer2:
+        """Wrap a causal language model so that it re-tunes itself for each request.
+
+        No experts are shipped yet: the wrapped model answers as it is and detects no skill, which is logged.
+        Pass trained ones to `Transformer2` itself.
+
+        Args:
+            base_model: alias, directory or hub id, or a loaded model of `transformers`.
+            config: settings of `Transformer2`.
+
+        Raises:
+            UsageError: no such model, or settings that do not fit it.
+            ShoalError: the model is damaged.
+        """
+        model = base_model if isinstance(base_model, nn.Module) else load_backbone(str(base_model)).model
+        return Transformer2(model, config)
 
     def add_custom_skills(self, skills: Mapping[str, Any] | Sequence[str]) -> None:
         """Teach skill detection further skills; see `SkillDetector.add_custom_skills`."""

@@ -77,14 +77,14 @@ def decompose(weight: Float[Tensor, "out_features in_features"]) -> Decompositio
 class ExpertVector:
     """One expert, or a batch of them: for every adapted weight the factors of its singular values.
 
-    A value: `+`, `-` and `*` act on z number by number and give new experts, `==` compares all numbers.
-    Weights are linear in z, so `0.5 * a + 0.5 * b` is the expert halfway between a and b.
+    A value: sums, differences and multiples act on z number by number and give new experts, and equality
+    compares all numbers. Weights are linear in z: `0.5 * a + 0.5 * b` is the expert halfway between a and b.
 
     Attributes:
         z: module name -> z (k), or (batch, k) where every sample has its own.
     """
 
-    z: Mapping[str, Float[Tensor, "*batch k"]]
+    z: Mapping[str, Float[Tensor, "... k"]]
 
     def __post_init__(self) -> None:
         if not self.z:
@@ -216,7 +216,8 @@ def check_fits(basis: Decompositions, expert: ExpertVector) -> None:
             )
 
 
-class LowRankExpert(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LowRankExpert:
     """An expert as a LoRA, with what was lost.
 
     Attributes:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.config import TextToLoRAConfig
+from shoal.config import TextToLoRAConfig, Transformer2Config
 from shoal.errors import UsageError
 from shoal.integration import SakanaAIIntegration
 
@@ -99,3 +99,18 @@ def test_bad_input_is_an_error(integration: SakanaAIIntegration, tmp_path: Path)
         integration.generate_adapter_from_text("", GUIDE_MODEL)
     with pytest.raises(UsageError, match="nowhere"):
         integration.generate_adapter_from_text("Sort the words", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_guides_transformer2_snippet(
+    family: str, integration: SakanaAIIntegration, tiny_models: dict[str, Path]
+) -> None:
+    base_model = str(tiny_models[family])
+    transformer2_model = integration.create_transformer2_model(base_model)
+    tokens = torch.tensor([[1, 2, 3, 4, 5]])
+    outputs = transformer2_model(tokens)
+    assert isinstance(outputs.detected_skill, str) and len(outputs.adaptations) == 0
+    loaded = transformer2_model.model
+    again = integration.create_transformer2_model(loaded)(tokens)
+    assert torch.equal(again.logits, outputs.logits)
+    assert integration.create_transformer2_model(loaded, Transformer2Config()).config.num_expert_vectors == 8

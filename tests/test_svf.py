@@ -154,14 +154,15 @@ def test_an_expert_of_another_model_does_not_fit() -> None:
 def test_the_lora_of_an_expert_is_the_best_of_its_rank() -> None:
     own, vector = basis(), expert(3)
     for rank in range(1, 6):
-        lora, predicted, measured, norm = expert_as_lora(own, vector, rank)
+        low_rank = expert_as_lora(own, vector, rank)
+        lora, predicted, measured = low_rank.lora, low_rank.predicted_error, low_rank.measured_error
         best = 0.0
         for name, (u, s, vt) in own.items():
             delta = (u * (s * (vector.z[name] - 1))) @ vt
             best += float(torch.linalg.svdvals(delta)[rank:].square().sum())
             assert torch.linalg.matrix_rank(lora.delta_weight(name)) <= rank
         assert predicted == pytest.approx(best**0.5, abs=1e-4) == pytest.approx(measured, abs=1e-4)
-        assert norm > predicted
+        assert low_rank.norm > predicted
     assert lora.rank == 5 and lora.scaling == 1
     torch.testing.assert_close(lora.delta_weight("tall"), delta, **CLOSE)
 

@@ -1,0 +1,259 @@
+"""Transformer²: a model that re-tunes itself for each request.
+
+Two passes: the first decides which skill a request needs, with the model as it is; the second answers with
+that skill's expert attached, one for each row of a batch. Where there are no experts, or none serves, the
+second pass is the base model, bit for bit. Joins dispatch, experts and a model; trains nothing.
+
+Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.2.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from shoal.backbone_shape import ROLES, BackboneShape, shape_of
+from shoal.config import Transformer2Config
+from shoal.decompositions import decompose_model
+from shoal.dispatch import NONE, Decision, Dispatch
+from shoal.errors import UsageError
+from shoal.expert_attachment import attach_expert
+from shoal.svf import Decompositions, ExpertVector, check_fits
+
+log = logging.getLogger(__name__)
+
+MLP_ROLES = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What the second pass did to one weight.
+
+    Attributes:
+        module: its name.
+        skill: of the expert that scaled it.
+        row: of the batch.
+        change: Frobenius norm of the difference over that of the components kept, from 0.
+    """
+
+    module: str
+    skill: str
+    row: int
+    change: float
+
+
+class Transformer2(nn.Module):
+    """Wraps a causal language model; the model itself is never changed beyond a call.
+
+    Attributes:
+        model: the base model.
+        config: how many experts, how many components, how strong.
+        experts: skill -> expert, at the configured strength.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Transformer2Config | None = None,
+        *,
+        experts: Mapping[str, ExpertVector] | None = None,
+        basis: Decompositions | None = None,
+        dispatch: Dispatch | None = None,
+    ) -> None:
+        """Take experts and what chooses between them; without any the wrapped model is the base model.
+
+        Args:
+            model: a causal language model of `transformers`.
+            config: settings.
+            experts: skill -> single expert; at most `num_expert_vectors`.
+            basis: decompositions of the weights that the experts scale; computed or read from the cache by
+                default.
+            dispatch: chooses a skill for each request; needed where there are experts.
+
+        Raises:
+            UsageError: more experts than `num_expert_vectors`, experts without dispatch or that it cannot
+                choose, experts that do not fit, or layers that the model lacks.
+        """
+        super().__init__()
+        self.model = model
+        self.config = config or Transformer2Config()
+        self._dispatch, self._lock = dispatch, threading.Lock()
+        shape = shape_of(model, "the model")
+        layers = _layers(self.config, shape)
+        given = dict(experts or {})
+        if len(given) > self.config.num_expert_vectors:
+            raise UsageError(
+                f"{len(given)} experts are more than num_expert_vectors {self.config.num_expert_vectors}; "
+                "raise it"
+            )
+        if given and (dispatch is None or not given.keys() <= set(dispatch.skills)):
+            known = ", ".join(dispatch.skills) if dispatch else "none, as there is no dispatch"
+            raise UsageError(
+                f"the experts {', '.join(given)} need a dispatch that chooses them; it knows {known}"
+            )
+        named = {name for expert in given.values() for name in expert.z}
+        self._basis = _basis(model, named, basis, self.config) if given else {}
+        for expert in given.values():
+            check_fits(self._basis, expert)
+        self.experts = {
+            skill: _limited(expert, shape, layers).strengthened(self.config.adaptation_strength)
+            for skill, expert in given.items()
+        }
+        if not given:
+            log.warning("no experts are given: the model answers as it is, and every skill is %r", NONE)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        *,
+        decisions: Sequence[Decision] | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Both passes over a batch of token ids.
+
+        Args:
+            input_ids: of the requests; padding is told by `attention_mask`.
+            decisions: of an earlier first pass, one a row, which is then not repeated.
+            inputs: passed on to the model.
+
+        Returns:
+            The model's own output with three attributes more: `detected_skill`, the most frequent of the
+            batch; `detected_skills`, one a row; `adaptations`, one record a weight and row that was adapted.
+
+        Raises:
+            UsageError: an empty batch or request, or another number of decisions.
+        """
+        decided = self.decide(input_ids, inputs.get("attention_mask")) if decisions is None else decisions
+        with self._adapted(decided, len(input_ids)):
+            output = self.model(input_ids, **inputs)
+        skills = [d.skill for d in decided]
+        output.detected_skill = Counter(skills).most_common(1)[0][0]
+        output.detected_skills = skills
+        output.adaptations = self._adaptations(skills)
+        return output
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        *,
+        decisions: Sequence[Decision] | None = None,
+        **options: Any,
+    ) -> Any:
+        """The model's own `generate`, beams and streamers included, after a first pass over the requests.
+
+        Args and errors as `forward`; `options` go to the model's `generate`.
+        """
+        decided = self.decide(input_ids, options.get("attention_mask")) if decisions is None else decisions
+        with self._adapted(decided, len(input_ids)):
+            return self.model.generate(input_ids, **options)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def decide(
+        self, input_ids: Int[Tensor, "batch length"], attention_mask: Tensor | None = None
+    ) -> list[Decision]:
+        """The first pass alone: one decision a row, `NONE` where there are no experts.
+
+        Raises:
+            UsageError: no rows, or one without tokens.
+        """
+        if input_ids.dim() != 2 or not input_ids.numel():
+            raise UsageError(
+                f"input_ids of shape {tuple(input_ids.shape)}: at least 1 row of at least 1 token is needed"
+            )
+        if self._dispatch is None:
+            return [Decision(NONE, {NONE: 1.0})] * len(input_ids)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        prompts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
+        with self._lock:
+            return self._dispatch.decide(prompts)
+
+    @contextmanager
+    def _adapted(self, decisions: Sequence[Decision], rows: int) -> Iterator[None]:
+        """The model with each row's expert attached."""
+        if len(decisions) != rows:
+            raise UsageError(f"{len(decisions)} decisions do not fit {rows} rows; give one a row")
+        chosen = [self.experts.get(d.skill) for d in decisions]
+        if not any(expert is not None for expert in chosen):
+            with self._lock:
+                yield
+            return
+        identity = ExpertVector.identity(self._basis)
+        full = [identity if e is None else ExpertVector({**identity.z, **e.z}) for e in chosen]
+        same = all(expert is chosen[0] for expert in chosen)
+        with (
+            self._lock,
+            attach_expert(self.model, self._basis, full[0] if same else ExpertVector.stack(full)),
+        ):
+            yield
+
+    def _adaptations(self, skills: Sequence[str]) -> list[Adaptation]:
+        return [
+            Adaptation(name, skill, row, self._change(name, z))
+            for row, skill in enumerate(skills)
+            if skill in self.experts
+            for name, z in self.experts[skill].z.items()
+            if bool((z != 1).any())
+        ]
+
+    def _change(self, name: str, z: Tensor) -> float:
+        s = self._basis[name].s.cpu()
+        return float((s * (z.cpu() - 1)).norm() / s.norm())
+
+
+def mlp_modules(shape: BackboneShape, layers: Sequence[int] | None = None) -> list[str]:
+    """Names of the MLP's linear maps, in all layers or some: what experts scale unless told otherwise.
+
+    Raises:
+        UsageError: there are none.
+    """
+    endings = [ending for role in MLP_ROLES for ending in ROLES[role]]
+    names = [
+        t.name
+        for t in shape.targets
+        if (layers is None or t.layer in layers)
+        and any(t.type == e or t.type.endswith("." + e) for e in endings)
+    ]
+    if not names:
+        raise UsageError(f"{shape.base_model} has no MLP weights in layers {layers or 'all'}; choose others")
+    return names
+
+
+def _layers(config: Transformer2Config, shape: BackboneShape) -> set[int]:
+    wanted = range(shape.num_layers) if config.adaptation_layers is None else config.adaptation_layers
+    odd = next((layer for layer in wanted if not 0 <= layer < shape.num_layers), None)
+    if odd is not None:
+        raise UsageError(
+            f"adaptation_layers names layer {odd}, the model has 0 to {shape.num_layers - 1}; choose some"
+        )
+    return set(wanted)
+
+
+def _basis(
+    model: nn.Module, names: set[str], basis: Decompositions | None, config: Transformer2Config
+) -> dict[str, Any]:
+    """Decompositions of the named weights, in the model's order, cut to the configured size."""
+    if basis is None:
+        ordered = [name for name, _ in model.named_modules() if name in names]
+        missing = sorted(names - set(ordered))
+        if missing:
+            raise UsageError(f"the model has no module {missing[0]!r}; use the experts' own base model")
+        return decompose_model(model, ordered, components=config.expert_vector_dim)
+    return {name: basis[name] for name in basis if name in names}
+
+
+def _limited(expert: ExpertVector, shape: BackboneShape, layers: set[int]) -> ExpertVector:
+    """The expert with z = 1 outside the layers that are adapted."""
+    layer_of = {t.name: t.layer for t in shape.targets}
+    return ExpertVector(
+        {n: z if layer_of.get(n, -1) in layers else torch.ones_like(z) for n, z in expert.z.items()}
+    )
