@@ -42,7 +42,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     target = Path(os.path.realpath(path))
     nearest = next(parent for parent in target.parents if parent.exists())
-    with _failures_named(target), _workspace(nearest / target.name):
+    with failures_named(target), _workspace(nearest / target.name):
         pass
 
 
@@ -72,7 +72,7 @@ def write_file(path: str | os.PathLike[str], content: bytes | str | Callable[[Pa
         ShoalError: the disk is full, the place read-only, or another failure of the file system.
     """
     target = Path(os.path.realpath(path))
-    with _failures_named(target), _workspace(target) as workspace:
+    with failures_named(target), _workspace(target) as workspace:
         draft = workspace / target.name
         if callable(content):
             content(draft)
@@ -102,7 +102,7 @@ def write_directory(path: str | os.PathLike[str], write: Callable[[Path], object
         raise UsageError(f"{target} is a file; name a directory")
     if os.path.isdir(target) and Path.cwd().is_relative_to(target):
         raise UsageError(f"cannot replace the current directory {target}; name a new directory inside it")
-    with _failures_named(target), _workspace(target) as workspace:
+    with failures_named(target), _workspace(target) as workspace:
         write(workspace)
         _flush(workspace)
         with _locked(target.parent):
@@ -121,7 +121,7 @@ def remove_directory(path: str | os.PathLike[str]) -> None:
         ShoalError: there is none, or it cannot be removed.
     """
     target = Path(os.path.realpath(path))
-    with _failures_named(target, "remove"), _workspace(target) as workspace:
+    with failures_named(target, "remove"), _workspace(target) as workspace:
         os.rename(target, workspace / target.name)
         _sync(target.parent)
 
@@ -154,7 +154,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         ShoalError: the file is missing, larger than 256 MB, not JSON, or JSON other than an object.
     """
     path = Path(path)
-    with _failures_named(path, "read"):
+    with failures_named(path, "read"):
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise ShoalError(f"{path} has {size} bytes, the limit is {MAX_JSON_BYTES}; it is another file")
@@ -176,13 +176,14 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ShoalError: the file is missing, truncated, not a safetensors file, or has a header above 8 MB.
     """
     path = Path(path)
-    with _failures_named(path, "read"):
+    with failures_named(path, "read"):
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size
-        if header > min(size, MAX_HEADER_BYTES):
+        limit = min(size, MAX_HEADER_BYTES)
+        if header > limit:
             raise ShoalError(
-                f"{path} ({size} bytes) states a header of {header} bytes, the limit is {MAX_HEADER_BYTES}; "
+                f"{path} ({size} bytes) states a header of {header} bytes, the limit for it is {limit}; "
                 "it is not a whole safetensors file, write or download it again"
             )
         try:
@@ -295,7 +296,7 @@ def _held(directory: Path) -> Iterator[Callable[[], bool]]:
     """Whether this very directory is still in place; held open, so that no later one can take its inode."""
     if not directory.is_dir():
         raise UsageError(f"there is no directory {directory}; check the path")
-    with _failures_named(directory, "read"):
+    with failures_named(directory, "read"):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
 
     def unchanged() -> bool:
@@ -328,14 +329,22 @@ _FIXES = {
 
 
 @contextmanager
-def _failures_named(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turn failures of the file system, also those inside safetensors, into one line with the fix."""
+def failures_named(path: Path, verb: str = "write") -> Iterator[None]:
+    """Turn failures of the file system, also those inside safetensors, into one line with the fix.
+
+    Raises:
+        ShoalError: a failure of the file system, whatever `verb` was being done to `path`.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         code = error.errno if isinstance(error, OSError) else None
         stated = re.search(r"os error (\d+)", str(error))
         code = int(stated[1]) if code is None and stated else code
-        if code is None:
+        if code is not None:
+            fix = _FIXES.get(code, os.strerror(code))
+        elif isinstance(error, OSError):  # numpy's, of a write cut short: it has no number
+            fix = f"{' '.join(str(error).split())}; if the disk is full, free some space"
+        else:
             raise
-        raise ShoalError(f"cannot {verb} {path}: {_FIXES.get(code, os.strerror(code))}") from error
+        raise ShoalError(f"cannot {verb} {path}: {fix}") from error

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shoal.errors import ShoalError, UsageError
-from shoal.files import read_directory, read_json, read_tensors, write_directory, write_file
+from shoal.files import failures_named, read_directory, read_json, read_tensors, write_directory, write_file
 
 log = logging.getLogger(__name__)
 
@@ -130,14 +131,12 @@ class RunLog:
         Raises:
             ShoalError: the folder cannot be written.
         """
-        from torch.utils.tensorboard import SummaryWriter  # costs a second, which other processes do without
-
         self._path = folder / LOG_FILE
-        with _failures_named(self._path):
-            kept = self._path.read_text("utf-8").splitlines()[:step] if self._path.exists() else []
-            write_file(self._path, "".join(line + "\n" for line in kept))
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        with failures_named(self._path):
+            kept = self._path.read_bytes().splitlines(keepends=True)[:step] if self._path.exists() else []
+            write_file(self._path, b"".join(kept))
             self._file = self._path.open("a", encoding="utf-8")
+        self._events = _Events(folder / "tensorboard", step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the row of a step.
@@ -146,31 +145,47 @@ class RunLog:
             ShoalError: the disk is full.
         """
         row = {"step": step, **{name: round(value, 6) for name, value in metrics.items()}}
-        with _failures_named(self._path):
+        with failures_named(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-            for name, value in metrics.items():
-                self._events.add_scalar(name, value, step)
+        self._events.write(step, metrics)
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._events.close()
         try:
-            with _failures_named(self._path):
+            with failures_named(self._path):
                 self._file.close()
-                self._events.close()
         except ShoalError:
             if kind is None:  # else the reason is on its way already
                 raise
 
 
-@contextmanager
-def _failures_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ShoalError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder, "
-            "then run again to resume"
-        ) from error
+class _Events:
+    """TensorBoard's file of events, written step by step: its usual writer fails in a thread of its own."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Start a file whose events replace those of earlier files after `step`."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+        with failures_named(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._records = RecordWriter(self._path.open("xb", buffering=0))
+        self._add(file_version="brain.Event:2")
+        self._add(step=step + 1, session_log={"status": "START"})
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = [{"tag": name, "simple_value": value} for name, value in metrics.items()]
+        self._add(step=step, summary={"value": values})
+
+    def close(self) -> None:
+        self._records.close()  # unbuffered: nothing is left to be written
+
+    def _add(self, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        with failures_named(self._path):
+            self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
