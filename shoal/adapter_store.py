@@ -35,6 +35,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 FACTS_FILE = "shoal.json"
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, FACTS_FILE)
 FORMAT = 1
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -55,6 +56,10 @@ class StoredAdapter:
     base_model: str | None
     revision: str | None
     card: AdapterCard | None
+
+    def made_for(self, base_model: str) -> bool:
+        """Whether it is for this base model, or names none."""
+        return self.base_model in (None, base_model)
 
 
 def save_adapter(

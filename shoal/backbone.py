@@ -181,6 +181,8 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return pick_device()
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("nothing is computed on it")
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(

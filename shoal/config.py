@@ -14,6 +14,7 @@ from shoal.errors import UsageError
 
 TargetModules = tuple[str, ...]
 HeadName = Literal["L", "M", "S", "mixture", "perceiver"]
+MAX_WIDTH, MAX_COUNT = 2**16, 2**31  # beyond what any machine holds or finishes
 GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -25,7 +26,7 @@ def first_mistake(error: ValidationError) -> tuple[str, str]:
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
         """Take fields by name.
@@ -48,12 +49,20 @@ class _Frozen(BaseModel):
 class TextToLoRAConfig(_Frozen):
     """Shape of the adapters that a hypernetwork emits and of the hypernetwork itself."""
 
-    hyper_network_size: int = Field(256, ge=1, description="width of the hypernetwork's last hidden layer")
-    skill_embeddings_dim: int = Field(128, ge=4, multiple_of=4, description="width of its encoder and trunk")
-    adapter_rank: int = Field(16, ge=1, description="LoRA rank")
-    adapter_alpha: float = Field(32, gt=0, description="LoRA alpha; the delta weight is alpha / rank * B A")
+    hyper_network_size: int = Field(
+        256, le=MAX_WIDTH, ge=1, description="width of the hypernetwork's last hidden layer"
+    )
+    skill_embeddings_dim: int = Field(
+        128, le=MAX_WIDTH, ge=4, multiple_of=4, description="width of its encoder and trunk"
+    )
+    adapter_rank: int = Field(16, le=MAX_WIDTH, ge=1, description="LoRA rank")
+    adapter_alpha: float = Field(
+        32, le=1e9, gt=0, description="LoRA alpha; the delta weight is alpha / rank * B A"
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the hypernetwork while it trains")
-    num_layers_to_adapt: int | None = Field(8, ge=1, description="adapt the last N layers; none means all")
+    num_layers_to_adapt: int | None = Field(
+        8, le=MAX_WIDTH, ge=1, description="adapt the last N layers; none means all"
+    )
     target_modules: TargetModules = Field(
         GUIDE_TARGET_MODULES, min_length=1, description="module roles or the model's own module names"
     )
@@ -61,15 +70,19 @@ class TextToLoRAConfig(_Frozen):
         "L",
         description="output head: published L, M or S, mixture of learned bases, or perceiver of tokens",
     )
-    num_bases: int = Field(16, ge=1, description="bases of the mixture head, per layer and module type")
+    num_bases: int = Field(
+        16, le=MAX_WIDTH, ge=1, description="bases of the mixture head, per layer and module type"
+    )
     offset: bool = Field(True, description="learn one shared adapter and emit differences from it")
 
 
 class Transformer2Config(_Frozen):
     """Shape of singular-value experts and of their mixture."""
 
-    expert_vector_dim: int | None = Field(128, ge=1, description="singular values kept; none means all")
-    num_expert_vectors: int = Field(8, ge=1, description="number of experts")
+    expert_vector_dim: int | None = Field(
+        128, le=MAX_WIDTH, ge=1, description="singular values kept; none means all"
+    )
+    num_expert_vectors: int = Field(8, le=MAX_WIDTH, ge=1, description="number of experts")
     adaptation_strength: float = Field(0.1, ge=0, description="scale of z - 1")
     adaptation_layers: tuple[int, ...] | None = Field(None, description="layers to adapt; none means all")
 
@@ -77,23 +90,26 @@ class Transformer2Config(_Frozen):
 class LoraTrainingConfig(_Frozen):
     """Optimisation of LoRA factors, for one task or for many at once."""
 
-    steps: int = Field(300, ge=1, description="optimiser steps")
-    batch_size: int = Field(16, ge=1, description="examples a forward pass, per process")
-    accumulation: int = Field(1, ge=1, description="forward passes an optimiser step")
+    steps: int = Field(300, le=MAX_COUNT, ge=1, description="optimiser steps")
+    batch_size: int = Field(16, le=MAX_WIDTH, ge=1, description="examples a forward pass, per process")
+    accumulation: int = Field(1, le=MAX_WIDTH, ge=1, description="forward passes an optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up; linear decay after")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     clip_norm: float = Field(1.0, gt=0, description="limit of the gradient norm")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
-    max_length: int = Field(256, ge=8, description="tokens; longer examples are left out and counted")
+    max_length: int = Field(
+        256, le=MAX_COUNT, ge=8, description="tokens; longer examples are left out and counted"
+    )
     examples_a_task: int = Field(
         1,
         ge=1,
+        le=MAX_WIDTH,
         description="examples of one task that are drawn together; a hypernetwork gives them one adapter",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: slower, less memory")
-    seed: int = Field(0, ge=0, description="seed of initialisation, sampling and dropout")
-    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    seed: int = Field(0, lt=2**63, ge=0, description="seed of initialisation, sampling and dropout")
+    checkpoint_every: int = Field(100, le=MAX_COUNT, ge=1, description="steps between checkpoints")
     describe: bool = Field(False, description="put a task description in the prompt (a control)")
 
 
@@ -127,9 +143,9 @@ class ExpertTrainingConfig(LoraTrainingConfig):
     )
     learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of z")
     describe: bool = Field(True, description="put a task description in the prompt")
-    samples: int = Field(8, ge=2, description="answers that are sampled for a request")
+    samples: int = Field(8, le=MAX_WIDTH, ge=2, description="answers that are sampled for a request")
     temperature: float = Field(1.0, gt=0, description="of sampling; 1 makes the gradient exact in the mean")
-    max_new_tokens: int = Field(24, ge=1, description="limit of a sampled answer, in tokens")
+    max_new_tokens: int = Field(24, le=MAX_WIDTH, ge=1, description="limit of a sampled answer, in tokens")
     kl_weight: float = Field(0.02, ge=0, description="weight of the divergence from the base model")
     least_success: float = Field(0.05, ge=0, le=1, description="mean reward that the base must have to begin")
     most_success: float = Field(0.95, ge=0, le=1, description="mean reward above which there is no lesson")

@@ -46,15 +46,27 @@ class GeneratedAdapter:
 
     def save(self, directory: str | Path) -> None:
         """Write it as a PEFT adapter directory, whole or not at all; errors as `save_adapter`."""
-        few_shot = self.hypernetwork.get("few_shot")
+        facts = self.hypernetwork
+        notes = [few_shot_note(facts["few_shot"])] if "few_shot" in facts else []
+        if "confidence" in facts:
+            notes.append(familiarity_note(facts))
         card = AdapterCard(
             generator="text-to-lora",
             trained=self.trained,
             description=self.description,
-            checkpoint_sha256=self.hypernetwork.get("sha256"),
-            notes=(few_shot_note(few_shot),) if few_shot else (),
+            checkpoint_sha256=facts.get("sha256"),
+            notes=tuple(notes),
         )
         save_adapter(directory, self.lora, shape=self.shape, card=card)
+
+
+def familiarity_note(facts: Mapping[str, Any]) -> str:
+    """What an adapter's facts say of how near its description is to the training tasks, as a sentence."""
+    nearest = next(iter(facts["nearest_tasks"]))
+    return (
+        f"The nearest training task is {nearest}, at distance {facts['distance']:.2f}: the adapter keeps "
+        f"{100 * facts['confidence']:.0f}% of its difference from the adapter that all tasks share."
+    )
 
 
 def few_shot_note(facts: Mapping[str, Any]) -> str:

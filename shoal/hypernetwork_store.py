@@ -26,6 +26,7 @@ from shoal.task_embedding import TaskEncoder, embed_texts
 WEIGHTS_FILE = "hypernetwork.safetensors"
 CONFIG_FILE = "hypernetwork.json"
 KNOWN_TASKS_FILE = "known_tasks.safetensors"
+HYPERNETWORK_FILES = (CONFIG_FILE, WEIGHTS_FILE, KNOWN_TASKS_FILE)
 FORMAT = 1
 
 

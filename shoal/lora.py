@@ -115,6 +115,12 @@ class LoRA:
         """The same adapter on another device or in another dtype."""
         return replace(self, factors={name: f.to(*args) for name, f in self.factors.items()})
 
+    def copy(self) -> LoRA:
+        """The same adapter with tensors of its own."""
+        return replace(
+            self, factors={n: LoraFactors(f.a.clone(), f.b.clone()) for n, f in self.factors.items()}
+        )
+
     def __mul__(self, scale: float) -> LoRA:
         """The adapter whose every delta weight is `scale` times this one's."""
         return replace(
@@ -164,7 +170,9 @@ class BatchedLoRA:
 
 
 def check_rank(targets: Sequence[TargetModule], rank: int) -> None:
-    """Raise UsageError unless the rank is between 1 and the smaller side of every target."""
+    """Raise UsageError unless there are targets and the rank is between 1 and the smaller side of each."""
+    if not targets:
+        raise UsageError("an adapter needs at least one target module, got none; name some")
     smallest = min(targets, key=lambda t: min(t.in_features, t.out_features))
     limit = min(smallest.in_features, smallest.out_features)
     if not 1 <= rank <= limit:
@@ -181,8 +189,9 @@ def compose(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
     summed rank and scaling 1. A module that an adapter lacks counts as zero.
 
     Raises:
-        UsageError: no adapters, or as many weights as adapters are not given.
+        UsageError: no adapters, as many weights as adapters are not given, or modules of different sizes.
     """
+    _check_sizes(loras)
     if not loras or len(loras) != len(weights):
         raise UsageError(
             f"composition needs one weight for each of {len(loras)} adapters (at least 1), got {len(weights)}"
@@ -229,8 +238,9 @@ def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
     """A batch in which sample i uses adapter i; smaller ranks are padded with zeros, scalings folded into B.
 
     Raises:
-        UsageError: no adapters, or adapters of different modules.
+        UsageError: no adapters, or adapters of different modules or sizes.
     """
+    _check_sizes(loras)
     if not loras or any(lora.factors.keys() != loras[0].factors.keys() for lora in loras):
         raise UsageError("adapters of one batch must adapt the same modules, and there must be one at least")
     rank = max(lora.rank for lora in loras)
@@ -240,3 +250,15 @@ def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
         b = [F.pad(lora.factors[name].b * lora.scaling, (0, rank - lora.rank)) for lora in loras]
         factors[name] = LoraFactors(torch.stack(a), torch.stack(b))
     return BatchedLoRA(factors, alpha=float(rank))
+
+
+def _check_sizes(loras: Sequence[LoRA]) -> None:
+    sizes: dict[str, tuple[int, int]] = {}
+    for lora in loras:
+        for name, f in lora.factors.items():
+            own = (f.a.shape[-1], f.b.shape[-2])
+            if sizes.setdefault(name, own) != own:
+                raise UsageError(
+                    f"{name} is {sizes[name]} (in, out) in one adapter and {own} in another; join adapters "
+                    "of one base model"
+                )

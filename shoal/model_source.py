@@ -123,7 +123,8 @@ def find_model(model: str) -> ModelSource:
             raise UsageError(
                 f"model path {model!r} {what}; give a model directory, a hub id or {DEFAULT_MODEL!r}"
             )
-        return ModelSource(model, str(path), True, "download or convert it again")
+        whole = os.path.abspath(path)
+        return ModelSource(whole, whole, True, "download or convert it again")
     return ModelSource(model, model, not _hub_answers(model), "delete it from the hub's cache and try again")
 
 

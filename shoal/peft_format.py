@@ -68,16 +68,7 @@ def cover(lora: LoRA, shape: BackboneShape, *, pad_layers: bool = False) -> Cove
     Raises:
         UsageError: the model has no such module, or one of another size.
     """
-    by_name = {t.name: t for t in shape.targets}
-    for name, f in lora.factors.items():
-        target, sizes = by_name.get(name), (f.a.shape[-1], f.b.shape[0])
-        if target is None or sizes != (target.in_features, target.out_features):
-            known = "no such module" if target is None else f"{target.in_features} x {target.out_features}"
-            raise UsageError(
-                f"the adapter's {name} is {sizes[0]} x {sizes[1]} (in x out), in {shape.base_model} {known}; "
-                "use the model that it was made for"
-            )
-    adapted = [by_name[name] for name in lora.factors]
+    adapted = shape.adapted_by(lora)
     types = {t.type for t in adapted}
     layers = {t.layer for t in (shape.targets if pad_layers else adapted)}
     targets = tuple(t for t in shape.targets if t.type in types and t.layer in layers)

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from shoal import adapter_store, hypernetwork_store
-from shoal.adapter_store import StoredAdapter, save_adapter
+from shoal.adapter_store import ADAPTER_FILES, StoredAdapter, save_adapter
 from shoal.backbone import Backbone, BackboneShape
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.controls import gibberish
@@ -23,7 +22,7 @@ from shoal.errors import UsageError
 from shoal.familiarity import KnownTasks
 from shoal.files import check_place
 from shoal.hypernetwork import Hypernetwork
-from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
+from shoal.hypernetwork_store import HYPERNETWORK_FILES, HypernetworkCheckpoint, save_hypernetwork
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
 from shoal.task_embedding import TaskEncoder
@@ -32,20 +31,10 @@ from shoal.text_to_lora import new_hypernetwork
 from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora
+from shoal.training.run_folder import check_run_folder
 
 log = logging.getLogger(__name__)
 
-ADAPTER_FILES = (
-    adapter_store.CONFIG_FILE,
-    adapter_store.WEIGHTS_FILE,
-    adapter_store.CARD_FILE,
-    adapter_store.FACTS_FILE,
-)
-HYPERNETWORK_FILES = (
-    hypernetwork_store.CONFIG_FILE,
-    hypernetwork_store.WEIGHTS_FILE,
-    hypernetwork_store.KNOWN_TASKS_FILE,
-)
 DESCRIPTIONS_A_TASK, NONSENSE = 24, 200  # what the distances between tasks are measured on
 
 
@@ -79,7 +68,9 @@ def make_lora(
         ShoalError: as `train_lora` and `save_adapter`.
     """
     check_place(directory, ADAPTER_FILES)
+    check_run_folder(run, directory)
     _check_start(start, backbone.shape)
+    _check_sizes(start, sizes)
     targets = backbone.shape.select(sizes.target_modules, sizes.num_layers_to_adapt)
     lora, summary = train_lora(
         backbone,
@@ -143,6 +134,7 @@ def make_hypernetwork(
         ShoalError: as `train_hypernetwork` and `save_hypernetwork`.
     """
     check_place(directory, HYPERNETWORK_FILES)
+    check_run_folder(run, directory)
     encoder = TaskEncoder()
     network = _fresh(backbone.shape, sizes, encoder, training.seed, start)
     summary = train_hypernetwork(
@@ -179,6 +171,7 @@ def make_hypernetwork_from_adapters(
     Args and errors as `make_hypernetwork`; `adapters` go task by task.
     """
     check_place(directory, HYPERNETWORK_FILES)
+    check_run_folder(run, directory)
     encoder = TaskEncoder()
     network = _fresh(shape, sizes, encoder, training.seed, start)
     described = _described(tasks, max_descriptions)
@@ -224,10 +217,20 @@ def _fresh(
 
 
 def _check_start(start: StoredAdapter | None, shape: BackboneShape) -> None:
-    if start is not None and start.base_model not in (None, shape.base_model):
+    if start is not None and not start.made_for(shape.base_model):
         raise UsageError(
             f"the LoRA to start from is for {start.base_model}, not {shape.base_model}; train one for it"
         )
+
+
+def _check_sizes(start: StoredAdapter | None, sizes: TextToLoRAConfig) -> None:
+    """Rank and alpha are those of the adapter at the start: others that were asked for cannot be had."""
+    if start is None:
+        return
+    for name, has in (("adapter_rank", start.lora.rank), ("adapter_alpha", start.lora.alpha)):
+        asked = getattr(sizes, name)
+        if name in sizes.model_fields_set and asked != has:
+            raise UsageError(f"{name} {asked:g}: the LoRA to start from has {has:g}; leave it out")
 
 
 def _before(start: StoredAdapter) -> str:

@@ -40,13 +40,13 @@ _MIN_WORDS_TO_JUDGE = 4
 _ENGLISH_SHARE = 0.1
 _FOREIGN_MARGIN = 16.0
 _WORD = re.compile(r"[^\W\d_]+")
-# Frequent in English and rare elsewhere, which "in", "is", "to", "of", "for", "on", "or" and "find" are not.
+# Frequent in English and rare elsewhere, which "was", "want" (German, Dutch), "in", "is" and "for" are not.
 _ENGLISH_WORDS = frozenset(
     _WORD.findall("""
-    the and with from this that these those what which how why who where when whether your you they their been
-    into should would could are was were have each given using my need want write writing translate
-    translation convert answer words sentence english french german spanish italian portuguese dutch polish
-    turkish russian chinese japanese korean arabic hindi greek
+    the and with from this that these those what which how why who where when whether your you they their
+    into should would could are were each given using need write writing translate translation convert answer
+    words sentence english french german spanish italian portuguese dutch polish turkish russian chinese
+    japanese korean arabic hindi greek
     """)
 )
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|‘[^’]*’|`[^`]*`|(?<!\w)'[^']*'(?!\w)")

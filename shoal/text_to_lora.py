@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from shoal.backbone import DEFAULT_MODEL, Backbone, BackboneShape, load_backbone
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.familiarity import Familiarity
-from shoal.generated_adapter import GeneratedAdapter
+from shoal.generated_adapter import GeneratedAdapter, familiarity_note
 from shoal.hypernetwork import Architecture, Hypernetwork
 from shoal.hypernetwork_store import (
     WEIGHTS_FILE,
@@ -35,7 +36,7 @@ from shoal.hypernetwork_store import (
     load_hypernetwork,
     save_hypernetwork,
 )
-from shoal.lora import LoRA, LoraFactors
+from shoal.lora import LoRA
 from shoal.model_source import check_downloaded
 from shoal.released import config_of, misfit, shipped_for
 from shoal.skills import SkillDetector
@@ -96,6 +97,9 @@ class TextToLoRA:
         if self.checkpoint:
             self._targets = self.checkpoint.network.targets
         else:
+            if "num_layers_to_adapt" not in self.config.model_fields_set:
+                layers = min(TextToLoRAConfig().num_layers_to_adapt or 1, self.shape.num_layers)
+                self.config = self.config.model_copy(update={"num_layers_to_adapt": layers})
             self._targets = self.shape.select(self.config.target_modules, self.config.num_layers_to_adapt)
             self._identity = LoRA.identity(
                 self._targets,
@@ -174,7 +178,7 @@ class TextToLoRA:
                 for text, lora, skills, of in zip(new, loras, found, known, strict=True)
             }
             self._remember({**hits, **made})
-        return [made[text] if text in made else replace(hits[text], duration=0.0) for text in texts]
+        return [_own(made[text] if text in made else replace(hits[text], duration=0.0)) for text in texts]
 
     def clear_cache(self) -> None:
         """Forget the adapters made so far, for example after the skill detector has learnt other skills."""
@@ -233,7 +237,7 @@ class TextToLoRA:
             raise ShoalError(
                 f"examples need {error.name}, which is not installed; pip install 'shoal[train]'"
             ) from None
-        records = [e if isinstance(e, Example) else Example(e[0], (e[1],)) for e in examples]
+        records = [_example(e) for e in examples]
         with self._refining:  # the adapter that is trained hangs on the one base model
             refinement = refine(self.backbone, adapter.lora, records, description=adapter.description)
         facts = {f.name: getattr(refinement, f.name) for f in fields(refinement) if f.name != "lora"}
@@ -258,21 +262,13 @@ class TextToLoRA:
         emission = self.checkpoint.emit(self.encoder, descriptions)
         rows = [emission.adapters.row(row) for row in range(len(descriptions))]
         if len(rows) > 1:  # copies: one kept row would keep the whole batch in memory
-            rows = [
-                LoRA({n: LoraFactors(f.a.clone(), f.b.clone()) for n, f in lora.factors.items()}, lora.alpha)
-                for lora in rows
-            ]
-        for text, familiarity in zip(descriptions, emission.familiarities or [], strict=False):
-            if familiarity.confidence < 1:
-                log.warning(
-                    "%.60r is far from every training task (distance %.2f): its adapter keeps %.0f%% of its "
-                    "difference from the multi-task adapter",
-                    text,
-                    familiarity.distance,
-                    100 * familiarity.confidence,
-                )
+            rows = [lora.copy() for lora in rows]
         familiarities: Sequence[Familiarity | None] = emission.familiarities or [None] * len(rows)
-        return rows, [_known(familiarity) for familiarity in familiarities]
+        facts = [_known(familiarity) for familiarity in familiarities]
+        for text, known in zip(descriptions, facts, strict=True):
+            if known.get("confidence", 1) < 1:
+                log.warning("%.60r: %s", text, familiarity_note(known))
+        return rows, facts
 
     def _remember(self, adapters: dict[str, GeneratedAdapter]) -> None:
         self._cache.update(adapters)
@@ -309,6 +305,19 @@ def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: i
         offset=config.offset,
     )
     return Hypernetwork(targets, architecture)
+
+
+def _example(given: Example | tuple[str, str]) -> Example:
+    if isinstance(given, Example):
+        return given
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
+        raise UsageError(f"example {given!r:.80} is no pair; give Example records or (input, output)")
+    return Example(given[0], (given[1],))
+
+
+def _own(adapter: GeneratedAdapter) -> GeneratedAdapter:
+    """The adapter with tensors and facts of its own: what a caller does to them stays out of the cache."""
+    return replace(adapter, lora=adapter.lora.copy(), hypernetwork=deepcopy(adapter.hypernetwork))
 
 
 def _known(familiarity: Familiarity | None) -> dict[str, Any]:

@@ -23,6 +23,12 @@ from shoal.errors import UsageError
         ),
         (Transformer2Config, {"expert_vector_dim": -1}, "expert_vector_dim -1"),
         (LoraTrainingConfig, {"steps": "many"}, "steps many: .*integer"),
+        (TextToLoRAConfig, {"adapter_alpha": float("inf")}, "adapter_alpha inf: .*finite"),
+        (TextToLoRAConfig, {"adapter_alpha": 1e300}, "adapter_alpha 1e.300: .*less than or equal to"),
+        (TextToLoRAConfig, {"hyper_network_size": 10**11}, "hyper_network_size 1000.*65536"),
+        (LoraTrainingConfig, {"seed": 10**26}, "seed 1000.*less than"),
+        (LoraTrainingConfig, {"batch_size": 10**20}, "batch_size 1000.*65536"),
+        (LoraTrainingConfig, {"weight_decay": float("inf")}, "weight_decay inf: .*finite"),
         (HypernetworkTrainingConfig, {"learning_rate": 0}, "learning_rate 0: .*greater than 0"),
     ],
 )

@@ -82,7 +82,19 @@ def test_repeated_prompts_come_from_the_cache(integration: SakanaAIIntegration) 
     again = integration.generate_adapter_from_text(prompt, GUIDE_MODEL)
     assert again["duration"] == 0.0 and again["adapter_info"].keys() == KEYS
     for name, tensor in first["adapter_info"]["adapters"].items():
-        assert again["adapter_info"]["adapters"][name] is tensor
+        assert torch.equal(again["adapter_info"]["adapters"][name], tensor)
+
+
+def test_what_a_caller_does_to_a_result_stays_there(integration: SakanaAIIntegration) -> None:
+    prompt = "Summarise customer reviews in one sentence"
+    info = integration.generate_adapter_from_text(prompt, GUIDE_MODEL)["adapter_info"]
+    for tensor in info["adapters"].values():
+        tensor.add_(1)
+    info["hypernetwork"]["trained"] = True
+    for asked in (prompt, "Write a poem about the sea"):
+        later = integration.generate_adapter_from_text(asked, GUIDE_MODEL)["adapter_info"]
+        assert later["hypernetwork"]["trained"] is False
+        assert not any(t.any() for name, t in later["adapters"].items() if "lora_B" in name)
 
 
 def test_custom_skills_count_for_prompts_asked_before() -> None:

@@ -137,3 +137,14 @@ def test_what_does_not_combine_is_named() -> None:
         LoRA({**x.factors, "z": truncate(y, 2).factors["y"]}, 8.0)
     with pytest.raises(UsageError, match="one rank"):
         LoRA({}, 8.0)
+
+
+def test_adapters_of_other_sizes_do_not_join() -> None:
+    one, other = (
+        LoRA({"layer": LoraFactors(torch.ones(2, wide), torch.ones(4, 2))}, alpha=2.0) for wide in (3, 5)
+    )
+    for join in (lambda: compose([one, other], [1.0, 1.0]), lambda: stack([one, other])):
+        with pytest.raises(UsageError, match=r"layer is \(3, 4\) .* and \(5, 4\) in another"):
+            join()
+    with pytest.raises(UsageError, match="at least one target module"):
+        LoRA.identity((), 4, 1.0)

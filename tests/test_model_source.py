@@ -111,7 +111,9 @@ def test_directories_are_read_where_they_are(
 ) -> None:
     monkeypatch.setenv("HOME", str(tiny_llama.parent))
     source = find_model(f"~/{tiny_llama.name}")
-    assert (source.name, source.location) == (f"~/{tiny_llama.name}", str(tiny_llama))
+    assert (source.name, source.location) == (str(tiny_llama), str(tiny_llama))
+    monkeypatch.chdir(tiny_llama.parent)
+    assert find_model(f"./{tiny_llama.name}/").name == str(tiny_llama)
     assert source.local_only and read_config(source).model_type == "llama"
 
 

@@ -28,8 +28,17 @@ NOT_ENGLISH = {
         "你好",
     ],
     "Czech": ["Napiš krátký příběh o moři.", "Kolik je teď hodin"],
-    "Danish": ["Oversæt følgende sætning til engelsk.", "Find fejlen i denne kode"],
-    "Dutch": ["Vat deze tekst samen in één zin", "De hond slaapt in de tuin.", "Hoe laat is het"],
+    "Danish": [
+        "Oversæt følgende sætning til engelsk.",
+        "Find fejlen i denne kode",
+        "Du skal have styr på teksten og svare kort",
+    ],
+    "Dutch": [
+        "Vat deze tekst samen in één zin",
+        "De hond slaapt in de tuin.",
+        "Hoe laat is het",
+        "Help mij want ik wil mijn code sneller maken",
+    ],
     "Finnish": ["Kirjoita lyhyt tarina merestä ja laivasta."],
     "French": [
         "Écris une courte histoire sur la mer.",
@@ -42,6 +51,8 @@ NOT_ENGLISH = {
         "Finde den Fehler im Code",
         "ich brauche hilfe bei meinem code",
         "Erkläre mir den Code",
+        "Erkläre mir, was dieser Satz bedeutet",
+        "Sag mir, was in dem Text steht",
         '"Beantworte die Fragen zum Text"',
     ],
     "Greek": ["Γράψε μια σύντομη ιστορία για τη θάλασσα"],

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.settings import Only, Output
 from shoal.config import TextToLoRAConfig
-from shoal.errors import UsageError
+from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
+    from shoal.adapter_store import StoredAdapter
     from shoal.backbone import Backbone
     from shoal.generated_adapter import GeneratedAdapter
     from shoal.lora import LoRA
@@ -78,25 +79,22 @@ def generate(
 
     The base model's weights are not loaded, unless --examples are given.
     """
+    from shoal.adapter_store import ADAPTER_FILES
     from shoal.backbone import DEFAULT_MODEL
-    from shoal.files import check_writable
+    from shoal.files import check_place, check_writable
     from shoal.tasks import load_jsonl
     from shoal.text_to_lora import TextToLoRA
 
     base = files.base or DEFAULT_MODEL
     generator = TextToLoRA(base, sizes, hypernetwork=files.hypernetwork)
-    for place in (files.gguf, files.out):
-        if place is not None:
-            check_writable(place)  # before any work, and both or none
+    if files.out is not None:  # before any work
+        check_place(files.out, ADAPTER_FILES)
+    if files.gguf is not None:
+        check_writable(files.gguf)
     solved = load_jsonl(files.examples, definition=description, test_size=0).train if files.examples else ()
     adapter = generator.generate(description, solved)
-    written = {}
-    if files.gguf:
-        _write_gguf(adapter, files.gguf)
-        written["gguf"] = str(files.gguf)
-    if files.out:
-        adapter.save(files.out)
-        written["out"] = str(files.out)
+    _write(adapter, files)
+    written = {name: str(path) for name, path in (("gguf", files.gguf), ("out", files.out)) if path}
     record = {
         "description": adapter.description,
         "skills": dict(adapter.skills.weights),
@@ -121,6 +119,8 @@ def ask(
     """
     if choice.describe is not None and choice.adapter is not None:
         raise UsageError("--describe and --adapter are both given; one adapter answers, give one of them")
+    if choice.hypernetwork is not None and choice.describe is None:
+        raise UsageError("--hypernetwork makes adapters of descriptions; give --describe, or leave it out")
     text = sys.stdin.read() if request == "-" else request
     if not text.strip():
         raise UsageError(
@@ -177,14 +177,39 @@ def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None, 
         stored = load_adapter(choice.adapter)
         if base is None and stored.base_model is None:
             log.warning("%s names no base model; it is put on %s", choice.adapter, DEFAULT_MODEL)
+        warn_of_another_base(stored, base, choice.adapter)
         return base or stored.base_model, stored.lora, None
     if choice.describe is not None:
+        from shoal.task_embedding import check_description
         from shoal.text_to_lora import TextToLoRA
 
+        check_description(choice.describe)  # before the slower search for a model
         generator = TextToLoRA(base or DEFAULT_MODEL, hypernetwork=choice.hypernetwork)
         adapter = generator.generate(choice.describe)
         return base, adapter.lora, adapter.hypernetwork
     return base, None, None
+
+
+def warn_of_another_base(stored: StoredAdapter, base: str | None, directory: Path) -> None:
+    """Say where an adapter is put on another base model than it names; the shapes may fit all the same."""
+    from shoal.backbone import load_shape
+
+    if base is not None and not stored.made_for(load_shape(base).base_model):
+        log.warning("%s is for %s, and is put on %s", directory, stored.base_model, base)
+
+
+def _write(adapter: GeneratedAdapter, files: Generating) -> None:
+    """Write what is asked for, all of it or none."""
+    new = files.gguf is not None and not files.gguf.exists()
+    if files.gguf is not None:
+        _write_gguf(adapter, files.gguf)
+    try:
+        if files.out is not None:
+            adapter.save(files.out)
+    except ShoalError:
+        if files.gguf is not None and new:
+            files.gguf.unlink()
+        raise
 
 
 def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:

@@ -21,6 +21,8 @@ from shoal.apps.settings import Output, command
 from shoal.apps.training import train_lora, train_multi_task, train_text_to_lora
 from shoal.errors import ShoalError, UsageError
 
+log = logging.getLogger(__name__)
+
 COMMANDS: dict[str, Callable[..., Output]] = {
     "generate": generate,
     "ask": ask,
@@ -60,6 +62,9 @@ def _run() -> int:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except Exception as error:  # a defect of ours: still one line, and the whole story where it is asked for
+        log.info("the failure in full", exc_info=True)
+        return _fail(f"unexpected {type(error).__name__}: {error}; `shoal --verbose ...` shows where", 1)
     return _fail("interrupted", 1) if code == INTERRUPTED else int(code or 0)
 
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.adapting import HYPERNETWORK_HELP, Place, load
+from shoal.apps.adapting import HYPERNETWORK_HELP, Place, load, warn_of_another_base
 from shoal.apps.settings import Output
 from shoal.apps.training import TASKS_HELP, read_tasks
-from shoal.errors import UsageError
+from shoal.errors import ShoalError
 
 if TYPE_CHECKING:
     from shoal.evaluation import Method, Report
+    from shoal.lora import LoRA
     from shoal.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -58,16 +59,19 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
         from shoal.files import check_place
 
         check_place(scoring.out, (REPORT_FILE, TABLE_FILE))
+    from shoal.backbone import DEFAULT_MODEL
+
     split = read_tasks(scoring.tasks, scoring.definition, scoring.task)
     tasks = split.validation or split.train
-    adapters = [_adapter_row(name, directory) for name, directory in scoring.adapter.items()]
+    _check_extra()
+    base = place.base or DEFAULT_MODEL
+    adapters = [_adapter_row(name, directory, base, tasks) for name, directory in scoring.adapter.items()]
     from rich.console import Console
     from rich.progress import Progress
 
-    from shoal.backbone import DEFAULT_MODEL
     from shoal.evaluation import evaluate as compare
 
-    descriptions = _description_rows(place.base or DEFAULT_MODEL, scoring, tasks)
+    descriptions = _description_rows(base, scoring, tasks)
     methods = [*_base_rows(scoring), *adapters, *descriptions]
     backbone = load(place)
     notes = {"seed": scoring.seed, "max_new_tokens": scoring.max_new_tokens}
@@ -97,14 +101,35 @@ def _base_rows(scoring: Scoring) -> list[Method]:
     return rows
 
 
-def _adapter_row(name: str, directory: Path) -> Method:
-    from shoal.adapter_store import CONFIG_FILE, load_adapter
+def _check_extra() -> None:
+    try:
+        import rouge_score  # noqa: F401
+    except ImportError as error:
+        raise ShoalError(
+            f"evaluation needs {error.name}, which is not installed; pip install 'shoal[evaluate]'"
+        ) from None
+
+
+def _adapter_row(name: str, directory: Path, base: str, tasks: Sequence[Task]) -> Method:
+    """The row of one adapter for all tasks or of one each, read before anything is scored."""
+    from shoal.adapter_store import CONFIG_FILE
     from shoal.evaluation import Method
 
     if directory.is_dir() and not (directory / CONFIG_FILE).is_file():
-        return Method(name, adapter=lambda task: load_adapter(directory / task.name).lora)
-    lora = load_adapter(directory).lora
+        loras = {task.name: _fitting_lora(directory / task.name, base) for task in tasks}
+        return Method(name, adapter=lambda task: loras[task.name])
+    lora = _fitting_lora(directory, base)
     return Method(name, adapter=lambda task: lora)
+
+
+def _fitting_lora(directory: Path, base: str) -> LoRA:
+    from shoal.adapter_store import load_adapter
+    from shoal.backbone import load_shape
+
+    stored = load_adapter(directory)
+    warn_of_another_base(stored, base, directory)
+    load_shape(base).adapted_by(stored.lora)
+    return stored.lora
 
 
 def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> list[Method]:
@@ -117,13 +142,8 @@ def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> lis
     )
     from shoal.text_to_lora import TextToLoRA
 
-    try:
-        generator = TextToLoRA(base, hypernetwork=scoring.hypernetwork)
-    except UsageError:
-        if scoring.hypernetwork is not None:
-            raise
-        generator = None  # not even the default sizes fit this base model
-    if generator is None or generator.checkpoint is None or not generator.trained:
+    generator = TextToLoRA(base, hypernetwork=scoring.hypernetwork)
+    if generator.checkpoint is None:
         log.warning("no hypernetwork is trained for %s: the report has no Text-to-LoRA rows", base)
         return []
     checkpoint, encoder = generator.checkpoint, generator.encoder

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.adapting import AdapterSizes, Place, load
+from shoal.apps.adapting import AdapterSizes, Place, load, warn_of_another_base
 from shoal.apps.settings import Only, Output
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
@@ -107,6 +107,11 @@ def train_text_to_lora(
     if reconstruct != (steering.adapters is not None):
         fix = "needs --adapters DIR" if reconstruct else "takes no --adapters; add --objective reconstruction"
         raise UsageError(f"--objective {training.objective} {fix}")
+    if reconstruct and training.contrastive_weight:
+        raise UsageError(
+            f"--contrastive-weight {training.contrastive_weight:g}: reconstruction reads no answers, "
+            "which a wrong description could spoil; leave it out"
+        )
     from shoal.adapter_store import load_adapter
     from shoal.backbone import DEFAULT_MODEL, load_shape
     from shoal.recipes import make_hypernetwork, make_hypernetwork_from_adapters
@@ -120,8 +125,12 @@ def train_text_to_lora(
         "show_progress": sys.stderr.isatty(),
     }
     if steering.adapters is not None:
-        loras = [load_adapter(steering.adapters / task.name).lora for task in tasks]
         shape = load_shape(place.base or DEFAULT_MODEL)
+        folders = [steering.adapters / task.name for task in tasks]
+        stored = [load_adapter(folder) for folder in folders]
+        for adapter, folder in zip(stored, folders, strict=True):
+            warn_of_another_base(adapter, shape.base_model, folder)
+        loras = [adapter.lora for adapter in stored]
         summary = make_hypernetwork_from_adapters(shape, tasks, loras, data.out, **common)
     else:
         watched: dict[str, Any] = {"held_out": held_out, "monitor_examples": steering.monitor_examples}

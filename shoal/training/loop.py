@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError
-from shoal.training.run_folder import Progress, RunLog, load_checkpoint, save_checkpoint
+from shoal.training.run_folder import CHECKPOINT, Progress, RunLog, load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def run(
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     identity = _identity(objective, config, accelerator.num_processes)
-    progress = load_checkpoint(folder / "checkpoint", objective.module, optimizer, identity)
+    progress = load_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity)
     _start_together(objective.module, progress, accelerator)
     main = accelerator.is_main_process
     with ExitStack() as stack:
@@ -135,7 +135,7 @@ def run(
                     metrics |= _monitored(monitor, objective.module)
                 log.write(progress.step, metrics)
                 if due or stopping:
-                    save_checkpoint(folder / "checkpoint", objective.module, optimizer, identity, progress)
+                    save_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity, progress)
             if stopping:
                 accelerator.wait_for_everyone()
                 raise Interrupted(

@@ -25,6 +25,7 @@ from shoal.files import failures_named, read_directory, read_json, read_tensors,
 log = logging.getLogger(__name__)
 
 STATE_FILE, TENSORS_FILE, LOG_FILE = "state.json", "state.safetensors", "log.jsonl"
+CHECKPOINT, EVENTS = "checkpoint", "tensorboard"
 
 
 @dataclass
@@ -122,6 +123,24 @@ def _differences(saved: Any, wanted: Mapping[str, Any]) -> list[str]:
     return settings + [n for n in ("data", "processes") if saved.get(n) != wanted[n]]
 
 
+def check_run_folder(folder: Path, result: Path) -> None:
+    """Before anything is computed, refuse a run's folder that would get into the way of what it makes.
+
+    Raises:
+        UsageError: it is the directory of the result or inside it, or holds something else than a run.
+    """
+    if folder.resolve().is_relative_to(result.resolve()):
+        raise UsageError(
+            f"the run's folder {folder} is in {result}, which is replaced as a whole; name one outside it"
+        )
+    own = {CHECKPOINT, LOG_FILE, EVENTS}
+    others = sorted({p.name for p in folder.iterdir()} - own) if folder.is_dir() else []
+    if others:
+        raise UsageError(
+            f"the run's folder {folder} holds {others[0]}, which is no run's; name another folder"
+        )
+
+
 class RunLog:
     """One JSON line a step in `log.jsonl`, and the same numbers for TensorBoard; a context manager."""
 
@@ -136,7 +155,7 @@ class RunLog:
             kept = self._path.read_bytes().splitlines(keepends=True)[:step] if self._path.exists() else []
             write_file(self._path, b"".join(kept))
             self._file = self._path.open("a", encoding="utf-8")
-        self._events = _Events(folder / "tensorboard", step)
+        self._events = _Events(folder / EVENTS, step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the row of a step.

@@ -24,6 +24,7 @@ from shoal.apps import cli
 from shoal.apps.settings import command
 from shoal.backbone import DEFAULT_MODEL, load_shape
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
+from shoal.errors import ShoalError
 from shoal.hypernetwork_store import load_hypernetwork
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -620,6 +621,86 @@ def test_an_unwritable_place(
     both = ("--gguf", tmp_path / "adapter.gguf", "--out", out)
     assert_one_line(shoal("generate", DESCRIPTION, "--base", tiny_llama, *both, *SMALL), 1, "sealed")
     assert untouched(tmp_path, {"sealed"})
+
+
+def test_a_place_in_use_leaves_no_gguf(shoal: Shoal, tiny_llama: Path, tmp_path: Path) -> None:
+    out, gguf = tmp_path / "mine", tmp_path / "adapter.gguf"
+    out.mkdir()
+    (out / "thesis.txt").write_text("the only copy")
+    where = ("--base", tiny_llama, "--out", out, "--gguf", gguf, *SMALL)
+    assert_one_line(shoal("generate", DESCRIPTION, *where), 2, "thesis.txt")
+    assert untouched(tmp_path, {"mine"})
+
+
+def test_an_adapter_that_cannot_be_written_takes_its_gguf_along(
+    shoal: Shoal, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise ShoalError("cannot write: the disk is full")
+
+    monkeypatch.setattr("shoal.generated_adapter.save_adapter", full)
+    where = ("--base", tiny_llama, "--out", tmp_path / "a", "--gguf", tmp_path / "a.gguf", *SMALL)
+    assert_one_line(shoal("generate", DESCRIPTION, *where), 1, "the disk is full")
+    assert untouched(tmp_path, set())
+
+
+def test_a_run_is_kept_out_of_its_result(
+    shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, multi_task: Path
+) -> None:
+    where = ("train", "multi-task", "--base", tiny_llama, "--tasks", data, *QUICK)
+    out = tmp_path / "new"
+    for run in (out, out / "run"):
+        assert_one_line(shoal(*where, "--out", out, "--run", run), 2, "name one outside it")
+    before = {p.name for p in multi_task.iterdir()}
+    assert_one_line(shoal(*where, "--out", out, "--run", multi_task), 2, "which is no run's")
+    assert not out.exists() and {p.name for p in multi_task.iterdir()} == before
+
+
+def test_settings_that_could_not_act_are_refused(
+    shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, multi_task: Path
+) -> None:
+    assert_one_line(shoal("ask", "hi", "--hypernetwork", tmp_path / "none"), 2, "give --describe")
+    where = ("train", "multi-task", "--base", tiny_llama, "--tasks", data, "--out", tmp_path / "new", *QUICK)
+    started = shoal(*where, "--start", multi_task, "--adapter-rank", 3)
+    assert_one_line(started, 2, "adapter_rank 3: the LoRA to start from has 2")
+    where = ("train", "text-to-lora", "--base", tiny_llama, "--tasks", data, "--out", tmp_path / "new")
+    told = ("--objective", "reconstruction", "--adapters", multi_task, "--contrastive-weight", 0.5)
+    assert_one_line(shoal(*where, *told, *QUICK_NETWORK), 2, "--contrastive-weight 0.5")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_adapter_of_another_model_is_said(
+    shoal: Shoal, tiny_llama: Path, data: Path, multi_task: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = multi_task / "adapter_config.json"
+    facts = {**json.loads(config.read_text()), "base_model_name_or_path": "acme/other"}
+    config.write_text(json.dumps(facts))
+    assert shoal("ask", "hi", "--base", tiny_llama, "--adapter", multi_task, "--max-new-tokens", 2).code == 0
+    rows = ("--adapter", f"mine={multi_task}", "--examples", 1, "--max-new-tokens", 2, "--shots", 0)
+    assert shoal("evaluate", "--base", tiny_llama, "--tasks", data, *rows).code == 0
+    assert caplog.text.count("is for acme/other, and is put on") == 2
+
+
+def test_evaluate_reads_every_adapter_before_it_scores(
+    shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.apps.scoring.load", None)  # loading the model would fail
+    (tmp_path / "each").mkdir()
+    where = ("evaluate", "--base", tiny_llama, "--tasks", data, "--adapter", f"mine={tmp_path / 'each'}")
+    assert_one_line(shoal(*where), 2, "no directory")
+
+
+def test_a_device_on_which_nothing_is_computed(shoal: Shoal, tiny_llama: Path) -> None:
+    ended = shoal("ask", "hi", "--base", tiny_llama, "--device", "meta")
+    assert_one_line(ended, 2, "device 'meta' cannot be used here")
+
+
+def test_what_nobody_foresaw_is_one_line(shoal: Shoal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("shoal.apps.adapting.load", broken)
+    assert_one_line(shoal("ask", "hi"), 1, "unexpected ZeroDivisionError: division by zero", "--verbose")
 
 
 def test_a_place_in_use_is_refused_before_training(
