@@ -59,6 +59,9 @@ def main() -> None:
     parser.add_argument(
         "--examples-a-task", type=int, default=2, help="that share a description and its adapter"
     )
+    parser.add_argument(
+        "--contrastive-share", type=float, default=0.0, help="of the batch, read again under a wrong one"
+    )
     parser.add_argument("--head", default="L", choices=HEADS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -73,7 +76,9 @@ def main() -> None:
     lora = LoRA.identity(targets, RANK, ALPHA)
     network = Hypernetwork(targets, Architecture(384, RANK, ALPHA, head=args.head)).train()
     embeddings = embed_descriptions(TaskEncoder(), network, tasks)
-    sft = SftObjective(network, backbone, corpus, embeddings, HypernetworkTrainingConfig(**shared))
+    wrong = {"contrastive_weight": 0.5, "contrastive_share": args.contrastive_share}
+    config = HypernetworkTrainingConfig(**shared, **(wrong if args.contrastive_share else {}))
+    sft = SftObjective(network, backbone, corpus, embeddings, config)
     plain = LoraObjective(backbone, corpus, targets, lora, LoraTrainingConfig(**shared))
     steps = {"hypernetwork": Step(sft, 1.0), "multi-task LoRA": Step(plain, 1.0)}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from shoal.adapter_store import ADAPTER_FILES, StoredAdapter, save_adapter
 from shoal.backbone import Backbone, BackboneShape
@@ -96,7 +97,8 @@ def make_lora(
         scores=_measured(summary),
         notes=tuple(notes),
     )
-    save_adapter(directory, lora, shape=backbone.shape, card=card)
+    if PartialState().is_main_process:
+        save_adapter(directory, lora, shape=backbone.shape, card=card)
     return summary
 
 
@@ -277,6 +279,8 @@ def _write(
     directory: Path,
     provenance: Mapping[str, Any],
 ) -> None:
+    if not PartialState().is_main_process:
+        return
     known = known_tasks(encoder, tasks)
     checkpoint = HypernetworkCheckpoint(network, shape.base_model, encoder.name, True, provenance, known)
     save_hypernetwork(checkpoint, directory, torch.bfloat16)

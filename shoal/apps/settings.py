@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
         arguments = {name: given.pop(name) for name in plain}
         flags = {name: value for name, value in given.items() if value is not None}
         output = function(**arguments, **_build(parts, flags, path))
-        typer.echo(json.dumps(output.record) if as_json else output.text)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, as torchrun numbers them
+            typer.echo(json.dumps(output.record) if as_json else output.text)
 
     parameters = [p.replace(annotation=hints[n], kind=p.KEYWORD_ONLY) for n, p in plain.items()]
     parameters += [_flag(name, info) for part in parts.values() for name, info in part.fields.items()]

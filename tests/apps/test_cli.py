@@ -768,3 +768,26 @@ def test_the_default_model_from_a_shell(tmp_path: Path) -> None:
     again = run("ask", "A film that nobody needed.", "--adapter", "a", "--max-new-tokens", "8", "--json")
     assert again.record["answer"] == asked.record["answer"]
     assert "names no base model" in again.err and "names no base model" not in asked.err
+
+
+@pytest.mark.slow
+def test_two_processes_write_and_print_once(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    where = [
+        "--base",
+        str(tiny_llama),
+        "--tasks",
+        str(data),
+        "--out",
+        str(tmp_path / "out"),
+        *map(str, QUICK),
+    ]
+    command = [*launcher, "-m", "shoal.apps.cli", "train", "multi-task", *where, "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads(ended.stdout)
+    card = load_adapter(tmp_path / "out").card
+    assert card is not None and card.scores["training tokens"] == record["tokens"]
