@@ -21,6 +21,7 @@ from shoal.svf import Decomposition, Decompositions, ExpertVector, check_fits
 
 WEIGHTS_FILE = "expert.safetensors"
 CONFIG_FILE = "expert.json"
+EXPERT_FILES = (WEIGHTS_FILE, CONFIG_FILE)
 FORMAT = 1
 TOLERANCE = 1e-3  # relative; the same weights give the same values to 1e-5 on other machines and in bfloat16
 

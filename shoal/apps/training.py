@@ -1,4 +1,4 @@
-"""`shoal train`: a LoRA for one task, one for many, or a hypernetwork."""
+"""`shoal train`: a LoRA for one task, one for many, a hypernetwork, or an expert."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.adapting import AdapterSizes, Place, load, warn_of_another_base
 from shoal.apps.settings import Only, Output
-from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
+from shoal.config import (
+    ExpertTrainingConfig,
+    HypernetworkTrainingConfig,
+    LoraTrainingConfig,
+    TextToLoRAConfig,
+    Transformer2Config,
+)
 from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +61,18 @@ class Data(BaseModel):
     def run_folder(self) -> Path:
         """Beside the result, which is replaced as a whole."""
         return self.run or self.out.with_name(self.out.name + ".run")
+
+
+ExpertData = Annotated[Data, Only(*(name for name in Data.model_fields if name != "start"))]
+ExpertSizes = Annotated[Transformer2Config, Only("expert_vector_dim", "adaptation_layers")]
+
+
+class Naming(BaseModel):
+    """What an expert is for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    skill: str = Field(min_length=1, max_length=64, description="what the expert is for, such as mathematics")
 
 
 class Steering(BaseModel):
@@ -136,6 +154,33 @@ def train_text_to_lora(
         watched: dict[str, Any] = {"held_out": held_out, "monitor_examples": steering.monitor_examples}
         summary = make_hypernetwork(load(place), tasks, data.out, **watched, **common)
     return _summary(summary, data, len(tasks), "hypernetwork")
+
+
+def train_expert(
+    place: Place, data: ExpertData, naming: Naming, sizes: ExpertSizes, training: ExpertTrainingConfig
+) -> Output:
+    """Train an expert on verifiable rewards.
+
+    It scales singular values of the MLP's weights. The same command resumes a run that was stopped.
+    """
+    _check_extra()
+    tasks, held_out = _divided(data)
+    from shoal.recipes import make_expert
+
+    trained = make_expert(
+        load(place),
+        tasks,
+        data.out,
+        skill=naming.skill,
+        sizes=sizes,
+        training=training,
+        run=data.run_folder,
+        held_out=held_out,
+        show_progress=sys.stderr.isatty(),
+    )
+    output = _summary(trained.summary, data, len(tasks), "expert")
+    first = f"the base model earns {trained.base_success:.2f} of 1 on training examples"
+    return Output({**output.record, "base_success": trained.base_success}, f"{first}\n{output.text}")
 
 
 def read_tasks(data: Path, definition: str | None, names: Sequence[str] = ()) -> Split:

@@ -22,10 +22,18 @@ from torch import Tensor
 from shoal.adapter_store import load_adapter, save_adapter
 from shoal.apps import cli
 from shoal.apps.settings import command
-from shoal.backbone import DEFAULT_MODEL, load_shape
-from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
+from shoal.backbone import DEFAULT_MODEL, load_backbone, load_shape
+from shoal.config import (
+    ExpertTrainingConfig,
+    HypernetworkTrainingConfig,
+    LoraTrainingConfig,
+    TextToLoRAConfig,
+)
+from shoal.decompositions import decompose_model
 from shoal.errors import ShoalError
+from shoal.expert_store import load_expert
 from shoal.hypernetwork_store import load_hypernetwork
+from shoal.transformer2 import mlp_modules
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("apple", "banana", "cherry", "dates", "elder", "figs", "grape", "honey", "iris")
@@ -156,6 +164,7 @@ def untouched(folder: Path, names: set[str]) -> bool:
         ("train lora", [LoraTrainingConfig]),
         ("train multi-task", [LoraTrainingConfig]),
         ("train text-to-lora", [HypernetworkTrainingConfig, TextToLoRAConfig]),
+        ("train expert", [ExpertTrainingConfig]),
     ],
 )
 def test_every_setting_is_a_flag_with_its_help(shoal: Shoal, path: str, models: list) -> None:
@@ -418,6 +427,31 @@ def test_train_by_reconstruction(
     ended = shoal(*arguments, "--adapters", tmp_path / "adapters")
     assert ended.code == 0, ended.err
     assert load_hypernetwork(out).provenance["config"]["objective"] == "reconstruction"
+
+
+def test_train_expert(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, cache: Path) -> None:
+    out = tmp_path / "expert"
+    where = ("train", "expert", "--base", tiny_llama, "--tasks", data, "--task", "upper", "--out", out)
+    quick = ("--steps", 2, "--batch-size", 2, "--samples", 2, "--max-new-tokens", 2, "--expert-vector-dim", 4)
+    assert_one_line(shoal(*where, *quick), 2, "--skill")
+    told = (*where, *quick, "--skill", "shouting", "--json")
+    assert_one_line(shoal(*told), 2, "earns 0.00 of 1", "easier or harder")
+    ended = shoal(*told, "--least-success", 0)
+    assert ended.code == 0, ended.err
+    assert ended.record["steps"] == 2 and ended.record["base_success"] == 0
+    backbone = load_backbone(str(tiny_llama))
+    basis = decompose_model(backbone.model, mlp_modules(backbone.shape), components=4)
+    stored = load_expert(out, basis)
+    assert (stored.skill, stored.base_model) == ("shouting", str(tiny_llama))
+    assert stored.provenance["tasks"] == ["upper"] and stored.provenance["config"]["samples"] == 2
+    assert_one_line(shoal(*told, "--least-success", 0, "--start", out), 2, "--start")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of decompositions."""
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def test_generate_then_ask(shoal: Shoal, hypernetwork: Path, tiny_llama: Path, tmp_path: Path) -> None:
