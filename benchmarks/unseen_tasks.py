@@ -297,10 +297,8 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
         said[MULTI_TASK] = f"training tasks, {f'{theirs:,} tokens' if theirs else 'tokens not recorded'}"
     if args.described_multi_task:
         card = load_adapter(args.described_multi_task).card
-        read = card and card.scores.get("training tokens")
-        said[DESCRIBED_MULTI_TASK] = (
-            f"training tasks, {f'{read:,.0f} tokens' if read else 'tokens not recorded'}"
-        )
+        own = [f"{card.scores['training tokens']:,.0f} tokens", *card.notes[1:]] if card else ["no card"]
+        said[DESCRIBED_MULTI_TASK] = f"training tasks with descriptions, {'; '.join(own)}"
     said[FEW_SHOT] = (
         f"as Text-to-LoRA (first network, first description), then at most {REFINING.steps} steps of "
         f"{REFINING.batch_size} of the task's {EXAMPLES_TO_REFINE} examples"

@@ -108,8 +108,11 @@ class Backbone:
         return [[*ids, closed] for ids in self._encode(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer's token ids, without special tokens or surrounding space."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        """The text of an answer's token ids, without special tokens, end of turn or surrounding space."""
+        said = [
+            token for token in ids if token != self.end_of_turn
+        ]  # which not every tokenizer calls special
+        return str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:

@@ -144,7 +144,9 @@ class ExpertTrainingConfig(LoraTrainingConfig):
     learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of z")
     describe: bool = Field(True, description="put a task description in the prompt")
     samples: int = Field(8, le=MAX_WIDTH, ge=2, description="answers that are sampled for a request")
-    temperature: float = Field(1.0, gt=0, description="of sampling; 1 makes the gradient exact in the mean")
+    temperature: float = Field(
+        1.0, ge=1e-3, description="of sampling; 1 makes the gradient exact in the mean"
+    )
     max_new_tokens: int = Field(24, le=MAX_WIDTH, ge=1, description="limit of a sampled answer, in tokens")
     kl_weight: float = Field(0.02, ge=0, description="weight of the divergence from the base model")
     least_success: float = Field(0.05, ge=0, le=1, description="mean reward that the base must have to begin")

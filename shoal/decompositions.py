@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from shoal.errors import ShoalError, UsageError
-from shoal.expert_attachment import dense_weight
+from shoal.expert_attachment import dense_weight, is_plain
 from shoal.files import read_tensors, write_file
 from shoal.model_source import cache_root
 from shoal.svf import Decomposition, decompose
@@ -39,7 +39,8 @@ def decompose_model(
         progress: wraps the names, to draw a bar.
 
     Returns:
-        Module name -> decomposition, on the weight's device; U and V^T in its dtype, s in float32.
+        Module name -> decomposition, on the weight's device; U and V^T in its dtype (float32 where it is
+        quantised), s in float32.
 
     Raises:
         UsageError: no names, a name that is no linear map, or weights that are on the meta device, NaN or
@@ -58,7 +59,7 @@ def decompose_model(
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from None
         stored = module.weight
-        dtype = stored.dtype if isinstance(stored, nn.Parameter) else weight.dtype
+        dtype = stored.dtype if isinstance(stored, nn.Parameter) and is_plain(stored) else weight.dtype
         found[name] = own.truncated(components).to(weight.device, dtype)
     return found
 

@@ -28,7 +28,8 @@ QUESTION = (
     "Which skill does this request need: {skills}, or {none}? Answer with its name.\n\nRequest: {request}"
 )
 CONTENT_FREE = ("N/A", "", "[MASK]")  # as section 4 of Zhao et al., arXiv 2102.09690
-ROWS_AT_ONCE = 64
+MARK = "REQUEST"
+ROWS_AT_ONCE, SPARE = 64, 8  # spare positions: cut text may be split into a few more tokens than before
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,9 @@ class PromptDispatch:
         _check_names(self._names)
         self._labels = [tuple(backbone.encode_completion(name)) for name in self._names]
         _check_prefixes(self._names, [label[:-1] for label in self._labels])
+        around = backbone.decode(backbone.encode_prompt(MARK)).split(MARK)  # what the template says of itself
+        self._before, self._after = around[0], around[-1]
+        self._room = self._free_positions()
         blank = [self._likelihoods(text).log_softmax(-1) for text in CONTENT_FREE]
         self._prior = torch.stack(blank).exp().mean(0).log()
 
@@ -82,15 +86,30 @@ class PromptDispatch:
         """One decision for each request; errors as `check_prompts`."""
         check_prompts(prompts)
         return [
-            _decision(self.skills, (self._likelihoods(self._backbone.decode(ids)) - self._prior).softmax(-1))
+            _decision(self.skills, (self._likelihoods(self._request(ids)) - self._prior).softmax(-1))
             for ids in prompts
         ]
+
+    def _request(self, prompt: Sequence[int]) -> str:
+        """What was asked, without the template's words; its beginning where all of it is too long."""
+        said = self._backbone.decode(prompt).removeprefix(self._before).removesuffix(self._after).strip()
+        tokens = self._backbone.encode_completion(said)[:-1]
+        return said if len(tokens) <= self._room else self._backbone.decode(tokens[: self._room])
+
+    def _free_positions(self) -> int:
+        """Tokens that a request may have beside the question and the longest name."""
+        limit = getattr(self._backbone.model.config, "max_position_embeddings", None) or 2**20
+        used = len(self._asked("")) + max(len(label) for label in self._labels)
+        return max(1, int(limit) - used - SPARE)
+
+    def _asked(self, request: str) -> list[int]:
+        skills = ", ".join(self._names[:-1])
+        return self._backbone.encode_prompt(QUESTION.format(skills=skills, none=NONE, request=request))
 
     @torch.no_grad()
     def _likelihoods(self, request: str) -> Float[Tensor, " names"]:
         """Mean log-likelihood of every name, in nats a token."""
-        skills = ", ".join(self._names[:-1])
-        asked = self._backbone.encode_prompt(QUESTION.format(skills=skills, none=NONE, request=request))
+        asked = self._asked(request)
         pairs = [(asked, label) for label in self._labels]
         batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
         return -answer_losses(self._backbone, batch).cpu()

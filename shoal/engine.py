@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shoal.attachment import attach
 from shoal.backbone import Backbone
-from shoal.errors import UsageError
+from shoal.errors import ShoalError, UsageError
 from shoal.lora import BatchedLoRA, LoRA, stack
 
 
@@ -61,7 +61,7 @@ def generate_greedy(
         batch = adapters_of(backbone, adapters, rows)
         continued = _continue(backbone, [prompts[i] for i in rows], batch, max_new_tokens, _most_likely)
         for i, ids in zip(rows, continued, strict=True):
-            answers[i] = backbone.decode([token for token in ids if token != backbone.end_of_turn])
+            answers[i] = backbone.decode(ids)
     return answers
 
 
@@ -87,12 +87,21 @@ def sample_tokens(
         Token ids as they were sampled, with the end-of-turn token where an answer ended before the limit.
 
     Raises:
-        UsageError: a prompt is too long for the model.
+        UsageError: no prompts, one that is too long for the model, or a limit below 1.
+        ShoalError: the model's logits are not finite.
     """
+    if not prompts or max_new_tokens < 1:
+        raise UsageError(
+            f"{len(prompts)} prompts and max_new_tokens {max_new_tokens} must be at least 1; raise them"
+        )
     _check_lengths(backbone, prompts, max_new_tokens)
 
     def choose(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
         likely = torch.softmax(logits.float() / temperature, -1).cpu()
+        if not bool(likely.isfinite().all()):
+            raise ShoalError(
+                "the model's logits are not finite; lower the learning rate, or check its weights"
+            )
         return torch.multinomial(likely, 1, generator=generator)[:, 0].to(logits.device)
 
     return _continue(backbone, prompts, None, max_new_tokens, choose)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Literal
@@ -29,6 +29,7 @@ from shoal.errors import UsageError
 from shoal.svf import Decomposition, Decompositions, ExpertVector, check_fits
 
 Mode = Literal["delta", "factored", "merged"]
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MODES: tuple[Mode, ...] = ("delta", "factored", "merged")
 
 
@@ -63,32 +64,29 @@ def attach_expert(
 
     Raises:
         UsageError: a module is missing or of another shape, z does not fit, a batch of experts or a quantised
-            weight is to be merged, or `factored` lacks components.
+            weight is to be merged, `factored` lacks components, or a module's product is replaced already.
     """
     if mode not in MODES:
         raise UsageError(f"mode {mode!r} is unknown; choose from {', '.join(MODES)}")
     check_fits(basis, expert)
     changed = {n: z for n, z in expert.z.items() if z.requires_grad or bool((z != 1).any())}
     modules = {name: _decomposed_module(model, name, basis[name]) for name in changed}
-    undo = ExitStack()
-    if mode == "delta":
-        for name, z in changed.items():
-            undo.callback(modules[name].register_forward_hook(_delta_hook(basis[name], z)).remove)
-    elif mode == "factored":
-        cut = next((name for name in changed if not basis[name].full), None)
-        if cut is not None:
-            raise UsageError(
-                f"{cut} keeps {basis[cut].s.numel()} components, `factored` needs all; attach it as delta"
-            )
-        for name, z in changed.items():
-            undo.enter_context(forward_replaced(modules[name], _factored(modules[name], basis[name], z)))
-    else:
-        if expert.batch is not None:
-            raise UsageError(f"a batch of {expert.batch} experts cannot be merged; attach it as delta")
-        built = {name: merged_weight(modules[name], name, basis[name], z) for name, z in changed.items()}
-        for name, weight in built.items():
-            undo.enter_context(_weight_replaced(modules[name], weight))
-    return ActiveExpert(undo)
+    with ExitStack() as undo:
+        if mode == "delta":
+            for name, z in changed.items():
+                undo.callback(modules[name].register_forward_hook(_delta_hook(basis[name], z)).remove)
+        elif mode == "factored":
+            _check_full(basis, changed)
+            for name, z in changed.items():
+                undo.enter_context(_alone(modules[name], name))
+                undo.enter_context(forward_replaced(modules[name], _factored(modules[name], basis[name], z)))
+        else:
+            _check_single(expert)
+            built = {name: merged_weight(modules[name], name, basis[name], z) for name, z in changed.items()}
+            for name, weight in built.items():
+                undo.enter_context(_alone(modules[name], name))
+                undo.enter_context(_weight_replaced(modules[name], weight))
+        return ActiveExpert(undo.pop_all())
 
 
 @torch.no_grad()
@@ -103,12 +101,17 @@ def dense_weight(module: nn.Module) -> Float[Tensor, "out_features in_features"]
         raise UsageError(
             f"a {type(module).__name__} has no loaded weight to decompose; choose a linear module"
         )
-    if isinstance(weight, nn.Parameter) and weight.is_floating_point() and weight.dim() == 2:
+    if is_plain(weight):
         return weight.detach().float().T if is_conv1d(module) else weight.detach().float()
     bias = getattr(module, "bias", None)
     units = torch.eye(sizes[0], device=weight.device, dtype=torch.float32 if bias is None else bias.dtype)
     image = module(units).float()
     return (image if bias is None else image - bias.float()).T
+
+
+def is_plain(weight: object) -> bool:
+    """Whether a weight holds its numbers as they are, without the scales that quantised ones need."""
+    return isinstance(weight, nn.Parameter) and weight.dim() == 2 and weight.dtype in PLAIN_DTYPES
 
 
 @torch.no_grad()
@@ -121,10 +124,11 @@ def merged_weight(
         UsageError: the weight is quantised.
     """
     weight = module.weight
-    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+    assert isinstance(weight, Tensor)
+    if not is_plain(weight):
         raise UsageError(f"{name} has {weight.dtype} weights, which cannot be merged; attach it as delta")
     u, s, vt = decomposition.to(weight.device)
-    delta = (u * (s * (z.to(s) - 1))) @ vt
+    delta = (u.float() * (s * (z.to(s) - 1))) @ vt.float()
     return (weight.float() + (delta.T if is_conv1d(module) else delta)).to(weight.dtype).contiguous()
 
 
@@ -147,6 +151,7 @@ class MergedExperts:
         """
         self.deactivate()  # weights are built from pristine ones
         check_fits(self._basis, expert)
+        _check_single(expert)
         modules = {n: _decomposed_module(self._model, n, self._basis[n]) for n in expert.z}
         self._built[name] = {m: merged_weight(m, n, self._basis[n], expert.z[n]) for n, m in modules.items()}
 
@@ -159,10 +164,11 @@ class MergedExperts:
         if name not in self._built:
             raise UsageError(f"no expert {name!r} was built; there are {', '.join(self._built) or 'none'}")
         self.deactivate()
-        undo = ExitStack()
-        for module, weight in self._built[name].items():
-            undo.enter_context(_weight_replaced(module, weight))
-        self._active = ActiveExpert(undo)
+        with ExitStack() as undo:
+            for module, weight in self._built[name].items():
+                undo.enter_context(_alone(module, name))
+                undo.enter_context(_weight_replaced(module, weight))
+            self._active = ActiveExpert(undo.pop_all())
 
     def deactivate(self) -> None:
         """Put the pristine weights back."""
@@ -191,16 +197,15 @@ def mode_costs(
     Returns:
         Mode -> seconds a forward pass in all adapted modules; modes that cannot serve are left out.
     """
+    changed = [name for name, z in expert.z.items() if bool((z != 1).any())]
     possible: list[Mode] = ["delta"]
-    if all(d.full for d in basis.values()):
+    if all(basis[name].full for name in changed):
         possible.append("factored")
-    if expert.batch is None and all(
-        getattr(model.get_submodule(n).weight, "is_floating_point", lambda: False)() for n in expert.z
-    ):
+    if expert.batch is None and all(is_plain(model.get_submodule(name).weight) for name in changed):
         possible.append("merged")
     seconds = dict.fromkeys(possible, 0.0)
     shapes: dict[tuple[int, ...], list[str]] = {}
-    for name in expert.z:
+    for name in changed:
         shapes.setdefault((basis[name].u.shape[0], basis[name].vt.shape[1]), []).append(name)
     for (_, width), names in shapes.items():
         module = model.get_submodule(names[0])
@@ -241,7 +246,7 @@ def _delta_hook(decomposition: Decomposition, z: Tensor):  # type: ignore[no-unt
 
 def _factored(module: nn.Module, decomposition: Decomposition, z: Tensor) -> Callable[[Tensor], Tensor]:
     """The forward pass of a module from its components."""
-    scaled, bias = decomposition.s * z.to(decomposition.s), module.bias
+    scaled, bias = decomposition.s * z.to(decomposition.s), getattr(module, "bias", None)
 
     def forward(x: Tensor) -> Tensor:
         product = _scaled_product(decomposition, scaled, x)
@@ -252,16 +257,42 @@ def _factored(module: nn.Module, decomposition: Decomposition, z: Tensor) -> Cal
 
 def _scaled_product(decomposition: Decomposition, scale: Tensor, x: Tensor) -> Tensor:
     """`U (scale * (V^T x))` with one scale (k), or one (batch, k) for every sample."""
-    u, _, vt = (part.to(x.dtype) for part in decomposition)
+    u, _, vt = (part.to(x.device, x.dtype) for part in decomposition)
+    scale = scale.to(x.device, x.dtype)
     low = F.linear(x, vt)
     if scale.dim() == 1:
-        return F.linear(low * scale.to(x.dtype), u)
+        return F.linear(low * scale, u)
     if x.shape[0] % scale.shape[0]:  # rows are samples; some families flatten (batch, sequence) first
         raise UsageError(
             f"a batch of {x.shape[0]} rows cannot be shared by {scale.shape[0]} experts; give one a sample"
         )
-    own = low.reshape(scale.shape[0], -1, scale.shape[1]) * scale[:, None].to(x.dtype)
+    own = low.reshape(scale.shape[0], -1, scale.shape[1]) * scale[:, None]
     return F.linear(own.view_as(low), u)
+
+
+def _check_full(basis: Decompositions, names: Iterable[str]) -> None:
+    cut = next((name for name in names if not basis[name].full), None)
+    if cut is not None:
+        raise UsageError(
+            f"{cut} keeps {basis[cut].s.numel()} components, `factored` needs all; attach it as delta"
+        )
+
+
+def _check_single(expert: ExpertVector) -> None:
+    if expert.batch is not None:
+        raise UsageError(f"a batch of {expert.batch} experts cannot be merged; attach it as delta")
+
+
+@contextmanager
+def _alone(module: nn.Module, name: str) -> Iterator[None]:
+    """Refuse a second replacement of one module's product: ended in another order it would stay."""
+    if "_replaced_by_expert" in module.__dict__:
+        raise UsageError(f"{name} already has a factored or merged expert; detach it first, or use delta")
+    module.__dict__["_replaced_by_expert"] = True
+    try:
+        yield
+    finally:
+        del module.__dict__["_replaced_by_expert"]
 
 
 @contextmanager

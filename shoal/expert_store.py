@@ -96,6 +96,8 @@ def _read(folder: Path, basis: Decompositions) -> StoredExpert:
     try:
         expert = ExpertVector({name: z.float() for name, z in read_tensors(folder / WEIGHTS_FILE).items()})
         prints = {name: [float(x) for x in row] for name, row in description["fingerprint"].items()}
+        if any(len(row) != 3 for row in prints.values()):
+            raise ValueError("a fingerprint has 3 numbers")
         stored = StoredExpert(
             expert, str(description["base_model"]), str(description["skill"]), dict(description["provenance"])
         )

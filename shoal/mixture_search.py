@@ -75,9 +75,9 @@ def search_mixture(
 ) -> FoundMixture:
     """The mixture of experts and base model that best predicts a few right answers.
 
-    The first candidates are the uniform mixture, the base model and every single expert; what is returned is
-    never worse than the base model on the shots. A whole population and all shots run in shared forward
-    passes, each row with its own z: no weight is rebuilt.
+    The first candidates are the uniform mixture, the base model and every single expert, as far as the
+    population goes; what is returned is never worse than the base model on the shots. A whole population and
+    all shots run in shared forward passes, each row with its own z: no weight is rebuilt.
 
     Args:
         backbone: the frozen model.
@@ -91,7 +91,7 @@ def search_mixture(
     """
     kept = _check(experts, shots, search)
     generator = torch.Generator().manual_seed(search.seed)
-    known = [*experts, ExpertVector.identity({name: basis[name] for name in experts[0].z})]
+    known = [e.on(basis) for e in (*experts, ExpertVector.identity({n: basis[n] for n in experts[0].z}))]
     groups = _groups(backbone, experts[0]) if search.per_layer else dict.fromkeys(experts[0].z, 0)
     count, size = len(set(groups.values())), len(known)
     base, uniform = torch.eye(size)[-1:], torch.full((1, size), 1 / size)

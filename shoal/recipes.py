@@ -27,6 +27,7 @@ from shoal.config import (
 )
 from shoal.controls import gibberish
 from shoal.decompositions import decompose_model
+from shoal.dispatch import NONE
 from shoal.errors import UsageError
 from shoal.expert_store import EXPERT_FILES, StoredExpert, save_expert
 from shoal.familiarity import KnownTasks
@@ -222,13 +223,17 @@ def make_expert(
         show_progress: draw progress bars.
 
     Raises:
-        UsageError: the directory holds something else, or as `decompose_model` and `train_expert`.
+        UsageError: the directory holds something else, no skill is named, the model has no such layers, or as
+            `decompose_model` and `train_expert`.
         ShoalError: as `decompose_model`, `train_expert` and `save_expert`.
     """
     check_place(directory, EXPERT_FILES)
     check_run_folder(run, directory)
     names = mlp_modules(backbone.shape, sizes.adaptation_layers)
-    bar = tqdm(names, desc="singular values", disable=not show_progress)
+    if not skill.strip() or skill == NONE:
+        raise UsageError(f"skill {skill!r} cannot be dispatched to; name what the expert is for")
+    main = PartialState().is_main_process
+    bar = tqdm(names, desc="singular values", disable=not (show_progress and main))
     basis = decompose_model(
         backbone.model, names, components=sizes.expert_vector_dim, progress=lambda names: bar
     )
@@ -241,7 +246,7 @@ def make_expert(
         "tasks": [task.name for task in tasks],
         "config": training.model_dump(mode="json"),
     }
-    if PartialState().is_main_process:
+    if main:
         stored = StoredExpert(trained.expert, backbone.shape.base_model, skill, provenance)
         save_expert(directory, stored, basis)
     return trained

@@ -44,7 +44,12 @@ class Decomposition(NamedTuple):
         """
         if components is not None and components < 1:
             raise UsageError(f"expert_vector_dim {components} is below 1; give at least 1, or none for all")
-        return Decomposition(self.u[:, :components], self.s[:components], self.vt[:components])
+        if components is None or components >= self.s.numel():
+            return self
+        # Copies: a view would keep what is dropped in memory.
+        return Decomposition(
+            self.u[:, :components].contiguous(), self.s[:components].clone(), self.vt[:components].clone()
+        )
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Decomposition:
         """U and V^T on a device and in a dtype, such as those of the model; s stays float32."""
@@ -124,6 +129,10 @@ class ExpertVector:
     def to(self, *args: Any) -> ExpertVector:
         """Every z through `Tensor.to`."""
         return self._map(lambda z: z.to(*args))
+
+    def on(self, basis: Decompositions) -> ExpertVector:
+        """Every z on the device of its singular values."""
+        return ExpertVector({n: z.to(basis[n].s.device) if n in basis else z for n, z in self.z.items()})
 
     def __add__(self, other: ExpertVector) -> ExpertVector:
         """Sum of the z, of the same weights."""

@@ -20,17 +20,22 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from shoal.backbone_shape import ROLES, BackboneShape, shape_of
 from shoal.config import Transformer2Config
 from shoal.decompositions import decompose_model
 from shoal.dispatch import NONE, Decision, Dispatch
 from shoal.errors import UsageError
-from shoal.expert_attachment import attach_expert
+from shoal.expert_attachment import Mode, attach_expert, mode_costs
 from shoal.svf import Decompositions, ExpertVector, check_fits
 
 log = logging.getLogger(__name__)
 
+USES, MEASURED_FROM = (
+    20,
+    8,
+)  # forward passes of an answer without a stated limit; from where modes are measured
 MLP_ROLES = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -80,15 +85,20 @@ class Transformer2(nn.Module):
             dispatch: chooses a skill for each request; needed where there are experts.
 
         Raises:
-            UsageError: more experts than `num_expert_vectors`, experts without dispatch or that it cannot
-                choose, experts that do not fit, or layers that the model lacks.
+            UsageError: a model of another kind, more experts than `num_expert_vectors`, experts without
+                dispatch or that it cannot choose, experts that do not fit, or layers that the model lacks.
         """
         super().__init__()
+        if not isinstance(model, PreTrainedModel):
+            raise UsageError(
+                f"cannot wrap a {type(model).__name__}; give a causal language model of transformers"
+            )
         self.model = model
         self.config = config or Transformer2Config()
         self._dispatch, self._lock = dispatch, threading.Lock()
+        self._modes: dict[tuple[bool, int, int], Mode] = {}
         shape = shape_of(model, "the model")
-        layers = _layers(self.config, shape)
+        layers = _layers(self.config.adaptation_layers, shape)
         given = dict(experts or {})
         if len(given) > self.config.num_expert_vectors:
             raise UsageError(
@@ -105,7 +115,9 @@ class Transformer2(nn.Module):
         for expert in given.values():
             check_fits(self._basis, expert)
         self.experts = {
-            skill: _limited(expert, shape, layers).strengthened(self.config.adaptation_strength)
+            skill: _limited(expert, shape, layers)
+            .strengthened(self.config.adaptation_strength)
+            .on(self._basis)
             for skill, expert in given.items()
         }
         if not given:
@@ -134,7 +146,7 @@ class Transformer2(nn.Module):
         """
         decided = self.decide(input_ids, inputs.get("attention_mask")) if decisions is None else decisions
         with self._adapted(decided, len(input_ids)):
-            output = self.model(input_ids, **inputs)
+            output = self.model(input_ids, **{**inputs, "return_dict": True})
         skills = [d.skill for d in decided]
         output.detected_skill = Counter(skills).most_common(1)[0][0]
         output.detected_skills = skills
@@ -154,7 +166,7 @@ class Transformer2(nn.Module):
         Args and errors as `forward`; `options` go to the model's `generate`.
         """
         decided = self.decide(input_ids, options.get("attention_mask")) if decisions is None else decisions
-        with self._adapted(decided, len(input_ids)):
+        with self._adapted(decided, len(input_ids), uses=options.get("max_new_tokens", USES)):
             return self.model.generate(input_ids, **options)  # type: ignore[operator]
 
     @torch.no_grad()
@@ -173,13 +185,18 @@ class Transformer2(nn.Module):
         if self._dispatch is None:
             return [Decision(NONE, {NONE: 1.0})] * len(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if mask.shape != input_ids.shape:
+            raise UsageError(
+                f"attention_mask of shape {tuple(mask.shape)} does not fit input_ids of "
+                f"{tuple(input_ids.shape)}; a step from a cache takes the first pass's `decisions`"
+            )
         prompts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
         with self._lock:
             return self._dispatch.decide(prompts)
 
     @contextmanager
-    def _adapted(self, decisions: Sequence[Decision], rows: int) -> Iterator[None]:
-        """The model with each row's expert attached."""
+    def _adapted(self, decisions: Sequence[Decision], rows: int, uses: int = 1) -> Iterator[None]:
+        """The model with each row's expert attached, in the cheapest mode for so many forward passes."""
         if len(decisions) != rows:
             raise UsageError(f"{len(decisions)} decisions do not fit {rows} rows; give one a row")
         chosen = [self.experts.get(d.skill) for d in decisions]
@@ -190,11 +207,23 @@ class Transformer2(nn.Module):
         identity = ExpertVector.identity(self._basis)
         full = [identity if e is None else ExpertVector({**identity.z, **e.z}) for e in chosen]
         same = all(expert is chosen[0] for expert in chosen)
-        with (
-            self._lock,
-            attach_expert(self.model, self._basis, full[0] if same else ExpertVector.stack(full)),
-        ):
+        expert = full[0] if same else ExpertVector.stack(full)
+        with self._lock, attach_expert(self.model, self._basis, expert, self._mode(expert, rows, uses)):
             yield
+
+    def _mode(self, expert: ExpertVector, rows: int, uses: int) -> Mode:
+        """`delta` for one pass; for many, what was measured to be cheapest for as many rows, once."""
+        if uses < MEASURED_FROM:
+            return "delta"
+        key = (expert.batch is None, rows, uses)
+        if key not in self._modes:
+            name = next(iter(expert.z))
+            x = torch.zeros(
+                rows, 1, self._basis[name].vt.shape[1], device=self.model.device, dtype=self.model.dtype
+            )
+            costs = mode_costs(self.model, self._basis, expert, x, uses=uses)
+            self._modes[key] = next(iter(costs))
+        return self._modes[key]
 
     def _adaptations(self, skills: Sequence[str]) -> list[Adaptation]:
         return [
@@ -214,22 +243,22 @@ def mlp_modules(shape: BackboneShape, layers: Sequence[int] | None = None) -> li
     """Names of the MLP's linear maps, in all layers or some: what experts scale unless told otherwise.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none, or the model lacks a layer that is named.
     """
+    chosen = _layers(layers, shape)
     endings = [ending for role in MLP_ROLES for ending in ROLES[role]]
     names = [
         t.name
         for t in shape.targets
-        if (layers is None or t.layer in layers)
-        and any(t.type == e or t.type.endswith("." + e) for e in endings)
+        if t.layer in chosen and any(t.type == e or t.type.endswith("." + e) for e in endings)
     ]
     if not names:
         raise UsageError(f"{shape.base_model} has no MLP weights in layers {layers or 'all'}; choose others")
     return names
 
 
-def _layers(config: Transformer2Config, shape: BackboneShape) -> set[int]:
-    wanted = range(shape.num_layers) if config.adaptation_layers is None else config.adaptation_layers
+def _layers(layers: Sequence[int] | None, shape: BackboneShape) -> set[int]:
+    wanted = range(shape.num_layers) if layers is None else layers
     odd = next((layer for layer in wanted if not 0 <= layer < shape.num_layers), None)
     if odd is not None:
         raise UsageError(
@@ -241,7 +270,7 @@ def _layers(config: Transformer2Config, shape: BackboneShape) -> set[int]:
 def _basis(
     model: nn.Module, names: set[str], basis: Decompositions | None, config: Transformer2Config
 ) -> dict[str, Any]:
-    """Decompositions of the named weights, in the model's order, cut to the configured size."""
+    """Decompositions of the named weights: those given, or the model's own cut to the configured size."""
     if basis is None:
         ordered = [name for name, _ in model.named_modules() if name in names]
         missing = sorted(names - set(ordered))

@@ -50,11 +50,27 @@ def test_the_prompt_decides_by_calibrated_likelihood(backbone: Backbone) -> None
 
 
 def test_without_content_no_skill_is_preferred(backbone: Backbone) -> None:
-    """The geometric spread over the content-free requests is all that is left."""
+    """Calibration leaves the content-free requests nearer to even than the model's own likelihoods are."""
     dispatch = PromptDispatch(backbone, SKILLS)
-    rows = torch.stack([dispatch._likelihoods(text) for text in CONTENT_FREE])
-    left = (rows.log_softmax(-1) - dispatch._prior).exp().mean(0)
-    torch.testing.assert_close(left, torch.ones(3), atol=1e-4, rtol=1e-4)
+    for text in filter(None, CONTENT_FREE):
+        (decision,) = dispatch.decide([backbone.encode_prompt(text)])
+        own = dispatch._likelihoods(text).softmax(-1)
+        calibrated = torch.tensor(list(decision.probabilities.values()))
+        assert float((calibrated - 1 / 3).abs().max()) < float((own - 1 / 3).abs().max())
+
+
+def test_the_request_is_what_is_asked_about(backbone: Backbone) -> None:
+    dispatch = PromptDispatch(backbone, SKILLS)
+    assert dispatch._request(backbone.encode_prompt("What is 3 + 4?")) == "What is 3 + 4?"
+    one, two = dispatch.decide(backbone.encode_prompts(["What is 3 + 4?", "Zebras! Zebras! Zebras!"]))
+    assert one.probabilities != pytest.approx(two.probabilities, abs=1e-6)
+
+
+def test_a_long_request_is_read_as_far_as_fits(tiny_models: dict[str, Path]) -> None:
+    backbone = load_backbone(str(tiny_models["gpt2"]), device="cpu", dtype=torch.float32)
+    dispatch = PromptDispatch(backbone, SKILLS)
+    long = "a" * (backbone.model.config.max_position_embeddings - 40)
+    assert dispatch.decide([backbone.encode_prompt(long)])[0].skill in (*SKILLS, NONE)
 
 
 def test_a_probe_separates_what_can_be_told_apart(backbone: Backbone) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shoal.attachment import attach, is_conv1d
 from shoal.backbone import shape_of
+from shoal.decompositions import decompose_model
 from shoal.errors import UsageError
 from shoal.expert_attachment import MODES, MergedExperts, attach_expert, dense_weight, mode_costs
 from shoal.svf import Decomposition, ExpertVector, decompose, expert_as_lora
@@ -144,6 +145,8 @@ def test_switching_between_merged_experts(model: PreTrainedModel) -> None:
     assert torch.equal(logits(model), expected["prose"])
     merged.deactivate()
     assert torch.equal(logits(model), before)
+    with pytest.raises(UsageError, match="batch of 2 experts cannot be merged"):
+        merged.build("both", ExpertVector.stack(list(experts.values())))
     with pytest.raises(UsageError, match="'verse' was built; there are maths, prose"):
         merged.activate("verse")
 
@@ -159,6 +162,32 @@ class Quantised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+@pytest.mark.parametrize("mode", ["factored", "merged"])
+def test_replacements_do_not_pile_up(llama: PreTrainedModel, mode: str) -> None:
+    basis, before = basis_of(llama), logits(llama)
+    first = attach_expert(llama, basis, expert_for(basis), mode)
+    with pytest.raises(UsageError, match="already has a factored or merged expert"):
+        attach_expert(llama, basis, expert_for(basis, 1), mode)
+    with attach_expert(llama, basis, expert_for(basis, 1), "delta"):
+        pass
+    first.detach()
+    first.detach()
+    assert torch.equal(logits(llama), before)
+
+
+def test_quantised_parameters_are_read_through_their_module(llama: PreTrainedModel, tmp_path: Path) -> None:
+    name = shape_of(llama, "tiny").targets[0].name
+    parent, _, child = name.rpartition(".")
+    quantised = Quantised(llama.get_submodule(name))
+    whole = quantised.weight
+    del quantised.weight
+    quantised.weight = nn.Parameter(whole, requires_grad=False)
+    setattr(llama.get_submodule(parent), child, quantised)
+    (own,) = decompose_model(llama, [name], cache=tmp_path).values()
+    assert own.u.dtype == torch.float32
+    torch.testing.assert_close((own.u * own.s) @ own.vt, whole * quantised.scale, **CLOSE)
 
 
 def test_quantised_weights_take_a_delta_alone(llama: PreTrainedModel) -> None:
@@ -211,6 +240,9 @@ def test_the_choice_of_mode_is_measured(llama: PreTrainedModel) -> None:
     assert set(costs) == set(MODES) and list(costs.values()) == sorted(costs.values())
     rare = mode_costs(llama, basis, expert, torch.ones(2, 4, 8), uses=1_000_000)
     assert rare["merged"] < costs["merged"]  # its building is spread over its uses
+    last = next(reversed(expert.z))  # the first of its shape that changes is measured, whichever that is
+    some = ExpertVector({n: z if n == last else torch.ones_like(z) for n, z in expert.z.items()})
+    assert set(mode_costs(llama, basis, some, torch.ones(2, 4, 8), uses=1)) == set(MODES)
     batch = ExpertVector.stack([expert, expert])
     assert set(mode_costs(llama, basis, batch, torch.ones(2, 4, 8), uses=1)) == {"delta", "factored"}
     assert torch.equal(logits(llama), before)

@@ -74,7 +74,12 @@ def test_damaged_directories_are_named(saved: Path, tmp_path: Path) -> None:
     refused("NaN")
     save_file({"one": torch.ones(4)}, weights)
     refused("do not belong together")
-    for change in ({"format": 2}, {"fingerprint": 3}, {"fingerprint": {"one": None}}):
+    for change in (
+        {"format": 2},
+        {"fingerprint": 3},
+        {"fingerprint": {"one": None}},
+        {"fingerprint": {"one": [1.0]}},
+    ):
         config.write_text(json.dumps({**facts, **change}))
         refused("format 2" if "format" in change else "holds no expert")
     assert load_expert(saved, basis()).skill == "mathematics"

@@ -56,6 +56,7 @@ def test_truncation_is_the_nearest_matrix_of_that_rank() -> None:
     weight = matrix(6, 10)
     part = decompose(weight).truncated(2)
     assert not part.full and part.s.numel() == 2
+    assert part.u.untyped_storage().nbytes() == part.u.numel() * 4  # what was dropped is not kept in memory
     missing = torch.linalg.norm(weight - (part.u * part.s) @ part.vt)
     torch.testing.assert_close(missing, torch.linalg.svdvals(weight)[2:].norm(), **CLOSE)
     assert decompose(weight).truncated(None).full

@@ -148,6 +148,23 @@ def test_a_model_without_experts_says_so(model: PreTrainedModel, caplog: pytest.
     assert torch.equal(outputs.logits, model(tokens).logits)
 
 
+def test_what_cannot_be_wrapped_or_continued(model: PreTrainedModel) -> None:
+    with pytest.raises(UsageError, match="cannot wrap a Linear"):
+        Transformer2(torch.nn.Linear(2, 2))
+    with pytest.raises(UsageError, match="takes the first pass's `decisions`"):
+        wrapped(model)(tokens()[:, -1:], attention_mask=torch.ones(3, 4))
+
+
+def test_long_answers_take_the_mode_that_was_measured_cheapest(model: PreTrainedModel) -> None:
+    two, ids = wrapped(model), tokens()[:1]
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
+    short = two.generate(ids, max_new_tokens=4, **options)
+    assert not two._modes
+    long = two.generate(ids, max_new_tokens=16, **options)
+    assert list(two._modes) == [(True, 1, 16)]
+    assert long[0, : short.shape[1]].tolist() == short[0].tolist()
+
+
 def test_experts_that_cannot_be_used(model: PreTrainedModel) -> None:
     basis = basis_of(model)
     experts, dispatch = experts_of(basis), FirstToken()

@@ -199,7 +199,7 @@ def warn_of_another_base(stored: StoredAdapter, base: str | None, directory: Pat
 
 
 def _write(adapter: GeneratedAdapter, files: Generating) -> None:
-    """Write what is asked for, all of it or none."""
+    """Write what is asked for; where the adapter cannot be written, a new GGUF goes too."""
     new = files.gguf is not None and not files.gguf.exists()
     if files.gguf is not None:
         _write_gguf(adapter, files.gguf)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shoal.apps.adapting import HYPERNETWORK_HELP, Place, load, warn_of_another_base
 from shoal.apps.settings import Output
 from shoal.apps.training import TASKS_HELP, read_tasks
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
     from shoal.evaluation import Method, Report
@@ -142,8 +142,13 @@ def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> lis
     )
     from shoal.text_to_lora import TextToLoRA
 
-    generator = TextToLoRA(base, hypernetwork=scoring.hypernetwork)
-    if generator.checkpoint is None:
+    try:
+        generator = TextToLoRA(base, hypernetwork=scoring.hypernetwork)
+    except UsageError:
+        if scoring.hypernetwork is not None:
+            raise
+        generator = None  # not even the default sizes fit this base model
+    if generator is None or generator.checkpoint is None:
         log.warning("no hypernetwork is trained for %s: the report has no Text-to-LoRA rows", base)
         return []
     checkpoint, encoder = generator.checkpoint, generator.encoder

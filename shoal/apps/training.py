@@ -64,6 +64,16 @@ class Data(BaseModel):
 
 
 ExpertData = Annotated[Data, Only(*(name for name in Data.model_fields if name != "start"))]
+ExpertTraining = Annotated[
+    ExpertTrainingConfig,
+    Only(
+        *(
+            n
+            for n in ExpertTrainingConfig.model_fields
+            if n not in ("gradient_checkpointing", "label_smoothing")
+        )
+    ),
+]
 ExpertSizes = Annotated[Transformer2Config, Only("expert_vector_dim", "adaptation_layers")]
 
 
@@ -157,7 +167,7 @@ def train_text_to_lora(
 
 
 def train_expert(
-    place: Place, data: ExpertData, naming: Naming, sizes: ExpertSizes, training: ExpertTrainingConfig
+    place: Place, data: ExpertData, naming: Naming, sizes: ExpertSizes, training: ExpertTraining
 ) -> Output:
     """Train an expert on verifiable rewards.
 

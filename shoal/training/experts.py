@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +109,15 @@ def base_success(backbone: Backbone, corpus: Corpus, reward: Reward, config: Exp
     """Mean reward of the base model's greedy answers to the first training examples of every task."""
     each = max(1, GATE_EXAMPLES // len(corpus.tasks))
     earned = []
-    for task in corpus.tasks:
-        shown = list(islice(enumerate(task.train), each))
-        requests = [task.described(e.input, i) if config.describe else e.input for i, e in shown]
+    for task, examples in zip(corpus.tasks, corpus.examples, strict=True):
+        places = [e.place for e in examples[:each]]
+        shown = [task.train[place] for place in places]
+        requests = [
+            task.described(e.input, place) if config.describe else e.input
+            for place, e in zip(places, shown, strict=True)
+        ]
         answers = generate_greedy(backbone, requests, max_new_tokens=config.max_new_tokens)
-        earned += [reward(e, answer) for (_, e), answer in zip(shown, answers, strict=True)]
+        earned += [reward(e, answer) for e, answer in zip(shown, answers, strict=True)]
     return sum(earned) / len(earned)
 
 
@@ -159,9 +162,11 @@ class ExpertObjective:
         return self._sampled(examples)
 
     def fingerprint(self) -> str:
-        """Names base model, data and the weights that are scaled."""
+        """Names base model, data, the weights that are scaled and what answers earn."""
         kept = [(name, self._basis[name].s.numel()) for name in self._names]
-        return fingerprint(self._backbone, self._corpus, kept)
+        right = [[e.outputs for e in task.train] for task in self._corpus.tasks]
+        reward = getattr(self._reward, "__qualname__", type(self._reward).__qualname__)
+        return fingerprint(self._backbone, self._corpus, kept, right, reward)
 
     def expert(self) -> ExpertVector:
         """The expert as it stands, float32 on the CPU."""
@@ -201,7 +206,7 @@ class ExpertObjective:
         prompts = [e.prompt for e in examples for _ in range(count)]
         # The loop has seeded torch from the run's seed and the forward pass: the generator continues from it.
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        with attach_expert(self._backbone.model, self._basis, self.expert_on_device()):
+        with torch.no_grad(), attach_expert(self._backbone.model, self._basis, self._current()):
             answers = sample_tokens(
                 self._backbone,
                 prompts,
@@ -225,10 +230,6 @@ class ExpertObjective:
         gain = (advantages[useful].to(likely.device) * likely).sum() / len(prompts)
         loss = -gain + config.kl_weight * divergence
         return StepLoss(loss, batch.tokens, {**metrics, "kl": float(divergence.detach())})
-
-    def expert_on_device(self) -> ExpertVector:
-        """The expert as it stands, without gradients."""
-        return ExpertVector({name: z.detach() for name, z in self._current().z.items()})
 
     def _policy(self, batch: Sequences) -> tuple[Float[Tensor, " batch"], Float[Tensor, ""]]:
         """(log-likelihood of every answer, mean divergence from the base model a token of an answer)."""

@@ -134,7 +134,8 @@ def check_run_folder(folder: Path, result: Path) -> None:
             f"the run's folder {folder} is in {result}, which is replaced as a whole; name one outside it"
         )
     own = {CHECKPOINT, LOG_FILE, EVENTS}
-    others = sorted({p.name for p in folder.iterdir()} - own) if folder.is_dir() else []
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(name for name in names - own if not name.startswith("."))  # a killed writer leaves those
     if others:
         raise UsageError(
             f"the run's folder {folder} holds {others[0]}, which is no run's; name another folder"

@@ -22,6 +22,7 @@ from shoal.training.run_folder import (
     TENSORS_FILE,
     Progress,
     RunLog,
+    check_run_folder,
     load_checkpoint,
     save_checkpoint,
 )
@@ -168,6 +169,15 @@ def test_bytes_that_are_no_text_after_the_checkpoint(tmp_path: Path) -> None:
     with RunLog(tmp_path, 1) as log:
         log.write(2, {})
     assert (tmp_path / LOG_FILE).read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_killed_writer_s_leftovers_are_no_obstacle(saved: Path, tmp_path: Path) -> None:
+    run = saved.parent
+    (run / ".checkpoint.abc123.tmp").mkdir()
+    check_run_folder(run, tmp_path / "elsewhere" / "result")
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="notes.txt, which is no run's"):
+        check_run_folder(run, tmp_path / "elsewhere" / "result")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
