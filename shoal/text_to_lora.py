@@ -332,7 +332,7 @@ def _known(familiarity: Familiarity | None) -> dict[str, Any]:
 
 
 def _hashing(path: Path) -> Future[str]:
-    """The SHA-256 of a file, in hex, computed while other work goes on: a 7B model's network is 0.4 GB."""
+    """The SHA-256 of a file, in hex, computed while other work goes on."""
 
     def digest() -> str:
         digest = hashlib.sha256()
