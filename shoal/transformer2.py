@@ -166,7 +166,7 @@ class Transformer2(nn.Module):
         Args and errors as `forward`; `options` go to the model's `generate`.
         """
         decided = self.decide(input_ids, options.get("attention_mask")) if decisions is None else decisions
-        with self._adapted(decided, len(input_ids), uses=options.get("max_new_tokens", USES)):
+        with self._adapted(decided, len(input_ids), uses=options.get("max_new_tokens") or USES):
             return self.model.generate(input_ids, **options)  # type: ignore[operator]
 
     @torch.no_grad()

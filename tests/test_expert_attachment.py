@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -233,13 +234,15 @@ def test_what_has_no_weight_to_decompose(llama: PreTrainedModel) -> None:
         dense_weight(nn.Linear(2, 2, device="meta"))
 
 
-def test_the_choice_of_mode_is_measured(llama: PreTrainedModel) -> None:
+def test_the_choice_of_mode_is_measured(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.expert_attachment.time.perf_counter", itertools.count().__next__)
     basis = basis_of(llama)
     expert, before = expert_for(basis), logits(llama)
     costs = mode_costs(llama, basis, expert, torch.ones(2, 4, 8), uses=1)
     assert set(costs) == set(MODES) and list(costs.values()) == sorted(costs.values())
     rare = mode_costs(llama, basis, expert, torch.ones(2, 4, 8), uses=1_000_000)
-    assert rare["merged"] < costs["merged"]  # its building is spread over its uses
+    count = len(expert.z)  # by this clock every module takes a second to build and a second to compute
+    assert costs["merged"] == 2 * count and rare["merged"] == pytest.approx(count, rel=1e-5)
     last = next(reversed(expert.z))  # the first of its shape that changes is measured, whichever that is
     some = ExpertVector({n: z if n == last else torch.ones_like(z) for n, z in expert.z.items()})
     assert set(mode_costs(llama, basis, some, torch.ones(2, 4, 8), uses=1)) == set(MODES)
