@@ -17,8 +17,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from shoal.backbone_shape import ROLES, BackboneShape, decoder_layers, load_shape, on_meta, shape_of
-from shoal.errors import ShoalError, UsageError
-from shoal.model_source import DEFAULT_MODEL, ModelSource, find_model, quietly, read_config, reason
+from shoal.errors import ShoalError, UsageError, reason
+from shoal.model_source import DEFAULT_MODEL, ModelSource, find_model, quietly, read_config
 
 __all__ = [
     "DEFAULT_MODEL",

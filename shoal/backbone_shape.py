@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from shoal.attachment import is_conv1d, module_sizes
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, reason
 from shoal.lora import LoRA, TargetModule
 from shoal.model_source import (
     DEFAULT_HUB_ID,
@@ -30,7 +30,6 @@ from shoal.model_source import (
     known_config,
     quietly,
     read_config,
-    reason,
 )
 
 # What a role is called in each family, as the end of a module's name within its layer. Families that fuse the

@@ -1,4 +1,4 @@
-"""The errors that Shoal raises on purpose: one base class, and the subclass that a caller tells apart.
+"""The errors that Shoal raises on purpose, and how foreign text gets into their one line.
 
 A message is one line that gives the value, the limit and the fix. The command line turns `UsageError` into
 exit code 2 and any other `ShoalError` into exit code 1.
@@ -11,3 +11,17 @@ class ShoalError(Exception):
 
 class UsageError(ShoalError, ValueError):
     """An argument is outside what the called function accepts."""
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """What an error of another library says, as at most `limit` characters of one line."""
+    text = " ".join(str(error).split()).rstrip(".;") or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """The `repr` of a value, cut to about `limit` characters, for one line of an error."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= limit else value[: limit - 3] + "...")
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, reason
 
 MAX_JSON_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20
@@ -162,8 +162,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ShoalError(f"{path} is not valid JSON ({reason}); write or download it again") from None
+        raise ShoalError(f"{path} is not valid JSON ({reason(error)}); write or download it again") from None
     if not isinstance(value, dict):
         raise ShoalError(f"{path} holds a JSON {type(value).__name__}, not an object; it is another file")
     return value
@@ -344,7 +343,7 @@ def failures_named(path: Path, verb: str = "write") -> Iterator[None]:
         if code is not None:
             fix = _FIXES.get(code, os.strerror(code))
         elif isinstance(error, OSError):  # numpy's, of a write cut short: it has no number
-            fix = f"{' '.join(str(error).split())}; if the disk is full, free some space"
+            fix = f"{reason(error)}; if the disk is full, free some space"
         else:
             raise
         raise ShoalError(f"cannot {verb} {path}: {fix}") from error

@@ -12,8 +12,8 @@ from itertools import islice
 from types import ModuleType
 from typing import Any
 
-from shoal.errors import ShoalError, UsageError
-from shoal.task_records import Example, Task, describe, divide, remove_tested, shorten
+from shoal.errors import ShoalError, UsageError, reason, shorten
+from shoal.task_records import Example, Task, describe, divide, remove_tested
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _open_hub_split(dataset: str, config: str | None, revision: str | None, spli
         return datasets.load_dataset(dataset, config, revision=revision, split=split, streaming=True)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ShoalError(
-            f"data set {dataset}, split {split}: cannot be opened ({_one_line(error)}); check its id, config "
+            f"data set {dataset}, split {split}: cannot be opened ({reason(error)}); check its id, config "
             "and split, and the network"
         ) from None
 
@@ -137,7 +137,7 @@ def _first_rows(rows: Any, split: str, max_rows: int) -> Iterator[Mapping[str, A
         yield from islice(rows, max_rows)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ShoalError(
-            f"split {split}: cannot be read ({_one_line(error)}); repair or re-download it"
+            f"split {split}: cannot be read ({reason(error)}); repair or re-download it"
         ) from None
 
 
@@ -169,7 +169,3 @@ def _library() -> ModuleType:
             f"datasets cannot be imported ({error}) and is needed for hub data sets; pip install datasets"
         ) from None
     return datasets
-
-
-def _one_line(error: BaseException) -> str:
-    return shorten(" ".join(str(error).split()) or type(error).__name__, 200)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, reason
 from shoal.familiarity import Familiarity, KnownTasks
 from shoal.files import read_directory, read_json, read_tensors, write_directory
 from shoal.hypernetwork import Architecture, Hypernetwork
@@ -157,8 +157,7 @@ def _read(folder: Path) -> HypernetworkCheckpoint:
     try:
         checkpoint.network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ShoalError(f"{path} is not this network's ({reason}); copy or train it again") from None
+        raise ShoalError(f"{path} is not this network's ({reason(error)}); copy or train it again") from None
     return replace(checkpoint, known_tasks=_known_tasks(folder, checkpoint.network.architecture.task_dim))
 
 
@@ -201,9 +200,8 @@ def _described(path: Path) -> HypernetworkCheckpoint:
             _typed(description["provenance"], dict),
         )
     except (UsageError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ShoalError(
-            f"{path} does not describe a hypernetwork ({reason}); copy or train it again"
+            f"{path} does not describe a hypernetwork ({reason(error)}); copy or train it again"
         ) from None
 
 

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shoal.backbone import Backbone
-from shoal.errors import UsageError
+from shoal.errors import UsageError, shorten
 from shoal.expert_attachment import attach_expert
 from shoal.forward import answer_losses, pad_sequences
 from shoal.svf import Decompositions, ExpertVector, mix
-from shoal.task_records import Example, normalise, shorten
+from shoal.task_records import Example, normalise
 
 ROWS_AT_ONCE = 64
 FIRST_DEVIATION, LEAST_DEVIATION = 2.0, 0.05  # of the scores whose softmax is a mixture

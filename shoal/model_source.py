@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, reason
 from shoal.files import read_json, write_directory
 
 log = logging.getLogger(__name__)
@@ -198,12 +198,6 @@ def quietly() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def reason(error: Exception, limit: int = 200) -> str:
-    """What an error of another library says, as at most `limit` characters of one line."""
-    text = " ".join(str(error).split()).rstrip(".;") or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _converted_default() -> Path | None:

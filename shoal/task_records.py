@@ -22,7 +22,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -206,12 +206,6 @@ def describe(definition: str, descriptions: Sequence[str]) -> tuple[str, ...]:
 def normalise(text: str) -> str:
     """NFKC, case folded, each run of whitespace one space: the form in which examples are compared."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def shorten(value: object, limit: int = 60) -> str:
-    """The value's `repr`, cut to `limit` characters, for one line of an error."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def check_task_name(name: object) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, shorten
 from shoal.hub_tasks import load_hub_dataset
 from shoal.puzzles import load_reasoning_gym, reasoning_gym_scorer
 from shoal.task_files import (
@@ -29,7 +29,6 @@ from shoal.task_records import (
     check_task_name,
     check_texts,
     remove_leaks,
-    shorten,
 )
 
 __all__ = [

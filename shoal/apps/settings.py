@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from shoal.config import first_mistake
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, reason
 
 _METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 CONFIG_HELP = "YAML file with these settings, under the names of the flags (`batch_size: 16`); flags win"
@@ -106,8 +106,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             f"--config {path}: cannot be read ({error.strerror}); check its permissions"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UsageError(f"--config {path}: not valid YAML ({reason}); repair the file") from None
+        raise UsageError(f"--config {path}: not valid YAML ({reason(error, 120)}); repair the file") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

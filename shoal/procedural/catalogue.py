@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Iterable
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, shorten
 from shoal.procedural import (
     arithmetic,
     code,
@@ -30,7 +30,7 @@ from shoal.procedural import (
     words,
 )
 from shoal.procedural.family import Family
-from shoal.task_records import Example, Task, normalise, shorten
+from shoal.task_records import Example, Task, normalise
 
 FAMILIES: tuple[Family, ...] = (
     *strings.FAMILIES,
