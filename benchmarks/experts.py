@@ -1,0 +1,147 @@
+"""Experts at work: a different z for every sample, switching merged experts, and candidates of a search.
+
+    python benchmarks/experts.py
+
+Experts scale every MLP weight. They are noise around z = 1: what is measured does not depend on their values.
+The published way, for comparison, rebuilds every weight from its decomposition for each candidate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from _machine import machine, table
+
+from shoal.backbone import load_backbone
+from shoal.decompositions import decompose_model
+from shoal.expert_attachment import MergedExperts, attach_expert
+from shoal.forward import answer_losses, pad_sequences
+from shoal.mixture_search import Search, search_mixture
+from shoal.svf import Decompositions, ExpertVector, mix
+from shoal.transformer2 import mlp_modules
+
+REQUEST = "Write a long story about a sailor who finds island number {} and everything that lives on it."
+COMPLETION = " ".join(
+    ["The sailor rowed on until the island was a line on the horizon, and then he slept."] * 4
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--components", type=int, default=128, help="of the truncated experts")
+    parser.add_argument("--shots", type=int, default=10)
+    parser.add_argument("--population", type=int, default=32)
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    backbone = load_backbone()
+    names = mlp_modules(backbone.shape)
+    whole = decompose_model(backbone.model, names)
+    cut = decompose_model(backbone.model, names, components=args.components)
+    print(f"{len(names)} MLP weights; {machine(backbone.dtype)}\n")
+    print(forward_passes(backbone, {"all": whole, str(args.components): cut}, args), "\n")
+    print(switching(backbone, whole, args), "\n")
+    print(candidates(backbone, whole, args))
+
+
+def forward_passes(backbone, bases: dict[str, Decompositions], args: argparse.Namespace) -> str:
+    """One forward pass of a batch, the base model's and those with a z for every sample, taking turns."""
+    batch = requests(backbone, args.samples)
+
+    @torch.no_grad()
+    def forward() -> None:
+        answer_losses(backbone, batch)
+
+    ways: dict[str, Callable[[], None]] = {"base model": forward}
+    for kept, basis in bases.items():
+        own = ExpertVector.stack(experts_of(basis, args.samples, args.seed))
+        for mode in ("delta", "factored") if kept == "all" else ("delta",):
+
+            def attached(basis=basis, own=own, mode=mode) -> None:
+                with attach_expert(backbone.model, basis, own, mode):
+                    forward()
+
+            ways[f"{args.samples} experts, {kept} components, {mode}"] = attached
+    seconds = timed(ways, args.repeats)
+    base = seconds["base model"]
+    rows = [[name, f"{1e3 * taken:.0f}", f"{taken / base:.2f}"] for name, taken in seconds.items()]
+    return table([f"forward pass, {batch.tokens} tokens", "median ms", "x base"], rows)
+
+
+def switching(backbone, basis: Decompositions, args: argparse.Namespace) -> str:
+    """Swapping the weights of a merged expert in, against building them."""
+    merged = MergedExperts(backbone.model, basis)
+    one, two = experts_of(basis, 2, args.seed)
+    building = [elapsed(lambda: merged.build("one", one)) for _ in range(3)]
+    merged.build("two", two)
+    active = [elapsed(lambda name=name: merged.activate(name)) for name in ("one", "two") * args.repeats]
+    merged.deactivate()
+    rebuild, switch = statistics.median(building), statistics.median(active)
+    rows = [
+        ["build", f"{1e3 * rebuild:.0f}", ""],
+        ["switch", f"{1e3 * switch:.1f}", f"{100 * switch / rebuild:.2f}%"],
+    ]
+    return table(["merged expert", "median ms", "of a rebuild"], rows)
+
+
+def candidates(backbone, basis: Decompositions, args: argparse.Namespace) -> str:
+    """One iteration of a search, against rebuilding every weight for each candidate; the same shots."""
+    shots = [
+        (backbone.encode_prompt(REQUEST.format(number)), backbone.encode_completion("A short answer."))
+        for number in range(args.shots)
+    ]
+    experts = experts_of(basis, args.experts, args.seed)
+    weights = torch.full((args.experts,), 1 / args.experts)
+    batch = pad_sequences(shots, backbone.end_of_turn, backbone.device)
+
+    @torch.no_grad()
+    def rebuilt() -> None:
+        with attach_expert(backbone.model, basis, mix(experts, weights), "merged"):
+            answer_losses(backbone, batch)
+
+    search = Search(population=args.population, iterations=1)
+    ours = elapsed(lambda: search_mixture(backbone, basis, experts, shots, search)) / (args.population + 1)
+    theirs = statistics.median(elapsed(rebuilt) for _ in range(args.repeats))
+    rows = [["batched, no rebuild", f"{1e3 * ours:.0f}"], ["rebuilt for each", f"{1e3 * theirs:.0f}"]]
+    ratio = f"Rebuilding takes {theirs / ours:.1f} x the time of a batched candidate (target: at least 10)."
+    return table([f"a candidate on {args.shots} shots", "ms"], rows) + f"\n\n{ratio}"
+
+
+def requests(backbone, samples: int):
+    prompts = [backbone.encode_prompt(REQUEST.format(number)) for number in range(samples)]
+    pairs = [(prompt, backbone.encode_completion(COMPLETION)) for prompt in prompts]
+    return pad_sequences(pairs, backbone.end_of_turn, backbone.device)
+
+
+def experts_of(basis: Decompositions, count: int, seed: int) -> list[ExpertVector]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        ExpertVector({n: 1 + 0.01 * torch.randn(d.s.shape, generator=generator) for n, d in basis.items()})
+        for _ in range(count)
+    ]
+
+
+def timed(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median seconds of each way; they take turns, after one round that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, way in ways.items():
+            times[name].append(elapsed(way))
+    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+
+
+def elapsed(way: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    way()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
