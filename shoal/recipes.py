@@ -1,4 +1,4 @@
-"""From tasks to what is kept: train, and write adapter, hypernetwork or expert with its provenance.
+"""From tasks to what is kept: train, and write the adapter or the hypernetwork with its provenance.
 
 A recipe joins training with the formats on disk and decides neither. A place that it could not write to is
 refused before it trains. Checkpoints and logs go to a folder of their own, from which a run resumes.
@@ -14,22 +14,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
 
 from shoal.adapter_store import ADAPTER_FILES, StoredAdapter, save_adapter
 from shoal.backbone import Backbone, BackboneShape
-from shoal.config import (
-    ExpertTrainingConfig,
-    HypernetworkTrainingConfig,
-    LoraTrainingConfig,
-    TextToLoRAConfig,
-    Transformer2Config,
-)
+from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.controls import gibberish
-from shoal.decompositions import decompose_model
-from shoal.dispatch import NONE
 from shoal.errors import UsageError
-from shoal.expert_store import EXPERT_FILES, StoredExpert, save_expert
 from shoal.familiarity import KnownTasks
 from shoal.files import check_place
 from shoal.hypernetwork import Hypernetwork
@@ -39,12 +29,10 @@ from shoal.model_card import AdapterCard
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task
 from shoal.text_to_lora import new_hypernetwork
-from shoal.training.experts import TrainedExpert, train_expert
 from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora
 from shoal.training.run_folder import check_run_folder
-from shoal.transformer2 import mlp_modules
 
 log = logging.getLogger(__name__)
 
@@ -195,61 +183,6 @@ def make_hypernetwork_from_adapters(
     facts = _provenance(summary, tasks, training, start, max_descriptions)
     _write(network, shape, encoder, tasks, directory, facts)
     return summary
-
-
-def make_expert(
-    backbone: Backbone,
-    tasks: Sequence[Task],
-    directory: Path,
-    *,
-    skill: str,
-    sizes: Transformer2Config,
-    training: ExpertTrainingConfig,
-    run: Path,
-    held_out: Sequence[Task] = (),
-    show_progress: bool = True,
-) -> TrainedExpert:
-    """Train an expert that scales the singular values of the MLP's weights, and write it.
-
-    Args:
-        backbone: the frozen model.
-        tasks: what to train on.
-        directory: of the expert.
-        skill: what the expert is for, as dispatch names it.
-        sizes: singular values and layers that it scales.
-        training: optimisation settings.
-        run: folder of checkpoints and logs.
-        held_out: tasks that must share no example with `tasks`.
-        show_progress: draw progress bars.
-
-    Raises:
-        UsageError: the directory holds something else, no skill is named, the model has no such layers, or as
-            `decompose_model` and `train_expert`.
-        ShoalError: as `decompose_model`, `train_expert` and `save_expert`.
-    """
-    check_place(directory, EXPERT_FILES)
-    check_run_folder(run, directory)
-    names = mlp_modules(backbone.shape, sizes.adaptation_layers)
-    if not skill.strip() or skill == NONE:
-        raise UsageError(f"skill {skill!r} cannot be dispatched to; name what the expert is for")
-    main = PartialState().is_main_process
-    bar = tqdm(names, desc="singular values", disable=not (show_progress and main))
-    basis = decompose_model(
-        backbone.model, names, components=sizes.expert_vector_dim, progress=lambda names: bar
-    )
-    trained = train_expert(
-        backbone, basis, tasks, run, training, held_out=held_out, show_progress=show_progress
-    )
-    provenance = {
-        **asdict(trained.summary),
-        "base_success": trained.base_success,
-        "tasks": [task.name for task in tasks],
-        "config": training.model_dump(mode="json"),
-    }
-    if main:
-        stored = StoredExpert(trained.expert, backbone.shape.base_model, skill, provenance)
-        save_expert(directory, stored, basis)
-    return trained
 
 
 def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | None:

@@ -61,6 +61,7 @@ LEVELS = {
     "text_to_lora": 5,
     "transformer2": 5,
     "recipes": 6,
+    "expert_recipe": 6,
     "integration": 6,
     "apps": 7,
     "": 8,  # shoal/__init__.py

@@ -175,7 +175,7 @@ def train_expert(
     """
     _check_extra()
     tasks, held_out = _divided(data)
-    from shoal.recipes import make_expert
+    from shoal.expert_recipe import make_expert
 
     trained = make_expert(
         load(place),
