@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from _long_requests import COMPLETION, REQUEST
 from _machine import machine, table
 
 from shoal.backbone import load_backbone
@@ -23,11 +24,6 @@ from shoal.forward import answer_losses, pad_sequences
 from shoal.mixture_search import Search, search_mixture
 from shoal.svf import Decompositions, ExpertVector, mix
 from shoal.transformer2 import mlp_modules
-
-REQUEST = "Write a long story about a sailor who finds island number {} and everything that lives on it."
-COMPLETION = " ".join(
-    ["The sailor rowed on until the island was a line on the horizon, and then he slept."] * 4
-)
 
 
 def main() -> None:

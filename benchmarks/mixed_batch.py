@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from _long_requests import COMPLETION, REQUEST
 from _machine import machine, table
 
 from shoal.attachment import attach
@@ -21,11 +22,6 @@ from shoal.backbone import load_backbone
 from shoal.engine import generate_greedy
 from shoal.forward import answer_losses, pad_sequences
 from shoal.lora import LoRA, LoraFactors, stack
-
-REQUEST = "Write a long story about a sailor who finds island number {} and everything that lives on it."
-COMPLETION = " ".join(
-    ["The sailor rowed on until the island was a line on the horizon, and then he slept."] * 4
-)
 
 
 def main() -> None:

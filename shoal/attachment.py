@@ -9,7 +9,7 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 import torch
@@ -21,15 +21,15 @@ from shoal.lora import BatchedLoRA, LoRA, LoraFactors
 
 
 class Attachment:
-    """Adapters at work on a model, until `detach`; also a context manager. The weights are never touched."""
+    """A change of what a model computes, until `detach`; also a context manager."""
 
-    def __init__(self, hooks: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
-        self._hooks = hooks
+    def __init__(self, undo: ExitStack) -> None:
+        """`undo` ends what was begun."""
+        self._undo = undo
 
     def detach(self) -> None:
-        """Remove the adapter; the model computes what it did before, bit for bit."""
-        for hook in self._hooks:
-            hook.remove()
+        """Let the model compute what it did before, bit for bit; a second time does nothing."""
+        self._undo.close()
 
     def __enter__(self) -> Attachment:
         return self
@@ -50,13 +50,11 @@ def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
     Raises:
         UsageError: a module is missing or has another shape.
     """
-    modules = {name: _adapted_module(model, name, f) for name, f in lora.factors.items()}
-    return Attachment(
-        [
-            module.register_forward_hook(_delta_hook(lora.factors[name], lora.scaling))
-            for name, module in modules.items()
-        ]
-    )
+    modules = _adapted_modules(model, lora)
+    with ExitStack() as undo:
+        for name, module in modules.items():
+            undo.callback(module.register_forward_hook(_delta_hook(lora.factors[name], lora.scaling)).remove)
+        return Attachment(undo.pop_all())
 
 
 def _delta_hook(factors: LoraFactors, scaling: float):  # type: ignore[no-untyped-def]
@@ -111,7 +109,7 @@ def merge(model: nn.Module, lora: LoRA) -> Merged:
     Raises:
         UsageError: a module is missing or has another shape, or its weight is not floating point.
     """
-    modules = {name: _adapted_module(model, name, f) for name, f in lora.factors.items()}
+    modules = _adapted_modules(model, lora)
     originals = []
     for name, module in modules.items():
         weight = module.weight
@@ -154,16 +152,26 @@ def module_sizes(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _adapted_module(model: nn.Module, name: str, factors: LoraFactors) -> nn.Module:
+def sized_module(model: nn.Module, name: str, sizes: tuple[int, int]) -> nn.Module:
+    """The linear map of a name, which must have these (in, out) features.
+
+    Raises:
+        UsageError: there is none, or it has others.
+    """
     try:
         module = model.get_submodule(name)
     except AttributeError:
         raise UsageError(
             f"the model has no module {name!r}; the adapter belongs to another architecture"
         ) from None
-    wanted = (factors.a.shape[-1], factors.b.shape[-2])
-    if module_sizes(module) != wanted:
+    if module_sizes(module) != sizes:
         raise UsageError(
-            f"{name} is {module_sizes(module)} (in, out) but the adapter has {wanted}; use its base model"
+            f"{name} is {module_sizes(module)} (in, out) but the adapter has {sizes}; use its base model"
         )
     return module
+
+
+def _adapted_modules(model: nn.Module, lora: LoRA | BatchedLoRA) -> dict[str, nn.Module]:
+    return {
+        name: sized_module(model, name, (f.a.shape[-1], f.b.shape[-2])) for name, f in lora.factors.items()
+    }

@@ -16,7 +16,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Literal
 
 import torch
@@ -24,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.attachment import forward_replaced, is_conv1d, module_sizes
+from shoal.attachment import Attachment, forward_replaced, is_conv1d, module_sizes, sized_module
 from shoal.errors import UsageError
 from shoal.svf import Decomposition, Decompositions, ExpertVector, check_fits
 
@@ -33,29 +32,9 @@ PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MODES: tuple[Mode, ...] = ("delta", "factored", "merged")
 
 
-class ActiveExpert:
-    """An expert at work on a model, until `detach`; also a context manager."""
-
-    def __init__(self, undo: ExitStack) -> None:
-        """`undo` ends what was begun."""
-        self._undo = undo
-
-    def detach(self) -> None:
-        """Let the model compute what it did before, bit for bit; a second time does nothing."""
-        self._undo.close()
-
-    def __enter__(self) -> ActiveExpert:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.detach()
-
-
 def attach_expert(
     model: nn.Module, basis: Decompositions, expert: ExpertVector, mode: Mode = "delta"
-) -> ActiveExpert:
+) -> Attachment:
     """Let an expert change a model until it is detached.
 
     A batch of experts gives sample i of the model's batch its own z between the two shared products; the
@@ -86,7 +65,7 @@ def attach_expert(
             for name, weight in built.items():
                 undo.enter_context(_alone(modules[name], name))
                 undo.enter_context(_weight_replaced(modules[name], weight))
-        return ActiveExpert(undo.pop_all())
+        return Attachment(undo.pop_all())
 
 
 @torch.no_grad()
@@ -141,7 +120,7 @@ class MergedExperts:
     def __init__(self, model: nn.Module, basis: Decompositions) -> None:
         self._model, self._basis = model, basis
         self._built: dict[str, dict[nn.Module, Tensor]] = {}
-        self._active = ActiveExpert(ExitStack())
+        self._active = Attachment(ExitStack())
 
     def build(self, name: str, expert: ExpertVector) -> None:
         """Compute an expert's weights under a name; an old one of that name is replaced.
@@ -168,7 +147,7 @@ class MergedExperts:
             for module, weight in self._built[name].items():
                 undo.enter_context(_alone(module, name))
                 undo.enter_context(_weight_replaced(module, weight))
-            self._active = ActiveExpert(undo.pop_all())
+            self._active = Attachment(undo.pop_all())
 
     def deactivate(self) -> None:
         """Put the pristine weights back."""
@@ -309,13 +288,4 @@ def _weight_replaced(module: nn.Module, weight: Tensor) -> Iterator[None]:
 
 
 def _decomposed_module(model: nn.Module, name: str, decomposition: Decomposition) -> nn.Module:
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        raise UsageError(f"the model has no module {name!r}; use the expert's own base model") from None
-    wanted = (decomposition.vt.shape[1], decomposition.u.shape[0])
-    if module_sizes(module) != wanted:
-        raise UsageError(
-            f"{name} is {module_sizes(module)} (in, out) but the expert has {wanted}; use its own base model"
-        )
-    return module
+    return sized_module(model, name, (decomposition.vt.shape[1], decomposition.u.shape[0]))

@@ -87,12 +87,7 @@ def fingerprint(decomposition: Decomposition) -> list[float]:
 
 def _read(folder: Path, basis: Decompositions) -> StoredExpert:
     path = folder / CONFIG_FILE
-    description = read_json(path)
-    if description.get("format") != FORMAT:
-        raise ShoalError(
-            f"{path} is of format {description.get('format')!r}, this version reads {FORMAT}; "
-            "use the version that wrote it, or train it again"
-        )
+    description = read_json(path, format=FORMAT)
     try:
         expert = ExpertVector({name: z.float() for name, z in read_tensors(folder / WEIGHTS_FILE).items()})
         prints = {name: [float(x) for x in row] for name, row in description["fingerprint"].items()}

@@ -147,11 +147,16 @@ def read_directory(path: str | os.PathLike[str], read: Callable[[Path], T]) -> T
     raise ShoalError(f"{directory} is rewritten faster than it can be read; stop its writers")
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str], *, format: int | None = None) -> dict[str, Any]:
     """The JSON object in a file.
 
+    Args:
+        path: of the file.
+        format: number that its `format` must be, if given.
+
     Raises:
-        ShoalError: the file is missing, larger than 256 MB, not JSON, or JSON other than an object.
+        ShoalError: the file is missing, larger than 256 MB, not JSON, JSON other than an object, or of
+            another format.
     """
     path = Path(path)
     with failures_named(path, "read"):
@@ -165,6 +170,11 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ShoalError(f"{path} is not valid JSON ({reason(error)}); write or download it again") from None
     if not isinstance(value, dict):
         raise ShoalError(f"{path} holds a JSON {type(value).__name__}, not an object; it is another file")
+    if format is not None and value.get("format") != format:
+        raise ShoalError(
+            f"{path} is of format {value.get('format')!r}, this version reads {format}; use the version that "
+            "wrote it, or train it again"
+        )
     return value
 
 

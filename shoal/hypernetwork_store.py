@@ -179,12 +179,7 @@ def _known_tasks(folder: Path, dim: int) -> KnownTasks | None:
 
 def _described(path: Path) -> HypernetworkCheckpoint:
     """The checkpoint whose network has no weights yet, so that a description cannot ask for any memory."""
-    description = read_json(path)
-    if description.get("format") != FORMAT:
-        raise ShoalError(
-            f"{path} is of format {description.get('format')!r}, this version reads {FORMAT}; "
-            "use the version that wrote it, or train it again"
-        )
+    description = read_json(path, format=FORMAT)
     try:
         targets = [_target(record) for record in description["targets"]]
         sizes = dict(description["architecture"])

@@ -13,7 +13,7 @@ import numpy
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for message in messages %}"
@@ -95,6 +95,12 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of three layers with random weights, and its byte tokenizer."""
     return save_tiny_model("llama", tmp_path_factory.mktemp("tiny_llama"))
+
+
+@pytest.fixture
+def llama(tiny_llama: Path) -> PreTrainedModel:
+    """That Llama, loaded anew for every test, in evaluation mode and without gradients."""
+    return AutoModelForCausalLM.from_pretrained(tiny_llama).requires_grad_(False).eval()
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,6 @@ def model(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> PreTr
     return AutoModelForCausalLM.from_pretrained(tiny_models[request.param]).requires_grad_(False).eval()
 
 
-@pytest.fixture
-def llama(tiny_llama: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(tiny_llama).requires_grad_(False).eval()
-
-
 def targets_of(model: PreTrainedModel) -> tuple[TargetModule, ...]:
     return shape_of(model, "tiny").targets
 

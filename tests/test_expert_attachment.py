@@ -26,11 +26,6 @@ def model(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> PreTr
     return AutoModelForCausalLM.from_pretrained(tiny_models[request.param]).requires_grad_(False).eval()
 
 
-@pytest.fixture
-def llama(tiny_llama: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(tiny_llama).requires_grad_(False).eval()
-
-
 def basis_of(model: nn.Module, components: int | None = None) -> dict[str, Decomposition]:
     return {
         t.name: decompose(dense_weight(model.get_submodule(t.name))).truncated(components)
