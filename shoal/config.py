@@ -15,6 +15,7 @@ from shoal.errors import UsageError
 TargetModules = tuple[str, ...]
 HeadName = Literal["L", "M", "S", "mixture", "perceiver"]
 MAX_WIDTH, MAX_COUNT = 2**16, 2**31  # beyond what any machine holds or finishes
+MAX_ALPHA = 1e9  # of a LoRA
 GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -57,7 +58,7 @@ class TextToLoRAConfig(_Frozen):
     )
     adapter_rank: int = Field(16, le=MAX_WIDTH, ge=1, description="LoRA rank")
     adapter_alpha: float = Field(
-        32, le=1e9, gt=0, description="LoRA alpha; the delta weight is alpha / rank * B A"
+        32, le=MAX_ALPHA, gt=0, description="LoRA alpha; the delta weight is alpha / rank * B A"
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the hypernetwork while it trains")
     num_layers_to_adapt: int | None = Field(

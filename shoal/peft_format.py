@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from shoal.backbone import BackboneShape
+from shoal.config import MAX_ALPHA
 from shoal.errors import ShoalError, UsageError
 from shoal.lora import LoRA, LoraFactors, TargetModule
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_ALPHA = 1e9
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 # Keys of adapter_config.json that change nothing of what a finished LoRA computes. Any other must be unset.

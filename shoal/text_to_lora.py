@@ -98,7 +98,8 @@ class TextToLoRA:
             self._targets = self.checkpoint.network.targets
         else:
             if "num_layers_to_adapt" not in self.config.model_fields_set:
-                layers = min(TextToLoRAConfig().num_layers_to_adapt or 1, self.shape.num_layers)
+                every = self.shape.num_layers
+                layers = min(self.config.num_layers_to_adapt or every, every)
                 self.config = self.config.model_copy(update={"num_layers_to_adapt": layers})
             self._targets = self.shape.select(self.config.target_modules, self.config.num_layers_to_adapt)
             self._identity = LoRA.identity(

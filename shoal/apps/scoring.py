@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.adapting import HYPERNETWORK_HELP, Place, load, warn_of_another_base
-from shoal.apps.settings import Output
+from shoal.apps.settings import Output, check_extra
 from shoal.apps.training import TASKS_HELP, read_tasks
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.evaluation import Method, Report
@@ -63,7 +63,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
 
     split = read_tasks(scoring.tasks, scoring.definition, scoring.task)
     tasks = split.validation or split.train
-    _check_extra()
+    check_extra("evaluation", "evaluate", "rouge_score")
     base = place.base or DEFAULT_MODEL
     adapters = [_adapter_row(name, directory, base, tasks) for name, directory in scoring.adapter.items()]
     from rich.console import Console
@@ -99,15 +99,6 @@ def _base_rows(scoring: Scoring) -> list[Method]:
             Method(f"base + {scoring.shots} examples", request=with_shots(scoring.shots, scoring.seed))
         )
     return rows
-
-
-def _check_extra() -> None:
-    try:
-        import rouge_score  # noqa: F401
-    except ImportError as error:
-        raise ShoalError(
-            f"evaluation needs {error.name}, which is not installed; pip install 'shoal[evaluate]'"
-        ) from None
 
 
 def _adapter_row(name: str, directory: Path, base: str, tasks: Sequence[Task]) -> Method:

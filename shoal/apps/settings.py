@@ -8,6 +8,7 @@ settings mean.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import json
 import os
@@ -88,6 +89,17 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
+
+
+def check_extra(work: str, extra: str, *modules: str) -> None:
+    """See that what an extra installs is there, before long work that needs it.
+
+    Raises:
+        ShoalError: a module is not installed.
+    """
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise ShoalError(f"{work} needs {name}, which is not installed; pip install 'shoal[{extra}]'")
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.adapting import AdapterSizes, Place, load, warn_of_another_base
-from shoal.apps.settings import Only, Output
+from shoal.apps.settings import Only, Output, check_extra
 from shoal.config import (
     ExpertTrainingConfig,
     HypernetworkTrainingConfig,
@@ -19,7 +19,7 @@ from shoal.config import (
     TextToLoRAConfig,
     Transformer2Config,
 )
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.tasks import Split, Task
@@ -129,7 +129,7 @@ def train_text_to_lora(
 
     It turns descriptions into LoRAs. The same command resumes a run that was stopped.
     """
-    _check_extra()
+    check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
     tasks, held_out = _divided(data)
     reconstruct = training.objective == "reconstruction"
     if reconstruct != (steering.adapters is not None):
@@ -173,7 +173,7 @@ def train_expert(
 
     It scales singular values of the MLP's weights. The same command resumes a run that was stopped.
     """
-    _check_extra()
+    check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
     tasks, held_out = _divided(data)
     from shoal.expert_recipe import make_expert
 
@@ -256,7 +256,7 @@ def _train_adapter(
     tasks: Sequence[Task],
     held_out: Sequence[Task],
 ) -> Output:
-    _check_extra()
+    check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
     from shoal.adapter_store import load_adapter
     from shoal.recipes import make_lora
 
@@ -272,17 +272,6 @@ def _train_adapter(
         show_progress=sys.stderr.isatty(),
     )
     return _summary(summary, data, len(tasks), "adapter")
-
-
-def _check_extra() -> None:
-    try:
-        import accelerate  # noqa: F401
-        import tensorboard  # noqa: F401
-        import tqdm  # noqa: F401
-    except ImportError as error:
-        raise ShoalError(
-            f"training needs {error.name}, which is not installed; pip install 'shoal[train]'"
-        ) from None
 
 
 def _summary(summary: RunSummary, data: Data, tasks: int, kind: str) -> Output:
