@@ -33,12 +33,12 @@ MAX_WORDS = 512
 MAX_CHARACTERS = 8192
 MAX_TOKENS = 256  # what all-MiniLM-L6-v2 was trained with; its sentence_bert_config.json says the same
 
-# Below four words a language cannot be told reliably: 'haiku' or 'sudoku solver' is good English.
-_MIN_WORDS_TO_JUDGE = 4
+# One word is never judged: 'haiku' is good English. 'São Paulo facts' is too, so fewer than four need more.
+_MIN_WORDS_TO_JUDGE, _FEW_WORDS = 2, 4
 # The share of English words that settles for English, and else the nats by which another language must beat
 # English in py3langid's scores. Both were chosen on the sentences in tests/test_task_embedding.py.
 _ENGLISH_SHARE = 0.1
-_FOREIGN_MARGIN = 16.0
+_FOREIGN_MARGIN, _FOREIGN_MARGIN_OF_FEW = 16.0, 25.0
 _WORD = re.compile(r"[^\W\d_]+")
 # Frequent in English and rare elsewhere, which "was", "want" (German, Dutch), "in", "is" and "for" are not.
 _ENGLISH_WORDS = frozenset(
@@ -55,8 +55,8 @@ _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|‘[^’]*’|`[^`]*`
 def check_description(text: str) -> str:
     """Return `text` without surrounding white space, if it can serve as a task description.
 
-    A description is English, of 2 characters to 512 words. Text in other languages may be quoted in it, and
-    fewer than four words are taken as they are.
+    A description is English, of 2 characters to 512 words. Text in other languages may be quoted in it. A
+    single word is taken as it is, and two or three are unless they are plainly of another language.
 
     Raises:
         UsageError: not a string or not valid Unicode; empty, one character, without a letter; of more than
@@ -119,7 +119,8 @@ def _foreign_language(text: str) -> str | None:
     scores = dict(py3langid.rank(unquoted))
     english_score = max(scores.pop("en"), scores.pop("pcm", -math.inf))  # pcm: Nigerian Pidgin
     best = max(scores, key=scores.__getitem__)
-    return best if foreign_script or scores[best] - english_score > _FOREIGN_MARGIN else None
+    margin = _FOREIGN_MARGIN if len(words) >= _FEW_WORDS else _FOREIGN_MARGIN_OF_FEW
+    return best if foreign_script or scores[best] - english_score > margin else None
 
 
 class TaskEncoder:
