@@ -17,6 +17,7 @@ MODULES = sorted((ROOT / "shoal").rglob("*.py"))
 LEVELS = {
     "errors": 0,
     "config": 0,
+    "file_failures": 0,
     "files": 0,
     "lora": 1,
     "attachment": 1,
