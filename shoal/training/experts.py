@@ -1,13 +1,14 @@
 """Training an expert vector by reinforcement learning on verifiable rewards, or on right answers (a control).
 
-z = 1 + theta, with theta from 0, so training starts at the base model itself. Two estimators of one gradient:
+Training starts at the base model itself. Two estimators of one gradient:
 
 * `rloo`: answers are sampled, and each is judged against the mean reward of the others to its request
   (Ahmadian et al., arXiv 2402.14740, section 3.1); groups without variance teach nothing and are skipped;
 * `expected_reward`: for a closed set of labels the sum over all of them is exact, `sum_l p(l) r(l)`.
 
 Both may pay for divergence from the base model, exactly: the KL at every position of the answers, with the
-same batch run at z = 1. Knows a backbone, its decompositions and tasks; nothing of dispatch or files.
+same batch run at z = 1. What is trained is a `Tuned`, so that other adapters can be trained on the same
+rewards. Knows a backbone, its decompositions and tasks; nothing of dispatch or files.
 
 Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.1.
 """
@@ -15,9 +16,10 @@ Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -39,6 +41,46 @@ from shoal.training.lora import fingerprint, set_for_training
 
 MAX_LABELS = 32
 GATE_EXAMPLES = 64  # of all tasks together, on which the base model is tried first
+
+
+class Tuned(Protocol):
+    """What rewards train: parameters, and how they change a model."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Holds the parameters, float32."""
+
+    def attached(self) -> AbstractContextManager[object]:
+        """The model changed by the parameters, gradients included; outside it is the base model."""
+
+    def fingerprint(self) -> object:
+        """Names what they change, for the run folder."""
+
+
+class SingularValues:
+    """The z of an expert, as 1 + theta with theta from 0: training starts at the base model."""
+
+    def __init__(self, model: nn.Module, basis: Decompositions) -> None:
+        """Start at z = 1."""
+        self._model, self._basis = model, basis
+        self.module = nn.ParameterList(
+            nn.Parameter(torch.zeros_like(d.s, dtype=torch.float32)) for d in basis.values()
+        )
+
+    def attached(self) -> AbstractContextManager[object]:
+        """The model with the expert attached as `delta`."""
+        return attach_expert(self._model, self._basis, self._current())
+
+    def fingerprint(self) -> list[tuple[str, int]]:
+        """Modules and the number of singular values of each."""
+        return [(name, d.s.numel()) for name, d in self._basis.items()]
+
+    def expert(self) -> ExpertVector:
+        """The expert as it stands, float32 on the CPU."""
+        return ExpertVector({name: z.detach().cpu() for name, z in self._current().z.items()})
+
+    def _current(self) -> ExpertVector:
+        return ExpertVector({n: 1 + theta for n, theta in zip(self._basis, self.module, strict=True)})
 
 
 @dataclass(frozen=True)
@@ -85,14 +127,37 @@ def train_expert(
             not a closed set, or a folder of another run.
         Interrupted: Ctrl-C, after the checkpoint is written.
     """
-    if not tasks or not basis:
-        raise UsageError(
-            f"an expert needs tasks and decomposed weights, got {len(tasks)} and {len(basis)}; give both"
-        )
+    if not basis:
+        raise UsageError("an expert needs decomposed weights, got 0; decompose some")
+    tuned = SingularValues(backbone.model, basis)
+    summary, success = train_on_rewards(
+        backbone, tuned, tasks, folder, config, held_out=held_out, reward=reward, show_progress=show_progress
+    )
+    return TrainedExpert(tuned.expert(), summary, success)
+
+
+def train_on_rewards(
+    backbone: Backbone,
+    tuned: Tuned,
+    tasks: Sequence[Task],
+    folder: Path,
+    config: ExpertTrainingConfig,
+    *,
+    held_out: Sequence[Task] = (),
+    reward: Reward | None = None,
+    show_progress: bool = True,
+) -> tuple[RunSummary, float]:
+    """Train anything tunable as `train_expert` trains a z; the same arguments and errors.
+
+    Returns:
+        How the run went, and the base model's mean reward before it.
+    """
+    if not tasks:
+        raise UsageError("an expert needs tasks, got 0; give some")
     check_no_leakage(tasks, held_out)
     reward = reward or REWARDS[config.reward]
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
-    objective = ExpertObjective(backbone, basis, corpus, config, reward)
+    objective = ExpertObjective(backbone, tuned, corpus, config, reward)
     success = base_success(backbone, corpus, reward, config)
     if config.objective != "sft" and not config.least_success <= success <= config.most_success:
         raise UsageError(
@@ -102,7 +167,7 @@ def train_expert(
         )
     with set_for_training(backbone):
         summary = run(objective, config, folder, show_progress=show_progress)
-    return TrainedExpert(objective.expert(), summary, success)
+    return summary, success
 
 
 def base_success(backbone: Backbone, corpus: Corpus, reward: Reward, config: ExpertTrainingConfig) -> float:
@@ -122,35 +187,32 @@ def base_success(backbone: Backbone, corpus: Corpus, reward: Reward, config: Exp
 
 
 class ExpertObjective:
-    """The loss of one expert: minus the expected reward, plus the divergence from the base model."""
+    """The loss of what is tuned: minus the expected reward, plus the divergence from the base model."""
 
     def __init__(
         self,
         backbone: Backbone,
-        basis: Decompositions,
+        tuned: Tuned,
         corpus: Corpus,
         config: ExpertTrainingConfig,
         reward: Reward,
     ) -> None:
-        """Start at z = 1.
+        """See that the tasks suit the objective.
 
         Raises:
             UsageError: `expected_reward` and a task with fewer than 2 or more than 32 different answers.
         """
-        self._backbone, self._basis, self._corpus = backbone, basis, corpus
+        self._backbone, self._tuned, self._corpus = backbone, tuned, corpus
         self._config, self._reward = config, reward
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
         self._labels = (
             [_labels_of(task) for task in corpus.tasks] if config.objective == "expected_reward" else []
         )
-        self._names = list(basis)
-        self.module = nn.ParameterList(
-            nn.Parameter(torch.zeros_like(basis[name].s, dtype=torch.float32)) for name in self._names
-        )
+        self.module = tuned.module
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """All of theta at one learning rate."""
-        return [{"params": list(self.module), "lr": self._config.learning_rate}]
+        """All parameters at one learning rate."""
+        return [{"params": list(self.module.parameters()), "lr": self._config.learning_rate}]
 
     def loss(self, forward_pass: int) -> StepLoss:
         """Loss of one batch; sampling is decided by the seed and the number of the forward pass."""
@@ -163,22 +225,14 @@ class ExpertObjective:
 
     def fingerprint(self) -> str:
         """Names base model, data, the weights that are scaled and what answers earn."""
-        kept = [(name, self._basis[name].s.numel()) for name in self._names]
         right = [[e.outputs for e in task.train] for task in self._corpus.tasks]
         reward = getattr(self._reward, "__qualname__", type(self._reward).__qualname__)
-        return fingerprint(self._backbone, self._corpus, kept, right, reward)
-
-    def expert(self) -> ExpertVector:
-        """The expert as it stands, float32 on the CPU."""
-        return ExpertVector({name: z.detach().cpu() for name, z in self._current().z.items()})
-
-    def _current(self) -> ExpertVector:
-        return ExpertVector({n: 1 + theta for n, theta in zip(self._names, self.module, strict=True)})
+        return fingerprint(self._backbone, self._corpus, self._tuned.fingerprint(), right, reward)
 
     def _right_answers(self, examples: Sequence[TokenisedExample]) -> StepLoss:
         """Cross-entropy of the right answers, the mean of a sample's tokens."""
         batch = self._padded([(e.prompt, e.completion) for e in examples])
-        with attach_expert(self._backbone.model, self._basis, self._current()):
+        with self._tuned.attached():
             logits = answer_logits(self._backbone, batch)
         likely = log_likelihoods(logits, batch)
         return StepLoss(-(likely / batch.answer.sum(1)).mean(), batch.tokens)
@@ -206,7 +260,7 @@ class ExpertObjective:
         prompts = [e.prompt for e in examples for _ in range(count)]
         # The loop has seeded torch from the run's seed and the forward pass: the generator continues from it.
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        with torch.no_grad(), attach_expert(self._backbone.model, self._basis, self._current()):
+        with torch.no_grad(), self._tuned.attached():
             answers = sample_tokens(
                 self._backbone,
                 prompts,
@@ -224,7 +278,7 @@ class ExpertObjective:
         metrics = {"reward": float(rewards.mean()), "useful": len(useful) / len(prompts), "kl": 0.0}
         if not useful:
             tokens = sum(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-            return StepLoss(torch.stack([theta.sum() for theta in self.module]).sum() * 0, tokens, metrics)
+            return StepLoss(torch.stack([p.sum() for p in self.module.parameters()]).sum() * 0, tokens, metrics)
         batch = self._padded([(prompts[i], answers[i]) for i in useful])
         likely, divergence = self._policy(batch)
         gain = (advantages[useful].to(likely.device) * likely).sum() / len(prompts)
@@ -233,7 +287,7 @@ class ExpertObjective:
 
     def _policy(self, batch: Sequences) -> tuple[Float[Tensor, " batch"], Float[Tensor, ""]]:
         """(log-likelihood of every answer, mean divergence from the base model a token of an answer)."""
-        with attach_expert(self._backbone.model, self._basis, self._current()):
+        with self._tuned.attached():
             logits = answer_logits(self._backbone, batch)
         likely = log_likelihoods(logits, batch)
         if not self._config.kl_weight:

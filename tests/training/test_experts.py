@@ -22,7 +22,7 @@ from shoal.rewards import REWARDS
 from shoal.svf import ExpertVector
 from shoal.tasks import Example, LeakageError
 from shoal.training.batches import tokenise
-from shoal.training.experts import ExpertObjective, leave_one_out, train_expert
+from shoal.training.experts import ExpertObjective, SingularValues, leave_one_out, train_expert
 
 OPEN = {"least_success": 0, "most_success": 1}
 
@@ -30,7 +30,8 @@ OPEN = {"least_success": 0, "most_success": 1}
 def objective(toy: ModuleType, backbone: Backbone, reward: Any = REWARDS["label"], **settings: Any) -> Any:
     config = ExpertTrainingConfig(**{"batch_size": 4, "max_new_tokens": 2, **settings})
     corpus = tokenise([toy.label_task()], backbone, config.max_length, describe=True)
-    return ExpertObjective(backbone, toy.toy_basis(backbone), corpus, config, reward)
+    tuned = SingularValues(backbone.model, toy.toy_basis(backbone))
+    return ExpertObjective(backbone, tuned, corpus, config, reward)
 
 
 def gradient(own: ExpertObjective, forward_pass: int = 0) -> Tensor:
