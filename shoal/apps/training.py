@@ -214,13 +214,16 @@ def read_tasks(data: Path, definition: str | None, names: Sequence[str] = ()) ->
         split = load_split(data)
     else:
         split = Split(tuple(load_task_directory(data)), ())
-    known = {task.name for part in (split.train, split.validation) for task in part}
+    return Split(*_named((split.train, split.validation), names))
+
+
+def _named(parts: Sequence[Sequence[Task]], names: Sequence[str]) -> tuple[tuple[Task, ...], ...]:
+    """Every part with only the tasks of these names; all of them where none are given."""
+    known = {task.name for part in parts for task in part}
     for name in names:
         if name not in known:
-            raise UsageError(f"--task {name}: not among the {len(known)} tasks of {data}; check the name")
-    if not names:
-        return split
-    return Split(*(tuple(t for t in part if t.name in names) for part in (split.train, split.validation)))
+            raise UsageError(f"--task {name}: not among the {len(known)} tasks; check the name")
+    return tuple(tuple(t for t in part if not names or t.name in names) for part in parts)
 
 
 def _divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
@@ -239,10 +242,11 @@ def _divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     held_out: tuple[Task, ...] = ()
     procedural: tuple[Task, ...] = ()
     if data.tasks is not None:
-        split = read_tasks(data.tasks, data.definition, data.task)
+        split = read_tasks(data.tasks, data.definition)
         filed, held_out = split.train, split.validation
     if data.procedural:
         procedural = tuple(procedural_tasks(size=data.procedural, test_size=data.procedural // 8))
+    filed, held_out, procedural = _named((filed, held_out, procedural), data.task)
     copies = (relabel(task, seed) for seed in range(data.relabelled) for task in (*filed, *procedural))
     made = [*procedural, *(copy for copy in copies if copy is not None)]
     return remove_leaks((*filed, *made), held_out) if made else filed, held_out

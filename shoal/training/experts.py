@@ -278,7 +278,9 @@ class ExpertObjective:
         metrics = {"reward": float(rewards.mean()), "useful": len(useful) / len(prompts), "kl": 0.0}
         if not useful:
             tokens = sum(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-            return StepLoss(torch.stack([p.sum() for p in self.module.parameters()]).sum() * 0, tokens, metrics)
+            return StepLoss(
+                torch.stack([p.sum() for p in self.module.parameters()]).sum() * 0, tokens, metrics
+            )
         batch = self._padded([(prompts[i], answers[i]) for i in useful])
         likely, divergence = self._policy(batch)
         gain = (advantages[useful].to(likely.device) * likely).sum() / len(prompts)

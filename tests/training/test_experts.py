@@ -92,7 +92,7 @@ def test_the_sampled_gradient_is_the_exact_one_in_the_mean(toy: ModuleType, back
     exact = objective(toy, backbone, reward, kl_weight=0.0)
     batch = exact._order.batch(0)
     rows = pad_sequences([(e.prompt, (wanted,)) for e in batch], backbone.end_of_turn, backbone.device)
-    with attach_expert(backbone.model, exact._basis, exact._current()):
+    with exact._tuned.attached():
         (-(-answer_losses(backbone, rows)).exp().sum() / len(batch)).backward()
     expected = torch.cat([theta.grad for theta in exact.module])
     assert float(expected.norm()) > 0
@@ -181,8 +181,8 @@ def test_tasks_that_cannot_teach_are_refused(toy: ModuleType, backbone: Backbone
 
     refused(UsageError, "earns 0.00 of 1 .* outside 0.05 to 0.95")
     refused(UsageError, "earns 1.00 of 1", reward=lambda example, answer: 1.0)
-    refused(UsageError, f"got 0 and {len(basis)}", tasks=[])
-    refused(UsageError, "got 1 and 0", basis={})
+    refused(UsageError, "tasks, got 0", tasks=[])
+    refused(UsageError, "weights, got 0", basis={})
     refused(LeakageError, "half", held_out=[task])
     many = dataclasses.replace(task, train=tuple(Example(f"w{i}", (f"l{i}",)) for i in range(40)))
     refused(
