@@ -18,10 +18,11 @@ from _long_requests import COMPLETION, REQUEST
 from _machine import machine, table
 
 from shoal.backbone import load_backbone
+from shoal.config import MixtureSearchConfig
 from shoal.decompositions import decompose_model
 from shoal.expert_attachment import MergedExperts, attach_expert
 from shoal.forward import answer_losses, pad_sequences
-from shoal.mixture_search import Search, search_mixture
+from shoal.mixture_search import search_mixture
 from shoal.svf import Decompositions, ExpertVector, mix
 from shoal.transformer2 import mlp_modules
 
@@ -102,7 +103,7 @@ def candidates(backbone, basis: Decompositions, args: argparse.Namespace) -> str
         with attach_expert(backbone.model, basis, mix(experts, weights), "merged"):
             answer_losses(backbone, batch)
 
-    search = Search(population=args.population, iterations=1)
+    search = MixtureSearchConfig(population=args.population, iterations=1)
     ours = elapsed(lambda: search_mixture(backbone, basis, experts, shots, search)) / (args.population + 1)
     theirs = statistics.median(elapsed(rebuilt) for _ in range(args.repeats))
     rows = [["batched, no rebuild", f"{1e3 * ours:.0f}"], ["rebuilt for each", f"{1e3 * theirs:.0f}"]]

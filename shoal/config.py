@@ -152,3 +152,15 @@ class ExpertTrainingConfig(LoraTrainingConfig):
     kl_weight: float = Field(0.02, ge=0, description="weight of the divergence from the base model")
     least_success: float = Field(0.05, ge=0, le=1, description="mean reward that the base must have to begin")
     most_success: float = Field(0.95, ge=0, le=1, description="mean reward above which there is no lesson")
+
+
+class MixtureSearchConfig(_Frozen):
+    """How a mixture of experts is searched, by the cross-entropy method."""
+
+    population: int = Field(32, le=MAX_WIDTH, ge=2, description="candidates an iteration")
+    iterations: int = Field(50, le=MAX_COUNT, ge=1, description="rounds of sampling and refitting")
+    elite: float = Field(
+        0.25, gt=0, le=1, description="share of the candidates that the next round is fitted to"
+    )
+    per_layer: bool = Field(False, description="a mixture for every decoder layer instead of one for all")
+    seed: int = Field(0, lt=2**63, ge=0, description="seed of the sampling")

@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from shoal.backbone import Backbone
+from shoal.backbone_shape import decoder_layers
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, hidden_before, pad_sequences
 
@@ -29,6 +31,7 @@ QUESTION = (
 )
 CONTENT_FREE = ("N/A", "", "[MASK]")  # as section 4 of Zhao et al., arXiv 2102.09690
 MARK = "REQUEST"
+PAD = 0  # any token: what is padding is masked
 ROWS_AT_ONCE, SPARE = 64, 8  # spare positions: cut text may be split into a few more tokens than before
 
 
@@ -143,39 +146,39 @@ class Probe:
 class ProbeDispatch:
     """Reads the mean hidden state of the request after the first layers, for a fraction of a forward pass."""
 
-    def __init__(self, backbone: Backbone, probe: Probe, *, least: float = 0.0) -> None:
+    def __init__(self, model: PreTrainedModel, probe: Probe, *, least: float = 0.0) -> None:
         """Take a trained probe; a most likely skill below the probability `least` counts as `NONE`.
 
         Raises:
             UsageError: the probe reads another width or a layer that the model lacks.
         """
-        width = backbone.model.config.hidden_size
-        if probe.mean.shape != (width,) or not 0 <= probe.layer < len(backbone.layers):
+        width, layers = model.config.hidden_size, len(decoder_layers(model)[1])
+        if probe.mean.shape != (width,) or not 0 <= probe.layer < layers:
             raise UsageError(
                 f"the probe reads {probe.mean.numel()} numbers before layer {probe.layer}, the model has "
-                f"{width} and {len(backbone.layers)} layers; train one for it"
+                f"{width} and {layers} layers; train one for it"
             )
-        self.skills, self._backbone, self._probe, self._least = probe.skills, backbone, probe, least
+        self.skills, self._model, self._probe, self._least = probe.skills, model, probe, least
 
     def decide(self, prompts: Sequence[Sequence[int]]) -> list[Decision]:
         """One decision for each request; errors as `check_prompts`."""
         check_prompts(prompts)
-        states = mean_states(self._backbone, prompts, self._probe.layer)
+        states = mean_states(self._model, prompts, self._probe.layer)
         return [_decision(self.skills, row, self._least) for row in self._probe.probabilities(states)]
 
 
 @torch.no_grad()
 def mean_states(
-    backbone: Backbone, prompts: Sequence[Sequence[int]], layer: int
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], layer: int
 ) -> Float[Tensor, "batch width"]:
     """The mean over its tokens of what every prompt is before a decoder layer; float32 on the CPU."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: list[Tensor] = [torch.empty(0)] * len(prompts)
     for begin in range(0, len(order), ROWS_AT_ONCE):
         rows = order[begin : begin + ROWS_AT_ONCE]
-        batch = pad_sequences([(prompts[i], ()) for i in rows], backbone.end_of_turn, backbone.device)
+        batch = pad_sequences([(prompts[i], ()) for i in rows], PAD, model.device)
         real = batch.real[..., None].float()
-        states = (hidden_before(backbone, batch, layer).float() * real).sum(1) / real.sum(1)
+        states = (hidden_before(model, batch, layer).float() * real).sum(1) / real.sum(1)
         for i, state in zip(rows, states.cpu(), strict=True):
             found[i] = state
     return torch.stack(found)

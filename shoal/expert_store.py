@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import nn
 
+from shoal.decompositions import decompose_model
 from shoal.errors import ShoalError, UsageError
 from shoal.files import read_directory, read_json, read_tensors, write_directory
 from shoal.svf import Decomposition, Decompositions, ExpertVector, check_fits
@@ -79,6 +81,27 @@ def load_expert(directory: Path, basis: Decompositions) -> StoredExpert:
     return read_directory(directory, lambda folder: _read(folder, basis))
 
 
+def modules_of(directory: Path) -> dict[str, int]:
+    """Module name -> length of z, of an expert that is not loaded; errors as `load_expert`."""
+    tensors = read_directory(directory, lambda folder: read_tensors(folder / WEIGHTS_FILE))
+    return {name: z.numel() for name, z in tensors.items()}
+
+
+def is_for(directory: Path, model: nn.Module) -> bool:
+    """Whether an expert was trained on a model's weights, as far as the first that it scales tells.
+
+    Raises:
+        ShoalError: the expert is damaged.
+    """
+    name, kept = next(iter(modules_of(directory).items()))
+    try:
+        basis = decompose_model(model, [name], components=kept)
+    except UsageError:  # no such weight
+        return False
+    description = read_json(directory / CONFIG_FILE, format=FORMAT)
+    return _alike(description["fingerprint"][name], fingerprint(basis[name]))
+
+
 def fingerprint(decomposition: Decomposition) -> list[float]:
     """The largest singular value, their sum and their root of squares."""
     s = decomposition.s.double()
@@ -103,9 +126,13 @@ def _read(folder: Path, basis: Decompositions) -> StoredExpert:
     check_fits(basis, expert)
     for name, theirs in prints.items():
         ours = fingerprint(basis[name])
-        if not all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(theirs, ours, strict=True)):
+        if not _alike(theirs, ours):
             raise UsageError(
                 f"{folder} was trained on other weights: the singular values of {name} sum to {ours[1]:.4g}, "
                 f"its own to {theirs[1]:.4g}; use its base model {stored.base_model}"
             )
     return stored
+
+
+def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(one, other, strict=True))

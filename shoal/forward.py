@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from shoal.attachment import attach, forward_replaced
 from shoal.backbone import Backbone
+from shoal.backbone_shape import decoder_layers
 from shoal.lora import BatchedLoRA, LoRA, LoraFactors
 
 
@@ -98,7 +99,7 @@ def answer_logits(
 
 
 @torch.no_grad()
-def hidden_before(backbone: Backbone, batch: Sequences, layer: int) -> Float[Tensor, "batch length width"]:
+def hidden_before(model: nn.Module, batch: Sequences, layer: int) -> Float[Tensor, "batch length width"]:
     """Input of a decoder layer: what the frozen prefix makes of the batch, in the model's dtype."""
     caught: list[Tensor] = []
 
@@ -107,9 +108,9 @@ def hidden_before(backbone: Backbone, batch: Sequences, layer: int) -> Float[Ten
         raise _PrefixDone
 
     mask = None if bool(batch.real.all()) else batch.real.long()
-    hook = backbone.layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    hook = decoder_layers(model)[1][layer].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        backbone.model(input_ids=batch.ids, attention_mask=mask, use_cache=False)
+        model(input_ids=batch.ids, attention_mask=mask, use_cache=False)
     except _PrefixDone:
         pass
     finally:

@@ -52,8 +52,8 @@ class SakanaAIIntegration:
     ) -> Transformer2:
         """Wrap a causal language model so that it re-tunes itself for each request.
 
-        No experts are shipped yet: the wrapped model answers as it is and detects no skill, which is logged.
-        Pass trained ones to `Transformer2` itself.
+        Experts are shipped for SmolLM2-135M-Instruct. Any other model answers as it is and detects no skill,
+        which is logged; pass trained experts to `Transformer2` itself.
 
         Args:
             base_model: alias, directory or hub id, or a loaded model of `transformers`.
@@ -64,7 +64,7 @@ class SakanaAIIntegration:
             ShoalError: the model is damaged.
         """
         model = base_model if isinstance(base_model, nn.Module) else load_backbone(str(base_model)).model
-        return Transformer2(model, config)
+        return Transformer2.shipped(model, config)
 
     def add_custom_skills(self, skills: Mapping[str, Any] | Sequence[str]) -> None:
         """Teach skill detection further skills; see `SkillDetector.add_custom_skills`."""

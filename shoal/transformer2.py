@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from shoal.decompositions import decompose_model
 from shoal.dispatch import NONE, Decision, Dispatch
 from shoal.errors import UsageError
 from shoal.expert_attachment import Mode, attach_expert, mode_costs
+from shoal.expert_set import load_expert_set, shipped_set
 from shoal.svf import Decompositions, ExpertVector, check_fits
 
 log = logging.getLogger(__name__)
@@ -123,6 +125,32 @@ class Transformer2(nn.Module):
         if not given:
             log.warning("no experts are given: the model answers as it is, and every skill is %r", NONE)
 
+    @classmethod
+    def shipped(
+        cls, model: nn.Module, config: Transformer2Config | None = None, *, folder: Path | None = None
+    ) -> Transformer2:
+        """A model with the experts that were trained for it; without any it answers as it is, and says so.
+
+        Args:
+            model: a causal language model of `transformers`.
+            config: settings; the first `num_expert_vectors` experts are taken, and no more than
+                `expert_vector_dim` of their components.
+            folder: of experts (`shoal.expert_set`); by default that of the shipped ones for these weights.
+
+        Raises:
+            UsageError: a model of another kind, or experts of other weights.
+            ShoalError: an expert is damaged.
+        """
+        settings = config or Transformer2Config()
+        place = folder or (shipped_set(model) if isinstance(model, PreTrainedModel) else None)
+        if place is None or not isinstance(model, PreTrainedModel):
+            return cls(model, settings)
+        found = load_expert_set(place, model, components=settings.expert_vector_dim)
+        taken = dict(list(found.experts.items())[: settings.num_expert_vectors])
+        if len(taken) < len(found.experts):
+            log.warning("of %d experts these are taken: %s", len(found.experts), ", ".join(taken))
+        return cls(model, settings, experts=taken, basis=found.basis, dispatch=found.dispatch)
+
     def forward(
         self,
         input_ids: Int[Tensor, "batch length"],
@@ -145,7 +173,8 @@ class Transformer2(nn.Module):
             UsageError: an empty batch or request, or another number of decisions.
         """
         decided = self.decide(input_ids, inputs.get("attention_mask")) if decisions is None else decisions
-        with self._adapted(decided, len(input_ids)):
+        _check_rows(decided, len(input_ids))
+        with self.adapted(decided, uses=1):
             output = self.model(input_ids, **{**inputs, "return_dict": True})
         skills = [d.skill for d in decided]
         output.detected_skill = Counter(skills).most_common(1)[0][0]
@@ -166,7 +195,8 @@ class Transformer2(nn.Module):
         Args and errors as `forward`; `options` go to the model's `generate`.
         """
         decided = self.decide(input_ids, options.get("attention_mask")) if decisions is None else decisions
-        with self._adapted(decided, len(input_ids), uses=options.get("max_new_tokens") or USES):
+        _check_rows(decided, len(input_ids))
+        with self.adapted(decided, uses=options.get("max_new_tokens") or USES):
             return self.model.generate(input_ids, **options)  # type: ignore[operator]
 
     @torch.no_grad()
@@ -195,10 +225,13 @@ class Transformer2(nn.Module):
             return self._dispatch.decide(prompts)
 
     @contextmanager
-    def _adapted(self, decisions: Sequence[Decision], rows: int, uses: int = 1) -> Iterator[None]:
-        """The model with each row's expert attached, in the cheapest mode for so many forward passes."""
-        if len(decisions) != rows:
-            raise UsageError(f"{len(decisions)} decisions do not fit {rows} rows; give one a row")
+    def adapted(self, decisions: Sequence[Decision], uses: int = USES) -> Iterator[None]:
+        """The base model with each row's expert attached, for a second pass of one's own.
+
+        Args:
+            decisions: one a row of the batches that will be run.
+            uses: forward passes that will be run; decides how experts are attached.
+        """
         chosen = [self.experts.get(d.skill) for d in decisions]
         if not any(expert is not None for expert in chosen):
             with self._lock:
@@ -208,7 +241,10 @@ class Transformer2(nn.Module):
         full = [identity if e is None else ExpertVector({**identity.z, **e.z}) for e in chosen]
         same = all(expert is chosen[0] for expert in chosen)
         expert = full[0] if same else ExpertVector.stack(full)
-        with self._lock, attach_expert(self.model, self._basis, expert, self._mode(expert, rows, uses)):
+        with (
+            self._lock,
+            attach_expert(self.model, self._basis, expert, self._mode(expert, len(chosen), uses)),
+        ):
             yield
 
     def _mode(self, expert: ExpertVector, rows: int, uses: int) -> Mode:
@@ -237,6 +273,11 @@ class Transformer2(nn.Module):
     def _change(self, name: str, z: Tensor) -> float:
         s = self._basis[name].s.cpu()
         return float((s * (z.cpu() - 1)).norm() / s.norm())
+
+
+def _check_rows(decisions: Sequence[Decision], rows: int) -> None:
+    if len(decisions) != rows:
+        raise UsageError(f"{len(decisions)} decisions do not fit {rows} rows; give one a row")
 
 
 def mlp_modules(shape: BackboneShape, layers: Sequence[int] | None = None) -> list[str]:

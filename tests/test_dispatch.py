@@ -35,7 +35,7 @@ def backbone(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> Ba
 def probe_of(backbone: Backbone, layer: int = 1) -> Probe:
     prompts = backbone.encode_prompts(SUMS + POEMS)
     labels = torch.tensor([0] * len(SUMS) + [1] * len(POEMS))
-    return train_probe(mean_states(backbone, prompts, layer), labels, SKILLS, layer)
+    return train_probe(mean_states(backbone.model, prompts, layer), labels, SKILLS, layer)
 
 
 def test_the_prompt_decides_by_calibrated_likelihood(backbone: Backbone) -> None:
@@ -74,18 +74,20 @@ def test_a_long_request_is_read_as_far_as_fits(tiny_models: dict[str, Path]) -> 
 
 
 def test_a_probe_separates_what_can_be_told_apart(backbone: Backbone) -> None:
-    dispatch = ProbeDispatch(backbone, probe_of(backbone))
+    dispatch = ProbeDispatch(backbone.model, probe_of(backbone))
     unseen = ["What is 19 + 77?", "Write a short verse about stars"]
     assert [d.skill for d in dispatch.decide(backbone.encode_prompts(unseen))] == list(SKILLS)
-    unsure = ProbeDispatch(backbone, probe_of(backbone), least=1.1)
+    unsure = ProbeDispatch(backbone.model, probe_of(backbone), least=1.1)
     assert {d.skill for d in unsure.decide(backbone.encode_prompts(unseen))} == {NONE}
 
 
 def test_states_do_not_depend_on_the_batch(backbone: Backbone) -> None:
     prompts = backbone.encode_prompts(SUMS[:3] + POEMS[:3])
-    together = mean_states(backbone, prompts, 1)
+    together = mean_states(backbone.model, prompts, 1)
     for row, ids in enumerate(prompts):
-        torch.testing.assert_close(mean_states(backbone, [ids], 1)[0], together[row], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            mean_states(backbone.model, [ids], 1)[0], together[row], atol=1e-5, rtol=1e-4
+        )
 
 
 def test_a_probe_has_one_optimum() -> None:
@@ -111,7 +113,7 @@ def test_names_that_cannot_be_told_apart(backbone: Backbone, skills: tuple[str, 
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[5], []]])
 def test_nothing_to_decide_about(backbone: Backbone, prompts: list[list[int]]) -> None:
-    for dispatch in (PromptDispatch(backbone, SKILLS), ProbeDispatch(backbone, probe_of(backbone))):
+    for dispatch in (PromptDispatch(backbone, SKILLS), ProbeDispatch(backbone.model, probe_of(backbone))):
         with pytest.raises(UsageError, match="at least 1 prompt of at least 1 token"):
             dispatch.decide(prompts)
 
@@ -120,7 +122,7 @@ def test_a_probe_of_another_model(backbone: Backbone) -> None:
     probe = probe_of(backbone)
     for change in ({"layer": 99}, {"mean": torch.zeros(3)}):
         with pytest.raises(UsageError, match="train one for it"):
-            ProbeDispatch(backbone, Probe(**{**vars(probe), **change}))
+            ProbeDispatch(backbone.model, Probe(**{**vars(probe), **change}))
     with pytest.raises(UsageError, match="2 states and 1 labels"):
         train_probe(torch.ones(2, 3), torch.tensor([0]), SKILLS, 0)
     with pytest.raises(UsageError, match="of 3 classes"):

@@ -127,7 +127,7 @@ def test_resuming_at_a_layer_is_the_full_run(backbone: Backbone, batched: bool, 
     lora = trainable(targets, len(PAIRS) if batched else None)
     with attach(backbone.model, lora):
         full = answer_losses(backbone, batch)
-        hidden = hidden_before(backbone, batch, start)
+        hidden = hidden_before(backbone.model, batch, start)
         resumed = answer_losses(backbone, batch, start=start, hidden=hidden)
     torch.testing.assert_close(resumed, full, **CLOSE)
     assert not torch.allclose(resumed, answer_losses(backbone, batch), **CLOSE)  # the adapter acts
@@ -139,7 +139,7 @@ def test_hidden_states_are_those_of_the_model(backbone: Backbone, batch: Sequenc
         input_ids=batch.ids, attention_mask=batch.real.long(), output_hidden_states=True
     ).hidden_states
     for layer in (1, 2):
-        hidden = hidden_before(backbone, batch, layer)
+        hidden = hidden_before(backbone.model, batch, layer)
         torch.testing.assert_close(hidden[batch.real], states[layer][batch.real], **CLOSE)
         assert hidden.dtype == backbone.dtype and not hidden.requires_grad
 
@@ -151,7 +151,7 @@ def test_frozen_layers_are_not_computed_twice(llama: Backbone) -> None:
         layer.self_attn.register_forward_hook(lambda *_, number=number: ran.append(number))
         for number, layer in enumerate(llama.layers)
     ]
-    hidden = hidden_before(llama, batch, 2)
+    hidden = hidden_before(llama.model, batch, 2)
     assert ran == [0, 1]
     answer_losses(llama, batch, start=2, hidden=hidden)
     assert ran == [0, 1, 2]
@@ -199,7 +199,7 @@ def test_recomputing_keeps_fewer_activations(llama: Backbone) -> None:
 def test_recomputing_works_with_resumed_layers(llama: Backbone) -> None:
     batch = batch_of(PAIRS)
     lora = trainable(llama.shape.select(("q_proj",), 1), None)
-    hidden = hidden_before(llama, batch, 2)
+    hidden = hidden_before(llama.model, batch, 2)
     losses = []
     for recompute in (False, True):
         with adapted(llama, lora, recompute=recompute):
@@ -223,19 +223,19 @@ def test_a_failing_pass_leaves_the_model_as_it_was(failing: Backbone) -> None:
     batch = batch_of(PAIRS)
     before = state_of(failing.model)
     lora = trainable(failing.shape.select(MODULES, 2), None)
-    hidden = hidden_before(failing, batch, 1)
+    hidden = hidden_before(failing.model, batch, 1)
     for recompute in (False, True):
         with pytest.raises(RuntimeError, match="out of memory"), adapted(failing, lora, recompute=recompute):
             answer_losses(failing, batch, start=1, hidden=hidden)
         assert state_of(failing.model) == before
     with pytest.raises(IndexError):
-        hidden_before(failing, Sequences(batch.ids + 10_000, batch.real, batch.answer), 1)
+        hidden_before(failing.model, Sequences(batch.ids + 10_000, batch.real, batch.answer), 1)
     assert state_of(failing.model) == before
 
 
 def test_a_forward_that_another_library_set_is_put_back(llama: Backbone) -> None:
     batch = batch_of(PAIRS)
-    hidden, layer = hidden_before(llama, batch, 1), llama.layers[0]
+    hidden, layer = hidden_before(llama.model, batch, 1), llama.layers[0]
     own = layer.forward
     layer.forward = lambda *args, **kwargs: own(*args, **kwargs)
     theirs = layer.forward

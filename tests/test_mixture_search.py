@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from shoal.backbone import Backbone, load_backbone
+from shoal.config import MixtureSearchConfig
 from shoal.engine import generate_greedy
 from shoal.errors import UsageError
 from shoal.expert_attachment import attach_expert, dense_weight
 from shoal.forward import answer_losses, pad_sequences
-from shoal.mixture_search import Search, check_no_overlap, search_mixture
+from shoal.mixture_search import check_no_overlap, search_mixture
 from shoal.svf import Decomposition, ExpertVector, decompose
 from shoal.tasks import Example
 
-QUICK = Search(population=8, iterations=4)
+QUICK = MixtureSearchConfig(population=8, iterations=4)
 
 
 @pytest.fixture
@@ -53,7 +54,8 @@ def test_the_planted_expert_is_found(
 ) -> None:
     known = experts(basis)
     shots = shots_of(backbone, basis, known[1])
-    found = search_mixture(backbone, basis, known, shots, Search(8, 6, per_layer=per_layer))
+    search = MixtureSearchConfig(population=8, iterations=6, per_layer=per_layer)
+    found = search_mixture(backbone, basis, known, shots, search)
     assert found.coefficients.shape == (3 if per_layer else 1, 4)
     torch.testing.assert_close(found.coefficients.sum(-1), torch.ones(len(found.coefficients)))
     assert int(found.coefficients.mean(0).argmax()) == 1
@@ -84,9 +86,11 @@ def test_what_cannot_be_searched(backbone: Backbone, basis: dict[str, Decomposit
     for given, says in ((([], shots), "got 0 and 3"), ((known, []), "got 3 and 0")):
         with pytest.raises(UsageError, match=says):
             search_mixture(backbone, basis, *given)
-    for search in (Search(population=1), Search(iterations=0), Search(elite=0), Search(elite=2)):
-        with pytest.raises(UsageError, match="change them"):
-            search_mixture(backbone, basis, known, shots, search)
+    for odd in ({"population": 1}, {"iterations": 0}, {"elite": 0}, {"elite": 2}):
+        with pytest.raises(UsageError, match=next(iter(odd))):
+            MixtureSearchConfig(**odd)
+    with pytest.raises(UsageError, match="less than 1 candidate"):
+        search_mixture(backbone, basis, known, shots, MixtureSearchConfig(population=4, elite=0.1))
 
 
 def test_overlap_of_shots_and_test_is_an_error() -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import typer
 
 from shoal.apps.adapting import ask, generate
+from shoal.apps.experts import adapt, train_dispatch, train_expert
 from shoal.apps.listing import models, skills
 from shoal.apps.scoring import evaluate
 from shoal.apps.settings import Output, command
-from shoal.apps.training import train_expert, train_lora, train_multi_task, train_text_to_lora
+from shoal.apps.training import train_lora, train_multi_task, train_text_to_lora
 from shoal.errors import ShoalError, UsageError
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 COMMANDS: dict[str, Callable[..., Output]] = {
     "generate": generate,
     "ask": ask,
+    "adapt": adapt,
     "evaluate": evaluate,
     "models": models,
     "skills": skills,
@@ -35,6 +37,7 @@ TRAIN_COMMANDS: dict[str, Callable[..., Output]] = {
     "multi-task": train_multi_task,
     "text-to-lora": train_text_to_lora,
     "expert": train_expert,
+    "dispatch": train_dispatch,
 }
 # What click raises for mistakes that it finds itself; newer versions of typer carry a copy of click.
 _PARSING_ERROR: Any = typer.BadParameter.__base__
@@ -72,7 +75,7 @@ def _run() -> int:
 def _app() -> typer.Typer:
     plain: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
     app = typer.Typer(help="A sentence in, a working LoRA adapter out.", **plain)
-    train = typer.Typer(help="Train a LoRA for one task or many, the hypernetwork, or an expert.", **plain)
+    train = typer.Typer(help="Train a LoRA for one task or many, the hypernetwork, or experts.", **plain)
     app.callback(invoke_without_command=True)(_start)
     train.callback(invoke_without_command=True)(_start_train)
     for group, table in ((app, COMMANDS), (train, TRAIN_COMMANDS)):

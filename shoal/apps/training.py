@@ -1,4 +1,4 @@
-"""`shoal train`: a LoRA for one task, one for many, a hypernetwork, or an expert."""
+"""`shoal train`: a LoRA for one task, one for many, or a hypernetwork; experts are `shoal.apps.experts`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from shoal.apps.adapting import AdapterSizes, Place, load, warn_of_another_base
 from shoal.apps.settings import Only, Output, check_extra
 from shoal.config import (
-    ExpertTrainingConfig,
     HypernetworkTrainingConfig,
     LoraTrainingConfig,
     TextToLoRAConfig,
-    Transformer2Config,
 )
 from shoal.errors import UsageError
 
@@ -63,28 +61,6 @@ class Data(BaseModel):
         return self.run or self.out.with_name(self.out.name + ".run")
 
 
-ExpertData = Annotated[Data, Only(*(name for name in Data.model_fields if name != "start"))]
-ExpertTraining = Annotated[
-    ExpertTrainingConfig,
-    Only(
-        *(
-            n
-            for n in ExpertTrainingConfig.model_fields
-            if n not in ("gradient_checkpointing", "label_smoothing")
-        )
-    ),
-]
-ExpertSizes = Annotated[Transformer2Config, Only("expert_vector_dim", "adaptation_layers")]
-
-
-class Naming(BaseModel):
-    """What an expert is for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    skill: str = Field(min_length=1, max_length=64, description="what the expert is for, such as mathematics")
-
-
 class Steering(BaseModel):
     """What a hypernetwork learns from, besides the tasks."""
 
@@ -104,7 +80,7 @@ def train_lora(place: Place, data: Data, sizes: AdapterSizes, training: LoraTrai
 
     It is written as a PEFT directory. The same command resumes a run that was stopped.
     """
-    tasks = [task for part in _divided(data) for task in part]
+    tasks = [task for part in divided(data) for task in part]
     if len(tasks) != 1:
         raise UsageError(
             f"--tasks {data.tasks} gives {len(tasks)} tasks, one is trained here; name it with --task, or "
@@ -118,7 +94,7 @@ def train_multi_task(place: Place, data: Data, sizes: AdapterSizes, training: Lo
 
     It is written as a PEFT directory. The same command resumes a run that was stopped.
     """
-    split = _divided(data)
+    split = divided(data)
     return _train_adapter(place, data, sizes, training, split[0], split[1])
 
 
@@ -130,7 +106,7 @@ def train_text_to_lora(
     It turns descriptions into LoRAs. The same command resumes a run that was stopped.
     """
     check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
-    tasks, held_out = _divided(data)
+    tasks, held_out = divided(data)
     reconstruct = training.objective == "reconstruction"
     if reconstruct != (steering.adapters is not None):
         fix = "needs --adapters DIR" if reconstruct else "takes no --adapters; add --objective reconstruction"
@@ -163,34 +139,7 @@ def train_text_to_lora(
     else:
         watched: dict[str, Any] = {"held_out": held_out, "monitor_examples": steering.monitor_examples}
         summary = make_hypernetwork(load(place), tasks, data.out, **watched, **common)
-    return _summary(summary, data, len(tasks), "hypernetwork")
-
-
-def train_expert(
-    place: Place, data: ExpertData, naming: Naming, sizes: ExpertSizes, training: ExpertTraining
-) -> Output:
-    """Train an expert on verifiable rewards.
-
-    It scales singular values of the MLP's weights. The same command resumes a run that was stopped.
-    """
-    check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
-    tasks, held_out = _divided(data)
-    from shoal.expert_recipe import make_expert
-
-    trained = make_expert(
-        load(place),
-        tasks,
-        data.out,
-        skill=naming.skill,
-        sizes=sizes,
-        training=training,
-        run=data.run_folder,
-        held_out=held_out,
-        show_progress=sys.stderr.isatty(),
-    )
-    output = _summary(trained.summary, data, len(tasks), "expert")
-    first = f"the base model earns {trained.base_success:.2f} of 1 on training examples"
-    return Output({**output.record, "base_success": trained.base_success}, f"{first}\n{output.text}")
+    return summarised(summary, data, len(tasks), "hypernetwork")
 
 
 def read_tasks(data: Path, definition: str | None, names: Sequence[str] = ()) -> Split:
@@ -226,7 +175,7 @@ def _named(parts: Sequence[Sequence[Task]], names: Sequence[str]) -> tuple[tuple
     return tuple(tuple(t for t in part if not names or t.name in names) for part in parts)
 
 
-def _divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     """(training tasks, held-out tasks): those of the files, then procedural ones, then relabelled copies.
 
     Where tasks are made, training examples that are evaluation data of another task are left out; among files
@@ -275,10 +224,11 @@ def _train_adapter(
         held_out=held_out,
         show_progress=sys.stderr.isatty(),
     )
-    return _summary(summary, data, len(tasks), "adapter")
+    return summarised(summary, data, len(tasks), "adapter")
 
 
-def _summary(summary: RunSummary, data: Data, tasks: int, kind: str) -> Output:
+def summarised(summary: RunSummary, data: Data, tasks: int, kind: str) -> Output:
+    """What a training says at its end."""
     record: Mapping[str, Any] = {
         **asdict(summary),
         "tasks": tasks,

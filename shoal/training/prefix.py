@@ -50,7 +50,7 @@ class PrefixCache:
         """What the frozen layers make of each example, (length, width)."""
         pairs = [(e.prompt, e.completion) for e in examples]
         batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
-        hidden = hidden_before(self._backbone, batch, self.start)
+        hidden = hidden_before(self._backbone.model, batch, self.start)
         return [row[: e.length].clone() for row, e in zip(hidden, examples, strict=True)]
 
     def _keep(self, index: int, row: Tensor) -> None:

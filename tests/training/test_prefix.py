@@ -35,7 +35,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counted(backbone: Backbone, batch: Sequences, layer: int) -> torch.Tensor:
         rows.append(len(batch.ids))
-        return hidden_before(backbone, batch, layer)
+        return hidden_before(backbone.model, batch, layer)
 
     monkeypatch.setattr(prefix, "hidden_before", counted)
     return rows
@@ -50,7 +50,9 @@ def test_cached_states_are_the_models(family: str, toy: ModuleType, tiny_models:
         batch = batch_of(chosen, backbone)
         hidden = cache.hidden(chosen, batch)
         assert hidden is not None and hidden.dtype == backbone.dtype
-        torch.testing.assert_close(hidden[batch.real], hidden_before(backbone, batch, 2)[batch.real], **CLOSE)
+        torch.testing.assert_close(
+            hidden[batch.real], hidden_before(backbone.model, batch, 2)[batch.real], **CLOSE
+        )
         assert not hidden[~batch.real].any()
 
 

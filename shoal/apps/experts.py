@@ -1,0 +1,203 @@
+"""`shoal train expert`, `shoal train dispatch` and `shoal adapt`: the experts of Transformer²."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shoal.apps.adapting import Place, load
+from shoal.apps.settings import Only, Output, check_extra
+from shoal.apps.training import Data, divided, summarised
+from shoal.config import ExpertTrainingConfig, MixtureSearchConfig, Transformer2Config
+from shoal.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoal.backbone import Backbone
+    from shoal.expert_set import ExpertSet
+    from shoal.mixture_search import FoundMixture
+    from shoal.svf import LowRankExpert
+    from shoal.tasks import Task
+
+ExpertData = Annotated[Data, Only(*(name for name in Data.model_fields if name != "start"))]
+ExpertTraining = Annotated[
+    ExpertTrainingConfig,
+    Only(
+        *(
+            n
+            for n in ExpertTrainingConfig.model_fields
+            if n not in ("gradient_checkpointing", "label_smoothing")
+        )
+    ),
+]
+ExpertSizes = Annotated[Transformer2Config, Only("expert_vector_dim", "adaptation_layers")]
+DispatchData = Annotated[Data, Only("tasks", "definition", "procedural", "out")]
+EXPERTS_HELP = "directory of experts, one in each folder; none means the shipped ones for the base model"
+
+
+class Naming(BaseModel):
+    """What an expert is for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    skill: str = Field(min_length=1, max_length=64, description="what the expert is for, such as mathematics")
+
+
+class Dispatching(BaseModel):
+    """What a probe learns to tell apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    experts: Path = Field(description="directory of experts, one in each folder, whose tasks are told apart")
+    others: tuple[str, ...] = Field(min_length=1, description="names of tasks that no expert serves")
+    layer: int = Field(8, ge=0, description="decoder layer whose input is read, from 0")
+    requests: int = Field(200, ge=1, description="requests to train on, of each skill and of none")
+    test_requests: int = Field(50, ge=1, description="requests to score on, of each skill and of none")
+    penalty: float = Field(1e-3, ge=0, description="weight of the mean squared weights")
+    seed: int = Field(0, ge=0, description="seed of the choice of requests")
+
+
+class Adapting(BaseModel):
+    """What `adapt` reads and writes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    examples: Path = Field(description="JSONL of solved examples (`input`, `output`), such as 10")
+    describe: str | None = Field(None, description="instruction that stands before every input")
+    experts: Path | None = Field(None, description=EXPERTS_HELP)
+    out: Path = Field(description="directory to write the mixture to, as an expert")
+    lora: Path | None = Field(None, description="also write it there as a LoRA, a PEFT directory")
+    rank: int = Field(16, ge=1, description="rank of that LoRA")
+
+
+def train_expert(
+    place: Place, data: ExpertData, naming: Naming, sizes: ExpertSizes, training: ExpertTraining
+) -> Output:
+    """Train an expert on verifiable rewards.
+
+    It scales singular values of the MLP's weights. The same command resumes a run that was stopped.
+    """
+    check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
+    tasks, held_out = divided(data)
+    from shoal.expert_recipe import make_expert
+
+    trained = make_expert(
+        load(place),
+        tasks,
+        data.out,
+        skill=naming.skill,
+        sizes=sizes,
+        training=training,
+        run=data.run_folder,
+        held_out=held_out,
+        show_progress=sys.stderr.isatty(),
+    )
+    output = summarised(trained.summary, data, len(tasks), "expert")
+    first = f"the base model earns {trained.base_success:.2f} of 1 on training examples"
+    return Output({**output.record, "base_success": trained.base_success}, f"{first}\n{output.text}")
+
+
+def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Output:
+    """Train the probe that chooses an expert for a request.
+
+    It reads which tasks the experts were trained on, and is scored on descriptions and inputs that it never
+    saw.
+    """
+    from shoal.dispatch_recipe import make_dispatch
+    from shoal.expert_set import tasks_of
+
+    wanted = tasks_of(choice.experts)
+    tasks = {task.name: task for part in divided(data) for task in part}
+    missing = [n for names in (*wanted.values(), choice.others) for n in names if n not in tasks]
+    if missing:
+        raise UsageError(
+            f"the task {missing[0]} is not among the {len(tasks)} given; add --tasks or --procedural"
+        )
+    skills: dict[str, list[Task]] = {skill: [tasks[n] for n in names] for skill, names in wanted.items()}
+    settings: dict[str, Any] = choice.model_dump(exclude={"experts", "others"})
+    stored = make_dispatch(load(place), skills, [tasks[n] for n in choice.others], data.out, **settings)
+    record = {**stored.provenance, "skills": list(stored.probe.skills), "out": str(data.out)}
+    text = (
+        f"trained on {record['requests']} requests for {len(skills)} skills and none\n"
+        f"{record['accuracy']:.1%} of {record['test_requests']} requests of unseen wording are right\n"
+        f"probe written to {data.out}"
+    )
+    return Output(record, text)
+
+
+def adapt(place: Place, files: Adapting, search: MixtureSearchConfig) -> Output:
+    """Find a mixture of experts from a few solved examples.
+
+    The mixture is written as an expert; `shoal ask --expert` answers with it.
+    """
+    from shoal.expert_set import experts_of
+    from shoal.expert_store import EXPERT_FILES, StoredExpert, save_expert
+    from shoal.files import check_place
+    from shoal.mixture_search import search_mixture
+    from shoal.tasks import load_jsonl
+
+    check_place(files.out, EXPERT_FILES)
+    task = load_jsonl(files.examples, definition=files.describe or "adapt", test_size=0)
+    backbone = load(place)
+    known = experts_of(backbone.model, files.experts)
+    shots = [
+        (
+            backbone.encode_prompt(task.described(e.input) if files.describe else e.input),
+            backbone.encode_completion(e.outputs[0]),
+        )
+        for e in task.train
+    ]
+    found = search_mixture(backbone, known.basis, list(known.experts.values()), shots, search)
+    provenance = {
+        "mixture": _coefficients(known, found),
+        "shots": len(shots),
+        "loss": found.loss,
+        "base_loss": found.base_loss,
+        "search": search.model_dump(mode="json"),
+    }
+    stored = StoredExpert(found.expert, backbone.shape.base_model, files.out.name, provenance)
+    save_expert(files.out, stored, known.basis)
+    written = {"out": str(files.out)}
+    if files.lora is not None:
+        low_rank = _write_lora(backbone, known, found, files.lora, files.rank)
+        provenance["lora_error"] = low_rank.measured_error / low_rank.norm if low_rank.norm else 0.0
+        written["lora"] = str(files.lora)
+    return Output({**provenance, "written": written}, _about(provenance, written))
+
+
+def _write_lora(
+    backbone: Backbone, known: ExpertSet, found: FoundMixture, directory: Path, rank: int
+) -> LowRankExpert:
+    """The best LoRA of a rank, as a PEFT directory."""
+    from shoal.adapter_store import save_adapter
+    from shoal.model_card import AdapterCard
+    from shoal.svf import expert_as_lora
+
+    low_rank = expert_as_lora(known.basis, found.expert, rank)
+    share = low_rank.measured_error / low_rank.norm if low_rank.norm else 0.0
+    note = f"The mixture's change of the weights but for {share:.1%} of its Frobenius norm, at rank {rank}."
+    card = AdapterCard(generator="mixture of experts", trained=True, notes=(note,))
+    save_adapter(directory, low_rank.lora, shape=backbone.shape, card=card)
+    return low_rank
+
+
+def _coefficients(known: ExpertSet, found: FoundMixture) -> dict[str, float]:
+    """Skill, or `none` for the base model, -> coefficient, the mean over layers where each has its own."""
+    from shoal.dispatch import NONE
+
+    means = found.coefficients.mean(0).tolist()
+    return {name: round(value, 4) for name, value in zip((*known.experts, NONE), means, strict=True)}
+
+
+def _about(facts: Mapping[str, Any], written: Mapping[str, str]) -> str:
+    parts = sorted(facts["mixture"].items(), key=lambda item: -item[1])
+    rows = {
+        "mixture": ", ".join(f"{name} {value:.2f}" for name, value in parts if value >= 0.01),
+        "loss": f"{facts['loss']:.3f} on {facts['shots']} examples, the base model's {facts['base_loss']:.3f}",
+        "as LoRA": f"{facts['lora_error']:.1%} of the change is lost" if "lora_error" in facts else None,
+        "written to": ", ".join(written.values()),
+    }
+    return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items() if value)

@@ -1,0 +1,137 @@
+"""The experts of one model, and what chooses between them, as one directory.
+
+    SET/<skill>/       an expert (`shoal.expert_store`)
+    SET/dispatch/      the probe that chooses (`shoal.probe_store`)
+
+A set belongs to a model whose singular values are those that its experts were trained on, whatever the model
+is called. Knows directories and a model; nothing of passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from shoal.decompositions import decompose_model
+from shoal.dispatch import ProbeDispatch
+from shoal.errors import ShoalError, UsageError
+from shoal.expert_store import CONFIG_FILE, FORMAT, StoredExpert, is_for, load_expert, modules_of
+from shoal.files import read_json
+from shoal.probe_store import load_probe
+from shoal.svf import Decomposition, ExpertVector
+
+DISPATCH = "dispatch"
+SHIPPED = Path(__file__).parent / "weights" / "experts"
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertSet:
+    """Experts of one model, ready to be attached.
+
+    Attributes:
+        experts: skill -> expert, in the order of the dispatch's skills.
+        stored: skill -> the same with its provenance.
+        basis: decompositions of the weights that they scale.
+        dispatch: chooses one of their skills, or none.
+    """
+
+    experts: Mapping[str, ExpertVector]
+    stored: Mapping[str, StoredExpert]
+    basis: Mapping[str, Decomposition]
+    dispatch: ProbeDispatch
+
+
+def load_expert_set(folder: Path, model: PreTrainedModel, *, components: int | None = None) -> ExpertSet:
+    """Read all experts of a directory and their dispatch.
+
+    Args:
+        folder: the set.
+        model: that they scale.
+        components: keep at most so many singular values; None keeps all that the experts were trained on.
+
+    Raises:
+        UsageError: no such set, or it is for other weights.
+        ShoalError: a part of it is missing or damaged.
+    """
+    names = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
+    if not names:
+        raise UsageError(
+            f"{folder} holds no experts; train some with `shoal train expert --out {folder}/SKILL`"
+        )
+    modules = [modules_of(folder / name) for name in names]
+    kept = max(length for lengths in modules for length in lengths.values())
+    wanted = list(dict.fromkeys(module for lengths in modules for module in lengths))
+    basis = decompose_model(model, wanted, components=kept)
+    stored = {e.skill: e for e in (load_expert(folder / name, basis) for name in names)}
+    probe = load_probe(folder / DISPATCH).probe
+    if not stored.keys() <= set(probe.skills):
+        raise ShoalError(
+            f"{folder / DISPATCH} chooses between {', '.join(probe.skills)}, the experts are for "
+            f"{', '.join(stored)}; train it again with `shoal train dispatch`"
+        )
+    if components is not None and components < kept:
+        basis = {name: d.truncated(components) for name, d in basis.items()}
+    experts = {s: _cut(stored[s].expert, basis) for s in probe.skills if s in stored}
+    return ExpertSet(experts, {s: stored[s] for s in experts}, basis, ProbeDispatch(model, probe))
+
+
+def experts_of(model: PreTrainedModel, folder: Path | None = None) -> ExpertSet:
+    """The experts of a directory, or the shipped ones; errors as `load_expert_set`, or where none are."""
+    place = folder or shipped_set(model)
+    if place is None:
+        raise UsageError(
+            f"no experts are shipped for {model.name_or_path}; train some with `shoal train expert`, and give "
+            "their directory"
+        )
+    return load_expert_set(place, model)
+
+
+def load_alone(directory: Path, model: PreTrainedModel) -> tuple[StoredExpert, dict[str, Decomposition]]:
+    """One expert, and the decompositions of what it scales; errors as `load_expert`."""
+    lengths = modules_of(directory)
+    basis = decompose_model(model, list(lengths), components=max(lengths.values()))
+    return load_expert(directory, basis), basis
+
+
+def tasks_of(folder: Path) -> dict[str, list[str]]:
+    """Skill -> names of the tasks that its expert was trained on; nothing is loaded.
+
+    Raises:
+        UsageError: the directory holds no experts.
+        ShoalError: one does not say what it was trained on.
+    """
+    found = {}
+    for name in _names(folder):
+        path = folder / name / CONFIG_FILE
+        record = read_json(path, format=FORMAT)
+        try:
+            found[str(record["skill"])] = [str(task) for task in record["provenance"]["tasks"]]
+        except (KeyError, TypeError):
+            raise ShoalError(f"{path} does not say its skill and tasks; train the expert again") from None
+    return found
+
+
+def shipped_set(model: nn.Module) -> Path | None:
+    """The shipped set whose experts were trained on this model's weights, if there is one."""
+    for folder in sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else ():
+        first = next(iter(sorted(folder.glob(f"*/{CONFIG_FILE}"))), None)
+        if first is not None and is_for(first.parent, model):
+            return folder
+    return None
+
+
+def _names(folder: Path) -> list[str]:
+    names = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
+    if not names:
+        raise UsageError(
+            f"{folder} holds no experts; train one with `shoal train expert --out {folder}/NAME`"
+        )
+    return names
+
+
+def _cut(expert: ExpertVector, basis: Mapping[str, Decomposition]) -> ExpertVector:
+    return ExpertVector({name: z[: basis[name].s.numel()] for name, z in expert.z.items()})
