@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -17,11 +18,19 @@ from shoal.dispatch import NONE, Probe, mean_states, train_probe
 from shoal.errors import UsageError
 from shoal.files import check_place
 from shoal.probe_store import PROBE_FILES, StoredProbe, save_probe
-from shoal.tasks import Task
+from shoal.tasks import Example, Task
 
 KEPT_BACK = 4  # one description in so many is only for the test
 TRAIN, TEST = "train", "test"
-Labelled = list[tuple[str, str]]  # (request, skill)
+
+
+class LabelledRequest(NamedTuple):
+    """A request that is known to need a skill, and what answers it."""
+
+    text: str
+    skill: str
+    task: Task
+    example: Example
 
 
 def make_dispatch(
@@ -58,14 +67,14 @@ def make_dispatch(
     empty = [name for name, tasks in groups.items() if not tasks]
     if not skills or empty:
         raise UsageError(
-            f"{len(skills)} skills, and no tasks for {', '.join(empty) or 'any'}: give every skill tasks, and "
+            f"{len(skills)} skills, and no tasks for {', '.join(empty) or 'any'}: give each its tasks, and "
             "others that no expert serves"
         )
     names = list(skills)
     known = labelled_requests(groups, requests, TRAIN, seed)
     probe = train_probe(
-        mean_states(backbone.model, backbone.encode_prompts([text for text, _ in known]), layer),
-        torch.tensor([_class(names, skill) for _, skill in known]),
+        mean_states(backbone.model, backbone.encode_prompts([r.text for r in known]), layer),
+        torch.tensor([_class(names, r.skill) for r in known]),
         names,
         layer,
         penalty=penalty,
@@ -84,7 +93,9 @@ def make_dispatch(
     return stored
 
 
-def labelled_requests(groups: Mapping[str, Sequence[Task]], count: int, part: str, seed: int = 0) -> Labelled:
+def labelled_requests(
+    groups: Mapping[str, Sequence[Task]], count: int, part: str, seed: int = 0
+) -> list[LabelledRequest]:
     """So many requests of every group, drawn evenly from its tasks, each with the group's name.
 
     Args:
@@ -93,22 +104,23 @@ def labelled_requests(groups: Mapping[str, Sequence[Task]], count: int, part: st
         part: `train` or `test`: which list of a task, and which of its descriptions, may be used.
         seed: of the choice.
     """
-    found: Labelled = []
+    found = []
     for name, tasks in groups.items():
         for number in range(count):
             task = tasks[number % len(tasks)]
             chance = random.Random(f"{seed}/{part}/{task.name}/{number}")
             descriptions = _descriptions(task, part)
             example = chance.choice(task.train if part == TRAIN else task.test)
-            found.append((f"{chance.choice(descriptions)}\n\n{example.input}", name))
+            text = f"{chance.choice(descriptions)}\n\n{example.input}"
+            found.append(LabelledRequest(text, name, task, example))
     return found
 
 
-def accuracy(backbone: Backbone, probe: Probe, requests: Labelled) -> float:
+def accuracy(backbone: Backbone, probe: Probe, requests: Sequence[LabelledRequest]) -> float:
     """Share of the requests, in [0, 1], whose skill the probe finds; `NONE` counts as one."""
-    states = mean_states(backbone.model, backbone.encode_prompts([t for t, _ in requests]), probe.layer)
+    states = mean_states(backbone.model, backbone.encode_prompts([r.text for r in requests]), probe.layer)
     chosen = probe.probabilities(states).argmax(-1).tolist()
-    right = [_class(probe.skills, skill) == row for (_, skill), row in zip(requests, chosen, strict=True)]
+    right = [_class(probe.skills, r.skill) == row for r, row in zip(requests, chosen, strict=True)]
     return sum(right) / len(right)
 
 

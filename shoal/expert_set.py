@@ -84,7 +84,7 @@ def experts_of(model: PreTrainedModel, folder: Path | None = None) -> ExpertSet:
     place = folder or shipped_set(model)
     if place is None:
         raise UsageError(
-            f"no experts are shipped for {model.name_or_path}; train some with `shoal train expert`, and give "
+            f"no experts are shipped for {model.name_or_path}; train some with `shoal train expert`, give "
             "their directory"
         )
     return load_expert_set(place, model)

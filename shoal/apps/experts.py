@@ -196,7 +196,7 @@ def _about(facts: Mapping[str, Any], written: Mapping[str, str]) -> str:
     parts = sorted(facts["mixture"].items(), key=lambda item: -item[1])
     rows = {
         "mixture": ", ".join(f"{name} {value:.2f}" for name, value in parts if value >= 0.01),
-        "loss": f"{facts['loss']:.3f} on {facts['shots']} examples, the base model's {facts['base_loss']:.3f}",
+        "loss": f"{facts['loss']:.3f} on {facts['shots']} examples; base model {facts['base_loss']:.3f}",
         "as LoRA": f"{facts['lora_error']:.1%} of the change is lost" if "lora_error" in facts else None,
         "written to": ", ".join(written.values()),
     }
