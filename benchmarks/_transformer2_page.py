@@ -1,0 +1,89 @@
+"""The page that `transformer2.py` writes: own tasks, two passes, dispatch, few-shot mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from _expert_controls import IA3, LORA
+from _machine import table
+
+BASE, BEST_PROMPT = "base model", "base model, best prompt"
+ORACLE, RANDOM, UNIFORM = "own expert (oracle dispatch)", "random expert", "uniform mixture"
+PROBE, PROMPT, FEW_SHOT = "Transformer², probe", "Transformer², asked by prompt", "few-shot mixture"
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Markdown."""
+    seeds = len(results["seeds"])
+    parts = [
+        "# Transformer² on SmolLM2-135M-Instruct",
+        "What answers earn, in points of 100: a right label, or ROUGE-L, as each expert's reward says. "
+        "Brackets are 95% bootstrap intervals over requests. Requests are `test` inputs behind descriptions "
+        f"that were kept from dispatch; experts and controls are means over {seeds} training seeds.",
+        "## Each expert on its own skill",
+        _own_task(results),
+        "The best prompt is chosen for each task on training examples, among six: the input alone, two "
+        "descriptions, one that names the labels, three examples, and both.",
+        "## Two passes",
+        _two_passes(results),
+        "## Tasks that no expert was trained on",
+        _few_shot(results),
+        f"{results['machine']}. Command: `{results['command']}`",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _own_task(results: Mapping[str, Any]) -> str:
+    names = [n for n in (BASE, BEST_PROMPT, ORACLE, IA3, LORA) if n in results["own_task"][0]]
+    rows = [
+        [row["skill"].replace("_", " "), results["rewards"][row["skill"]]]
+        + [f"{100 * row[n]['mean']:.1f}" for n in names]
+        + [points(row["gain"])]
+        for row in results["own_task"]
+    ]
+    means = [sum(row[n]["mean"] for row in results["own_task"]) / len(results["own_task"]) for n in names]
+    gain = sum(row["gain"]["mean"] for row in results["own_task"]) / len(results["own_task"])
+    rows.append(["mean", "", *(f"{100 * m:.1f}" for m in means), f"{100 * gain:.1f}"])
+    return table(["skill", "reward", *names, "expert minus best prompt"], rows)
+
+
+def _two_passes(results: Mapping[str, Any]) -> str:
+    two = results["two_passes"]
+    rows = [[name, points(value)] for name, value in two["rows"].items()]
+    answers = table([f"{two['matrix_requests']} requests of all skills, first seed", "points"], rows)
+    chosen = [
+        [
+            name,
+            points(two["accuracy"][name]),
+            points(two["against_own_expert"][name]),
+            f"{100 * two['abstained_on_other_tasks'][name]:.0f}%",
+            f"{100 * two['first_pass_share'][name]:.1f}%",
+        ]
+        for name in two["accuracy"]
+    ]
+    head = [
+        f"dispatch, {two['requests']} requests",
+        "right, %",
+        "answers minus own expert's",
+        "of other tasks' requests left to the base model",
+        "first pass in an answer of 32 tokens",
+    ]
+    return answers + "\n\n" + table(head, chosen)
+
+
+def _few_shot(results: Mapping[str, Any]) -> str:
+    few = results["few_shot"]
+    rows = [[name, points(value)] for name, value in few["rows"].items()]
+    against = [[f"{FEW_SHOT} minus {name}", points(value)] for name, value in few["against"].items()]
+    return (
+        f"ROUGE-L on {', '.join(few['tasks'])} (the first {len(few['tasks'])} validation tasks of at most 8 "
+        "answers); mixtures from 10 training examples.\n\n" + table(["ROUGE-L", "points"], rows + against)
+    )
+
+
+def points(found: Mapping[str, Any]) -> str:
+    """Mean with its interval, in hundredths."""
+    if found["low"] is None:
+        return f"{100 * found['mean']:.1f}"
+    return f"{100 * found['mean']:.1f} ({100 * found['low']:.1f} to {100 * found['high']:.1f})"

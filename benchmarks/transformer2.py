@@ -1,0 +1,415 @@
+"""Transformer²: experts, dispatch, two passes and few-shot mixtures beside every control, with intervals.
+
+    python benchmarks/transformer2.py --experts runs/experts
+
+Takes experts in DIR/SKILL-SEED, trains IA3 and LoRA of as many parameters on the same rewards where they are
+missing, and writes docs/results/transformer2.json and transformer2.md. Answers that are there are reused from
+--work, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from _expert_controls import IA3, LORA, PLACE, control, recipe, skills, tasks_of
+from _machine import DATA, ROOT, machine
+from _transformer2_page import BASE, BEST_PROMPT, FEW_SHOT, ORACLE, PROBE, PROMPT, RANDOM, UNIFORM, page
+
+from shoal.backbone import DEFAULT_MODEL, load_backbone
+from shoal.config import MixtureSearchConfig, Transformer2Config
+from shoal.decompositions import decompose_model
+from shoal.dispatch import NONE, ProbeDispatch, PromptDispatch
+from shoal.dispatch_recipe import TEST, LabelledRequest, labelled_requests, make_dispatch
+from shoal.engine import generate_greedy
+from shoal.expert_attachment import attach_expert
+from shoal.expert_store import load_expert
+from shoal.files import write_file
+from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
+from shoal.mixture_search import check_no_overlap, search_mixture
+from shoal.rewards import REWARDS
+from shoal.svf import Decomposition, ExpertVector, mix
+from shoal.tasks import Task, load_split
+from shoal.transformer2 import Transformer2, mlp_modules
+
+TOKENS = 24
+SELECTION = 16  # training examples of a task on which the base model's best prompt is chosen
+SHOTS = 10
+UNSEEN_TASKS = 5
+
+
+class Bench:
+    """What all parts share: model, experts, requests, and answers that are kept."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.backbone = load_backbone(DEFAULT_MODEL)
+        self.skills = [s for s in skills() if all((args.experts / f"{s}-{i}").is_dir() for i in args.seeds)]
+        self.tasks = {skill: tasks_of(skill) for skill in self.skills}
+        modules = mlp_modules(self.backbone.shape)
+        self.basis: dict[str, Decomposition] = decompose_model(self.backbone.model, modules, components=128)
+        self.experts = [
+            {s: load_expert(args.experts / f"{s}-{i}", self.basis).expert for s in self.skills}
+            for i in args.seeds
+        ]
+        self.requests = labelled_requests(self.tasks, args.requests, TEST)
+
+    def attach(self, expert: ExpertVector | None) -> AbstractContextManager[object]:
+        return attach_expert(self.backbone.model, self.basis, expert) if expert else nullcontext()
+
+    def scores(
+        self, name: str, way: Callable[[Sequence[str]], list[str]], requests: Sequence[LabelledRequest]
+    ) -> list[float]:
+        """What the answers earn, in [0, 1]; answers with this name to these requests are made once."""
+        texts = [r.text for r in requests]
+        digest = hashlib.sha256(json.dumps([name, TOKENS, texts]).encode()).hexdigest()[:16]
+        path = self.args.work / f"{digest}.json"
+        if not path.is_file():
+            started = time.perf_counter()
+            answers = way(texts)
+            self.args.work.mkdir(parents=True, exist_ok=True)
+            write_file(path, json.dumps({"name": name, "answers": answers}))
+            say(f"{name}: {len(texts)} answers, {time.perf_counter() - started:.0f} s")
+        answers = json.loads(path.read_text("utf-8"))["answers"]
+        return [earned(r, a) for r, a in zip(requests, answers, strict=True)]
+
+    def answered(self, expert: ExpertVector | None) -> Callable[[Sequence[str]], list[str]]:
+        def way(texts: Sequence[str]) -> list[str]:
+            with self.attach(expert):
+                return generate_greedy(self.backbone, texts, max_new_tokens=TOKENS)
+
+        return way
+
+    def of(self, skill: str) -> list[LabelledRequest]:
+        return [r for r in self.requests if r.skill == skill]
+
+
+def earned(request: LabelledRequest, answer: str) -> float:
+    reward = recipe(request.skill)["reward"] if request.skill in skills() else "rouge_l"
+    return REWARDS[str(reward)](request.example, answer)
+
+
+def main() -> None:
+    args = parse()
+    bench = Bench(args)
+    say(f"{len(bench.skills)} skills, {len(bench.requests)} requests")
+    results: dict[str, Any] = {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine(bench.backbone.dtype),
+        "seeds": args.seeds,
+        "requests": args.requests,
+        "rewards": {s: recipe(s)["reward"] for s in bench.skills},
+        "tasks": {s: [t.name for t in tasks] for s, tasks in bench.tasks.items()},
+    }
+    own, results["own_task"] = own_task(bench)
+    results["two_passes"] = two_passes(bench, own, results)
+    results["few_shot"] = few_shot(bench)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_file(args.out / "transformer2.json", json.dumps(results, indent=1) + "\n")
+    write_file(args.out / "transformer2.md", page(results))
+    print(page(results))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--experts", type=Path, default=PLACE, help="directory of SKILL-SEED")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--control-seeds", type=int, nargs="+", help="of IA3 and LoRA; default those of the experts")
+    add("--requests", type=int, default=50, help="test requests a skill")
+    add("--matrix-requests", type=int, default=20, help="of them, for rows of an expert on all skills")
+    add("--population", type=int, default=16)
+    add("--iterations", type=int, default=12)
+    add("--few-shot-examples", type=int, default=40, help="test examples of each unseen task")
+    add("--work", type=Path, default=ROOT / "runs" / "transformer2")
+    add("--out", type=Path, default=ROOT / "docs" / "results")
+    return parser.parse_args()
+
+
+def own_task(bench: Bench) -> tuple[dict[str, dict[str, list[float]]], list[dict[str, Any]]]:
+    """Every expert on its own skill's requests, against the base model's best prompt and matched controls.
+
+    Returns:
+        skill -> method -> score of every request, the mean over seeds; and the table's rows.
+    """
+    scored: dict[str, dict[str, list[float]]] = {}
+    for skill in bench.skills:
+        requests = bench.of(skill)
+        scored[skill] = {
+            BASE: bench.scores("base", bench.answered(None), requests),
+            BEST_PROMPT: best_prompt(bench, skill),
+            ORACLE: mean(
+                bench.scores(f"{skill}-{i}", bench.answered(experts[skill]), requests)
+                for i, experts in zip(bench.args.seeds, bench.experts, strict=True)
+            ),
+        }
+    for kind in (IA3, LORA):
+        for skill in bench.skills:
+            of_seeds = []
+            for seed in bench.args.control_seeds or bench.args.seeds:
+
+                def way(
+                    texts: Sequence[str], kind: str = kind, seed: int = seed, skill: str = skill
+                ) -> list[str]:
+                    backbone, tuned = control(kind, skill, seed)
+                    with tuned.attached():
+                        return generate_greedy(backbone, texts, max_new_tokens=TOKENS)
+
+                of_seeds.append(bench.scores(f"{kind} {skill} {seed}", way, bench.of(skill)))
+            scored[skill][kind] = mean(of_seeds)
+    rows = [
+        {
+            "skill": skill,
+            **{name: interval(bootstrap_interval(values)) for name, values in of.items()},
+            "gain": interval(bootstrap_difference(of[ORACLE], of[BEST_PROMPT])),
+        }
+        for skill, of in scored.items()
+    ]
+    return scored, rows
+
+
+def best_prompt(bench: Bench, skill: str) -> list[float]:
+    """Scores of the base model with, for each task, the prompt that does best on its training examples."""
+    requests = bench.of(skill)
+    found: list[float] = [0.0] * len(requests)
+    for task in bench.tasks[skill]:
+        rows = [i for i, r in enumerate(requests) if r.task is task]
+        trial = [
+            LabelledRequest("", skill, task, e) for e in task.train[len(task.train) - SELECTION :]
+        ]  # not among the examples that stand in prompts
+        ways = prompts_of(task)
+        means = {}
+        for name, worded in ways.items():
+            asked = [r._replace(text=worded(r)) for r in trial]
+            means[name] = statistics.mean(bench.scores("base", bench.answered(None), asked))
+        best = max(means, key=means.__getitem__)
+        asked = [requests[i]._replace(text=ways[best](requests[i])) for i in rows]
+        for i, score in zip(rows, bench.scores("base", bench.answered(None), asked), strict=True):
+            found[i] = score
+    return found
+
+
+def prompts_of(task: Task) -> dict[str, Callable[[LabelledRequest], str]]:
+    """Ways to word a request of a task."""
+    labels = sorted({o for e in task.train for o in e.outputs})
+    closed = f" Answer with one of: {', '.join(labels)}." if len(labels) <= 12 else " Answer briefly."
+    shots = "\n\n".join(f"Input: {e.input}\nOutput: {e.outputs[0]}" for e in task.train[:3])
+    return {
+        "input": lambda r: r.example.input,
+        "description": lambda r: task.described(r.example.input),
+        "second description": lambda r: task.described(r.example.input, 1),
+        "description and form": lambda r: f"{task.definition}{closed}\n\n{r.example.input}",
+        "3 examples": lambda r: f"{shots}\n\nInput: {r.example.input}\nOutput:",
+        "description and 3 examples": lambda r: (
+            f"{task.definition}\n\n{shots}\n\nInput: {r.example.input}\nOutput:"
+        ),
+    }
+
+
+def two_passes(
+    bench: Bench, own: dict[str, dict[str, list[float]]], results: dict[str, Any]
+) -> dict[str, Any]:
+    """Dispatch and what it answers, on requests of all skills mixed."""
+    some = [r for s in bench.skills for r in bench.of(s)[: bench.args.matrix_requests]]
+    first = bench.experts[0]
+    matrix = {s: bench.scores(f"{s}-{bench.args.seeds[0]}", bench.answered(first[s]), some) for s in first}
+    chance = random.Random(0)
+    rows = {f"expert for {skill}": values for skill, values in matrix.items()}
+    rows[RANDOM] = [matrix[chance.choice(bench.skills)][i] for i in range(len(some))]
+    uniform = mix(list(first.values()), torch.full((len(first),), 1 / len(first)))
+    rows[UNIFORM] = bench.scores("uniform", bench.answered(uniform), some)
+    rows[BASE] = bench.scores("base", bench.answered(None), some)
+    rows[ORACLE] = [matrix[r.skill][i] for i, r in enumerate(some)]
+
+    dispatches = dispatches_of(bench)
+    accuracy, loss = {}, {}
+    for name, dispatch in dispatches.items():
+        prompts = bench.backbone.encode_prompts([r.text for r in bench.requests])
+        decisions = dispatch.decide(prompts)
+        right = [float(d.skill == r.skill) for d, r in zip(decisions, bench.requests, strict=True)]
+        accuracy[name] = interval(bootstrap_interval(right))
+        answers = bench.scores(
+            f"{name} seed {bench.args.seeds[0]}", adaptive(bench, dispatch), bench.requests
+        )
+        single = [v for s in bench.skills for v in first_seed(bench, s)]
+        loss[name] = interval(bootstrap_difference(answers, single))
+        rows[name] = [answers[i] for i, r in enumerate(bench.requests) if any(r is o for o in some)]
+    unknown = unseen_requests(bench)
+    abstained = {
+        name: statistics.mean(float(d.skill == NONE) for d in dispatch.decide(unknown))
+        for name, dispatch in dispatches.items()
+    }
+    return {
+        "rows": {name: interval(bootstrap_interval(values)) for name, values in rows.items()},
+        "accuracy": accuracy,
+        "requests": len(bench.requests),
+        "matrix_requests": len(some),
+        "against_own_expert": loss,
+        "abstained_on_other_tasks": {**abstained, "requests": len(unknown)},
+        "first_pass_share": {name: share_of_time(bench, d) for name, d in dispatches.items()},
+    }
+
+
+def first_seed(bench: Bench, skill: str) -> list[float]:
+    name = f"{skill}-{bench.args.seeds[0]}"
+    return bench.scores(name, bench.answered(bench.experts[0][skill]), bench.of(skill))
+
+
+def dispatches_of(bench: Bench) -> dict[str, Any]:
+    settings = json.loads(json.dumps(recipe("dispatch")))
+    known = {t.name: t for t in (*tasks_by_name(settings["others"]),)}
+    stored = make_dispatch(
+        bench.backbone,
+        bench.tasks,
+        list(known.values()),
+        bench.args.work / "dispatch",
+        layer=settings["layer"],
+    )
+    return {
+        PROBE: ProbeDispatch(bench.backbone.model, stored.probe),
+        PROMPT: PromptDispatch(bench.backbone, bench.skills),
+    }
+
+
+def tasks_by_name(names: Sequence[str]) -> list[Task]:
+    from shoal.procedural.catalogue import procedural_tasks
+
+    known = {t.name: t for t in (*procedural_tasks(size=256, test_size=32), *load_split(DATA).train)}
+    return [known[name] for name in names]
+
+
+def adaptive(bench: Bench, dispatch: Any) -> Callable[[Sequence[str]], list[str]]:
+    """Answers of `Transformer2` itself, both passes."""
+
+    def way(texts: Sequence[str]) -> list[str]:
+        settings = Transformer2Config(adaptation_strength=1.0, num_expert_vectors=len(bench.skills))
+        model = Transformer2(
+            bench.backbone.model, settings, experts=bench.experts[0], basis=bench.basis, dispatch=dispatch
+        )
+        answers = []
+        for text in texts:
+            ids = torch.tensor([bench.backbone.encode_prompt(text)])
+            with model.adapted(model.decide(ids)):
+                answers += generate_greedy(bench.backbone, [text], max_new_tokens=TOKENS)
+        return answers
+
+    return way
+
+
+def unseen_requests(bench: Bench) -> list[list[int]]:
+    tasks = load_split(DATA).validation
+    requests = labelled_requests({t.name: [t] for t in tasks}, 4, TEST)
+    return bench.backbone.encode_prompts([r.text for r in requests])
+
+
+def share_of_time(bench: Bench, dispatch: Any, tokens: int = 32, repeats: int = 8) -> float:
+    """The first pass's share of an answer of so many tokens, in [0, 1]; medians of requests one at a time."""
+    first, whole = [], []
+    for request in bench.requests[:: max(1, len(bench.requests) // repeats)]:
+        prompt = bench.backbone.encode_prompt(request.text)
+        ids = torch.tensor([prompt])
+        started = time.perf_counter()
+        decision = dispatch.decide([prompt])[0]
+        decided = time.perf_counter()
+        with bench.attach(bench.experts[0].get(decision.skill)):
+            bench.backbone.model.generate(
+                ids, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, attention_mask=ids * 0 + 1
+            )
+        first.append(decided - started)
+        whole.append(time.perf_counter() - started)
+    return statistics.median(first) / statistics.median(whole)
+
+
+def few_shot(bench: Bench) -> dict[str, Any]:
+    """Mixtures found from ten examples, on tasks that no expert was trained on; ROUGE-L."""
+    experts = list(bench.experts[0].values())
+    tasks = [t for t in load_split(DATA).validation if len({o for e in t.train for o in e.outputs}) <= 8]
+    rows: dict[str, list[float]] = {BASE: [], UNIFORM: [], RANDOM: [], FEW_SHOT: []}
+    found_for: dict[str, Any] = {}
+    for task in tasks[:UNSEEN_TASKS]:
+        test = [
+            LabelledRequest(task.described(e.input), task.name, task, e)
+            for e in task.test[: bench.args.few_shot_examples]
+        ]
+        rows[BASE] += bench.scores("base", bench.answered(None), test)
+        uniform = mix(experts, torch.full((len(experts),), 1 / len(experts)))
+        rows[UNIFORM] += bench.scores("uniform", bench.answered(uniform), test)
+        randoms, searched = [], []
+        for seed in bench.args.seeds:
+            generator = torch.Generator().manual_seed(seed)
+            weights = torch.randn(len(experts), generator=generator).softmax(-1)
+            randoms.append(bench.scores(f"random {seed}", bench.answered(mix(experts, weights)), test))
+            expert, facts = mixture_for(bench, task, seed)
+            found_for[f"{task.name} {seed}"] = facts
+            searched.append(bench.scores(f"few-shot {task.name} {seed}", bench.answered(expert), test))
+        rows[RANDOM] += mean(randoms)
+        rows[FEW_SHOT] += mean(searched)
+    return {
+        "tasks": [t.name for t in tasks[:UNSEEN_TASKS]],
+        "rows": {name: interval(bootstrap_interval(values)) for name, values in rows.items()},
+        "against": {
+            name: interval(bootstrap_difference(rows[FEW_SHOT], rows[name]))
+            for name in (BASE, UNIFORM, RANDOM)
+        },
+        "mixtures": found_for,
+    }
+
+
+def mixture_for(bench: Bench, task: Task, seed: int) -> tuple[ExpertVector, dict[str, Any]]:
+    """The mixture that ten training examples choose, kept under the work directory."""
+    shots = random.Random(f"{seed}/{task.name}").sample(task.train, SHOTS)
+    check_no_overlap(shots=shots, test=task.test)
+    search = MixtureSearchConfig(
+        population=bench.args.population, iterations=bench.args.iterations, seed=seed
+    )
+    path = bench.args.work / f"mixture-{task.name}-{seed}-{search.population}x{search.iterations}.json"
+    experts = list(bench.experts[0].values())
+    if not path.is_file():
+        started = time.perf_counter()
+        pairs = [
+            (
+                bench.backbone.encode_prompt(task.described(e.input)),
+                bench.backbone.encode_completion(e.outputs[0]),
+            )
+            for e in shots
+        ]
+        found = search_mixture(bench.backbone, bench.basis, experts, pairs, search)
+        facts = {
+            "coefficients": found.coefficients[0].tolist(),
+            "loss": found.loss,
+            "base_loss": found.base_loss,
+            "seconds": time.perf_counter() - started,
+        }
+        write_file(path, json.dumps(facts))
+        say(f"mixture for {task.name}: {found.base_loss:.2f} -> {found.loss:.2f}, {facts['seconds']:.0f} s")
+    facts = json.loads(path.read_text("utf-8"))
+    base = ExpertVector.identity({n: bench.basis[n] for n in experts[0].z})
+    return mix([*experts, base], torch.tensor(facts["coefficients"])), facts
+
+
+def mean(lists: Any) -> list[float]:
+    return [statistics.mean(values) for values in zip(*lists, strict=True)]
+
+
+def interval(found: Interval) -> dict[str, Any]:
+    return asdict(found)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
