@@ -258,7 +258,8 @@ def expert_as_lora(basis: Decompositions, expert: ExpertVector, rank: int) -> Lo
         raise UsageError(f"rank {rank} is outside 1 to {smallest}, the shortest z; choose another")
     factors, dropped, missed, whole = {}, 0.0, 0.0, 0.0
     for name, z in expert.z.items():
-        u, s, vt = basis[name]
+        s = basis[name].s
+        u, vt = basis[name].u.to(s), basis[name].vt.to(s)
         change = s * (z.to(s) - 1)
         kept = change.abs().topk(rank).indices
         root = change[kept].abs().sqrt()
