@@ -56,6 +56,8 @@ LEVELS = {
     "controls": 3,
     "dispatch": 3,
     "mixture_search": 3,
+    "probe_store": 3,
+    "expert_set": 3,
     "training": 4,
     "generated_adapter": 2,
     "released": 2,
@@ -63,6 +65,7 @@ LEVELS = {
     "transformer2": 5,
     "recipes": 6,
     "expert_recipe": 6,
+    "dispatch_recipe": 6,
     "integration": 6,
     "apps": 7,
     "": 8,  # shoal/__init__.py
