@@ -32,13 +32,15 @@ from shoal.backbone import DEFAULT_MODEL, load_backbone
 from shoal.config import MixtureSearchConfig, Transformer2Config
 from shoal.decompositions import decompose_model
 from shoal.dispatch import NONE, ProbeDispatch, PromptDispatch
-from shoal.dispatch_recipe import TEST, LabelledRequest, labelled_requests, make_dispatch
+from shoal.dispatch_recipe import TEST, LabelledRequest, labelled_requests
 from shoal.engine import generate_greedy
 from shoal.expert_attachment import attach_expert
+from shoal.expert_set import DISPATCH, SHIPPED
 from shoal.expert_store import load_expert
 from shoal.files import write_file
 from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.mixture_search import check_no_overlap, search_mixture
+from shoal.probe_store import load_probe
 from shoal.rewards import REWARDS
 from shoal.svf import Decomposition, ExpertVector, mix
 from shoal.tasks import Task, load_split
@@ -126,6 +128,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--experts", type=Path, default=PLACE, help="directory of SKILL-SEED")
+    add("--dispatch", type=Path, default=SHIPPED / DEFAULT_MODEL / DISPATCH, help="directory of the probe")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--control-seeds", type=int, nargs="+", help="of IA3 and LoRA; default those of the experts")
     add("--requests", type=int, default=50, help="test requests a skill")
@@ -268,26 +271,10 @@ def first_seed(bench: Bench, skill: str) -> list[float]:
 
 
 def dispatches_of(bench: Bench) -> dict[str, Any]:
-    settings = json.loads(json.dumps(recipe("dispatch")))
-    known = {t.name: t for t in (*tasks_by_name(settings["others"]),)}
-    stored = make_dispatch(
-        bench.backbone,
-        bench.tasks,
-        list(known.values()),
-        bench.args.work / "dispatch",
-        layer=settings["layer"],
-    )
     return {
-        PROBE: ProbeDispatch(bench.backbone.model, stored.probe),
+        PROBE: ProbeDispatch(bench.backbone.model, load_probe(bench.args.dispatch).probe),
         PROMPT: PromptDispatch(bench.backbone, bench.skills),
     }
-
-
-def tasks_by_name(names: Sequence[str]) -> list[Task]:
-    from shoal.procedural.catalogue import procedural_tasks
-
-    known = {t.name: t for t in (*procedural_tasks(size=256, test_size=32), *load_split(DATA).train)}
-    return [known[name] for name in names]
 
 
 def adaptive(bench: Bench, dispatch: Any) -> Callable[[Sequence[str]], list[str]]:

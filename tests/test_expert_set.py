@@ -55,7 +55,7 @@ def folder(backbone: Backbone, tmp_path: Path) -> Path:
         stored = StoredExpert(ExpertVector(z), backbone.shape.base_model, skill, facts)
         save_expert(tmp_path / "set" / skill, stored, basis)
     make_dispatch(
-        backbone, TASKS, OTHERS, tmp_path / "set" / DISPATCH, layer=1, requests=40, test_requests=10
+        backbone, TASKS, OTHERS, tmp_path / "set" / DISPATCH, layers=(1, 2), requests=40, test_requests=10
     )
     return tmp_path / "set"
 
@@ -74,6 +74,7 @@ def test_the_probe_is_scored_on_what_it_never_saw(backbone: Backbone, folder: Pa
     stored = load_probe(folder / DISPATCH)
     assert stored.provenance["accuracy"] == 1.0 and stored.provenance["test_requests"] == 30
     assert stored.provenance["tasks"] == {"maths": ["sums", "roots"], "prose": ["verse"], NONE: ["noise"]}
+    assert stored.provenance["selection_accuracy"].keys() == {"1", "2"} and stored.probe.layer in (1, 2)
     wrong = [r._replace(skill=NONE) for r in labelled_requests(TASKS, 5, TEST)]
     assert accuracy(backbone, stored.probe, wrong) == 0
 
@@ -85,7 +86,7 @@ def test_what_dispatch_cannot_be_trained_on(backbone: Backbone, tmp_path: Path) 
         ({"a": []}, OTHERS, "for a"),
     ):
         with pytest.raises(UsageError, match=says):
-            make_dispatch(backbone, skills, others, tmp_path / "probe", layer=1)
+            make_dispatch(backbone, skills, others, tmp_path / "probe", layers=[1])
     assert not (tmp_path / "probe").exists()
 
 

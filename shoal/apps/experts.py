@@ -53,7 +53,9 @@ class Dispatching(BaseModel):
 
     experts: Path = Field(description="directory of experts, one in each folder, whose tasks are told apart")
     others: tuple[str, ...] = Field(min_length=1, description="names of tasks that no expert serves")
-    layer: int = Field(8, ge=0, description="decoder layer whose input is read, from 0")
+    layers: tuple[int, ...] = Field(
+        (1, 2, 4, 8), min_length=1, description="decoder layers, from 0; the best one's input is read"
+    )
     requests: int = Field(200, ge=1, description="requests to train on, of each skill and of none")
     test_requests: int = Field(50, ge=1, description="requests to score on, of each skill and of none")
     penalty: float = Field(1e-3, ge=0, description="weight of the mean squared weights")
@@ -122,6 +124,7 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
     record = {**stored.provenance, "skills": list(stored.probe.skills), "out": str(data.out)}
     text = (
         f"trained on {record['requests']} requests for {len(skills)} skills and none\n"
+        f"reads the input of layer {stored.probe.layer}\n"
         f"{record['accuracy']:.1%} of {record['test_requests']} requests of unseen wording are right\n"
         f"probe written to {data.out}"
     )
