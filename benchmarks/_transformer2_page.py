@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from _expert_controls import IA3, LORA
+from _expert_controls import IA3, LORA, recipe, skills
 from _machine import table
+
+from shoal.expert_store import StoredExpert
+from shoal.probe_store import StoredProbe
 
 BASE, BEST_PROMPT = "base model", "base model, best prompt"
 ORACLE, RANDOM, UNIFORM = "own expert (oracle dispatch)", "random expert", "uniform mixture"
+MADE_IN_CODE = {skill: "procedural" in recipe(skill) for skill in skills()}
 PROBE, PROMPT, FEW_SHOT = "Transformer², probe", "Transformer², asked by prompt", "few-shot mixture"
 
 
@@ -32,6 +36,50 @@ def page(results: Mapping[str, Any]) -> str:
         f"{results['machine']}. Command: `{results['command']}`",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def card(results: Mapping[str, Any], stored: Mapping[str, StoredExpert], probe: StoredProbe) -> str:
+    """The card of the experts that are shipped: data, recipe, tokens, time, scores, limits."""
+    gains = {row["skill"]: row for row in results["own_task"]}
+    first = next(iter(stored.values()))
+    parts = [
+        f"# Experts for {first.base_model}",
+        "Expert vectors of Transformer²: each scales the 128 largest singular values of every MLP weight, "
+        "11,520 numbers. All were trained by reinforcement learning on verifiable rewards, from the base model itself, "
+        "with the commands below; seed 0 is shipped, not the best seed. Scores are points of 100 on `test` "
+        "inputs, means over the seeds, against the base model with the best of six prompts; "
+        "brackets are 95% intervals over requests. They were printed by `benchmarks/transformer2.py`.",
+    ]
+    for skill, expert in stored.items():
+        facts, row = expert.provenance, gains[skill]
+        data = "" if MADE_IN_CODE[skill] else " --tasks DATA"
+        parts.append(
+            f"## {skill.replace('_', ' ')}\n\n"
+            f"* Trained on: {', '.join(facts['tasks'])}.\n"
+            f"* Reward: {facts['config']['reward']}; objective: {facts['config']['objective']}; "
+            f"{facts['steps']} steps, {facts['tokens']:,} tokens, {facts['seconds']:.0f} s on one core.\n"
+            f"* Score {points(row[ORACLE])}; base model {points(row[BASE])}, with its best prompt "
+            f"{points(row[BEST_PROMPT])}: {points(row['gain'])} more.\n"
+            f"* Command: `shoal train expert --config configs/experts/{skill}.yaml{data} --out {skill}`"
+        )
+    facts = probe.provenance
+    parts += [
+        "## dispatch\n\n"
+        f"A linear probe of the mean hidden state before layer {probe.probe.layer}, trained on "
+        f"{facts['requests']:,} requests. {100 * facts['accuracy']:.1f}% of {facts['test_requests']} "
+        "with unseen descriptions and inputs are right, those of no skill included. Command: `shoal train "
+        "dispatch --config configs/experts/dispatch.yaml --experts DIR --tasks DATA --out DIR/dispatch`",
+        "## Limits\n\n"
+        "Each expert was trained on a few narrow tasks of its skill, most of them made in code, in English. "
+        "What is gained is mostly the form of answers: a bare label, a short answer. Requests of other "
+        f"tasks are left to the base model in {_abstained(results)} of cases; the rest get an expert that "
+        "may not serve them.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _abstained(results: Mapping[str, Any]) -> str:
+    return f"{100 * results['two_passes']['abstained_on_other_tasks'][PROBE]:.0f}%"
 
 
 def _own_task(results: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from _expert_controls import IA3, LORA, PLACE, control, recipe, skills, tasks_of
 from _machine import DATA, ROOT, machine
-from _transformer2_page import BASE, BEST_PROMPT, FEW_SHOT, ORACLE, PROBE, PROMPT, RANDOM, UNIFORM, page
+from _transformer2_page import BASE, BEST_PROMPT, FEW_SHOT, ORACLE, PROBE, PROMPT, RANDOM, UNIFORM, card, page
 
 from shoal.backbone import DEFAULT_MODEL, load_backbone
 from shoal.config import MixtureSearchConfig, Transformer2Config
@@ -35,7 +35,7 @@ from shoal.dispatch import NONE, ProbeDispatch, PromptDispatch
 from shoal.dispatch_recipe import TEST, LabelledRequest, labelled_requests
 from shoal.engine import generate_greedy
 from shoal.expert_attachment import attach_expert
-from shoal.expert_set import DISPATCH, SHIPPED
+from shoal.expert_set import DISPATCH, SHIPPED, load_expert_set
 from shoal.expert_store import load_expert
 from shoal.files import write_file
 from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
@@ -121,6 +121,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     write_file(args.out / "transformer2.json", json.dumps(results, indent=1) + "\n")
     write_file(args.out / "transformer2.md", page(results))
+    if args.shipped.is_dir():
+        known = load_expert_set(args.shipped, bench.backbone.model)
+        write_file(
+            args.shipped / "README.md", card(results, known.stored, load_probe(args.shipped / DISPATCH))
+        )
     print(page(results))
 
 
@@ -128,7 +133,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--experts", type=Path, default=PLACE, help="directory of SKILL-SEED")
-    add("--dispatch", type=Path, default=SHIPPED / DEFAULT_MODEL / DISPATCH, help="directory of the probe")
+    add(
+        "--shipped",
+        type=Path,
+        default=SHIPPED / DEFAULT_MODEL,
+        help="set whose probe dispatches; gets a card",
+    )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--control-seeds", type=int, nargs="+", help="of IA3 and LoRA; default those of the experts")
     add("--requests", type=int, default=50, help="test requests a skill")
@@ -272,7 +282,7 @@ def first_seed(bench: Bench, skill: str) -> list[float]:
 
 def dispatches_of(bench: Bench) -> dict[str, Any]:
     return {
-        PROBE: ProbeDispatch(bench.backbone.model, load_probe(bench.args.dispatch).probe),
+        PROBE: ProbeDispatch(bench.backbone.model, load_probe(bench.args.shipped / DISPATCH).probe),
         PROMPT: PromptDispatch(bench.backbone, bench.skills),
     }
 
