@@ -45,7 +45,7 @@ def card(results: Mapping[str, Any], stored: Mapping[str, StoredExpert], probe: 
     parts = [
         f"# Experts for {first.base_model}",
         "Expert vectors of Transformer²: each scales the 128 largest singular values of every MLP weight, "
-        "11,520 numbers. All were trained by reinforcement learning on verifiable rewards, from the base model itself, "
+        "11,520 numbers. All were trained by reinforcement learning on verifiable rewards, from z = 1, "
         "with the commands below; seed 0 is shipped, not the best seed. Scores are points of 100 on `test` "
         "inputs, means over the seeds, against the base model with the best of six prompts; "
         "brackets are 95% intervals over requests. They were printed by `benchmarks/transformer2.py`.",
