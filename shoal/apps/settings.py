@@ -194,7 +194,7 @@ def _default(info: FieldInfo) -> str:
     if value is None or value == () or value == {}:
         return ""
     if isinstance(value, tuple):
-        return f"[{','.join(value)}]"
+        return f"[{','.join(map(str, value))}]"
     return f"[{value:g}]" if isinstance(value, float) else f"[{value}]"
 
 
