@@ -241,4 +241,7 @@ def _metavar(kind: Any) -> str:
         return "|".join(map(str, get_args(kind)))
     if _is_mapping(kind):
         return "NAME=DIR"
-    return "NAME,NAME" if get_origin(kind) is tuple else _METAVARS.get(kind, "TEXT")
+    if get_origin(kind) is tuple:
+        one = "NAME" if get_args(kind)[0] is str else _metavar(get_args(kind)[0])
+        return f"{one},{one}"
+    return _METAVARS.get(kind, "TEXT")

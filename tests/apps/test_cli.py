@@ -855,7 +855,7 @@ def experts(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, cache: P
         place,
         "--out",
         place / "dispatch",
-        "--layer",
+        "--layers",
         1,
     )
     assert_one_line(shoal("train", "dispatch", *told), 2, "--others")
