@@ -1,13 +1,12 @@
 """Adapters from elsewhere, checked before they are kept: size, rank, base model, shapes, finite values.
 
 What is kept is written anew from the checked factors, so nothing else of a foreign directory is. Knows PEFT
-directories; nothing of where they came from.
+directories and the registry; nothing of where an adapter came from.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from shoal.adapter_store import CONFIG_FILE, WEIGHTS_FILE, StoredAdapter, load_adapter
@@ -15,6 +14,7 @@ from shoal.backbone_shape import BackboneShape
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.files import read_json
 from shoal.model_card import AdapterCard
+from shoal.registry import AdapterRecord, Registry
 
 MAX_RANK, MAX_BYTES, MAX_CONFIG_BYTES = 128, 512 * 2**20, 2**20
 
@@ -58,4 +58,31 @@ def read_foreign(
             f"model under another name, correct base_model_name_or_path in its {CONFIG_FILE}"
         )
     shape.adapted_by(stored.lora)
-    return replace(stored, card=stored.card or AdapterCard(generator="imported", trained=True))
+    return stored
+
+
+def keep_foreign(
+    registry: Registry,
+    name: str,
+    directory: str | os.PathLike[str],
+    shape: BackboneShape,
+    *,
+    owner: str,
+    public: bool = False,
+    quota: int | None = None,
+    max_rank: int = MAX_RANK,
+    max_bytes: int = MAX_BYTES,
+) -> AdapterRecord:
+    """Check an adapter as `read_foreign`, then keep it as `Registry.add`; errors of both."""
+    stored = read_foreign(directory, shape, max_rank=max_rank, max_bytes=max_bytes)
+    card = stored.card or AdapterCard(generator="imported", trained=True)
+    return registry.add(
+        name,
+        stored.lora,
+        shape=shape,
+        card=card,
+        owner=owner,
+        public=public,
+        revision=stored.revision,
+        quota=quota,
+    )

@@ -42,6 +42,7 @@ from shoal.file_failures import failures_named
 from shoal.files import move_directory, remove_directory, sha256_of
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
+from shoal.model_source import DEFAULT_MODEL
 from shoal.registry_schema import ADAPTERS
 
 MAX_PAGE = 200
@@ -349,6 +350,21 @@ class Registry:
             yield
         finally:
             os.close(descriptor)
+
+
+def open_registry(
+    root: str | os.PathLike[str] | None = None, url: str | None = None, *, reserved: Collection[str] = ()
+) -> Registry:
+    """The registry of this machine, unless another is named; errors as `Registry`.
+
+    Args:
+        root: by default `$SHOAL_REGISTRY`, else `~/.local/share/shoal`.
+        url: by default `$SHOAL_DATABASE`, else a SQLite file in `root`.
+        reserved: besides the default model's alias.
+    """
+    folder = root or os.environ.get("SHOAL_REGISTRY") or Path.home() / ".local" / "share" / "shoal"
+    database = url or os.environ.get("SHOAL_DATABASE") or None
+    return Registry(folder, database, reserved={DEFAULT_MODEL, *reserved})
 
 
 def _visible_to(viewer: str | None) -> ColumnElement[bool]:

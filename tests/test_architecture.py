@@ -53,6 +53,7 @@ LEVELS = {
     "adapter_import": 2,
     "adapter_archive": 2,
     "adapter_hub": 2,
+    "api_keys": 2,
     "decompositions": 2,
     "expert_store": 2,
     "rewards": 2,
