@@ -110,8 +110,8 @@ class Rows:
 class _LastOnly:
     """Let the language-model head run at the last position only.
 
-    The head is a fifth of a small model. Contiguous, since otherwise the product copies the head's weight once
-    a sample.
+    The head is a fifth of a small model. Contiguous, since otherwise the product copies the head's weight
+    once a sample.
     """
 
     def __init__(self, model: nn.Module) -> None:

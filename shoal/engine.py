@@ -1,7 +1,8 @@
 """Batched generation, greedy or sampled; a batch may share one adapter or give every request its own.
 
 The sampling and penalties of a model's own generation settings are left out. Answers that have ended leave
-the batch, with their adapters. Many people's requests at once are `shoal.serving`. Knows prompts and adapters, nothing of tasks or scores.
+the batch, with their adapters. For requests that arrive at any time see `shoal.serving`. Knows prompts and
+adapters, nothing of tasks or scores.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -93,7 +92,7 @@ class RowCache:
 
 
 class _Layer(CacheLayerMixin):
-    """One layer's buffers, (rows, heads, columns, size); their shape is known from the first forward pass on."""
+    """One layer's buffers, (rows, heads, columns, size); their shape is known after one forward pass."""
 
     is_sliding = False  # windows are a matter of the mask: all columns are kept
 

@@ -136,7 +136,7 @@ class RowAdapters:
 
 
 class _LoraBuffers:
-    """Factors of all rows: for modules of one input, A (rows, modules * rank, in); for each, B (rows, rank, out)."""
+    """Factors of all rows: A (rows, modules * rank, in) for modules of one input, B (rows, rank, out) for each."""
 
     def __init__(self, model: nn.Module, rows: Sequence[Adaptation] = ()) -> None:
         loras = [row for row in rows if isinstance(row, LoRA)]
@@ -213,7 +213,11 @@ class _Group:
             b, part = self.b[place][:rows], slice(place * self.rank, (place + 1) * self.rank)
 
             def add(
-                module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, b: Tensor = b, part: slice = part
+                module: nn.Module,
+                inputs: tuple[Tensor, ...],
+                output: Tensor,
+                b: Tensor = b,
+                part: slice = part,
             ) -> Tensor:
                 flat = output.reshape(rows, -1, b.shape[2])  # some families flatten (batch, sequence) first
                 return torch.baddbmm(flat, low(inputs[0])[..., part], b).view_as(output)
