@@ -7,12 +7,13 @@ Knows nothing of training, adapters on disk or descriptions.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,15 +89,33 @@ class Backbone:
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many requests, several times faster than one by one."""
-        if not texts:
+        return self.encode_chats([[{"role": "user", "content": text}] for text in texts])
+
+    def encode_chats(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
+        """Token ids of conversations, each a list of `role` and `content`, up to where the model answers.
+
+        Raises:
+            UsageError: the model's template refuses a conversation, for example two answers in a row.
+        """
+        if not chats:
             return []
         if not self.tokenizer.chat_template:
-            return self._encode([text + "\n" for text in texts], add_special_tokens=True)
-        messages = [[{"role": "user", "content": text}] for text in texts]
-        rendered: Any = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+            texts = ["".join(message["content"] + "\n" for message in chat) for chat in chats]
+            return self._encode(texts, add_special_tokens=True)
+        conversations = [[dict(message) for message in chat] for chat in chats]
+        try:
+            rendered: Any = self.tokenizer.apply_chat_template(
+                conversations, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise UsageError(
+                f"the chat template of {self.shape.base_model} refuses the messages: {reason(error)}"
+            ) from None
         return self._encode(list(rendered), add_special_tokens=False)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text that the model goes on with, without a chat template."""
+        return self._encode([text], add_special_tokens=True)[0]
 
     def encode_completion(self, text: str) -> list[int]:
         """Token ids of an answer, closed by the end-of-turn token."""

@@ -153,10 +153,7 @@ class Registry:
             ConflictError: the name is another owner's, or the quota is used up.
             UnavailableError: the database cannot be reached, or the disk is full.
         """
-        if check_name(name) in self._reserved:
-            raise UsageError(f"the name {name!r} is a model's own; choose another")
-        with self.database.reading() as connection:  # before anything is written
-            _check_free(connection, name, owner, quota)
+        self.check(name, owner, quota=quota)  # before anything is written
         with self._lock(fcntl.LOCK_SH):
             draft = self._incoming / secrets.token_hex(8)
             try:
@@ -168,6 +165,13 @@ class Registry:
             facts = {"base": shape.base_model, "revision": revision, "rank": lora.rank, "owner": owner}
             facts |= {"public": public, "sha256": sha256, "bytes": size, **_card_columns(card)}
             return self._commit(name, facts, quota)
+
+    def check(self, name: str, owner: str, *, quota: int | None = None) -> None:
+        """Refuse what `add` would refuse of a name, before the adapter is made; errors as there."""
+        if check_name(name) in self._reserved:
+            raise UsageError(f"the name {name!r} is a model's own; choose another")
+        with self.database.reading() as connection:
+            _check_free(connection, name, owner, quota)
 
     def get(self, name: str, viewer: str | None, version: int | None = None) -> AdapterRecord:
         """The newest version of a name, or the one asked for.
@@ -223,21 +227,29 @@ class Registry:
             NotFoundError: it was deleted meanwhile.
             ShoalError: its files are damaged or missing.
         """
-        directory = self.directory(record)
         try:
-            if _digest(directory) != record.sha256:
-                raise ShoalError(
-                    f"the files of adapter {record.name!r} in {directory} are not those that were written; "
-                    "restore them, or delete the adapter and add it again"
-                )
-            return load_adapter(directory)
+            return self.read(record.sha256)
         except ShoalError:
             self.get(record.name, None, record.version)  # what was deleted is not damaged
             raise
 
+    def read(self, sha256: str) -> StoredAdapter:
+        """Read files by their content, after comparing them with what was written.
+
+        Raises:
+            ShoalError: they are damaged or missing.
+        """
+        directory = self._files_of(sha256)
+        if _digest(directory) != sha256:
+            raise ShoalError(
+                f"the files of an adapter in {directory} are not those that were written; restore them, or "
+                "delete the adapter and add it again"
+            )
+        return load_adapter(directory)
+
     def directory(self, record: AdapterRecord) -> Path:
         """Where its files are, as a PEFT adapter directory; not to be changed."""
-        return self._objects / record.sha256[:2] / record.sha256
+        return self._files_of(record.sha256)
 
     def publish(self, name: str, viewer: str | None, public: bool) -> AdapterRecord:
         """Let others use an adapter, or no longer.
@@ -282,6 +294,9 @@ class Registry:
                 shutil.rmtree(leftover, ignore_errors=True)
         return self._discard({path.name for path in self._objects.glob("*/*")})
 
+    def _files_of(self, sha256: str) -> Path:
+        return self._objects / sha256[:2] / sha256
+
     def _own(self, name: str, viewer: str | None) -> AdapterRecord:
         record = self.get(name, viewer)
         if viewer not in (None, record.owner):
@@ -290,7 +305,7 @@ class Registry:
 
     def _place(self, draft: Path, sha256: str) -> None:
         """Give written files the name of their content; the same content may be there."""
-        target = self._objects / sha256[:2] / sha256
+        target = self._files_of(sha256)
         if target.is_dir():
             if _digest(target) == sha256:
                 return
@@ -321,7 +336,7 @@ class Registry:
         removed = 0
         with self._lock(fcntl.LOCK_EX):
             for sha256 in contents:
-                directory = self._objects / sha256[:2] / sha256
+                directory = self._files_of(sha256)
                 with self.database.reading() as connection:
                     used = connection.execute(select(_A.sha256).where(_A.sha256 == sha256).limit(1)).first()
                 if used is None and directory.is_dir():

@@ -29,6 +29,7 @@ from shoal.apps.registry import (
     show_adapter,
 )
 from shoal.apps.scoring import evaluate
+from shoal.apps.serving import serve
 from shoal.apps.settings import Output, command
 from shoal.apps.training import train_expert, train_lora, train_multi_task, train_text_to_lora
 from shoal.errors import ShoalError, UsageError
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "evaluate": evaluate,
     "models": models,
     "skills": skills,
+    "serve": serve,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., Output]]]] = {
     "train": (
