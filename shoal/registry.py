@@ -8,14 +8,10 @@ an owner's name, or None for the operator, who sees everything. Knows nothing of
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import secrets
-import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,19 +30,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from shoal.adapter_store import StoredAdapter, check_name, load_adapter, save_adapter
+from shoal.adapter_files import AdapterFiles
+from shoal.adapter_store import StoredAdapter, check_name, save_adapter
 from shoal.backbone_shape import BackboneShape
 from shoal.database import Database
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
-from shoal.file_failures import failures_named
-from shoal.files import move_directory, remove_directory, sha256_of
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
 from shoal.model_source import DEFAULT_MODEL
 from shoal.registry_schema import ADAPTERS
 
 MAX_PAGE = 200
-SWEEP_SECONDS = 2.0  # how long removing files waits for those who write some
 _A = ADAPTERS.c
 
 
@@ -113,11 +107,8 @@ class Registry:
             ShoalError: the directory cannot be written, or the database is a newer version's.
         """
         self.root = Path(os.path.realpath(root))
-        self._objects, self._incoming = self.root / "objects", self.root / "incoming"
         self._reserved = frozenset(reserved)
-        for folder in (self._objects, self._incoming):
-            with failures_named(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+        self._files = AdapterFiles(self.root)
         self.database = Database(url or f"sqlite:///{self.root / 'registry.db'}")
 
     def close(self) -> None:
@@ -154,16 +145,12 @@ class Registry:
             UnavailableError: the database cannot be reached, or the disk is full.
         """
         self.check(name, owner, quota=quota)  # before anything is written
-        with self._lock(fcntl.LOCK_SH):
-            draft = self._incoming / secrets.token_hex(8)
-            try:
-                save_adapter(draft, lora, shape=shape, card=card, revision=revision)
-                sha256, size = _digest(draft), sum(p.stat().st_size for p in draft.iterdir())
-                self._place(draft, sha256)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+        with self._files.writing():
+            content = self._files.write(
+                lambda draft: save_adapter(draft, lora, shape=shape, card=card, revision=revision)
+            )
             facts = {"base": shape.base_model, "revision": revision, "rank": lora.rank, "owner": owner}
-            facts |= {"public": public, "sha256": sha256, "bytes": size, **_card_columns(card)}
+            facts |= {"public": public, **vars(content), **_card_columns(card)}
             return self._commit(name, facts, quota)
 
     def check(self, name: str, owner: str, *, quota: int | None = None) -> None:
@@ -234,22 +221,12 @@ class Registry:
             raise
 
     def read(self, sha256: str) -> StoredAdapter:
-        """Read files by their content, after comparing them with what was written.
-
-        Raises:
-            ShoalError: they are damaged or missing.
-        """
-        directory = self._files_of(sha256)
-        if _digest(directory) != sha256:
-            raise ShoalError(
-                f"the files of an adapter in {directory} are not those that were written; restore them, or "
-                "delete the adapter and add it again"
-            )
-        return load_adapter(directory)
+        """Read files by their content; errors as `AdapterFiles.read`."""
+        return self._files.read(sha256)
 
     def directory(self, record: AdapterRecord) -> Path:
         """Where its files are, as a PEFT adapter directory; not to be changed."""
-        return self._files_of(record.sha256)
+        return self._files.path(record.sha256)
 
     def publish(self, name: str, viewer: str | None, public: bool) -> AdapterRecord:
         """Let others use an adapter, or no longer.
@@ -275,7 +252,7 @@ class Registry:
             gone = delete(ADAPTERS).where(_A.name == name, _A.owner == owner).returning(_A.sha256)
             contents = set(connection.execute(gone).scalars())
         with suppress(ShoalError):  # it is gone; `sweep` finds what could not be removed now
-            self._discard(contents)
+            self._files.remove(contents, self._used)
 
     def count(self, viewer: str | None) -> int:
         """Versions that a viewer owns; of all owners for the operator."""
@@ -289,32 +266,13 @@ class Registry:
             UnavailableError: others write all the time, or the database cannot be reached.
             ShoalError: files cannot be removed.
         """
-        with self._lock(fcntl.LOCK_EX):
-            for leftover in self._incoming.iterdir():
-                shutil.rmtree(leftover, ignore_errors=True)
-        return self._discard({path.name for path in self._objects.glob("*/*")})
-
-    def _files_of(self, sha256: str) -> Path:
-        return self._objects / sha256[:2] / sha256
+        return self._files.sweep(self._used)
 
     def _own(self, name: str, viewer: str | None) -> AdapterRecord:
         record = self.get(name, viewer)
         if viewer not in (None, record.owner):
             raise ConflictError(f"the adapter {name!r} is {record.owner}'s; only its owner may change it")
         return record
-
-    def _place(self, draft: Path, sha256: str) -> None:
-        """Give written files the name of their content; the same content may be there."""
-        target = self._files_of(sha256)
-        if target.is_dir():
-            if _digest(target) == sha256:
-                return
-            remove_directory(target)  # damaged: the draft is what it should be
-        try:
-            move_directory(draft, target)
-        except ShoalError:
-            if not target.is_dir():  # else another writer of the same content was there first
-                raise
 
     def _commit(self, name: str, facts: Mapping[str, Any], quota: int | None) -> AdapterRecord:
         for _ in range(20):
@@ -331,40 +289,10 @@ class Registry:
                 continue
         raise UnavailableError(f"the adapter {name!r} is written by too many at once; try again")
 
-    def _discard(self, contents: Collection[str]) -> int:
-        """Remove the files of these contents that no row names."""
-        removed = 0
-        with self._lock(fcntl.LOCK_EX):
-            for sha256 in contents:
-                directory = self._files_of(sha256)
-                with self.database.reading() as connection:
-                    used = connection.execute(select(_A.sha256).where(_A.sha256 == sha256).limit(1)).first()
-                if used is None and directory.is_dir():
-                    remove_directory(directory)
-                    removed += 1
-        return removed
-
-    @contextmanager
-    def _lock(self, kind: int) -> Iterator[None]:
-        """Writers share the lock, from their first file to the commit; who removes files has it alone."""
-        path = self.root / ".lock"
-        with failures_named(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            until = time.monotonic() + SWEEP_SECONDS
-            while True:
-                try:
-                    fcntl.flock(descriptor, kind | (fcntl.LOCK_NB if kind == fcntl.LOCK_EX else 0))
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        raise UnavailableError(
-                            f"{self.root} is being written all the time; try again"
-                        ) from None
-                    time.sleep(0.01)
-            yield
-        finally:
-            os.close(descriptor)
+    def _used(self, sha256: str) -> bool:
+        with self.database.reading() as connection:
+            row = connection.execute(select(_A.sha256).where(_A.sha256 == sha256).limit(1)).first()
+        return row is not None
 
 
 def open_registry(
@@ -410,10 +338,3 @@ def _record(row: RowMapping | Mapping[str, Any]) -> AdapterRecord:
     )
     names = ("name", "version", "base", "revision", "rank", "owner", "public", "sha256", "bytes", "created")
     return AdapterRecord(card=card, **{name: row[name] for name in names})
-
-
-def _digest(directory: Path) -> str:
-    """SHA-256, in hex, of the lines that `sha256sum` prints for the files of a directory, by name."""
-    with failures_named(directory, "read"):
-        lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(directory.iterdir())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

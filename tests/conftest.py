@@ -8,6 +8,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -143,7 +144,7 @@ def postgresql() -> Iterator[str]:
             time.sleep(0.05)
         yield f"postgresql://shoal@/postgres?host={folder}"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # the fast shutdown, which waits for no client
         process.wait()
         shutil.rmtree(folder)
 
