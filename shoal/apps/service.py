@@ -59,6 +59,8 @@ def _failure(error: Exception, retry_seconds: int) -> Failure:
         first: dict[str, Any] = dict(error.errors()[0])
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         return Failure(400, f"{where or 'the body'}: {first['msg']}"[:500], param=where[:200] or None)
+    if isinstance(error.__cause__, Failure):  # raised while the body was read, which FastAPI words anew
+        return error.__cause__
     if isinstance(error, HTTPException):
         return Failure(
             error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None

@@ -46,6 +46,7 @@ def serve(address: Address, place: Place, config: ServiceConfig) -> Output:
     from shoal.service.service import open_service
 
     logging.getLogger("shoal").setLevel(logging.INFO)
+    logging.getLogger("shoal.text_to_lora").setLevel(logging.ERROR)  # its warnings quote descriptions
     service = open_service(place.open(), address.base or DEFAULT_MODEL, config, open=address.open)
     server = uvicorn.Server(
         uvicorn.Config(

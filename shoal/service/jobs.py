@@ -26,7 +26,7 @@ from sqlalchemy import func, insert, select, true, update
 
 from shoal.adapter_import import keep_foreign
 from shoal.backbone_shape import BackboneShape
-from shoal.config import ServiceConfig
+from shoal.config import ServiceConfig, TextToLoRAConfig
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, reason
 from shoal.registry import Registry
 from shoal.registry_schema import JOBS
@@ -189,6 +189,8 @@ class Jobs:
             "adapter_alpha": 2 * rank,
             "checkpoint_every": steps,
         }
+        layers = TextToLoRAConfig().num_layers_to_adapt or self._shape.num_layers
+        settings["num_layers_to_adapt"] = min(layers, self._shape.num_layers)
         settings |= {"out": str(folder / "adapter"), "run": str(folder / "run")}
         (folder / "settings.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
 
