@@ -106,7 +106,7 @@ class AdapterFiles:
     def sweep(self, used: Callable[[str], bool]) -> int:
         """Remove what killed writers left, and every content that is not `used`; errors as `remove`."""
         with self._lock(fcntl.LOCK_EX):
-            for leftover in self._incoming.iterdir():
+            for leftover in (*self._incoming.iterdir(), *self._objects.glob("*/.*")):  # drafts, half removed
                 shutil.rmtree(leftover, ignore_errors=True)
         return self.remove({path.name for path in self._objects.glob("*/*")}, used)
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,12 +163,14 @@ def load_backbone(
 
     Raises:
         UsageError: no model of that name or path.
-        ShoalError: it is incomplete, broken, or not a causal language model.
+        ShoalError: it is incomplete, broken, not a causal language model, or larger than the memory.
     """
     device = _checked_device(device)
     source = find_model(model)
-    on_meta(read_config(source), source.name)  # refuses other models before any weight is read
-    loaded, tokenizer = _read(source, dtype or pick_dtype(device))
+    empty = on_meta(read_config(source), source.name)  # refuses other models before any weight is read
+    dtype = dtype or pick_dtype(device)
+    _check_memory(empty, source.name, device, dtype)
+    loaded, tokenizer = _read(source, dtype)
     loaded.requires_grad_(False).eval().to(device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -210,6 +213,28 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
         raise UsageError(
             f"device {str(device)!r} cannot be used here: {reason(error, 150)}; try 'cpu'"
         ) from error
+
+
+def _check_memory(empty: nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ShoalError if the weights are larger than what is free; where that is not told, go on."""
+    needed = sum(w.numel() for w in empty.parameters()) * dtype.itemsize
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise ShoalError(
+            f"{name!r} needs {needed / 2**30:.1f} GiB for its weights in {str(dtype)[6:]}, "
+            f"{free / 2**30:.1f} GiB are free on {device}; choose a smaller model or a narrower dtype, or free some"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
 
 
 def _finite(weight: torch.Tensor) -> bool:
