@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-import shoal
 from shoal.apps import routes_adapters, routes_answers, routes_operations
 from shoal.apps.guard import Guard
 from shoal.errors import ShoalError
@@ -30,7 +30,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(
         title="Shoal",
-        version=shoal.__version__,
+        version=version("shoal"),
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,

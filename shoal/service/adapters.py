@@ -13,10 +13,10 @@ from shoal.adapter_import import keep_foreign
 from shoal.adapter_store import check_name
 from shoal.config import ServiceConfig
 from shoal.errors import UsageError
-from shoal.generated_adapter import GeneratedAdapter
 from shoal.lora import LoRA
 from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS
 from shoal.registry import AdapterRecord, Registry
+from shoal.service.combining import Combined
 from shoal.service.monitoring import Monitoring
 from shoal.service.schemas import NewAdapter
 from shoal.service.skills import OwnersSkills
@@ -38,12 +38,14 @@ class Adapters:
     ) -> None:
         self._registry, self._generator, self._skills = registry, generator, skills
         self._monitoring, self._config = monitoring, config
+        self._one = Combined(generator.generate_many, config.max_generated)
         self._others: dict[str, TextToLoRA] = {}
         self._lock = threading.Lock()
 
     def described(self, description: str) -> tuple[LoRA, dict[str, Any]]:
         """An adapter that is not kept; see `TextToLoRA.generate` for errors."""
-        adapter = self._generate([description])[0]
+        with self._monitoring.adapter_seconds.time():
+            adapter = self._one(description)
         return adapter.lora, {
             "description": adapter.description,
             "trained": adapter.trained,
@@ -66,7 +68,10 @@ class Adapters:
             raise UsageError("a name is given twice; give every adapter its own")
         for new in wanted:
             self._registry.check(new.name, owner, quota=self._config.max_adapters)
-        made = self._generate([w.description for w in wanted])
+        with self._monitoring.adapter_seconds.time():
+            descriptions = [w.description for w in wanted]
+            single = len(descriptions) == 1
+            made = [self._one(descriptions[0])] if single else self._generator.generate_many(descriptions)
         return [
             self._registry.add(
                 new.name,
@@ -128,12 +133,10 @@ class Adapters:
             UsageError: a base model outside the list, or a description that cannot be used.
         """
         with self._monitoring.adapter_seconds.time():
-            self._of(model_path).generate(prompt)
-        return {"success": True, "skills": list(self._skills.detect(prompt, owner).skills)}
-
-    def _generate(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
-        with self._monitoring.adapter_seconds.time():
-            return self._generator.generate_many(descriptions)
+            generator = self._of(model_path)
+            adapter = self._one(prompt) if generator is self._generator else generator.generate(prompt)
+        found = self._skills.own(prompt, owner) or adapter.skills
+        return {"success": True, "skills": list(found.skills)}
 
     def _of(self, base: str) -> TextToLoRA:
         """The generator of a base model; names of files are never looked at."""

@@ -29,6 +29,12 @@ class OwnersSkills:
                 self._own.move_to_end(owner)
             return (own[0] if own else self._shared).detect(text)
 
+    def own(self, text: str, owner: str) -> SkillDetection | None:
+        """The skills of a text, its owner's among them; None for an owner without skills of their own."""
+        with self._lock:
+            own = self._own.get(owner)
+            return own[0].detect(text) if own else None
+
     def names(self, owner: str) -> list[str]:
         """Built-in skills and the owner's."""
         with self._lock:
