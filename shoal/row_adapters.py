@@ -136,7 +136,7 @@ class RowAdapters:
 
 
 class _LoraBuffers:
-    """Factors of all rows: A (rows, modules * rank, in) for modules of one input, B (rows, rank, out) for each."""
+    """Factors of all rows: A (rows, modules * rank, in) for modules of one input, B (rows, rank, out)."""
 
     def __init__(self, model: nn.Module, rows: Sequence[Adaptation] = ()) -> None:
         loras = [row for row in rows if isinstance(row, LoRA)]

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from shoal.errors import ShoalError
@@ -125,5 +126,5 @@ class Stream:
         if self._sleeper is not None:
             loop, woken = self._sleeper
             self._sleeper = None
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(woken.set)

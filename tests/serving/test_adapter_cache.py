@@ -17,7 +17,9 @@ def sized(floats: int) -> LoRA:
     return LoRA({"w": LoraFactors(torch.zeros(1, floats - 1), torch.zeros(1, 1))}, 1.0)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["get", "get", "get", "discard"]), st.integers(2, 12)), max_size=40))
+@given(
+    st.lists(st.tuples(st.sampled_from(["get", "get", "get", "discard"]), st.integers(2, 12)), max_size=40)
+)
 def test_it_is_a_least_recently_used_cache_within_its_bytes(calls: list[tuple[str, int]]) -> None:
     limit, loads = 30 * 4, []
 
