@@ -240,8 +240,11 @@ class Registry:
             connection.execute(update(ADAPTERS).where(_A.name == name).values(public=public))
         return self.get(record.name, viewer)
 
-    def delete(self, name: str, viewer: str | None) -> None:
+    def delete(self, name: str, viewer: str | None) -> set[str]:
         """Remove every version of an adapter.
+
+        Returns:
+            What its versions' contents were called; another adapter may have the same.
 
         Raises:
             UsageError, NotFoundError, UnavailableError: as `get`.
@@ -253,6 +256,7 @@ class Registry:
             contents = set(connection.execute(gone).scalars())
         with suppress(ShoalError):  # it is gone; `sweep` finds what could not be removed now
             self._files.remove(contents, self._used)
+        return contents
 
     def count(self, viewer: str | None) -> int:
         """Versions that a viewer owns; of all owners for the operator."""

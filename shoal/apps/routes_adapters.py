@@ -71,7 +71,7 @@ def publish_adapter(name: Name, change: Publicity, service: Open, owner: Owner) 
 @router.delete("/v1/adapters/{name}")
 def delete_adapter(name: Name, service: Open, owner: Owner) -> dict[str, Any]:
     """Remove an adapter with all its versions."""
-    service.registry.delete(_known(name), owner)
+    service.adapters.delete(_known(name), owner)
     return {"id": name, "object": "adapter", "deleted": True}
 
 

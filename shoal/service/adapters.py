@@ -20,6 +20,7 @@ from shoal.service.combining import Combined
 from shoal.service.monitoring import Monitoring
 from shoal.service.schemas import NewAdapter
 from shoal.service.skills import OwnersSkills
+from shoal.serving.adapter_cache import AdapterCache
 from shoal.text_to_lora import TextToLoRA
 
 MAX_GENERATORS = 3  # base models besides the served one whose generators are kept
@@ -34,8 +35,10 @@ class Adapters:
         generator: TextToLoRA,
         skills: OwnersSkills,
         monitoring: Monitoring,
+        cache: AdapterCache,
         config: ServiceConfig,
     ) -> None:
+        self._cache = cache
         self._registry, self._generator, self._skills = registry, generator, skills
         self._monitoring, self._config = monitoring, config
         self._one = Combined(generator.generate_many, config.max_generated)
@@ -101,6 +104,11 @@ class Adapters:
                 max_rank=self._config.max_rank,
                 max_bytes=self._config.max_upload_bytes,
             )
+
+    def delete(self, name: str, owner: str) -> None:
+        """Remove an adapter with all its versions, from memory too; errors as `Registry.delete`."""
+        for sha256 in self._registry.delete(name, owner):
+            self._cache.discard(sha256)
 
     def download(self, name: str, owner: str) -> IO[bytes]:
         """A temporary file with an adapter as a PEFT ZIP, at its beginning; the caller closes it."""

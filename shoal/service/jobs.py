@@ -78,6 +78,7 @@ class Jobs:
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._mine: set[str] = set()  # that wait here or run
         self._closing = threading.Event()
+        self._sweep()
         self._thread = threading.Thread(target=self._work, name="shoal-jobs", daemon=True)
         self._thread.start()
 
@@ -159,6 +160,16 @@ class Jobs:
         if not self._change(job.id, state=CANCELLED):
             raise ConflictError(f"job {job.id} is {job.state}; only one that waits or runs can be cancelled")
         return self.get(identity, viewer)
+
+    def _sweep(self) -> None:
+        """Remove the folders of jobs that neither wait nor run, as a killed service leaves them."""
+        for folder in self._root.glob("*"):
+            try:
+                ended = self.get(folder.name, None).state not in (QUEUED, RUNNING)
+            except NotFoundError:
+                ended = folder.stat().st_mtime < time.time() - LOST_SECONDS  # else its row is yet to come
+            if ended:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _active(self) -> int:
         """Jobs of all processes that wait or run."""

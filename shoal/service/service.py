@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from shoal.api_keys import ApiKeys
 from shoal.backbone import Backbone, load_backbone
 from shoal.config import ServiceConfig
+from shoal.errors import UnavailableError
 from shoal.lora import LoRA
 from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.registry import Registry
@@ -90,6 +91,10 @@ def open_service(
         ShoalError: it is damaged or does not fit the memory, or the registry cannot be used.
     """
     config, experts = config or ServiceConfig(), experts or Experts()
+    try:
+        registry.sweep()  # of what a killed service left
+    except UnavailableError as error:  # others are writing: they are alive, and sweep when they start
+        log.info("not swept: %s", error)
     backbone = backbone or load_backbone(base)
     shape = backbone.shape
     generator = TextToLoRA(base)
@@ -101,7 +106,7 @@ def open_service(
     def state() -> EngineState:
         return runner.state()
 
-    monitoring = Monitoring(state)
+    monitoring, cache = Monitoring(state), AdapterCache(load, config.cache_bytes)
     engine = Engine(
         backbone,
         limits=Limits(
@@ -110,13 +115,13 @@ def open_service(
             max_n=config.max_choices,
             max_rank=config.max_rank * config.max_mix,
         ),
-        adapters=AdapterCache(load, config.cache_bytes),
+        adapters=cache,
         basis=experts.basis,
         observe=monitoring.observe,
     )
     runner = EngineRunner(engine)
     limits = RateLimits(config)
-    adapters = Adapters(registry, generator, skills, monitoring, config)
+    adapters = Adapters(registry, generator, skills, monitoring, cache, config)
     alias = (DEFAULT_MODEL,) if shape.base_model == DEFAULT_HUB_ID else ()
     names = (shape.base_model, *alias)
     choices = Choices(registry, names, adapters, experts, runner.run, config.max_mix)

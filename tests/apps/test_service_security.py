@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 import subprocess
 import time
@@ -227,6 +228,17 @@ def test_a_lost_database_is_503(tiny_llama: Path, tmp_path: Path) -> None:
         assert is_error(answer, 503) and answer.headers["retry-after"] == "5"
     assert http.get("/health").status_code == 200
     service.close()
+
+
+def test_what_a_killed_service_left_is_swept(tiny_llama: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "r")
+    left = [tmp_path / "r" / "jobs" / ("0" * 32), tmp_path / "r" / "objects" / "00" / ("0" * 64)]
+    left.append(tmp_path / "r" / "incoming" / "draft")
+    for folder in left:
+        folder.mkdir(parents=True)
+        os.utime(folder, (0, 0))
+    open_service(registry, str(tiny_llama)).close()
+    assert not any(folder.exists() for folder in left)
 
 
 def test_a_corrupt_adapter_says_so(http: TestClient, service: Service) -> None:
