@@ -1,4 +1,4 @@
-"""The adapter directory on disk: written for every LoRA loader, read strictly, kept by name in a store.
+"""The adapter directory on disk: written for every LoRA loader, and read strictly.
 
 A directory holds `adapter_config.json` and `adapter_model.safetensors` (see `peft_format`), a model card
 `README.md`, and `shoal.json`, the card's facts for machines. Knows how these are kept; not how adapters are
@@ -12,21 +12,14 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from shoal.backbone import BackboneShape
-from shoal.errors import ShoalError, UsageError
-from shoal.files import (
-    read_directory,
-    read_json,
-    read_tensors,
-    remove_directory,
-    write_directory,
-)
+from shoal.errors import ShoalError, UsageError, shorten
+from shoal.files import read_directory, read_json, read_tensors, write_directory
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard, AdapterFacts, render_card
 from shoal.peft_format import cover, peft_config, peft_tensors, read_lora
@@ -38,7 +31,7 @@ FACTS_FILE = "shoal.json"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, FACTS_FILE)
 FORMAT = 1
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+ADAPTER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,60 +114,18 @@ def load_adapter(directory: str | os.PathLike[str]) -> StoredAdapter:
     return read_directory(directory, _read_adapter)
 
 
-class AdapterStore:
-    """Adapters by name under one directory; a name is 1 to 64 of `a-z0-9._-`, the first a letter or digit."""
+def check_name(name: object) -> str:
+    """Return an adapter's name if it is one; it then holds no path separator and is no link.
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(os.path.realpath(root))
-
-    def path(self, name: str) -> Path:
-        """Where an adapter of that name is or would be.
-
-        Raises:
-            UsageError: not a name, or the name of a link.
-        """
-        if not _NAME.fullmatch(name):
-            raise UsageError(
-                f"{name[:80]!r} is no adapter name; use 1 to 64 of a-z, 0-9, '.', '_', '-', "
-                "the first a letter or digit"
-            )
-        path = self.root / name
-        if path.is_symlink():
-            raise UsageError(f"{path} is a link; a store holds its adapters itself, copy it there")
-        return path
-
-    def put(self, name: str, lora: LoRA, *, shape: BackboneShape, card: AdapterCard, **options: Any) -> Path:
-        """Save an adapter under a name, replacing an old one; `options` and errors as `save_adapter`."""
-        path = self.path(name)
-        save_adapter(path, lora, shape=shape, card=card, **options)
-        return path
-
-    def get(self, name: str) -> StoredAdapter:
-        """Load an adapter by name; errors as `load_adapter`, and UsageError for a name that is not there."""
-        return load_adapter(self._existing(name))
-
-    def names(self) -> list[str]:
-        """Names of the adapters, sorted."""
-        if not self.root.is_dir():
-            return []
-        entries = [p for p in self.root.iterdir() if _NAME.fullmatch(p.name) and not p.is_symlink()]
-        return sorted(p.name for p in entries if (p / CONFIG_FILE).is_file())
-
-    def delete(self, name: str) -> None:
-        """Remove an adapter, as a whole.
-
-        Raises:
-            UsageError: no adapter of that name.
-            ShoalError: it cannot be removed.
-        """
-        remove_directory(self._existing(name))
-
-    def _existing(self, name: str) -> Path:
-        path = self.path(name)
-        if not (path / CONFIG_FILE).is_file():
-            some = ", ".join(self.names()[:20]) or "none"
-            raise UsageError(f"there is no adapter {name!r} in {self.root}; it has: {some}")
-        return path
+    Raises:
+        UsageError: not 1 to 64 of `a-z0-9._-`, the first a letter or digit.
+    """
+    if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
+        raise UsageError(
+            f"{shorten(name, 80)} is no adapter name; use 1 to 64 of a-z, 0-9, '.', '_', '-', "
+            "the first a letter or digit"
+        )
+    return name
 
 
 def _read_adapter(directory: Path) -> StoredAdapter:

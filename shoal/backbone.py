@@ -7,12 +7,14 @@ Knows nothing of training, adapters on disk or descriptions.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,15 +90,33 @@ class Backbone:
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many requests, several times faster than one by one."""
-        if not texts:
+        return self.encode_chats([[{"role": "user", "content": text}] for text in texts])
+
+    def encode_chats(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
+        """Token ids of conversations, each a list of `role` and `content`, up to where the model answers.
+
+        Raises:
+            UsageError: the model's template refuses a conversation, for example two answers in a row.
+        """
+        if not chats:
             return []
         if not self.tokenizer.chat_template:
-            return self._encode([text + "\n" for text in texts], add_special_tokens=True)
-        messages = [[{"role": "user", "content": text}] for text in texts]
-        rendered: Any = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+            texts = ["".join(message["content"] + "\n" for message in chat) for chat in chats]
+            return self._encode(texts, add_special_tokens=True)
+        conversations = [[dict(message) for message in chat] for chat in chats]
+        try:
+            rendered: Any = self.tokenizer.apply_chat_template(
+                conversations, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise UsageError(
+                f"the chat template of {self.shape.base_model} refuses the messages: {reason(error)}"
+            ) from None
         return self._encode(list(rendered), add_special_tokens=False)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text that the model goes on with, without a chat template."""
+        return self._encode([text], add_special_tokens=True)[0]
 
     def encode_completion(self, text: str) -> list[int]:
         """Token ids of an answer, closed by the end-of-turn token."""
@@ -143,12 +163,14 @@ def load_backbone(
 
     Raises:
         UsageError: no model of that name or path.
-        ShoalError: it is incomplete, broken, or not a causal language model.
+        ShoalError: it is incomplete, broken, not a causal language model, or larger than the memory.
     """
     device = _checked_device(device)
     source = find_model(model)
-    on_meta(read_config(source), source.name)  # refuses other models before any weight is read
-    loaded, tokenizer = _read(source, dtype or pick_dtype(device))
+    empty = on_meta(read_config(source), source.name)  # refuses other models before any weight is read
+    dtype = dtype or pick_dtype(device)
+    _check_memory(empty, source.name, device, dtype)
+    loaded, tokenizer = _read(source, dtype)
     loaded.requires_grad_(False).eval().to(device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -191,6 +213,28 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
         raise UsageError(
             f"device {str(device)!r} cannot be used here: {reason(error, 150)}; try 'cpu'"
         ) from error
+
+
+def _check_memory(empty: nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ShoalError if the weights are larger than what is free; where that is not told, go on."""
+    needed = sum(w.numel() for w in empty.parameters()) * dtype.itemsize
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise ShoalError(
+            f"{name!r} needs {needed / 2**30:.1f} GiB for its weights in {str(dtype)[6:]}, "
+            f"{free / 2**30:.1f} GiB are free on {device}; choose a smaller model or a narrower dtype, or free some"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
 
 
 def _finite(weight: torch.Tensor) -> bool:

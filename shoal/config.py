@@ -164,3 +164,34 @@ class MixtureSearchConfig(_Frozen):
     )
     per_layer: bool = Field(False, description="a mixture for every decoder layer instead of one for all")
     seed: int = Field(0, lt=2**63, ge=0, description="seed of the sampling")
+
+
+class ServiceConfig(_Frozen):
+    """What the service takes on; every limit is checked before anything is allocated for it."""
+
+    max_body_bytes: int = Field(2**20, ge=1024, description="bytes of a request's body, uploads aside")
+    max_upload_bytes: int = Field(2**27, ge=1024, description="bytes of an uploaded adapter")
+    max_training_bytes: int = Field(2**24, ge=1024, description="bytes of uploaded training examples")
+    max_tokens: int = Field(1024, ge=1, description="tokens of one answer")
+    default_tokens: int = Field(256, ge=1, description="tokens of an answer where a request states no limit")
+    max_choices: int = Field(8, ge=1, le=128, description="answers of one request, over all its prompts")
+    max_rank: int = Field(128, ge=1, description="rank of an imported adapter, and of a mix")
+    max_mix: int = Field(8, ge=1, description="adapters in one mix")
+    max_generated: int = Field(64, ge=1, description="adapters of one batch of descriptions")
+    max_adapters: int = Field(10_000, ge=1, description="versions of adapters that one owner may keep")
+    max_custom_skills: int = Field(64, ge=1, description="custom skills of one owner")
+    max_running: int = Field(16, ge=1, le=1024, description="answers that are generated together")
+    max_waiting: int = Field(128, ge=1, description="requests that may wait for a place")
+    max_open: int = Field(256, ge=1, description="HTTP requests that are open at once")
+    max_open_a_key: int = Field(64, ge=1, description="HTTP requests of one owner that are open at once")
+    requests_per_minute: int = Field(600, ge=1, description="HTTP requests of one owner")
+    tokens_per_minute: int = Field(
+        200_000, ge=1, description="tokens of one owner: prompts, and answers at their limit"
+    )
+    cache_bytes: int = Field(2**29, ge=0, description="bytes of adapters kept in memory")
+    max_jobs: int = Field(16, ge=1, description="training jobs that may wait or run")
+    max_steps: int = Field(2000, ge=1, description="steps of a training job")
+    send_seconds: float = Field(
+        30.0, gt=0, description="seconds after which a client that does not read is left"
+    )
+    retry_seconds: int = Field(5, ge=1, description="what Retry-After says where nothing better is known")

@@ -1,22 +1,22 @@
 """Batched generation, greedy or sampled; a batch may share one adapter or give every request its own.
 
 The sampling and penalties of a model's own generation settings are left out. Answers that have ended leave
-the batch, with their adapters. Knows prompts and adapters, nothing of tasks or scores.
+the batch, with their adapters. For requests that arrive at any time see `shoal.serving`. Knows prompts and
+adapters, nothing of tasks or scores.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal.attachment import attach
 from shoal.backbone import Backbone
+from shoal.decoding import Rows
 from shoal.errors import ShoalError, UsageError
 from shoal.lora import BatchedLoRA, LoRA, stack
 
@@ -35,7 +35,7 @@ def generate_greedy(
     Args:
         backbone: the model, with whatever is attached to it.
         requests: inputs; the prompt format is the backbone's own.
-        adapters: one for all requests, one each, or none; those of one batch adapt the same modules.
+        adapters: one for all requests, one each, or none.
         max_new_tokens: limit of an answer, in tokens.
         batch_size: requests that run together; they are grouped by length.
 
@@ -58,8 +58,8 @@ def generate_greedy(
     answers = [""] * len(prompts)
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
-        batch = adapters_of(backbone, adapters, rows)
-        continued = _continue(backbone, [prompts[i] for i in rows], batch, max_new_tokens, _most_likely)
+        own = [adapters[i] for i in rows] if isinstance(adapters, Sequence) else adapters
+        continued = _continue(backbone, [prompts[i] for i in rows], own, max_new_tokens, _most_likely)
         for i, ids in zip(rows, continued, strict=True):
             answers[i] = backbone.decode(ids)
     return answers
@@ -138,66 +138,31 @@ def _most_likely(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " bat
 def _continue(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    adapters: LoRA | BatchedLoRA | None,
+    adapters: LoRA | Sequence[LoRA] | None,
     limit: int,
     choose: Callable[[Float[Tensor, "batch vocabulary"]], Int[Tensor, " batch"]],
 ) -> list[list[int]]:
     """Token ids after every prompt, up to and with the end-of-turn token, or to the limit."""
-    end, device = backbone.end_of_turn, backbone.device
-    ids, mask = _left_padded(prompts, end, device)
-    running = torch.arange(len(prompts), device=device)  # rows of the batch whose answers have not ended
+    shared = adapters.to(backbone.device, backbone.dtype) if isinstance(adapters, LoRA) else None
+    running = list(range(len(prompts)))  # rows of the batch whose answers have not ended
     answers: list[list[int]] = [[] for _ in prompts]
-    cache: Any = None
-    cache_name = _cache_name(backbone.model)
-    # The head is a fifth of a small model, and only the last position's logits are needed. Contiguous, since
-    # otherwise the product copies the head's weight once a sample.
-    last_only = backbone.model.get_output_embeddings().register_forward_pre_hook(
-        lambda module, args: (args[0][:, -1:].contiguous(),)
-    )
-    try:
+    with attached(backbone, shared):
+        rows = Rows(backbone, prompts, None if isinstance(adapters, LoRA) else adapters)
+        logits = rows.read()
         while True:
-            with attached(backbone, adapters):
-                output = backbone.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
-                    use_cache=True,
-                    **{cache_name: cache},
-                )
-            cache, tokens = getattr(output, cache_name), choose(output.logits[:, -1])
-            limit -= 1
-            alive = tokens != end
-            for row, token in zip(running.tolist(), tokens.tolist(), strict=True):
+            tokens = choose(logits).tolist()
+            for row, token in zip(running, tokens, strict=True):
                 answers[row].append(token)
-            if limit == 0 or not alive.any():
+            limit -= 1
+            for place in reversed(range(len(running))):
+                if tokens[place] == backbone.end_of_turn:
+                    rows.drop(place)
+                    for listed in (running, tokens):
+                        listed[place] = listed[-1]
+                        listed.pop()
+            if limit == 0 or not running:
                 return answers
-            if not alive.all():
-                kept = alive.nonzero()[:, 0]
-                running, tokens, mask = running[kept], tokens[kept], mask[kept]
-                cache.batch_select_indices(kept)
-                adapters = adapters.select(kept) if isinstance(adapters, BatchedLoRA) else adapters
-            ids = tokens[:, None]
-            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-    finally:
-        last_only.remove()
-
-
-def _cache_name(model: nn.Module) -> str:
-    """What the model calls its key-value cache: transformers 5.24 renamed it, in arguments and in outputs."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
-def _left_padded(
-    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
-) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
-    """(token ids, mask that is 1 at real tokens), every prompt ending in the last column."""
-    length = max(len(p) for p in prompts)
-    ids = torch.full((len(prompts), length), pad)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        mask[row, length - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+            logits = rows.step(torch.tensor(tokens))
 
 
 def _check_lengths(backbone: Backbone, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

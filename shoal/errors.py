@@ -13,6 +13,18 @@ class UsageError(ShoalError, ValueError):
     """An argument is outside what the called function accepts."""
 
 
+class NotFoundError(UsageError):
+    """What was named is not there, or not for this caller to see."""
+
+
+class ConflictError(UsageError):
+    """What was asked for is taken, or in a state that forbids it."""
+
+
+class UnavailableError(ShoalError):
+    """Something that a later try may find again: a database, space on the disk, a free slot."""
+
+
 def reason(error: BaseException, limit: int = 200) -> str:
     """What an error of another library says, as at most `limit` characters of one line."""
     text = " ".join(str(error).split()).rstrip(".;") or type(error).__name__

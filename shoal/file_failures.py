@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from shoal.errors import ShoalError, reason
+from shoal.errors import ShoalError, UnavailableError, reason
 
 _FIXES = {
     errno.ENOSPC: "the disk is full; free some space or choose a path on another disk",
@@ -35,7 +35,8 @@ def failures_named(path: Path, verb: str = "write") -> Iterator[None]:
     """Turn failures of the file system, also those inside safetensors, into one line with the fix.
 
     Raises:
-        ShoalError: a failure of the file system, whatever `verb` was being done to `path`.
+        UnavailableError: the disk or a quota is full.
+        ShoalError: another failure of the file system, whatever `verb` was being done to `path`.
     """
     try:
         yield
@@ -49,4 +50,5 @@ def failures_named(path: Path, verb: str = "write") -> Iterator[None]:
             fix = f"{reason(error)}; if the disk is full, free some space"
         else:
             raise
-        raise ShoalError(f"cannot {verb} {path}: {fix}") from error
+        kind = UnavailableError if code in (errno.ENOSPC, errno.EDQUOT) else ShoalError
+        raise kind(f"cannot {verb} {path}: {fix}") from error

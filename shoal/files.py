@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -113,6 +114,33 @@ def write_directory(path: str | os.PathLike[str], write: Callable[[Path], object
             else:
                 os.rename(workspace, target)
         _sync(target.parent)
+
+
+def move_directory(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Put a directory that is on the disk at a path of the same file system; nothing may be there.
+
+    Raises:
+        ShoalError: something is there, or another failure of the file system.
+    """
+    source, target = Path(source), Path(target)
+    with failures_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(source, target)
+        for folder in (target.parent, target.parent.parent, source.parent):
+            _sync(folder)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, in hex.
+
+    Raises:
+        ShoalError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with failures_named(Path(path), "read"), open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def remove_directory(path: str | os.PathLike[str]) -> None:

@@ -44,20 +44,23 @@ class GeneratedAdapter:
         """Whether a trained hypernetwork made it."""
         return bool(self.hypernetwork["trained"])
 
-    def save(self, directory: str | Path) -> None:
-        """Write it as a PEFT adapter directory, whole or not at all; errors as `save_adapter`."""
+    def card(self) -> AdapterCard:
+        """Its provenance."""
         facts = self.hypernetwork
         notes = [few_shot_note(facts["few_shot"])] if "few_shot" in facts else []
         if "confidence" in facts:
             notes.append(familiarity_note(facts))
-        card = AdapterCard(
+        return AdapterCard(
             generator="text-to-lora",
             trained=self.trained,
             description=self.description,
             checkpoint_sha256=facts.get("sha256"),
             notes=tuple(notes),
         )
-        save_adapter(directory, self.lora, shape=self.shape, card=card)
+
+    def save(self, directory: str | Path) -> None:
+        """Write it as a PEFT adapter directory, whole or not at all; errors as `save_adapter`."""
+        save_adapter(directory, self.lora, shape=self.shape, card=self.card())
 
 
 def familiarity_note(facts: Mapping[str, Any]) -> str:

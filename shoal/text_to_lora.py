@@ -8,7 +8,6 @@ Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 25
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shlex
 import threading
@@ -28,6 +27,7 @@ from shoal.backbone import DEFAULT_MODEL, Backbone, BackboneShape, load_backbone
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.familiarity import Familiarity
+from shoal.files import sha256_of
 from shoal.generated_adapter import GeneratedAdapter, familiarity_note
 from shoal.hypernetwork import Architecture, Hypernetwork
 from shoal.hypernetwork_store import (
@@ -334,16 +334,8 @@ def _known(familiarity: Familiarity | None) -> dict[str, Any]:
 
 def _hashing(path: Path) -> Future[str]:
     """The SHA-256 of a file, in hex, computed while other work goes on."""
-
-    def digest() -> str:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
-
     pool = ThreadPoolExecutor(1, "sha256")
     try:
-        return pool.submit(digest)
+        return pool.submit(sha256_of, path)
     finally:
         pool.shutdown(wait=False)

@@ -7,6 +7,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
@@ -111,6 +117,36 @@ def shared_data() -> Path:
     if not (path / "splits.json").is_file():
         pytest.skip(f"no splits.json in {path}: set SHOAL_DATA to the directory that holds it")
     return path
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """URL of a PostgreSQL server of this session's own, on a socket in a temporary directory."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not found:
+        pytest.skip("no PostgreSQL server: apt-get install postgresql")
+    # The server refuses to run as root.
+    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
+    programs, folder = found[-1].parent, Path(tempfile.mkdtemp(prefix="shoal-postgresql-"))
+    if user:
+        shutil.chown(folder, "postgres", "postgres")
+    common = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **user}
+    data = str(folder / "data")
+    initialise = [programs / "initdb", "-D", data, "-A", "trust", "-U", "shoal", "-E", "UTF8", "--no-sync"]
+    subprocess.run(initialise, check=True, **common)
+    server = [programs / "postgres", "-D", data, "-k", str(folder), "-c", "listen_addresses="]
+    process = subprocess.Popen(server, **common)
+    try:
+        ready = [programs / "pg_isready", "-q", "-h", str(folder)]
+        for _ in range(200):
+            if subprocess.run(ready).returncode == 0:
+                break
+            time.sleep(0.05)
+        yield f"postgresql://shoal@/postgres?host={folder}"
+    finally:
+        process.send_signal(signal.SIGINT)  # the fast shutdown, which waits for no client
+        process.wait()
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -187,3 +188,29 @@ def test_the_default_model_speaks() -> None:
         for text in TEXTS
     ]
     assert backbone.encode_prompts(TEXTS) == expected
+
+
+def test_a_model_larger_than_the_memory_says_so_before_it_is_read(tiny_llama: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_llama / "config.json").read_text())
+    huge = {"hidden_size": 2**15, "intermediate_size": 2**20, "num_hidden_layers": 100}
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, **huge})
+    )  # no weights: they are not looked for
+    with pytest.raises(
+        ShoalError, match=r"needs [0-9.]+ GiB for its weights in float32, [0-9.]+ GiB are free on cpu"
+    ):
+        load_backbone(str(tmp_path), device="cpu", dtype=torch.float32)
+
+
+def test_conversations_are_encoded_like_requests(tiny_llama: Path) -> None:
+    backbone = load_backbone(str(tiny_llama), device="cpu", dtype=torch.float32)
+    chat = [{"role": "user", "content": "hello"}]
+    assert backbone.encode_chats([chat]) == [backbone.encode_prompt("hello")]
+    longer = [*chat, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "why?"}]
+    assert backbone.tokenizer.decode(backbone.encode_chats([longer])[0]) == (
+        "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+        "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    backbone.tokenizer.chat_template = "{{ raise_exception('two answers in a row') }}"
+    with pytest.raises(UsageError, match="refuses the messages: two answers in a row"):
+        backbone.encode_chats([chat])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
@@ -17,7 +17,20 @@ import typer
 from shoal.apps.adapting import ask, generate
 from shoal.apps.experts import adapt, train_dispatch, train_expert
 from shoal.apps.listing import models, skills
+from shoal.apps.registry import (
+    create_key,
+    export_adapter,
+    import_adapter,
+    list_adapters,
+    list_keys,
+    pull_adapter,
+    push_adapter,
+    remove_adapter,
+    revoke_key,
+    show_adapter,
+)
 from shoal.apps.scoring import evaluate
+from shoal.apps.serving import serve
 from shoal.apps.settings import Output, command
 from shoal.apps.training import train_lora, train_multi_task, train_text_to_lora
 from shoal.errors import ShoalError, UsageError
@@ -31,13 +44,35 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "evaluate": evaluate,
     "models": models,
     "skills": skills,
+    "serve": serve,
 }
-TRAIN_COMMANDS: dict[str, Callable[..., Output]] = {
-    "lora": train_lora,
-    "multi-task": train_multi_task,
-    "text-to-lora": train_text_to_lora,
-    "expert": train_expert,
-    "dispatch": train_dispatch,
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., Output]]]] = {
+    "train": (
+        "Train a LoRA for one task or many, the hypernetwork, or experts.",
+        {
+            "lora": train_lora,
+            "multi-task": train_multi_task,
+            "text-to-lora": train_text_to_lora,
+            "expert": train_expert,
+            "dispatch": train_dispatch,
+        },
+    ),
+    "adapters": (
+        "The registry of adapters.",
+        {
+            "list": list_adapters,
+            "show": show_adapter,
+            "import": import_adapter,
+            "export": export_adapter,
+            "push": push_adapter,
+            "pull": pull_adapter,
+            "rm": remove_adapter,
+        },
+    ),
+    "keys": (
+        "API keys of the service.",
+        {"create": create_key, "list": list_keys, "revoke": revoke_key},
+    ),
 }
 # What click raises for mistakes that it finds itself; newer versions of typer carry a copy of click.
 _PARSING_ERROR: Any = typer.BadParameter.__base__
@@ -75,14 +110,19 @@ def _run() -> int:
 def _app() -> typer.Typer:
     plain: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
     app = typer.Typer(help="A sentence in, a working LoRA adapter out.", **plain)
-    train = typer.Typer(help="Train a LoRA for one task or many, the hypernetwork, or experts.", **plain)
     app.callback(invoke_without_command=True)(_start)
-    train.callback(invoke_without_command=True)(_start_train)
-    for group, table in ((app, COMMANDS), (train, TRAIN_COMMANDS)):
-        for name, function in table.items():
-            group.command(name)(command(function))
-    app.add_typer(train, name="train")
+    _add(app, COMMANDS)
+    for name, (about, table) in GROUPS.items():
+        group = typer.Typer(help=about, **plain)
+        group.callback(invoke_without_command=True)(_start_group)
+        _add(group, table)
+        app.add_typer(group, name=name)
     return app
+
+
+def _add(group: typer.Typer, table: Mapping[str, Callable[..., Output]]) -> None:
+    for name, function in table.items():
+        group.command(name)(command(function))
 
 
 def _start(
@@ -94,7 +134,7 @@ def _start(
     _help_alone(context)
 
 
-def _start_train(context: typer.Context) -> None:
+def _start_group(context: typer.Context) -> None:
     _help_alone(context)
 
 

@@ -1,0 +1,88 @@
+"""Adapters from elsewhere, checked before they are kept: size, rank, base model, shapes, finite values.
+
+What is kept is written anew from the checked factors, so nothing else of a foreign directory is. Knows PEFT
+directories and the registry; nothing of where an adapter came from.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from shoal.adapter_store import CONFIG_FILE, WEIGHTS_FILE, StoredAdapter, load_adapter
+from shoal.backbone_shape import BackboneShape
+from shoal.errors import ShoalError, UsageError, shorten
+from shoal.files import read_json
+from shoal.model_card import AdapterCard
+from shoal.registry import AdapterRecord, Registry
+
+MAX_RANK, MAX_BYTES, MAX_CONFIG_BYTES = 128, 512 * 2**20, 2**20
+
+
+def read_foreign(
+    directory: str | os.PathLike[str],
+    shape: BackboneShape,
+    *,
+    max_rank: int = MAX_RANK,
+    max_bytes: int = MAX_BYTES,
+) -> StoredAdapter:
+    """Read a PEFT LoRA that anyone may have written, for one base model; sizes are checked before reading.
+
+    Args:
+        directory: of the adapter.
+        shape: of the base model.
+        max_rank: largest rank.
+        max_bytes: largest file of weights.
+
+    Raises:
+        UsageError: it is no plain LoRA of this base model within the limits.
+    """
+    folder = Path(directory)
+    for name, limit in ((CONFIG_FILE, MAX_CONFIG_BYTES), (WEIGHTS_FILE, max_bytes)):
+        path = folder / name
+        if path.is_file() and (size := path.stat().st_size) > limit:
+            raise UsageError(f"{name} has {size} bytes, the limit is {limit}; make the adapter smaller")
+    try:
+        if (folder / CONFIG_FILE).is_file():
+            rank = read_json(folder / CONFIG_FILE).get("r")
+            if isinstance(rank, int) and rank > max_rank:
+                raise UsageError(f"the adapter has rank {rank}, the limit is {max_rank}; truncate it")
+        stored = load_adapter(folder)
+    except UsageError:
+        raise
+    except ShoalError as error:  # here the fault is the caller's
+        raise UsageError(str(error)) from error
+    if not stored.made_for(shape.base_model):
+        raise UsageError(
+            f"the adapter is for {shorten(stored.base_model)}, not {shape.base_model}; if that is the same "
+            f"model under another name, correct base_model_name_or_path in its {CONFIG_FILE}"
+        )
+    shape.adapted_by(stored.lora)
+    return stored
+
+
+def keep_foreign(
+    registry: Registry,
+    name: str,
+    directory: str | os.PathLike[str],
+    shape: BackboneShape,
+    *,
+    owner: str,
+    public: bool = False,
+    quota: int | None = None,
+    max_rank: int = MAX_RANK,
+    max_bytes: int = MAX_BYTES,
+) -> AdapterRecord:
+    """Check an adapter as `read_foreign`, then keep it as `Registry.add`; errors of both."""
+    stored = read_foreign(directory, shape, max_rank=max_rank, max_bytes=max_bytes)
+    card = stored.card or AdapterCard(generator="imported", trained=True)
+    return registry.add(
+        name,
+        stored.lora,
+        shape=shape,
+        card=card,
+        owner=owner,
+        public=public,
+        revision=stored.revision,
+        quota=quota,
+    )

@@ -1,0 +1,26 @@
+"""What routes are given: the open service, and whom a request is from."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+
+from shoal.service.service import Service
+
+_bearer = Depends(HTTPBearer(auto_error=False))  # for the schema alone: the guard has checked the key
+
+
+def _service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+def _owner(request: Request, _: object = _bearer) -> str:
+    return cast(
+        str, request.state.owner
+    )  # an AttributeError, so an error, on a path that no guard stands before
+
+
+Open = Annotated[Service, Depends(_service)]
+Owner = Annotated[str, Depends(_owner)]

@@ -1,0 +1,166 @@
+"""What every HTTP request passes before a route sees it, and every answer on its way out.
+
+Host, key, rate and size are checked from the headers, before a body is read; answers get safe headers, are
+logged without what was said, and are given up where the client does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shoal.service.failures import Failure, failure_of
+from shoal.service.service import ANYONE, Service
+
+log = logging.getLogger(__name__)
+
+PUBLIC = frozenset({"/health", "/ready"})
+UPLOADS = frozenset({"/v1/adapters/import", "/v1/jobs"})
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+FORM_BYTES = 2**16  # of an upload besides its file
+SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class Guard:
+    """ASGI middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request; whatever happens, the client gets an OpenAI body."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send, self._service.config.send_seconds)
+        started, failure = time.perf_counter(), None
+        try:
+            await self._pass(scope, receive, answer)
+        except (ClientDisconnect, TimeoutError):
+            log.info("%s: the client went away", answer.id)
+        except Exception as error:
+            failure = failure_of(error, self._service.config.retry_seconds)
+            if not answer.started:
+                await answer.fail(failure)
+        finally:
+            self._record(scope, answer, time.perf_counter() - started)
+
+    async def _pass(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        headers, service = Headers(scope=scope), self._service
+        if service.open and _host(headers) not in LOCAL_HOSTS:  # a page of another site, by a name of its own
+            raise Failure(403, "without keys only this machine is answered; use localhost", code="host")
+        if scope["path"] in PUBLIC:
+            await self._app(scope, receive, answer.send)
+            return
+        owner = await asyncio.to_thread(self._owner, headers)
+        scope.setdefault("state", {})["owner"] = owner
+        with service.limits.request(owner) if owner else nullcontext():
+            limit = self._body_limit(scope["path"])
+            stated = headers.get("content-length", "0")
+            if not stated.isdecimal() or int(stated) > limit:
+                raise _too_large(limit)
+            await self._app(scope, _counted(receive, limit), answer.send)
+
+    def _owner(self, headers: Headers) -> str:
+        """Whom the request is from.
+
+        Raises:
+            Failure: 401: no key, or a wrong one.
+        """
+        if self._service.open:
+            return ANYONE
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        owner = self._service.keys.owner_of(key.strip()) if scheme.lower() == "bearer" else None
+        if owner is None:
+            raise Failure(
+                401,
+                "a valid API key is needed: Authorization: Bearer sk-shoal-...",
+                "authentication_error",
+                "invalid_api_key",
+            )
+        return owner
+
+    def _body_limit(self, path: str) -> int:
+        config = self._service.config
+        if path not in UPLOADS:
+            return config.max_body_bytes
+        return FORM_BYTES + (config.max_training_bytes if path == "/v1/jobs" else config.max_upload_bytes)
+
+    def _record(self, scope: Scope, answer: _Answer, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")
+        status = answer.status or 499
+        self._service.monitoring.answered(route, status, seconds)
+        line = {"id": answer.id, "method": scope["method"], "route": route, "status": status}
+        owner = scope.get("state", {}).get("owner")
+        log.info("%s", json.dumps({**line, "owner": owner, "seconds": round(seconds, 4)}))
+
+
+class _Answer:
+    """The way out."""
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send, self._seconds = send, seconds
+        self.id = secrets.token_hex(8)
+        self.started, self.status = False, 0
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on.
+
+        Raises:
+            TimeoutError: the client does not read.
+        """
+        if message["type"] == "http.response.start":
+            self.started, self.status = True, message["status"]
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            for name, value in {**SAFE_HEADERS, "X-Request-Id": self.id}.items():
+                headers.setdefault(name, value)
+        await asyncio.wait_for(self._send(message), self._seconds)
+
+    async def fail(self, failure: Failure) -> None:
+        body = json.dumps(failure.body()).encode()
+        headers = {**failure.headers(), "Content-Type": "application/json", "Content-Length": str(len(body))}
+        if failure.status == 413:
+            headers["Connection"] = "close"  # what is left of the body is not read
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": failure.status, "headers": raw})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def _counted(receive: Receive, limit: int) -> Receive:
+    """The same body, cut off where it is larger than it may be, whatever its headers say."""
+    seen = 0
+
+    async def counting() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            raise _too_large(limit)
+        return message
+
+    return counting
+
+
+def _too_large(limit: int) -> Failure:
+    return Failure(413, f"the body is larger than {limit} bytes; send less", code="body_too_large")
+
+
+def _host(headers: Mapping[str, Any]) -> str:
+    host = str(headers.get("host", ""))
+    return host.rsplit(":", 1)[0] if not host.endswith("]") else host

@@ -1,0 +1,106 @@
+"""Routes of models, chats and completions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from shoal.apps.caller import Open, Owner
+from shoal.registry import AdapterRecord
+from shoal.service.answers import Taken
+from shoal.service.schemas import ChatRequest, CompletionRequest
+from shoal.service.service import Service
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+def list_models(
+    service: Open,
+    owner: Owner,
+    after: Annotated[str, Query(max_length=512)] = "",
+    limit: Annotated[int, Query(ge=1, le=200)] = 100,
+) -> dict[str, Any]:
+    """The base model, then adapters by name, a page at a time."""
+    base = service.base_names[0]
+    page = service.registry.page(owner, after="" if after == base else after, limit=limit)
+    models = [] if after and after != base else [_base(service)]
+    models += [_adapter(record) for record in page.records if record.base == base]
+    return {"object": "list", "data": models, "has_more": page.after is not None}
+
+
+@router.get("/v1/models/{name:path}")
+def get_model(name: str, service: Open, owner: Owner) -> dict[str, Any]:
+    """The base model or an adapter."""
+    return _base(service) if name in service.base_names else _adapter(service.choices.named(name, owner))
+
+
+@router.post("/v1/chat/completions")
+async def chat(asked: ChatRequest, request: Request, service: Open, owner: Owner) -> Response:
+    """Answer a chat, whole or streamed."""
+    return await _answer(asked, request, service, owner)
+
+
+@router.post("/v1/completions")
+async def complete(asked: CompletionRequest, request: Request, service: Open, owner: Owner) -> Response:
+    """Go on with texts, whole or streamed."""
+    return await _answer(asked, request, service, owner)
+
+
+async def _answer(
+    asked: ChatRequest | CompletionRequest, request: Request, service: Service, owner: str
+) -> Response:
+    taken = await asyncio.to_thread(service.answers.take, asked, owner)
+    if asked.stream:
+        return _EventStream(service, taken)
+    whole = asyncio.ensure_future(service.answers.whole(taken))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not whole.done():  # nobody is there to read it: its places are free at once
+            return Response(status_code=499)
+        return JSONResponse(whole.result())
+    finally:
+        gone.cancel()
+        whole.cancel()
+        taken.cancel()
+
+
+class _EventStream(StreamingResponse):
+    """Pieces of an answer as they come; its places are free as soon as it is left, for whatever reason."""
+
+    def __init__(self, service: Service, taken: Taken) -> None:
+        super().__init__(service.answers.events(taken), media_type="text/event-stream")
+        self._taken = taken
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._taken.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _base(service: Service) -> dict[str, Any]:
+    name = service.base_names[0]
+    return {"id": name, "object": "model", "created": 0, "owned_by": "shoal", "root": name, "parent": None}
+
+
+def _adapter(record: AdapterRecord) -> dict[str, Any]:
+    return {
+        "id": record.name,
+        "object": "model",
+        "created": int(record.created),
+        "owned_by": record.owner,
+        "root": record.base,
+        "parent": record.base,
+        "description": record.card.description,
+    }

@@ -1,0 +1,126 @@
+"""Routes of skills, jobs, the guide's own, and of those who operate the service."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Path, Query, UploadFile
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict
+
+from shoal.adapter_store import check_name
+from shoal.apps.caller import Open, Owner
+from shoal.model_source import DEFAULT_MODEL
+from shoal.service.jobs import Job
+from shoal.service.schemas import CustomSkill, SkillText
+
+router = APIRouter()
+Identity = Annotated[str, Path(max_length=64, description="id of a job")]
+
+
+class Judgement(BaseModel):
+    """What a person says of skills that were detected."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    right: bool
+
+
+@router.get("/health")
+def health() -> dict[str, str]:
+    """The process runs."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+def ready(service: Open) -> dict[str, str]:
+    """Requests can be answered."""
+    service.ready()
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(service: Open, owner: Owner) -> Response:
+    """Everything that is counted, for Prometheus."""
+    return Response(service.monitoring.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/monitoring")
+def monitoring(service: Open, owner: Owner) -> dict[str, Any]:
+    """The guide's monitoring names."""
+    return vars(service.monitoring.usage())
+
+
+@router.post("/generate-adapter")
+def generate_adapter(
+    service: Open,
+    owner: Owner,
+    prompt: Annotated[str, Query(min_length=1, max_length=4000)],
+    model_path: Annotated[str, Query(min_length=1, max_length=512)] = DEFAULT_MODEL,
+) -> dict[str, Any]:
+    """The guide's route: generate an adapter, and say which skills its description asks for."""
+    return service.adapters.guide(prompt, model_path, owner)
+
+
+@router.get("/v1/skills")
+def list_skills(service: Open, owner: Owner) -> dict[str, Any]:
+    """Names of the skills."""
+    return {"object": "list", "data": service.skills.names(owner)}
+
+
+@router.post("/v1/skills/detect")
+def detect_skills(asked: SkillText, service: Open, owner: Owner) -> dict[str, Any]:
+    """The skills that a text asks for, and their weights."""
+    found = service.skills.detect(asked.text, owner)
+    return {"skills": list(found.skills), "weights": dict(found.weights)}
+
+
+@router.post("/v1/skills", status_code=201)
+def add_skill(skill: CustomSkill, service: Open, owner: Owner) -> dict[str, Any]:
+    """Teach a skill of the owner's own."""
+    service.skills.add(skill, owner)
+    return {"name": skill.name, **skill.definition()}
+
+
+@router.post("/v1/skills/judgements", status_code=201)
+def judge_skills(judgement: Judgement, service: Open, owner: Owner) -> dict[str, Any]:
+    """Say whether detected skills were right, for the detection's accuracy."""
+    service.monitoring.judged(judgement.right)
+    return {"right": judgement.right}
+
+
+@router.post("/v1/jobs", status_code=202)
+def create_job(
+    service: Open,
+    owner: Owner,
+    name: Annotated[str, Form(min_length=1, max_length=64)],
+    definition: Annotated[str, Form(min_length=1, max_length=4000)],
+    file: Annotated[UploadFile, File(description="JSONL with `input` and `output`")],
+    steps: Annotated[int, Form(ge=1, le=2**31)] = 100,
+    rank: Annotated[int, Form(ge=1, le=1024)] = 16,
+) -> dict[str, Any]:
+    """Train a LoRA on uploaded examples, in the background."""
+    examples = file.file.read(service.config.max_training_bytes + 1)
+    return _shown(service.jobs.submit(check_name(name), definition, examples, owner, steps=steps, rank=rank))
+
+
+@router.get("/v1/jobs")
+def list_jobs(service: Open, owner: Owner) -> dict[str, Any]:
+    """The owner's newest jobs."""
+    return {"object": "list", "data": [_shown(job) for job in service.jobs.page(owner)]}
+
+
+@router.get("/v1/jobs/{identity}")
+def get_job(identity: Identity, service: Open, owner: Owner) -> dict[str, Any]:
+    """One job."""
+    return _shown(service.jobs.get(identity, owner))
+
+
+@router.post("/v1/jobs/{identity}/cancel")
+def cancel_job(identity: Identity, service: Open, owner: Owner) -> dict[str, Any]:
+    """End a job."""
+    return _shown(service.jobs.cancel(identity, owner))
+
+
+def _shown(job: Job) -> dict[str, Any]:
+    return {"object": "job", **vars(job)}

@@ -1,0 +1,74 @@
+"""`shoal serve`: the service on a port."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shoal.apps.adapting import BASE_HELP
+from shoal.apps.registry import Place
+from shoal.apps.settings import Output, check_extra
+from shoal.config import ServiceConfig
+from shoal.errors import ShoalError, UsageError, reason
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+MAX_HEADER_BYTES, KEEP_ALIVE_SECONDS, LEAVING_SECONDS = 2**15, 15, 20
+
+
+class Address(BaseModel):
+    """Where, for whom and which model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str | None = Field(None, description=BASE_HELP)
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any")
+    open: bool = Field(False, description="take requests without a key, from this machine alone")
+
+
+def serve(address: Address, place: Place, config: ServiceConfig) -> Output:
+    """Serve the OpenAI-compatible API until stopped.
+
+    Requests need a key of `shoal keys create`.
+    """
+    check_extra("the service", "serve", "fastapi", "uvicorn", "limits", "prometheus_client", "multipart")
+    if address.open and address.host not in LOOPBACK:
+        raise UsageError(
+            f"--open with --host {address.host} would let anyone in; leave one out, and make keys with "
+            "`shoal keys create`"
+        )
+    import uvicorn
+
+    from shoal.apps.service import create_app
+    from shoal.backbone import DEFAULT_MODEL
+    from shoal.service.service import open_service
+
+    logging.getLogger("shoal").setLevel(logging.INFO)
+    logging.getLogger("shoal.text_to_lora").setLevel(logging.ERROR)  # its warnings quote descriptions
+    service = open_service(place.open(), address.base or DEFAULT_MODEL, config, open=address.open)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(service),
+            host=address.host,
+            port=address.port,
+            http="h11",  # the one whose headers are bounded
+            ws="none",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=LEAVING_SECONDS,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+        )
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.INFO)
+    try:
+        server.run()
+    except OSError as error:
+        raise ShoalError(f"cannot listen on {address.host}:{address.port}: {reason(error)}") from None
+    except SystemExit:  # uvicorn has said why on standard error
+        raise ShoalError(f"the service could not start on {address.host}:{address.port}") from None
+    sys.stdout.flush()
+    return Output({"stopped": True}, "stopped")

@@ -1,0 +1,344 @@
+"""The registry: adapters by name and version, their facts in a database, their files by content beside it.
+
+Files are written, flushed and put in place before the row that names them is committed, and a row is removed
+before its files: a process killed at any moment leaves no half adapter and loses none that was acknowledged,
+only files that no row names, which `sweep` removes. Several processes use one registry at once. A viewer is
+an owner's name, or None for the operator, who sees everything. Knows nothing of HTTP or of how adapters run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+
+from shoal.adapter_files import AdapterFiles
+from shoal.adapter_store import StoredAdapter, check_name, save_adapter
+from shoal.backbone_shape import BackboneShape
+from shoal.database import Database
+from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
+from shoal.lora import LoRA
+from shoal.model_card import AdapterCard
+from shoal.model_source import DEFAULT_MODEL
+from shoal.registry_schema import ADAPTERS
+
+MAX_PAGE = 200
+_A = ADAPTERS.c
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """One version of an adapter.
+
+    Attributes:
+        name: 1 to 64 of `a-z0-9._-`.
+        version: counts from 1.
+        base: hub id or path of the model that it adapts.
+        revision: version of the base model, None for its newest.
+        rank: LoRA rank.
+        card: provenance, with description and scores.
+        owner: who may change it.
+        public: whether others may use it.
+        sha256: names its files by their content, in hex.
+        bytes: size of its files.
+        created: seconds since 1970.
+    """
+
+    name: str
+    version: int
+    base: str
+    revision: str | None
+    rank: int
+    card: AdapterCard
+    owner: str
+    public: bool
+    sha256: str
+    bytes: int
+    created: float
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some adapters by name; `after` asks for the next ones, None where there are none."""
+
+    records: tuple[AdapterRecord, ...]
+    after: str | None
+
+
+class Registry:
+    """Adapters under one directory, with a database inside it or elsewhere.
+
+    Attributes:
+        root: the directory.
+        database: also of keys and jobs.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], url: str | None = None, *, reserved: Collection[str] = ()
+    ) -> None:
+        """Open it, made if missing.
+
+        Args:
+            root: directory of the files.
+            url: of the database; by default a SQLite file in `root`.
+            reserved: names that no adapter may take, such as those of base models.
+
+        Raises:
+            UsageError: another kind of URL.
+            UnavailableError: the database cannot be reached.
+            ShoalError: the directory cannot be written, or the database is a newer version's.
+        """
+        self.root = Path(os.path.realpath(root))
+        self._reserved = frozenset(reserved)
+        self._files = AdapterFiles(self.root)
+        self.database = Database(url or f"sqlite:///{self.root / 'registry.db'}")
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self.database.close()
+
+    def add(
+        self,
+        name: str,
+        lora: LoRA,
+        *,
+        shape: BackboneShape,
+        card: AdapterCard,
+        owner: str,
+        public: bool = False,
+        revision: str | None = None,
+        quota: int | None = None,
+    ) -> AdapterRecord:
+        """Keep an adapter; a name that its owner used before gets the next version.
+
+        Args:
+            name: what it is called.
+            lora: the factors.
+            shape: of its base model.
+            card: provenance.
+            owner: who may change it.
+            public: whether others may use it.
+            revision: version of the base model.
+            quota: versions that the owner may have, this one among them; None for any number.
+
+        Raises:
+            UsageError: no name, a reserved one, or an adapter that does not fit its base.
+            ConflictError: the name is another owner's, or the quota is used up.
+            UnavailableError: the database cannot be reached, or the disk is full.
+        """
+        self.check(name, owner, quota=quota)  # before anything is written
+        with self._files.writing():
+            content = self._files.write(
+                lambda draft: save_adapter(draft, lora, shape=shape, card=card, revision=revision)
+            )
+            facts = {"base": shape.base_model, "revision": revision, "rank": lora.rank, "owner": owner}
+            facts |= {"public": public, **vars(content), **_card_columns(card)}
+            return self._commit(name, facts, quota)
+
+    def check(self, name: str, owner: str, *, quota: int | None = None) -> None:
+        """Refuse what `add` would refuse of a name, before the adapter is made; errors as there."""
+        if check_name(name) in self._reserved:
+            raise UsageError(f"the name {name!r} is a model's own; choose another")
+        with self.database.reading() as connection:
+            _check_free(connection, name, owner, quota)
+
+    def get(self, name: str, viewer: str | None, version: int | None = None) -> AdapterRecord:
+        """The newest version of a name, or the one asked for.
+
+        Raises:
+            UsageError: no name.
+            NotFoundError: there is none, or none that this viewer may see.
+            UnavailableError: the database cannot be reached.
+        """
+        which = _A.newest if version is None else _A.version == version
+        with self.database.reading() as connection:
+            rows = select(ADAPTERS).where(_A.name == check_name(name), which, _visible_to(viewer))
+            row = connection.execute(rows).mappings().first()
+        if row is None:
+            which_version = "" if version is None else f" of version {version}"
+            raise NotFoundError(f"there is no adapter {name!r}{which_version}; list those that there are")
+        return _record(row)
+
+    def page(
+        self, viewer: str | None, *, after: str = "", limit: int = 50, search: str | None = None
+    ) -> Page:
+        """The newest versions that a viewer may see, by name.
+
+        Args:
+            viewer: an owner, or None for the operator.
+            after: the last name of the page before.
+            limit: at most 200.
+            search: text in the name or description, in any case.
+
+        Raises:
+            UsageError: a limit outside 1..200.
+            UnavailableError: the database cannot be reached.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise UsageError(f"a page of {limit} is outside 1..{MAX_PAGE}; ask for less, then for the next")
+        rows = select(ADAPTERS).where(_A.newest, _A.name > after, _visible_to(viewer))
+        if search:
+            rows = rows.where(
+                or_(
+                    _A.name.icontains(search, autoescape=True),
+                    _A.description.icontains(search, autoescape=True),
+                )
+            )
+        with self.database.reading() as connection:
+            found = connection.execute(rows.order_by(_A.name).limit(limit + 1)).mappings().all()
+        records = tuple(_record(row) for row in found[:limit])
+        return Page(records, records[-1].name if len(found) > limit else None)
+
+    def load(self, record: AdapterRecord) -> StoredAdapter:
+        """Read an adapter's files, after comparing them with what was written.
+
+        Raises:
+            NotFoundError: it was deleted meanwhile.
+            ShoalError: its files are damaged or missing.
+        """
+        try:
+            return self.read(record.sha256)
+        except ShoalError:
+            self.get(record.name, None, record.version)  # what was deleted is not damaged
+            raise
+
+    def read(self, sha256: str) -> StoredAdapter:
+        """Read files by their content; errors as `AdapterFiles.read`."""
+        return self._files.read(sha256)
+
+    def directory(self, record: AdapterRecord) -> Path:
+        """Where its files are, as a PEFT adapter directory; not to be changed."""
+        return self._files.path(record.sha256)
+
+    def publish(self, name: str, viewer: str | None, public: bool) -> AdapterRecord:
+        """Let others use an adapter, or no longer.
+
+        Raises:
+            UsageError, NotFoundError, UnavailableError: as `get`.
+            ConflictError: it is another owner's.
+        """
+        record = self._own(name, viewer)
+        with self.database.writing() as connection:
+            connection.execute(update(ADAPTERS).where(_A.name == name).values(public=public))
+        return self.get(record.name, viewer)
+
+    def delete(self, name: str, viewer: str | None) -> set[str]:
+        """Remove every version of an adapter.
+
+        Returns:
+            What its versions' contents were called; another adapter may have the same.
+
+        Raises:
+            UsageError, NotFoundError, UnavailableError: as `get`.
+            ConflictError: it is another owner's.
+        """
+        owner = self._own(name, viewer).owner
+        with self.database.writing() as connection:
+            gone = delete(ADAPTERS).where(_A.name == name, _A.owner == owner).returning(_A.sha256)
+            contents = set(connection.execute(gone).scalars())
+        with suppress(ShoalError):  # it is gone; `sweep` finds what could not be removed now
+            self._files.remove(contents, self._used)
+        return contents
+
+    def count(self, viewer: str | None) -> int:
+        """Versions that a viewer owns; of all owners for the operator."""
+        with self.database.reading() as connection:
+            return _count(connection, viewer)
+
+    def sweep(self) -> int:
+        """Remove files that no adapter names, left by killed processes; the number of adapters' worth.
+
+        Raises:
+            UnavailableError: others write all the time, or the database cannot be reached.
+            ShoalError: files cannot be removed.
+        """
+        return self._files.sweep(self._used)
+
+    def _own(self, name: str, viewer: str | None) -> AdapterRecord:
+        record = self.get(name, viewer)
+        if viewer not in (None, record.owner):
+            raise ConflictError(f"the adapter {name!r} is {record.owner}'s; only its owner may change it")
+        return record
+
+    def _commit(self, name: str, facts: Mapping[str, Any], quota: int | None) -> AdapterRecord:
+        for _ in range(20):
+            try:
+                with self.database.writing() as connection:
+                    _check_free(connection, name, facts["owner"], quota)
+                    newest = select(func.max(_A.version)).where(_A.name == name)
+                    version = (connection.execute(newest).scalar() or 0) + 1
+                    connection.execute(update(ADAPTERS).where(_A.name == name).values(newest=False))
+                    row = {"name": name, "version": version, "newest": True, "created": time.time(), **facts}
+                    connection.execute(insert(ADAPTERS).values(row))
+                return _record(row)
+            except IntegrityError:  # another process took this version: PostgreSQL lets both try
+                continue
+        raise UnavailableError(f"the adapter {name!r} is written by too many at once; try again")
+
+    def _used(self, sha256: str) -> bool:
+        with self.database.reading() as connection:
+            row = connection.execute(select(_A.sha256).where(_A.sha256 == sha256).limit(1)).first()
+        return row is not None
+
+
+def open_registry(
+    root: str | os.PathLike[str] | None = None, url: str | None = None, *, reserved: Collection[str] = ()
+) -> Registry:
+    """The registry of this machine, unless another is named; errors as `Registry`.
+
+    Args:
+        root: by default `$SHOAL_REGISTRY`, else `~/.local/share/shoal`.
+        url: by default `$SHOAL_DATABASE`, else a SQLite file in `root`.
+        reserved: besides the default model's alias.
+    """
+    folder = root or os.environ.get("SHOAL_REGISTRY") or Path.home() / ".local" / "share" / "shoal"
+    database = url or os.environ.get("SHOAL_DATABASE") or None
+    return Registry(folder, database, reserved={DEFAULT_MODEL, *reserved})
+
+
+def _visible_to(viewer: str | None) -> ColumnElement[bool]:
+    return true() if viewer is None else or_(_A.public, _A.owner == viewer)
+
+
+def _check_free(connection: Connection, name: str, owner: str, quota: int | None) -> None:
+    taken_by = connection.execute(select(_A.owner).where(_A.name == name, _A.newest)).scalar()
+    if taken_by not in (None, owner):
+        raise ConflictError(f"the adapter name {name!r} is taken; choose another")
+    if quota is not None and (used := _count(connection, owner)) >= quota:
+        raise ConflictError(f"{owner} has {used} adapters, the limit is {quota}; delete some")
+
+
+def _count(connection: Connection, owner: str | None) -> int:
+    of_whom = true() if owner is None else _A.owner == owner
+    return connection.execute(select(func.count()).select_from(ADAPTERS).where(of_whom)).scalar_one()
+
+
+def _card_columns(card: AdapterCard) -> dict[str, Any]:
+    content = card.model_dump(mode="json")
+    return {"description": content.pop("description"), "scores": content.pop("scores"), "card": content}
+
+
+def _record(row: RowMapping | Mapping[str, Any]) -> AdapterRecord:
+    card = AdapterCard.model_validate(
+        {**row["card"], "description": row["description"], "scores": row["scores"]}
+    )
+    names = ("name", "version", "base", "revision", "rank", "owner", "public", "sha256", "bytes", "created")
+    return AdapterRecord(card=card, **{name: row[name] for name in names})

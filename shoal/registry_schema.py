@@ -1,0 +1,81 @@
+"""The tables of the registry: adapters, API keys and jobs, as SQLAlchemy describes them.
+
+Times are seconds since 1970. `shoal.migrations` brings a database to this state. Knows no rules and no files.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    column,
+)
+
+METADATA = MetaData()
+# Sorted by bytes in every database, as pages go from one name to the next.
+NAME = String(64).with_variant(String(64, collation="C"), "postgresql")
+
+ADAPTERS = Table(
+    "adapters",
+    METADATA,
+    Column("name", NAME, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("newest", Boolean, nullable=False),
+    Column("base", String(512), nullable=False),
+    Column("revision", String(128)),
+    Column("rank", Integer, nullable=False),
+    Column("description", Text),
+    Column("scores", JSON, nullable=False),
+    Column("card", JSON, nullable=False),  # what the card says besides description and scores
+    Column("owner", String(64), nullable=False),
+    Column("public", Boolean, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created", Double, nullable=False),
+    # One newest version of a name, whatever several processes do at once; and what a page reads.
+    Index(
+        "newest_adapters",
+        "name",
+        unique=True,
+        sqlite_where=column("newest"),
+        postgresql_where=column("newest"),
+    ),
+    Index("adapters_of_owner", "owner", "name"),
+    Index("adapters_of_content", "sha256"),
+)
+
+API_KEYS = Table(
+    "api_keys",
+    METADATA,
+    Column("id", String(16), primary_key=True),
+    Column("hash", String(64), nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("created", Double, nullable=False),
+    Column("revoked", Double),
+    Index("keys_of_owner", "owner"),
+)
+
+JOBS = Table(
+    "jobs",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("adapter", NAME, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("loss", Double),
+    Column("error", Text),
+    Column("created", Double, nullable=False),
+    Column("updated", Double, nullable=False),
+    Index("jobs_of_owner", "owner", "created"),
+)

@@ -1,0 +1,175 @@
+"""Adapters from descriptions and uploads into the registry, and what a client is told of them."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from shoal.adapter_archive import pack, unpack
+from shoal.adapter_import import keep_foreign
+from shoal.adapter_store import check_name
+from shoal.config import ServiceConfig
+from shoal.errors import UsageError
+from shoal.lora import LoRA
+from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS
+from shoal.registry import AdapterRecord, Registry
+from shoal.service.combining import Combined
+from shoal.service.monitoring import Monitoring
+from shoal.service.schemas import NewAdapter
+from shoal.service.skills import OwnersSkills
+from shoal.serving.adapter_cache import AdapterCache
+from shoal.text_to_lora import TextToLoRA
+
+MAX_GENERATORS = 3  # base models besides the served one whose generators are kept
+
+
+class Adapters:
+    """What clients do with adapters."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        generator: TextToLoRA,
+        skills: OwnersSkills,
+        monitoring: Monitoring,
+        cache: AdapterCache,
+        config: ServiceConfig,
+    ) -> None:
+        self._cache = cache
+        self._registry, self._generator, self._skills = registry, generator, skills
+        self._monitoring, self._config = monitoring, config
+        self._one = Combined(generator.generate_many, config.max_generated)
+        self._others: dict[str, TextToLoRA] = {}
+        self._lock = threading.Lock()
+
+    def described(self, description: str) -> tuple[LoRA, dict[str, Any]]:
+        """An adapter that is not kept; see `TextToLoRA.generate` for errors."""
+        with self._monitoring.adapter_seconds.time():
+            adapter = self._one(description)
+        return adapter.lora, {
+            "description": adapter.description,
+            "trained": adapter.trained,
+            "skills": list(adapter.skills.skills),
+        }
+
+    def create(self, wanted: Sequence[NewAdapter], owner: str) -> list[AdapterRecord]:
+        """Generate adapters in one pass and keep them, all checked before the first is kept.
+
+        Raises:
+            UsageError: a name, a description, or too many at once.
+            ConflictError: a name is taken, or the owner has as many as may be.
+            UnavailableError: the database cannot be reached, or the disk is full.
+        """
+        if len(wanted) > self._config.max_generated:
+            raise UsageError(
+                f"{len(wanted)} adapters at once, the limit is {self._config.max_generated}; ask for fewer"
+            )
+        if len({w.name for w in wanted}) < len(wanted):
+            raise UsageError("a name is given twice; give every adapter its own")
+        for new in wanted:
+            self._registry.check(new.name, owner, quota=self._config.max_adapters)
+        with self._monitoring.adapter_seconds.time():
+            descriptions = [w.description for w in wanted]
+            single = len(descriptions) == 1
+            made = [self._one(descriptions[0])] if single else self._generator.generate_many(descriptions)
+        return [
+            self._registry.add(
+                new.name,
+                adapter.lora,
+                shape=adapter.shape,
+                card=adapter.card(),
+                owner=owner,
+                public=new.public,
+                quota=self._config.max_adapters,
+            )
+            for new, adapter in zip(wanted, made, strict=True)
+        ]
+
+    def upload(self, name: str, file: IO[bytes], owner: str, *, public: bool) -> AdapterRecord:
+        """Check a ZIP of a PEFT directory and keep its adapter; errors as `keep_foreign` and `unpack`."""
+        self._registry.check(check_name(name), owner, quota=self._config.max_adapters)
+        with tempfile.TemporaryDirectory(prefix="shoal-upload-") as folder:
+            unpack(file, Path(folder), max_bytes=self._config.max_upload_bytes)
+            return keep_foreign(
+                self._registry,
+                name,
+                folder,
+                self._generator.shape,
+                owner=owner,
+                public=public,
+                quota=self._config.max_adapters,
+                max_rank=self._config.max_rank,
+                max_bytes=self._config.max_upload_bytes,
+            )
+
+    def delete(self, name: str, owner: str) -> None:
+        """Remove an adapter with all its versions, from memory too; errors as `Registry.delete`."""
+        for sha256 in self._registry.delete(name, owner):
+            self._cache.discard(sha256)
+
+    def download(self, name: str, owner: str) -> IO[bytes]:
+        """A temporary file with an adapter as a PEFT ZIP, at its beginning; the caller closes it."""
+        record = self._registry.get(name, owner)
+        self._registry.load(record)  # nothing damaged leaves
+        file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            pack(self._registry.directory(record), file)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def norms(self, name: str, owner: str) -> dict[str, float]:
+        """Module name -> Frobenius norm of the delta weight."""
+        lora = self._registry.load(self._registry.get(name, owner)).lora
+        return {
+            module: float(
+                ((f.b.float().T @ f.b.float()) * (f.a.float() @ f.a.float().T)).sum().clamp(min=0).sqrt()
+            )
+            * abs(lora.scaling)
+            for module, f in lora.factors.items()
+        }
+
+    def guide(self, prompt: str, model_path: str, owner: str) -> dict[str, Any]:
+        """What the guide's `POST /generate-adapter` returns: `success` and `skills`; the adapter is not kept.
+
+        Raises:
+            UsageError: a base model outside the list, or a description that cannot be used.
+        """
+        with self._monitoring.adapter_seconds.time():
+            generator = self._of(model_path)
+            adapter = self._one(prompt) if generator is self._generator else generator.generate(prompt)
+        found = self._skills.own(prompt, owner) or adapter.skills
+        return {"success": True, "skills": list(found.skills)}
+
+    def _of(self, base: str) -> TextToLoRA:
+        """The generator of a base model; names of files are never looked at."""
+        own = self._generator.shape.base_model
+        if base == own or (base == DEFAULT_MODEL and own == DEFAULT_HUB_ID):
+            return self._generator
+        if base not in KNOWN_CONFIGS:
+            known = ", ".join(dict.fromkeys([own, *KNOWN_CONFIGS]))
+            raise UsageError(f"model_path {base[:80]!r} is not among the base models here: {known}")
+        with self._lock:
+            if base not in self._others:
+                while len(self._others) >= MAX_GENERATORS:
+                    self._others.pop(next(iter(self._others)))
+                self._others[base] = TextToLoRA(base, skills=self._generator.skills)
+            return self._others[base]
+
+
+def shown(record: AdapterRecord) -> dict[str, Any]:
+    """An adapter as the API shows it."""
+    facts = {key: value for key, value in vars(record).items() if key != "card"}
+    card = record.card.model_dump(mode="json")
+    return {
+        **facts,
+        "object": "adapter",
+        "description": card["description"],
+        "scores": card["scores"],
+        "card": card,
+    }

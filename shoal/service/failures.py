@@ -1,0 +1,73 @@
+"""What each error means to a client: a status, an OpenAI error body, and when to come back."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
+from shoal.serving.records import EngineClosed, EngineFull
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Failure(Exception):
+    """An answer that is an error.
+
+    Attributes:
+        status: of HTTP.
+        message: one line.
+        kind: OpenAI's `type`.
+        code: OpenAI's `code`.
+        param: the field that is wrong.
+        retry_after: whole seconds after which to ask again.
+    """
+
+    status: int
+    message: str
+    kind: str = "invalid_request_error"
+    code: str | None = None
+    param: str | None = None
+    retry_after: int | None = None
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error body."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """Retry-After, and what a missing key must be told."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def failure_of(error: BaseException, retry_seconds: int) -> Failure:
+    """What an error means; one that nobody foresaw says nothing of itself, and is logged."""
+    if isinstance(error, Failure):
+        return error
+    message = " ".join(str(error).split())
+    if isinstance(error, NotFoundError):
+        return Failure(404, message, code="not_found")
+    if isinstance(error, ConflictError):
+        return Failure(409, message, code="conflict")
+    if isinstance(error, UsageError):
+        return Failure(400, message)
+    if isinstance(error, (EngineFull, EngineClosed, UnavailableError)):
+        return Failure(503, message, "server_error", "unavailable", retry_after=retry_seconds)
+    if isinstance(error, ShoalError):
+        log.error("%s", message)
+        return Failure(500, message, "server_error", "failed")
+    log.error("a request failed in a way that is not foreseen", exc_info=error)
+    return Failure(500, "the service failed; its log says more", "server_error", "failed")
+
+
+def not_a_model(name: str) -> Failure:
+    """The answer to a name that is neither the base model nor an adapter of this owner or a public one."""
+    shown = name if len(name) <= 80 else name[:77] + "..."
+    return Failure(
+        404,
+        f"the model {shown!r} does not exist, or is not for this key; GET /v1/models lists those that are",
+        code="model_not_found",
+        param="model",
+    )

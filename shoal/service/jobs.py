@@ -1,0 +1,294 @@
+"""Training a LoRA on uploaded examples, as a job in a process of its own, with progress and cancel.
+
+Jobs are rows of the registry's database, so every service process sees them; the one that took a job on runs
+it, and a job whose process ended with its service is told from one that runs by its last sign of life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, insert, select, true, update
+
+from shoal.adapter_import import keep_foreign
+from shoal.backbone_shape import BackboneShape
+from shoal.config import ServiceConfig, TextToLoRAConfig
+from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, reason
+from shoal.registry import Registry
+from shoal.registry_schema import JOBS
+from shoal.tasks import load_jsonl
+
+log = logging.getLogger(__name__)
+
+QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
+LOOK_SECONDS, LOST_SECONDS, STOP_SECONDS = 0.5, 60.0, 10.0
+_J = JOBS.c
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        id: 32 hex digits.
+        owner: who asked for it.
+        adapter: name that the result gets.
+        state: queued, running, succeeded, failed or cancelled.
+        step: optimiser steps that are done.
+        steps: of how many.
+        loss: of the last step, None before it.
+        error: why it failed.
+        created: seconds since 1970.
+        updated: last sign of life.
+    """
+
+    id: str
+    owner: str
+    adapter: str
+    state: str
+    step: int
+    steps: int
+    loss: float | None
+    error: str | None
+    created: float
+    updated: float
+
+
+class Jobs:
+    """The jobs of a registry; those that this process takes on run one after the other."""
+
+    def __init__(self, registry: Registry, shape: BackboneShape, base: str, config: ServiceConfig) -> None:
+        """Start the thread that runs jobs; `base` is the base model as `--base` takes it."""
+        self._registry, self._shape, self._base, self._config = registry, shape, base, config
+        self._database, self._root = registry.database, registry.root / "jobs"
+        self._queue: queue.Queue[str | None] = queue.Queue()
+        self._mine: set[str] = set()  # that wait here or run
+        self._closing = threading.Event()
+        self._sweep()
+        self._thread = threading.Thread(target=self._work, name="shoal-jobs", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the job that runs, and those that wait."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(STOP_SECONDS + 5)
+
+    def submit(
+        self, adapter: str, definition: str, examples: bytes, owner: str, *, steps: int, rank: int
+    ) -> Job:
+        """Take a training on.
+
+        Args:
+            adapter: name that the result gets.
+            definition: the instruction that the examples follow.
+            examples: JSONL with `input` and `output`.
+            owner: who asks.
+            steps: optimiser steps.
+            rank: of the LoRA.
+
+        Raises:
+            UsageError: a name, examples or numbers that cannot be used.
+            ConflictError: the name is taken, or the owner has as many adapters as may be.
+            UnavailableError: as many jobs as may wait or run; or the database or the disk.
+        """
+        config = self._config
+        if not (1 <= steps <= config.max_steps and 1 <= rank <= config.max_rank):
+            raise UsageError(
+                f"steps {steps} and rank {rank} must be 1 to {config.max_steps} and 1 to {config.max_rank}"
+            )
+        self._registry.check(adapter, owner, quota=config.max_adapters)
+        count = self._active()
+        if count >= config.max_jobs:
+            raise UnavailableError(f"{count} jobs wait or run, the limit is {config.max_jobs}; try later")
+        now = time.time()
+        job = Job(secrets.token_hex(16), owner, adapter, QUEUED, 0, steps, None, None, now, now)
+        folder = self._root / job.id
+        try:
+            self._prepare(folder, examples, definition, steps, rank)
+            with self._database.writing() as connection:
+                connection.execute(insert(JOBS).values(vars(job)))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._mine.add(job.id)
+        self._queue.put(job.id)
+        return job
+
+    def get(self, identity: str, viewer: str | None) -> Job:
+        """A job of this viewer.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        mine = true() if viewer is None else _J.owner == viewer
+        with self._database.reading() as connection:
+            row = connection.execute(select(JOBS).where(_J.id == identity, mine)).mappings().first()
+        if row is None:
+            raise NotFoundError(f"there is no job {identity[:40]!r}")
+        return _seen(Job(**row))
+
+    def page(self, viewer: str | None, limit: int = 50) -> list[Job]:
+        """The newest jobs of a viewer."""
+        mine = true() if viewer is None else _J.owner == viewer
+        rows = select(JOBS).where(mine).order_by(_J.created.desc()).limit(limit)
+        with self._database.reading() as connection:
+            return [_seen(Job(**row)) for row in connection.execute(rows).mappings()]
+
+    def cancel(self, identity: str, viewer: str | None) -> Job:
+        """End a job, in whichever process it runs.
+
+        Raises:
+            NotFoundError: there is none.
+            ConflictError: it has ended.
+        """
+        job = self.get(identity, viewer)
+        if not self._change(job.id, state=CANCELLED):
+            raise ConflictError(f"job {job.id} is {job.state}; only one that waits or runs can be cancelled")
+        return self.get(identity, viewer)
+
+    def _sweep(self) -> None:
+        """Remove the folders of jobs that neither wait nor run, as a killed service leaves them."""
+        for folder in self._root.glob("*"):
+            try:
+                ended = self.get(folder.name, None).state not in (QUEUED, RUNNING)
+            except NotFoundError:
+                ended = folder.stat().st_mtime < time.time() - LOST_SECONDS  # else its row is yet to come
+            if ended:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _active(self) -> int:
+        """Jobs of all processes that wait or run."""
+        active = (_J.state.in_((QUEUED, RUNNING)), _J.updated > time.time() - LOST_SECONDS)
+        with self._database.reading() as connection:
+            return connection.execute(select(func.count()).select_from(JOBS).where(*active)).scalar_one()
+
+    def _prepare(self, folder: Path, examples: bytes, definition: str, steps: int, rank: int) -> None:
+        try:
+            folder.mkdir(parents=True)
+            (folder / "examples.jsonl").write_bytes(examples)
+        except OSError as error:
+            raise UnavailableError(f"the examples cannot be kept: {reason(error)}") from error
+        try:
+            load_jsonl(folder / "examples.jsonl", definition=definition, test_size=0)
+        except UsageError:
+            raise
+        except ShoalError as error:
+            raise UsageError(str(error).replace(f"{folder}/", "")) from None
+        settings: dict[str, Any] = {
+            "base": self._base,
+            "tasks": str(folder / "examples.jsonl"),
+            "definition": definition,
+        }
+        settings |= {
+            "steps": steps,
+            "adapter_rank": rank,
+            "adapter_alpha": 2 * rank,
+            "checkpoint_every": steps,
+        }
+        layers = TextToLoRAConfig().num_layers_to_adapt or self._shape.num_layers
+        settings["num_layers_to_adapt"] = min(layers, self._shape.num_layers)
+        settings |= {"out": str(folder / "adapter"), "run": str(folder / "run")}
+        (folder / "settings.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+
+    def _work(self) -> None:
+        while (identity := self._queue.get()) is not None and not self._closing.is_set():
+            folder = self._root / identity
+            try:
+                if self._change(identity, state=RUNNING):
+                    self._train(identity, folder)
+            except Exception as error:  # a job's failure is its own
+                log.exception("job %s failed", identity)
+                with contextlib.suppress(ShoalError):
+                    self._change(identity, state=FAILED, error=reason(error))
+            finally:
+                self._mine.discard(identity)
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _train(self, identity: str, folder: Path) -> None:
+        settings = str(folder / "settings.yaml")
+        command = [sys.executable, "-m", "shoal.apps.cli", "train", "lora", "--config", settings]
+        environment = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SHOAL_DATABASE", "HF_TOKEN"))
+        }
+        with (folder / "output.txt").open("wb") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+            try:
+                while process.poll() is None:
+                    time.sleep(LOOK_SECONDS)
+                    if self._closing.is_set() or not self._change(identity, **_progress(folder)):
+                        break  # cancelled, or the service ends
+                    for waiting in self._mine - {identity}:
+                        self._change(waiting)  # a sign of life
+            finally:
+                _stop(process)
+        if self._closing.is_set():
+            self._change(identity, state=FAILED, error="the service was stopped")
+        elif process.returncode == 0:
+            self._finish(identity, folder)
+        else:
+            said = (folder / "output.txt").read_text(errors="replace").strip().splitlines() or ["no word"]
+            message = said[-1].removeprefix("error: ").replace(f"{folder}/", "")
+            self._change(identity, state=FAILED, error=message[:500])  # none where it was cancelled
+
+    def _finish(self, identity: str, folder: Path) -> None:
+        job = self.get(identity, None)
+        keep_foreign(
+            self._registry,
+            job.adapter,
+            folder / "adapter",
+            self._shape,
+            owner=job.owner,
+            quota=self._config.max_adapters,
+        )
+        self._change(identity, state=SUCCEEDED, **_progress(folder))
+
+    def _change(self, identity: str, **values: Any) -> bool:
+        """Update a job that waits or runs; whether it still does."""
+        alive = (_J.id == identity, _J.state.in_((QUEUED, RUNNING)))
+        with self._database.writing() as connection:
+            changed = update(JOBS).where(*alive).values(updated=time.time(), **values).returning(_J.id)
+            return connection.execute(changed).first() is not None
+
+
+def _seen(job: Job) -> Job:
+    """A job as it is known: without a sign of life for long, its process is gone."""
+    if job.state in (QUEUED, RUNNING) and job.updated < time.time() - LOST_SECONDS:
+        return Job(**{**vars(job), "state": FAILED, "error": "its service ended; ask for it again"})
+    return job
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    try:
+        last = json.loads((folder / "run" / "log.jsonl").read_text().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
+    return {"step": int(last["step"]), "loss": float(last["loss"])}
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    if process.poll() is not None:
+        return
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, kind)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+            return

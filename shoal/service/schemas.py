@@ -1,0 +1,161 @@
+"""What requests hold, with bounds that are checked before anything is allocated. Field names are OpenAI's.
+
+A field that would be ignored is refused, unless its value asks for what is done anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, Field(min_length=1, max_length=64, description="1 to 64 of a-z, 0-9, '.', '_', '-'")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200_000)]
+Description = Annotated[str, Field(min_length=1, max_length=4000, description="what the adapter shall do")]
+Skill = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Phrase = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Weighted(_Body):
+    """One adapter of a mix."""
+
+    name: Name
+    weight: float = Field(1.0, ge=-10, le=10, description="factor of its delta weight")
+
+
+class AdapterChoice(_Body):
+    """Which adapter answers, besides one that `model` names: exactly one of these."""
+
+    describe: Description | None = None
+    mix: list[Weighted] | None = Field(None, min_length=1, max_length=64)
+
+
+class TextPart(_Body):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: Annotated[str, StringConstraints(max_length=200_000)]
+
+
+class Message(_Body):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: (
+        Annotated[str, StringConstraints(max_length=200_000)]
+        | Annotated[list[TextPart], Field(max_length=64)]
+    )
+    name: str | None = Field(None, max_length=64, description="taken and not used")
+
+    @property
+    def text(self) -> str:
+        """Its parts as one."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(_Body):
+    """What a stream holds besides the answer."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class _Generation(_Body):
+    """What chats and completions have in common."""
+
+    model: Annotated[
+        str, Field(min_length=1, max_length=512, description="the base model or an adapter's name")
+    ]
+    adapter: AdapterChoice | Literal["auto"] | None = Field(
+        None, description="an adapter by description or mix, or `auto` for the model's own experts"
+    )
+    max_tokens: int | None = Field(None, ge=1, le=2**20)
+    n: int = Field(1, ge=1, le=128)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=2**20, description="an extension: 0 for all tokens")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=256)]
+        | list[Annotated[str, Field(min_length=1, max_length=256)]]
+        | None
+    ) = Field(None, max_length=256)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, max_length=512, description="taken and not used")
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings."""
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class ChatRequest(_Generation):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1, max_length=256)
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**20)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class CompletionRequest(_Generation):
+    """`POST /v1/completions`; each prompt is continued as it is, without a chat template."""
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=128)]
+        | Annotated[list[TokenId], Field(min_length=1, max_length=100_000)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=128)]
+    )
+    logprobs: int | None = Field(None, ge=0, le=5)
+    echo: Literal[False] = False
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
+
+
+class NewAdapter(_Body):
+    """An adapter to be generated and kept."""
+
+    name: Name
+    description: Description
+    public: bool = Field(False, description="others may use it")
+
+
+class NewAdapters(_Body):
+    """`POST /v1/adapters/batch`."""
+
+    adapters: list[NewAdapter] = Field(min_length=1, max_length=1024)
+
+
+class Publicity(_Body):
+    """`PATCH /v1/adapters/{name}`."""
+
+    public: bool
+
+
+class SkillText(_Body):
+    """`POST /v1/skills/detect`."""
+
+    text: Annotated[str, StringConstraints(max_length=20_000)]
+
+
+class CustomSkill(_Body):
+    """`POST /v1/skills`."""
+
+    name: Skill
+    keywords: list[Phrase] = Field([], max_length=64)
+    description: Phrase | None = None
+    examples: list[Phrase] = Field([], max_length=64)
+
+    def definition(self) -> dict[str, Any]:
+        """As skill detection takes it."""
+        return self.model_dump(exclude={"name"}, exclude_defaults=True)

@@ -1,0 +1,146 @@
+"""Everything behind the routes, opened once and closed once: model, engine, registry, keys, limits, jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from shoal.api_keys import ApiKeys
+from shoal.backbone import Backbone, load_backbone
+from shoal.config import ServiceConfig
+from shoal.errors import UnavailableError
+from shoal.lora import LoRA
+from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL
+from shoal.registry import Registry
+from shoal.service.adapters import Adapters
+from shoal.service.answers import Answers
+from shoal.service.choices import Choices, Experts
+from shoal.service.jobs import Jobs
+from shoal.service.monitoring import Monitoring
+from shoal.service.rate_limits import RateLimits
+from shoal.service.skills import OwnersSkills
+from shoal.serving.adapter_cache import AdapterCache
+from shoal.serving.core import Engine
+from shoal.serving.records import EngineState, Limits
+from shoal.serving.runner import EngineRunner
+from shoal.skills import SkillDetector
+from shoal.text_to_lora import TextToLoRA
+
+log = logging.getLogger(__name__)
+
+ANYONE = "anyone"  # whom requests without a key stand for, where none is needed
+
+
+@dataclass(frozen=True)
+class Service:
+    """What routes call.
+
+    Attributes:
+        base_names: hub id or path of the base model first, then its other names.
+        open: whether no key is needed; everybody is then `ANYONE`.
+    """
+
+    config: ServiceConfig
+    registry: Registry
+    keys: ApiKeys
+    base_names: Sequence[str]
+    open: bool
+    runner: EngineRunner
+    monitoring: Monitoring
+    limits: RateLimits
+    skills: OwnersSkills
+    adapters: Adapters
+    choices: Choices
+    answers: Answers
+    jobs: Jobs
+    closers: Sequence[Callable[[], object]] = field(repr=False)
+
+    def close(self) -> None:
+        """End jobs, answers and connections."""
+        for close in self.closers:
+            close()
+
+    def ready(self) -> None:
+        """Do nothing, or raise what keeps requests from being answered."""
+        self.registry.count(ANYONE)
+        self.runner.state()
+
+
+def open_service(
+    registry: Registry,
+    base: str = DEFAULT_MODEL,
+    config: ServiceConfig | None = None,
+    *,
+    open: bool = False,
+    backbone: Backbone | None = None,
+    experts: Experts | None = None,
+) -> Service:
+    """Load the model and start what the routes need.
+
+    Args:
+        registry: of adapters, keys and jobs; closed with the service.
+        base: alias, directory or hub id of the base model.
+        config: limits.
+        open: take requests without a key.
+        backbone: the base model, if it is loaded already.
+        experts: for `adapter: "auto"`.
+
+    Raises:
+        UsageError: no such model.
+        ShoalError: it is damaged or does not fit the memory, or the registry cannot be used.
+    """
+    config, experts = config or ServiceConfig(), experts or Experts()
+    try:
+        registry.sweep()  # of what a killed service left
+    except UnavailableError as error:  # others are writing: they are alive, and sweep when they start
+        log.info("not swept: %s", error)
+    backbone = backbone or load_backbone(base)
+    shape = backbone.shape
+    generator = TextToLoRA(base)
+    skills = OwnersSkills(SkillDetector(generator.encoder), config.max_custom_skills)
+
+    def load(sha256: str) -> LoRA:
+        return registry.read(sha256).lora.to(backbone.device, backbone.dtype)
+
+    def state() -> EngineState:
+        return runner.state()
+
+    monitoring, cache = Monitoring(state), AdapterCache(load, config.cache_bytes)
+    engine = Engine(
+        backbone,
+        limits=Limits(
+            max_batch=config.max_running,
+            max_waiting=config.max_waiting,
+            max_n=config.max_choices,
+            max_rank=config.max_rank * config.max_mix,
+        ),
+        adapters=cache,
+        basis=experts.basis,
+        observe=monitoring.observe,
+    )
+    runner = EngineRunner(engine)
+    limits = RateLimits(config)
+    adapters = Adapters(registry, generator, skills, monitoring, cache, config)
+    alias = (DEFAULT_MODEL,) if shape.base_model == DEFAULT_HUB_ID else ()
+    names = (shape.base_model, *alias)
+    choices = Choices(registry, names, adapters, experts, runner.run, config.max_mix)
+    jobs = Jobs(registry, shape, base, config)
+    answers = Answers(backbone, runner, choices, limits, config)
+    log.info("serving %s from %s", shape.base_model, registry.database.shown)
+    return Service(
+        config=config,
+        registry=registry,
+        keys=ApiKeys(registry.database),
+        base_names=names,
+        open=open,
+        runner=runner,
+        monitoring=monitoring,
+        limits=limits,
+        skills=skills,
+        adapters=adapters,
+        choices=choices,
+        answers=answers,
+        jobs=jobs,
+        closers=(jobs.close, runner.close, registry.close),
+    )

@@ -1,0 +1,127 @@
+"""Adapters in memory by name, those used last, within a number of bytes.
+
+Loads what is asked for, each name once at a time. Knows nothing of where adapters come from.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+from shoal.errors import UsageError
+from shoal.lora import LoRA
+
+
+@dataclass(frozen=True)
+class CacheStatistics:
+    """What the cache has done and holds.
+
+    Attributes:
+        hits: requests for an adapter that was there, or on its way.
+        misses: requests that loaded one.
+        evictions: adapters given up for want of room.
+        adapters: how many are held.
+        bytes: that they take.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    adapters: int = 0
+    bytes: int = 0
+
+
+class AdapterCache:
+    """A bounded cache for any number of threads."""
+
+    def __init__(self, load: Callable[[str], LoRA], max_bytes: int) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            load: gives the adapter of a name, best in the dtype and on the device of the model, or raises; it
+                is called without a lock, on the thread that asks.
+            max_bytes: of all adapters together. One that is larger is given out and not kept.
+
+        Raises:
+            UsageError: max_bytes is below 0.
+        """
+        if max_bytes < 0:
+            raise UsageError(f"max_bytes {max_bytes} is below 0; give the bytes that adapters may take")
+        self._load, self._max_bytes = load, max_bytes
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, LoRA] = OrderedDict()  # the one used last is last
+        self._coming: dict[str, Future[LoRA]] = {}
+        self._statistics = CacheStatistics()
+
+    def get(self, name: str) -> LoRA:
+        """The adapter of a name, loaded if need be.
+
+        Raises:
+            Exception: whatever `load` raises, to everyone who waited for it; nothing of it is kept.
+        """
+        with self._lock:
+            here, coming = self._held.get(name), self._coming.get(name)
+            if here is None and coming is None:
+                own = self._coming[name] = Future()
+                self._count(misses=1)
+            else:
+                self._count(hits=1)
+            if here is not None:
+                self._held.move_to_end(name)
+                return here
+        if coming is not None:
+            return coming.result()
+        try:
+            lora = self._load(name)
+        except BaseException as error:
+            with self._lock:
+                self._forget(name, own)
+            own.set_exception(error)
+            raise
+        with self._lock:
+            if self._forget(name, own):
+                self._keep(name, lora)
+        own.set_result(lora)
+        return lora
+
+    def discard(self, name: str) -> None:
+        """Forget an adapter, also one that is being loaded: the next `get` loads it anew."""
+        with self._lock:
+            self._coming.pop(name, None)
+            lora = self._held.pop(name, None)
+            if lora is not None:
+                self._count(adapters=-1, bytes=-size(lora))
+
+    def statistics(self) -> CacheStatistics:
+        """Counts since the beginning, and what is held now."""
+        with self._lock:
+            return self._statistics
+
+    def _forget(self, name: str, own: Future[LoRA]) -> bool:
+        """End a load; whether it was still wanted."""
+        wanted = self._coming.get(name) is own
+        if wanted:
+            del self._coming[name]
+        return wanted
+
+    def _keep(self, name: str, lora: LoRA) -> None:
+        own = size(lora)
+        if own > self._max_bytes:
+            return
+        while self._statistics.bytes + own > self._max_bytes:
+            _, oldest = self._held.popitem(last=False)
+            self._count(evictions=1, adapters=-1, bytes=-size(oldest))
+        self._held[name] = lora
+        self._count(adapters=1, bytes=own)
+
+    def _count(self, **changes: int) -> None:
+        now = self._statistics
+        self._statistics = replace(now, **{name: getattr(now, name) + by for name, by in changes.items()})
+
+
+def size(lora: LoRA) -> int:
+    """Bytes of an adapter's factors."""
+    return sum(t.numel() * t.element_size() for factors in lora.factors.values() for t in factors)

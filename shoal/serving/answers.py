@@ -1,0 +1,125 @@
+"""A request on its way, and each of its answers as it grows token by token."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from shoal.row_adapters import Adaptation
+from shoal.sampling import Scores
+from shoal.serving.records import Delta, Finish, FinishedRecord, Outcome, Request, TokenScore
+from shoal.serving.text_stream import TextStream, TokenTexts
+
+
+@dataclass(eq=False)
+class Job:
+    """A request between its arrival and its end.
+
+    Attributes:
+        ticket: its number.
+        request: what was asked.
+        arrived: when, in seconds of the engine's clock.
+        placed: when it got a place.
+        first_token: when its first token was drawn.
+        adaptation: what its rows are adapted by, from its place on.
+        open: answers that have not ended.
+        tokens: generated, over all answers.
+        over: whether nothing more is to be done for it.
+    """
+
+    ticket: int
+    request: Request
+    arrived: float
+    placed: float | None = None
+    first_token: float | None = None
+    adaptation: Adaptation = None
+    open: int = field(init=False)
+    tokens: int = 0
+    over: bool = False
+
+    def __post_init__(self) -> None:
+        self.open = self.request.n
+
+    @property
+    def width(self) -> int:
+        """Columns that each of its rows may come to need."""
+        return len(self.request.prompt) + self.request.max_tokens
+
+    def record(self, outcome: Outcome, now: float) -> FinishedRecord:
+        """What is known of it at its end."""
+        return FinishedRecord(
+            outcome,
+            (now if self.placed is None else self.placed) - self.arrived,
+            None if self.first_token is None else self.first_token - self.arrived,
+            now - self.arrived,
+            len(self.request.prompt),
+            self.tokens,
+        )
+
+
+class Answer:
+    """One of a request's answers.
+
+    Attributes:
+        job: its request.
+        index: which of the n answers.
+        latest: its last token, which the model has not read yet.
+        latest_at: when that was drawn.
+        finished: whether it has ended.
+    """
+
+    def __init__(self, job: Job, index: int, text: TextStream) -> None:
+        """No token yet."""
+        self.job, self.index = job, index
+        self.latest, self.latest_at, self.finished = 0, 0.0, False
+        self._text, self._count = text, 0
+        self._scores: list[Scores] = []  # of tokens that are not released
+        seed = job.request.sampling.seed
+        # Seeding with text makes answers of one seed independent, on every platform and version.
+        self._random = random.Random(None if seed is None else f"{seed} {index}")
+
+    def number(self) -> float:
+        """The next random number, uniform in [0, 1)."""
+        return self._random.random()
+
+    def take(
+        self, token: int, ends: frozenset[int], scores: Scores | None, texts: TokenTexts
+    ) -> Delta | None:
+        """Append a token; what can be shown now, or None where that is nothing.
+
+        Args:
+            token: the next one.
+            ends: tokens that end an answer.
+            scores: of the token, where the request asks for them.
+            texts: what tokens say by themselves.
+        """
+        request = self.job.request
+        self.latest, self._count = token, self._count + 1
+        self.job.tokens += 1
+        finish: Finish | None = None
+        if request.stop_at_end and token in ends:
+            finish, released = "stop", self._text.finish()
+        else:
+            if scores is not None:
+                self._scores.append(scores)
+            released = self._text.push(token)
+            if released.stopped:
+                finish = "stop"
+            elif self._count >= request.max_tokens:
+                rest = self._text.finish()
+                finish = "stop" if rest.stopped else "length"
+                released = rest._replace(text=released.text + rest.text, tokens=released.tokens + rest.tokens)
+        self.finished = finish is not None
+        shown = tuple(_told(scores, texts) for scores in self._scores[: released.tokens])
+        self._scores = self._scores[released.tokens :]
+        if not released.text and not shown and finish is None:
+            return None
+        return Delta(self.index, released.text, shown, finish, self._count)
+
+
+def _told(scores: Scores, texts: TokenTexts) -> TokenScore:
+    chosen, *top = (
+        TokenScore(s.token, texts.text(s.token), texts.bytes(s.token), s.logprob)
+        for s in (scores.chosen, *scores.top)
+    )
+    return TokenScore(chosen.token, chosen.text, chosen.bytes, chosen.logprob, tuple(top))

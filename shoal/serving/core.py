@@ -1,0 +1,354 @@
+"""Continuous batching over one model: a step reads some of the next prompts and gives every answer a token.
+
+Requests are taken in order, when a row and room for their keys and values are free. A request's answers do
+not depend on what else runs. What fails takes with it only those whose step it was. Driven by `step`, without
+threads of its own; `submit` and `cancel` may be called from any thread, all else from one.
+
+Source of scheduling by iterations: Yu et al., "Orca", OSDI 2022, section 3.1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from shoal.backbone import Backbone
+from shoal.decoding import Rows
+from shoal.errors import ShoalError, reason
+from shoal.row_adapters import ModelBasis
+from shoal.sampling import choose_tokens, token_scores
+from shoal.serving.adapter_cache import AdapterCache, CacheStatistics
+from shoal.serving.admission import Admission
+from shoal.serving.answers import Answer, Job
+from shoal.serving.records import (
+    EngineClosed,
+    EngineFull,
+    EngineState,
+    Event,
+    FinishedRecord,
+    Limits,
+    Outcome,
+    Request,
+    StepRecord,
+)
+from shoal.serving.text_stream import TextStream, TokenTexts
+from shoal.svf import Decompositions
+
+log = logging.getLogger(__name__)
+
+Observer = Callable[[StepRecord | FinishedRecord], None]
+
+
+class Engine:
+    """Answers to many requests at once."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        limits: Limits | None = None,
+        adapters: AdapterCache | None = None,
+        basis: Decompositions | None = None,
+        observe: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            backbone: the model; between steps others may use it.
+            limits: what is taken on.
+            adapters: where adapters that requests name are found.
+            basis: decompositions that experts scale.
+            observe: is told of every step and of every request that ends.
+            clock: gives seconds.
+
+        Raises:
+            UsageError: the tokenizer cannot decode token by token.
+        """
+        self._backbone, self.limits = backbone, limits or Limits()
+        self._adapters, self._observe, self._clock = adapters, observe, clock
+        self._texts = TokenTexts(backbone.tokenizer)
+        self._basis = ModelBasis(backbone.model, basis)
+        self._admission = Admission(backbone, self.limits, adapters, self._basis)
+        eos = backbone.tokenizer.eos_token_id
+        self._ends = frozenset({backbone.end_of_turn} | ({int(eos)} if eos is not None else set()))
+        self._lock = threading.Lock()  # over what other threads touch: the next three
+        self._waiting: deque[Job] = deque()
+        self._cancelled: set[int] = set()
+        self._closed = False
+        self._tickets = itertools.count()
+        self._reading: list[Job] = []  # whose prompts `_prompts` holds, a row each
+        self._prompts: Rows | None = None
+        self._rows, self._answers = self._no_rows(), list[Answer]()  # of the same order
+        self._gaps: list[float] = []
+
+    def submit(self, request: Request) -> int:
+        """Check a request and queue it, from any thread; loads the adapters that it names.
+
+        Returns:
+            Its ticket, which its events carry.
+
+        Raises:
+            UsageError: it is outside the limits of the engine or the model.
+            EngineFull: as many requests wait as may.
+            EngineClosed: the engine was closed.
+            Exception: what the adapter cache raises for an adapter's name.
+        """
+        self.check(request)
+        return self.queue(request)
+
+    def check(self, request: Request) -> None:
+        """The first half of `submit`, which may take time: refuses what `submit` refuses."""
+        self._refuse()
+        self._admission.check(request)
+
+    def queue(self, request: Request) -> int:
+        """The second half of `submit`, for a request that was checked."""
+        with self._lock:
+            self._refuse()
+            job = Job(next(self._tickets), request, self._clock())
+            self._waiting.append(job)
+            return job.ticket
+
+    def cancel(self, ticket: int) -> None:
+        """End a request, from any thread: its rows are free before the model runs again; no event follows."""
+        with self._lock:
+            self._cancelled.add(ticket)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        with self._lock:
+            return bool(self._waiting or self._reading or self._answers or self._cancelled)
+
+    def state(self) -> EngineState:
+        """What is going on; from any thread, where it may be a step old."""
+        jobs = {id(job): job for job in [*self._reading, *(a.job for a in list(self._answers))]}.values()
+        return EngineState(
+            len(self._waiting),
+            len(self._answers),
+            len(self._reading),
+            self._admission.reserved(list(jobs)),
+            self._adapters.statistics() if self._adapters else CacheStatistics(),
+        )
+
+    def step(self) -> list[Event]:
+        """Do one round: drop what was cancelled, give every answer a token, read some of the next prompts."""
+        started, self._gaps = self._clock(), []
+        self._drop_cancelled()
+        running, events = len(self._answers), []
+        if self._answers:
+            events += self._decode()
+        events += self._admit()
+        columns = 0
+        if self._prompts is not None:
+            columns = min(self._prompts.unread, max(1, self.limits.prefill_tokens // len(self._reading)))
+            columns *= len(self._reading)
+            events += self._read()
+        if self._observe and (running or columns):
+            seconds = self._clock() - started
+            self._observe(StepRecord(seconds, running, len(self._waiting), columns, tuple(self._gaps)))
+        return events
+
+    def close(self, error: ShoalError | None = None) -> list[Event]:
+        """Fail every request, and take no more.
+
+        Args:
+            error: what they fail with; `EngineClosed` by default.
+        """
+        with self._lock:
+            self._closed = True
+        return self.fail_all(error or EngineClosed("the engine was shut down; ask again when it is back"))
+
+    def fail_all(self, error: ShoalError) -> list[Event]:
+        """Fail every request that is here, and go on with those that come."""
+        with self._lock:
+            jobs = list(self._waiting)
+            self._waiting.clear()
+        jobs += [*self._reading, *(answer.job for answer in self._answers)]
+        self._reading, self._prompts = [], None
+        self._rows, self._answers = self._no_rows(), []
+        return self._fail(jobs, error)
+
+    def _refuse(self) -> None:
+        if self._closed:
+            raise EngineClosed("the engine was shut down; ask again when it is back")
+        if len(self._waiting) >= self.limits.max_waiting:
+            raise EngineFull(
+                f"{len(self._waiting)} requests wait, of at most {self.limits.max_waiting}; try again later"
+            )
+
+    def _no_rows(self) -> Rows:
+        return Rows(self._backbone, basis=self._basis)
+
+    def _drop_cancelled(self) -> None:
+        with self._lock:
+            tickets, self._cancelled = self._cancelled, set()
+            if not tickets:
+                return
+            gone = [job for job in self._waiting if job.ticket in tickets]
+            self._waiting = deque(job for job in self._waiting if job.ticket not in tickets)
+        gone += [job for job in self._reading if job.ticket in tickets]
+        gone += [answer.job for answer in self._answers if answer.job.ticket in tickets]
+        for job in gone:
+            self._end(job, "cancelled")
+        if all(job.over for job in self._reading):
+            self._reading, self._prompts = [], None
+        self._drop_finished()
+
+    def _decode(self) -> list[Event]:
+        """One token for every answer that runs."""
+        try:
+            logits = self._rows.step(torch.tensor([answer.latest for answer in self._answers]))
+            events = self._take(self._answers, logits)
+        except Exception as error:
+            log.exception("a step of %d answers failed", len(self._answers))
+            jobs = [answer.job for answer in self._answers]
+            self._rows, self._answers = self._no_rows(), []
+            return self._fail(jobs, ShoalError(f"the step of this answer failed: {reason(error)}; ask again"))
+        self._drop_finished()
+        return events
+
+    def _admit(self) -> list[Event]:
+        """Give places to those who wait, in order; while prompts are read, others wait."""
+        events: list[Event] = []
+        while self._prompts is None and self._waiting:
+            with self._lock:
+                placed = self._admission.next_group(
+                    self._waiting, list({id(a.job): a.job for a in self._answers}.values())
+                )
+            if not placed:
+                break
+            for job in placed:
+                job.placed = self._clock()
+                try:
+                    job.adaptation = self._admission.adaptation(job.request)
+                except (
+                    Exception
+                ) as error:  # its own alone: the adapter is gone or broken since it was checked
+                    own = error if isinstance(error, ShoalError) else ShoalError(reason(error))
+                    events += self._fail([job], own)
+            self._reading = [job for job in placed if not job.over]
+            if self._reading:
+                events += self._begin()
+        return events
+
+    def _begin(self) -> list[Event]:
+        try:
+            self._prompts = Rows(
+                self._backbone,
+                [job.request.prompt for job in self._reading],
+                [job.adaptation for job in self._reading],
+                basis=self._basis,
+            )
+        except Exception as error:
+            return self._fail_reading(error)
+        return []
+
+    def _read(self) -> list[Event]:
+        """Read the next columns of prompts; after the last ones their answers begin."""
+        assert self._prompts is not None
+        jobs, prompts = self._reading, self._prompts
+        try:
+            logits = prompts.read(max(1, self.limits.prefill_tokens // len(jobs)))
+            if prompts.unread:
+                return []
+            picks = [row for row, job in enumerate(jobs) if not job.over for _ in range(job.request.n)]
+            begun = [
+                Answer(job, index, TextStream(self._backbone.tokenizer, job.request.stop))
+                for job in jobs
+                if not job.over
+                for index in range(job.request.n)
+            ]
+            events = self._take(begun, logits[picks])
+            running = [place for place, answer in enumerate(begun) if not _ended(answer)]
+            self._rows.join(prompts, [picks[place] for place in running])
+            self._answers += [begun[place] for place in running]
+        except Exception as error:
+            return self._fail_reading(error)
+        self._reading, self._prompts = [], None
+        return events
+
+    def _fail_reading(self, error: Exception) -> list[Event]:
+        log.error("reading %d prompts failed", len(self._reading), exc_info=error)
+        jobs, self._reading, self._prompts = self._reading, [], None
+        if len(self._rows) != len(self._answers):  # it failed while rows joined those that run
+            jobs += [answer.job for answer in self._answers]
+            self._rows, self._answers = self._no_rows(), []
+        return self._fail(jobs, ShoalError(f"reading this prompt failed: {reason(error)}; ask again"))
+
+    def _take(self, answers: Sequence[Answer], logits: Tensor) -> list[Event]:
+        """Draw a token for every answer and append it."""
+        rules = [answer.job.request.sampling for answer in answers]
+        numbers = [answer.number() if answer.job.request.sampling.temperature else 0.0 for answer in answers]
+        tokens = choose_tokens(logits, rules, numbers)
+        tops = [answer.job.request.logprobs for answer in answers]
+        scored = [row for row, top in enumerate(tops) if top is not None and tokens[row] is not None]
+        scores = dict(
+            zip(
+                scored,
+                token_scores(
+                    logits[scored], [tokens[r] or 0 for r in scored], [tops[r] or 0 for r in scored]
+                ),
+                strict=True,
+            )
+        )
+        events, now = [], self._clock()
+        for row, (answer, token) in enumerate(zip(answers, tokens, strict=True)):
+            if answer.job.over:
+                continue
+            if token is None:
+                events += self._fail([answer.job], ShoalError(NOT_FINITE))
+                continue
+            if answer.latest_at:
+                self._gaps.append(now - answer.latest_at)
+            answer.latest_at = now
+            if answer.job.first_token is None:
+                answer.job.first_token = now
+            delta = answer.take(token, self._ends, scores.get(row), self._texts)
+            if answer.finished:
+                answer.job.open -= 1
+                if not answer.job.open:
+                    assert delta is not None and delta.finish_reason is not None
+                    self._end(answer.job, delta.finish_reason)
+            if delta is not None:
+                events.append(Event(answer.job.ticket, delta, None, answer.job.over))
+        return events
+
+    def _drop_finished(self) -> None:
+        before = len(self._answers)
+        for row in reversed(range(before)):
+            if _ended(self._answers[row]):
+                self._rows.drop(row)
+                self._answers[row] = self._answers[-1]
+                self._answers.pop()
+        if before and not self._answers:
+            self._rows = self._no_rows()  # gives the buffers back
+
+    def _fail(self, jobs: Sequence[Job], error: ShoalError) -> list[Event]:
+        failed = [job for job in dict.fromkeys(jobs) if not job.over]
+        for job in failed:
+            self._end(job, "failed")
+        return [Event(job.ticket, None, error, True) for job in failed]
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        if not job.over:
+            job.over = True
+            if self._observe:
+                self._observe(job.record(outcome, self._clock()))
+
+
+NOT_FINITE = (
+    "the model's logits are not finite with this request's adapter; check the adapter, or use another"
+)
+
+
+def _ended(answer: Answer) -> bool:
+    return answer.finished or answer.job.over

@@ -1,0 +1,193 @@
+"""What goes into the engine and comes out: requests, limits, pieces of answers, and what operators watch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from shoal.errors import ShoalError, UsageError
+from shoal.lora import LoRA
+from shoal.sampling import Sampling
+from shoal.serving.adapter_cache import CacheStatistics
+from shoal.svf import ExpertVector
+
+Finish = Literal["stop", "length"]
+Outcome = Literal["stop", "length", "cancelled", "failed"]
+MAX_STOPS, MAX_STOP_LENGTH, MAX_TOP = 4, 256, 20
+
+
+class EngineFull(ShoalError):
+    """As many requests wait as may: try again later."""
+
+
+class EngineClosed(ShoalError):
+    """The engine was shut down."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question, and how it is to be answered.
+
+    Attributes:
+        prompt: token ids.
+        adapter: a name of the engine's adapter cache; names with weights, whose delta weights are added up; a
+            LoRA; an expert or mixture of experts, with one z for each weight; or None for the bare model.
+        max_tokens: limit of an answer, in tokens.
+        n: answers to the same prompt.
+        sampling: how tokens are drawn. With a seed, answer i is the same in any batch.
+        stop: up to 4 strings; an answer ends before the first of them.
+        logprobs: None, or for every token its score and those of so many of the likeliest tokens, 0 to 20.
+        stop_at_end: False goes on past the end-of-turn token.
+    """
+
+    prompt: Sequence[int]
+    adapter: str | Mapping[str, float] | LoRA | ExpertVector | None = None
+    max_tokens: int = 256
+    n: int = 1
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    stop_at_end: bool = True
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine takes on.
+
+    Attributes:
+        max_batch: answers that are generated together.
+        max_waiting: requests that may wait for a place.
+        kv_tokens: places for keys and values: answers that run together times the longest of their prompts
+            with limit. Buffers may be up to twice as large, since they grow in steps.
+        prefill_tokens: of prompts that are read in one step, between which running answers go on.
+        max_n: answers of one request.
+        max_rank: of a request's LoRA, after composition.
+        unread_events: pieces of an answer that may wait for a reader; one more, and the request is cancelled.
+    """
+
+    max_batch: int = 16
+    max_waiting: int = 128
+    kv_tokens: int = 32768
+    prefill_tokens: int = 512
+    max_n: int = 16
+    max_rank: int = 256
+    unread_events: int = 512
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise UsageError(f"{name} {value} is below 1; raise it")
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token of an answer under the model's own distribution, before temperature, top-p and top-k.
+
+    Attributes:
+        token: its id.
+        text: of it alone, in which half a character is U+FFFD.
+        bytes: that it stands for.
+        logprob: natural logarithm of its probability.
+        top: the likeliest tokens in its place, without alternatives of their own.
+    """
+
+    token: int
+    text: str
+    bytes: tuple[int, ...]
+    logprob: float
+    top: tuple[TokenScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The next piece of an answer.
+
+    Attributes:
+        index: of the answer, 0 to n - 1.
+        text: which no later piece changes.
+        tokens: scores of the tokens that it completes, where the request asks for them.
+        finish_reason: of the last piece: `stop` after a stop string or the end of turn, `length` at the limit.
+        completion_tokens: generated for this answer until now, with the end-of-turn token.
+    """
+
+    index: int
+    text: str
+    tokens: tuple[TokenScore, ...] = ()
+    finish_reason: Finish | None = None
+    completion_tokens: int = 0
+
+
+class Event(NamedTuple):
+    """Something for the one who asked.
+
+    Attributes:
+        ticket: what `submit` gave.
+        delta: a piece of an answer; None where the request failed.
+        error: why it did.
+        last: whether nothing more comes.
+    """
+
+    ticket: int
+    delta: Delta | None
+    error: ShoalError | None
+    last: bool
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of the engine.
+
+    Attributes:
+        seconds: that it took.
+        running: answers that got a token in it.
+        waiting: requests without a place after it.
+        prefill_tokens: of prompts that were read.
+        gaps: for every answer that got a token and had one before, seconds between the two.
+    """
+
+    seconds: float
+    running: int
+    waiting: int
+    prefill_tokens: int
+    gaps: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FinishedRecord:
+    """One request that has ended.
+
+    Attributes:
+        outcome: of its last answer; or that it was cancelled, or failed.
+        queue_seconds: until it had a place; all of its time where it had none.
+        first_token_seconds: from its arrival to its first token; None where there was none.
+        total_seconds: from its arrival to its end.
+        prompt_tokens: of its prompt.
+        completion_tokens: generated, over all n answers.
+    """
+
+    outcome: Outcome
+    queue_seconds: float
+    first_token_seconds: float | None
+    total_seconds: float
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What the engine is busy with.
+
+    Attributes:
+        waiting: requests without a place.
+        running: answers that are being generated.
+        reading: requests whose prompts are being read.
+        kv_tokens: places for keys and values that are reserved.
+        adapters: what its adapter cache has done and holds.
+    """
+
+    waiting: int
+    running: int
+    reading: int
+    kv_tokens: int
+    adapters: CacheStatistics

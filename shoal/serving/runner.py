@@ -1,0 +1,134 @@
+"""The engine on a thread of its own: requests from any thread or event loop, answers as streams."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TypeVar
+
+from shoal.errors import ShoalError, reason
+from shoal.serving.core import Engine
+from shoal.serving.records import EngineClosed, EngineState, Event, Request
+from shoal.serving.stream import Stream
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class EngineRunner:
+    """Drives an engine while it has something to do, and sleeps while it has not; also a context manager."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Start the thread; the engine is driven by it alone from now on."""
+        self._engine = engine
+        self._wanted = threading.Condition()  # over the next three
+        self._calls: deque[Callable[[], None]] = deque()
+        self._streams: dict[int, Stream] = {}
+        self._closing = False
+        self._thread = threading.Thread(target=self._drive, name="shoal-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> Stream:
+        """Ask, from any thread; adapters that the request names are loaded on this one.
+
+        Raises:
+            UsageError: the request is outside the limits of the engine or the model.
+            EngineFull: as many requests wait as may.
+            EngineClosed: the engine was closed.
+            Exception: what the adapter cache raises for an adapter's name.
+        """
+        self._engine.check(request)
+        with self._wanted:
+            ticket = self._engine.queue(request)
+            stream = Stream(lambda: self._cancel(ticket), self._engine.limits.unread_events)
+            self._streams[ticket] = stream
+            self._wanted.notify()
+        return stream
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        """Call a function on the engine's thread between two steps, so that it has the model for itself.
+
+        Raises:
+            EngineClosed: the engine was closed.
+            Exception: what the function raises.
+        """
+        result: Future[Result] = Future()
+
+        def call() -> None:
+            try:
+                result.set_result(function())
+            except BaseException as error:
+                result.set_exception(error)
+
+        with self._wanted:
+            if self._closing:
+                raise EngineClosed("the engine was shut down; ask again when it is back")
+            self._calls.append(call)
+            self._wanted.notify()
+        return result.result()
+
+    def state(self) -> EngineState:
+        """What the engine is busy with, from any thread."""
+        return self._engine.state()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """End every stream with `EngineClosed` and the thread after its step; a second time does nothing.
+
+        Args:
+            timeout: seconds to wait for the step that runs.
+
+        Raises:
+            ShoalError: the step takes longer; the thread ends after it.
+        """
+        with self._wanted:
+            self._closing = True
+            self._wanted.notify()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise ShoalError(f"the engine's step still runs after {timeout:g} seconds; it ends after that")
+
+    def __enter__(self) -> EngineRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _cancel(self, ticket: int) -> None:
+        self._engine.cancel(ticket)
+        with self._wanted:
+            self._streams.pop(ticket, None)
+            self._wanted.notify()
+
+    def _drive(self) -> None:
+        while True:
+            with self._wanted:
+                self._wanted.wait_for(lambda: self._closing or self._calls or self._engine.busy)
+                calls, closing = list(self._calls), self._closing
+                self._calls.clear()
+            for call in calls:
+                call()
+            if closing:
+                self._hand_out(self._engine.close())
+                return
+            try:
+                events = self._engine.step()
+            except Exception as error:  # the engine's own: those who are here fail, and it goes on
+                log.exception("the engine failed between its steps")
+                events = self._engine.fail_all(ShoalError(f"the engine failed: {reason(error)}; ask again"))
+            self._hand_out(events)
+
+    def _hand_out(self, events: list[Event]) -> None:
+        for event in events:
+            with self._wanted:
+                stream = self._streams.get(event.ticket)
+                if event.last:
+                    self._streams.pop(event.ticket, None)
+            if stream is not None:
+                stream.put(event)

@@ -1,0 +1,311 @@
+"""The service on a real port: the official client works unchanged, owners are apart, and places are freed."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import socket
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import torch
+
+from shoal.adapter_store import load_adapter, save_adapter
+from shoal.backbone_shape import load_shape
+from shoal.lora import LoRA, LoraFactors
+from shoal.model_card import AdapterCard
+
+ASK: Any = [{"role": "user", "content": "Say something."}]
+GREEDY: dict[str, Any] = {"messages": ASK, "max_tokens": 8, "temperature": 0}
+
+
+@pytest.fixture
+def client(running: Any) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key=running.ada, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def http(running: Any) -> Iterator[httpx2.Client]:
+    headers = {"Authorization": f"Bearer {running.ada}"}
+    with httpx2.Client(base_url=running.url, headers=headers, timeout=60) as http:
+        yield http
+
+
+@pytest.fixture(scope="session")
+def zipped(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A PEFT ZIP of an adapter that changes every answer."""
+    shape, folder = load_shape(str(tiny_llama)), tmp_path_factory.mktemp("loud")
+    generator = torch.Generator().manual_seed(5)
+    factors = {
+        t.name: LoraFactors(
+            torch.randn(4, t.in_features, generator=generator),
+            torch.randn(t.out_features, 4, generator=generator),
+        )
+        for t in shape.select(("q_proj", "v_proj"), None)
+    }
+    card = AdapterCard(generator="test", trained=True, description="Loud.", scores={"exact match": 0.5})
+    save_adapter(folder / "a", LoRA(factors, 8.0), shape=shape, card=card)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in (folder / "a").iterdir():
+            archive.write(path, path.name)
+    return file.getvalue()
+
+
+@pytest.fixture
+def loud(http: httpx2.Client, zipped: bytes) -> Iterator[str]:
+    """That adapter, private to ada, for one test."""
+    answer = http.post("/v1/adapters/import", data={"name": "loud"}, files={"file": ("loud.zip", zipped)})
+    assert answer.status_code == 201, answer.text
+    yield "loud"
+    http.delete("/v1/adapters/loud")
+
+
+def wait_until_idle(running: Any) -> None:
+    until = time.monotonic() + 20
+    while running.service.runner.state().running or running.service.runner.state().waiting:
+        assert time.monotonic() < until, "places are not freed"
+        time.sleep(0.01)
+
+
+def test_models_have_parents(running: Any, client: openai.OpenAI, loud: str) -> None:
+    models = {model.id: model for model in client.models.list()}
+    assert set(models) == {running.model, loud}
+    assert models[loud].parent == running.model and models[running.model].parent is None  # type: ignore[attr-defined]
+    assert client.models.retrieve(loud).owned_by == "ada"
+    assert client.models.retrieve(running.model).owned_by == "shoal"
+
+
+def test_chats_stream_what_they_answer_whole(running: Any, client: openai.OpenAI, loud: str) -> None:
+    answers = {}
+    for model in (running.model, loud):
+        whole = client.chat.completions.create(model=model, **GREEDY)
+        chunks = list(
+            client.chat.completions.create(
+                model=model, stream=True, stream_options={"include_usage": True}, **GREEDY
+            )
+        )
+        text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        answers[model] = whole.choices[0].message.content
+        assert text == answers[model] and whole.choices[0].finish_reason == "length"
+        assert chunks[0].choices[0].delta.role == "assistant" and not chunks[-1].choices
+        assert chunks[-1].usage == whole.usage and whole.usage is not None
+        assert whole.usage.completion_tokens == 8 and whole.model == model
+        assert {c.id for c in chunks} == {chunks[0].id}
+    assert answers[running.model] != answers[loud]
+
+
+def test_completions_seeds_choices_and_scores(running: Any, client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {
+        "model": running.model,
+        "prompt": ["one", "two"],
+        "max_tokens": 5,
+        "n": 2,
+        "seed": 7,
+    }
+    first, second = (client.completions.create(logprobs=2, **options) for _ in range(2))
+    assert [c.text for c in first.choices] == [c.text for c in second.choices]
+    assert [c.index for c in first.choices] == [0, 1, 2, 3]
+    scores = first.choices[0].logprobs
+    assert scores is not None and scores.token_logprobs is not None and len(scores.token_logprobs) == 5
+    assert all(len(top) <= 2 for top in scores.top_logprobs or ())
+    streamed = list(client.completions.create(stream=True, **options))
+    for index, choice in enumerate(first.choices):
+        pieces = [c.choices[0].text for c in streamed if c.choices and c.choices[0].index == index]
+        assert "".join(pieces) == choice.text
+    ids = client.completions.create(model=running.model, prompt=[1, 2, 3], max_tokens=2)
+    assert ids.usage is not None and ids.usage.prompt_tokens == 3
+    chat = client.chat.completions.create(model=running.model, logprobs=True, top_logprobs=3, **GREEDY)
+    assert chat.choices[0].logprobs is not None and chat.choices[0].logprobs.content is not None
+    assert [len(t.top_logprobs) for t in chat.choices[0].logprobs.content] == [3] * 8
+
+
+def test_stop_strings_end_an_answer(running: Any, client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model=running.model, **GREEDY).choices[0].message.content or ""
+    stop = whole[3:5]
+    cut = client.chat.completions.create(model=running.model, stop=stop, **GREEDY).choices[0]
+    assert cut.message.content == whole[: whole.index(stop)] and cut.finish_reason == "stop"
+
+
+def test_adapters_by_mix_description_and_auto(running: Any, client: openai.OpenAI, loud: str) -> None:
+    def text(model: str, adapter: object = None) -> str | None:
+        extra = {} if adapter is None else {"adapter": adapter}
+        answer = client.chat.completions.create(model=model, extra_body=extra, **GREEDY)
+        return answer.choices[0].message.content
+
+    base, adapted = text(running.model), text(loud)
+    assert text(running.model, {"mix": [{"name": loud, "weight": 1.0}]}) == adapted
+    assert text(running.model, {"mix": [{"name": loud, "weight": 0.0}]}) == base
+    halves = [{"name": loud, "weight": 0.5}, {"name": loud, "weight": 0.5}]
+    assert text(running.model, {"mix": halves}) == adapted
+    assert text(running.model, {"describe": "Write the plural of the given noun."}) == base  # the identity
+    assert text(running.model, "auto") == base  # no experts
+    for adapter in (
+        {"mix": [{"name": "nobody"}]},
+        {},
+        {"describe": "x y", "mix": [{"name": loud}]},
+        "manual",
+    ):
+        with pytest.raises((openai.BadRequestError, openai.NotFoundError)):
+            text(running.model, adapter)
+    with pytest.raises(openai.BadRequestError, match="`adapter` cannot name another"):
+        text(loud, {"mix": [{"name": loud}]})
+
+
+@pytest.mark.parametrize("name", ["loudd", "Loud", "../loud", "loud@1", "a" * 300])
+def test_a_mistyped_adapter_is_404(client: openai.OpenAI, loud: str, name: str) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model=name, **GREEDY)
+    assert caught.value.code == "model_not_found" and caught.value.param == "model"
+
+
+def test_owners_are_apart(running: Any, loud: str, http: httpx2.Client) -> None:
+    eve = httpx2.Client(base_url=running.url, headers={"Authorization": f"Bearer {running.eve}"})
+    ask = {"model": loud, **GREEDY}
+    assert eve.post("/v1/chat/completions", json=ask).status_code == 404
+    mix = {"model": running.model, "adapter": {"mix": [{"name": loud}]}, **GREEDY}
+    assert eve.post("/v1/chat/completions", json=mix).status_code == 404
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/download"), ("GET", "/norms")):
+        assert eve.request(method, f"/v1/adapters/{loud}{path}").status_code == 404
+    assert eve.get("/v1/adapters").json()["data"] == []
+    assert http.patch(f"/v1/adapters/{loud}", json={"public": True}).json()["public"] is True
+    assert eve.post("/v1/chat/completions", json=ask).status_code == 200
+    assert eve.delete(f"/v1/adapters/{loud}").status_code == 409
+    http.post("/v1/skills", json={"name": "law", "keywords": ["contract"]}).raise_for_status()
+    asked = {"text": "Read this contract."}
+    assert http.post("/v1/skills/detect", json=asked).json()["skills"] == ["law"]
+    assert eve.post("/v1/skills/detect", json=asked).json()["skills"] != ["law"]
+    eve.close()
+
+
+def test_adapters_are_made_listed_fetched_and_deleted(http: httpx2.Client, tmp_path: Path) -> None:
+    wanted = [
+        {"name": f"made-{i}", "description": f"Write the word number {i} of the sentence."} for i in range(3)
+    ]
+    made = http.post("/v1/adapters/batch", json={"adapters": wanted})
+    assert made.status_code == 201, made.text
+    again = http.post("/v1/adapters", json=wanted[0]).json()
+    assert (again["name"], again["version"], again["owner"]) == ("made-0", 2, "ada")
+    first = http.get("/v1/adapters", params={"limit": 2, "search": "made"}).json()
+    rest = http.get("/v1/adapters", params={"after": first["after"], "search": "made"}).json()
+    assert [a["name"] for a in first["data"] + rest["data"]] == ["made-0", "made-1", "made-2"]
+    answer = http.get("/v1/adapters/made-1/download")
+    assert answer.headers["content-disposition"] == 'attachment; filename="made-1.zip"'
+    zipfile.ZipFile(io.BytesIO(answer.content)).extractall(tmp_path)
+    stored = load_adapter(tmp_path)
+    assert stored.card is not None and stored.card.description == wanted[1]["description"]
+    assert set(http.get("/v1/adapters/made-1/norms").json()["norms"]) == set(stored.lora.factors)
+    for new in wanted:
+        assert http.delete(f"/v1/adapters/{new['name']}").json()["deleted"] is True
+    assert http.get("/v1/adapters/made-1").status_code == 404
+
+
+def test_the_guides_route(http: httpx2.Client) -> None:
+    question = {
+        "prompt": "Make this model excel at code generation and debugging",
+        "model_path": "microsoft/DialoGPT-small",
+    }
+    answer = http.post("/generate-adapter", params=question)
+    assert answer.json() == {"success": True, "skills": ["code_generation", "debugging"]}
+    for path in ("/etc/passwd", "../..", "evil/model", "file:///etc"):
+        refused = http.post("/generate-adapter", params={**question, "model_path": path})
+        assert refused.status_code == 400 and "is not among the base models here" in refused.text
+
+
+def test_a_job_trains_an_adapter(running: Any, http: httpx2.Client) -> None:
+    lines = "\n".join(json.dumps({"input": f"{i}", "output": f"{i + 1}"}) for i in range(40))
+    form = {"name": "next", "definition": "Write the next number.", "steps": "2", "rank": "2"}
+    job = http.post("/v1/jobs", data=form, files={"file": ("x.jsonl", lines)}).json()
+    assert job["state"] == "queued", job
+    waiting = http.post("/v1/jobs", data={**form, "name": "other"}, files={"file": ("x.jsonl", lines)}).json()
+    cancelled = http.post(f"/v1/jobs/{waiting['id']}/cancel").json()
+    assert cancelled["state"] == "cancelled"
+    assert http.post(f"/v1/jobs/{waiting['id']}/cancel").status_code == 409
+    until = time.monotonic() + 120
+    while (job := http.get(f"/v1/jobs/{job['id']}").json())["state"] in ("queued", "running"):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert (job["state"], job["step"], job["steps"]) == ("succeeded", 2, 2), job["error"]
+    assert http.get("/v1/adapters/next").json()["card"]["generator"] == "lora training"
+    assert http.get("/v1/adapters/other").status_code == 404
+    http.delete("/v1/adapters/next")
+    eve = {"Authorization": f"Bearer {running.eve}"}
+    assert http.get(f"/v1/jobs/{job['id']}", headers=eve).status_code == 404
+    for name, content in (("../x", lines), ("x", "no json"), ("x", '{"input": "a"}'), ("x", "")):
+        bad = http.post("/v1/jobs", data={**form, "name": name}, files={"file": ("x.jsonl", content)})
+        assert bad.status_code == 400, bad.text
+    assert not list((running.service.registry.root / "jobs").iterdir())
+
+
+def test_a_running_job_is_cancelled(running: Any, http: httpx2.Client) -> None:
+    lines = "\n".join(json.dumps({"input": f"{i}", "output": f"{i + 1}"}) for i in range(40))
+    form = {"name": "long", "definition": "Write the next number.", "steps": "2000"}
+    job = http.post("/v1/jobs", data=form, files={"file": ("x.jsonl", lines)}).json()
+    until = time.monotonic() + 60
+    while http.get(f"/v1/jobs/{job['id']}").json()["step"] < 1:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert http.post(f"/v1/jobs/{job['id']}/cancel").json()["state"] == "cancelled"
+    while list((running.service.registry.root / "jobs").iterdir()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert http.get("/v1/adapters/long").status_code == 404
+
+
+def test_metrics_and_the_guides_names(http: httpx2.Client, running: Any) -> None:
+    http.post("/v1/chat/completions", json={"model": running.model, **GREEDY})
+    http.post("/v1/skills/judgements", json={"right": True})
+    usage = http.get("/v1/monitoring").json()
+    assert usage["total_requests"] >= usage["successful_requests"] > 0
+    assert usage["avg_response_time"] > 0 and usage["avg_memory_usage"] > 2**20
+    assert usage["skill_detection_accuracy"] == 1.0
+    text = http.get("/metrics").text
+    values = dict(re.findall(r"^(\S+?)(?:\{\S*?\})? (\S+)$", text, re.M))
+    for name in [
+        "shoal_requests_total",
+        "shoal_errors_total",
+        "shoal_queue_seconds_count",
+        "shoal_first_token_seconds_count",
+        "shoal_token_gap_seconds_count",
+        "shoal_tokens_total",
+        "shoal_batch_rows_count",
+        "shoal_memory_bytes",
+        "shoal_adapter_generation_seconds_count",
+        "shoal_adapter_cache_hits_total",
+        "shoal_adapter_cache_misses_total",
+        "shoal_adapter_cache_evictions_total",
+        "total_requests",
+        "successful_requests",
+        "avg_response_time",
+        "avg_memory_usage",
+        "skill_detection_accuracy",
+    ]:
+        assert float(values[name]) >= 0, name
+
+
+def test_a_client_that_goes_away_frees_its_place(running: Any) -> None:
+    for stream in (False, True):
+        body = json.dumps(
+            {"model": running.model, "messages": ASK, "max_tokens": 400, "stream": stream, "n": 8}
+        )
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {running.ada}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))) as connection:
+            connection.sendall((head + body).encode())
+            until = time.monotonic() + 20
+            while not running.service.runner.state().running:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+        wait_until_idle(running)
+    outcomes = running.service.monitoring.outcomes.labels("cancelled")
+    assert outcomes._value.get() >= 2

@@ -1,0 +1,147 @@
+"""A service that is killed at any moment loses nothing that it acknowledged, and leaves nothing half done."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from shoal.api_keys import ApiKeys
+from shoal.registry import AdapterRecord, Registry
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = 50
+# `shoal serve` in a child of a process that has imported everything: 50 starts in a minute, not in ten.
+SERVE = """
+import os, sys
+import torch, uvicorn, shoal.apps.service, shoal.service.service as service, shoal.text_to_lora
+from shoal.backbone import load_backbone
+from shoal.registry import Registry
+backbone = load_backbone(sys.argv[1])
+for line in sys.stdin:
+    if os.fork() == 0:
+        opened = service.open_service(Registry(sys.argv[2]), sys.argv[1], backbone=backbone)
+        app = shoal.apps.service.create_app(opened)
+        settings = {"uds": sys.argv[3], "log_config": None, "http": "h11", "ws": "none"}
+        server = uvicorn.Server(uvicorn.Config(app, **settings))
+        print(os.getpid(), flush=True)
+        server.run()
+        os._exit(0)
+"""
+
+
+class Client(threading.Thread):
+    """Generates, imports and deletes until the service is gone; notes what was acknowledged."""
+
+    def __init__(self, socket: Path, key: str, name: str, archive: bytes) -> None:
+        super().__init__()
+        self.socket, self.key, self.prefix, self.archive = socket, key, name, archive
+        self.kept: set[str] = set()
+        self.doubtful: set[str] = set()  # deleting was asked for
+
+    def run(self) -> None:
+        transport = httpx2.HTTPTransport(uds=str(self.socket))
+        headers = {"Authorization": f"Bearer {self.key}"}
+        with (
+            suppress(httpx2.TransportError),
+            httpx2.Client(transport=transport, base_url="http://x", headers=headers, timeout=20) as http,
+        ):
+            for number in range(10_000):
+                name = f"{self.prefix}-{number}"
+                if number % 2:
+                    answer = http.post(
+                        "/v1/adapters/import", data={"name": name}, files={"file": self.archive}
+                    )
+                else:
+                    description = f"Write the plural of noun number {number} of {self.prefix}."
+                    answer = http.post("/v1/adapters", json={"name": name, "description": description})
+                if answer.status_code == 201:
+                    self.kept.add(name)
+                if number % 3 == 2:
+                    gone = f"{self.prefix}-{number - 1}"
+                    self.doubtful.add(gone)
+                    http.delete(f"/v1/adapters/{gone}")
+
+
+@pytest.mark.slow
+def test_fifty_kills_lose_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    root, socket = tmp_path / "registry", tmp_path / "s"
+    registry = Registry(root)
+    key = ApiKeys(registry.database).create("ada")
+    registry.close()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SERVE, str(tiny_llama), str(root), str(socket)]
+    parent = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        text=True,
+    )
+    assert parent.stdin is not None and parent.stdout is not None
+    chance, archive = random.Random(1), b""
+    kept: set[str] = set()
+    doubtful: set[str] = set()
+    try:
+        for kill in range(KILLS):
+            socket.unlink(missing_ok=True)
+            parent.stdin.write("go\n")
+            parent.stdin.flush()
+            service = int(parent.stdout.readline())
+            until = time.monotonic() + 60
+            while not socket.exists():
+                assert time.monotonic() < until
+                time.sleep(0.005)
+            clients = [Client(socket, key, f"k{kill}-{i}", archive) for i in range(2)]
+            for client in clients:
+                client.start()
+            time.sleep(chance.uniform(0.05, 0.7))
+            os.kill(service, signal.SIGKILL)
+            for client in clients:
+                client.join()
+                kept |= client.kept
+                doubtful |= client.doubtful
+            archive = archive or some_archive(root)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdin.close()
+        parent.stdout.close()
+    registry = Registry(root)
+    records: list[AdapterRecord] = []
+    after: str | None = ""
+    while after is not None:
+        page = registry.page(None, after=after, limit=200)
+        records, after = records + list(page.records), page.after
+    assert len(kept) > KILLS and kept - doubtful <= {r.name for r in records}
+    for record in records:
+        registry.load(record)
+    orphans = registry.sweep()
+    objects = {p.name for p in (root / "objects").glob("*/*")}
+    assert objects == {r.sha256 for r in records} and not list((root / "incoming").iterdir())
+    print(f"{KILLS} kills, {len(kept)} acknowledged, {len(records)} there, {orphans} orphans swept")
+    registry.close()
+
+
+def some_archive(root: Path) -> bytes:
+    """A ZIP of an adapter that is there; empty while there is none."""
+    registry, file = Registry(root), io.BytesIO()
+    page = registry.page(None, limit=1).records
+    if page:
+        with zipfile.ZipFile(file, "w") as archive:
+            for path in registry.directory(page[0]).iterdir():
+                archive.write(path, path.name)
+    registry.close()
+    return file.getvalue()

@@ -1,0 +1,389 @@
+"""What has gone wrong in systems like this one, and that it cannot here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from starlette.testclient import TestClient
+
+from shoal.adapter_store import WEIGHTS_FILE
+from shoal.apps.service import create_app
+from shoal.config import ServiceConfig
+from shoal.registry import Registry
+from shoal.service.service import Service, open_service
+
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def service(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    limits = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "max_tokens": 8, "max_adapters": 50}
+    registry = Registry(tmp_path_factory.mktemp("security") / "registry")
+    service = open_service(registry, str(tiny_llama), ServiceConfig(**limits))
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def app(service: Service) -> FastAPI:
+    return create_app(service)
+
+
+@pytest.fixture(scope="module")
+def http(service: Service, app: FastAPI) -> TestClient:
+    key = service.keys.create("ada")
+    return TestClient(app, headers={"Authorization": f"Bearer {key}"}, raise_server_exceptions=False)
+
+
+def small(
+    tiny_llama: Path, root: Path, url: str | None = None, **limits: float
+) -> tuple[Service, TestClient]:
+    service = open_service(Registry(root, url), str(tiny_llama), ServiceConfig(**limits))
+    key = service.keys.create("ada")
+    client = TestClient(
+        create_app(service), headers={"Authorization": f"Bearer {key}"}, raise_server_exceptions=False
+    )
+    return service, client
+
+
+def is_error(answer: Any, status: int) -> bool:
+    """Whether an answer is an OpenAI error body of this status without a trace of Python."""
+    body = answer.json()
+    return (
+        answer.status_code == status
+        and set(body) == {"error"}
+        and set(body["error"]) == {"message", "type", "param", "code"}
+        and "Traceback" not in answer.text
+        and 'File "' not in answer.text
+    )
+
+
+def routes(app: FastAPI) -> list[tuple[str, str]]:
+    table = app.openapi()["paths"]
+    found = [(method.upper(), path) for path, methods in table.items() for method in methods]
+    assert len(found) > 20
+    return [*found, ("GET", "/openapi.json")]
+
+
+def test_every_route_wants_a_key(app: FastAPI, http: TestClient, service: Service) -> None:
+    right = http.headers["Authorization"]
+    revoked = service.keys.create("ada")
+    service.keys.revoke(revoked.split("-")[2])
+    bare = TestClient(app, raise_server_exceptions=False)
+    for method, path in routes(app):
+        path = path.replace("{name}", "nobody").replace("{identity}", "0")
+        for wrong in ("", "Bearer", "Bearer x", right[:-1], right + "x", "Basic YTpi", f"Bearer {revoked}"):
+            answer = bare.request(method, path, headers={"Authorization": wrong} if wrong else {})
+            if path in ("/health", "/ready"):
+                assert answer.status_code == 200
+            else:
+                assert is_error(answer, 401) and answer.headers["www-authenticate"] == "Bearer", (path, wrong)
+        answer = http.request(method, path)
+        assert answer.status_code in (200, 400, 404), (method, path, answer.text)
+        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["x-request-id"]
+
+
+def test_no_route_is_hidden_from_the_schema(app: FastAPI) -> None:
+    declared = {path for _, path in routes(app)}
+    own = {route.path.replace("{name:path}", "{name}") for route in app.routes if isinstance(route, APIRoute)}
+    assert own <= declared
+
+
+def refused(http: TestClient, service: Service) -> dict[str, tuple[int, Any]]:
+    model = service.base_names[0]
+    chat = {"model": model, **ASK}
+    post = http.post
+    return {
+        "n": (400, post("/v1/chat/completions", json={**chat, "n": 100})),
+        "choices": (400, post("/v1/completions", json={"model": model, "prompt": ["a"] * 5, "n": 2})),
+        "max_tokens": (400, post("/v1/chat/completions", json={**chat, "max_tokens": 9})),
+        "many tokens": (400, post("/v1/chat/completions", json={**chat, "max_tokens": 2**40})),
+        "a long prompt": (400, post("/v1/completions", json={"model": model, "prompt": "x" * 150_000})),
+        "a large body": (413, post("/v1/completions", json={"model": model, "prompt": "x" * 2**21})),
+        "temperature": (400, post("/v1/chat/completions", json={**chat, "temperature": 3})),
+        "NaN": (400, post("/v1/chat/completions", content=b'{"model": "m", "temperature": NaN}')),
+        "deep JSON": (400, post("/v1/chat/completions", content=b"[" * 100_000)),
+        "top_logprobs": (
+            400,
+            post("/v1/chat/completions", json={**chat, "logprobs": True, "top_logprobs": 99}),
+        ),
+        "stops": (400, post("/v1/chat/completions", json={**chat, "stop": ["a"] * 9})),
+        "roles": (
+            400,
+            post("/v1/chat/completions", json={**chat, "messages": [{"role": "root", "content": ""}]}),
+        ),
+        "no messages": (400, post("/v1/chat/completions", json={**chat, "messages": []})),
+        "tools": (400, post("/v1/chat/completions", json={**chat, "tools": []})),
+        "remote code": (400, post("/v1/chat/completions", json={**chat, "trust_remote_code": True})),
+        "token ids": (400, post("/v1/completions", json={"model": model, "prompt": [10**6]})),
+        "a mix": (
+            400,
+            post("/v1/chat/completions", json={**chat, "adapter": {"mix": [{"name": "a"}] * 9}}),
+        ),
+        "a weight": (
+            400,
+            post("/v1/chat/completions", json={**chat, "adapter": {"mix": [{"name": "a", "weight": 1e9}]}}),
+        ),
+        "a batch": (
+            400,
+            post("/v1/adapters/batch", json={"adapters": [{"name": "a", "description": "b c d"}] * 65}),
+        ),
+        "twice": (
+            400,
+            post("/v1/adapters/batch", json={"adapters": [{"name": "a", "description": "b c d"}] * 2}),
+        ),
+        "a description": (400, post("/v1/adapters", json={"name": "a", "description": "x" * 5000})),
+        "a page": (400, http.get("/v1/adapters", params={"limit": 10**6})),
+        "no ZIP": (400, post("/v1/adapters/import", data={"name": "a"}, files={"file": b"PK"})),
+        "a method": (405, http.put("/v1/adapters")),
+        "a path": (404, http.get("/v1/adapters/%2e%2e%2f%2e%2e%2fetc%2fpasswd")),
+        "no length": (400, post("/v1/adapters", content=b"{}", headers={"Content-Length": "x"})),
+    }
+
+
+def test_limits_come_before_work(http: TestClient, service: Service) -> None:
+    before = service.runner.state()
+    for what, (status, answer) in refused(http, service).items():
+        wanted = 413 if what == "no length" else status
+        assert is_error(answer, wanted), (what, answer.status_code, answer.text)
+    assert service.runner.state() == before and service.registry.count(None) == 0
+
+
+def test_a_body_without_a_length_is_cut_off(http: TestClient) -> None:
+    read = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal read
+        for _ in range(1000):
+            read += 2**16
+            yield b" " * 2**16
+
+    assert is_error(http.post("/v1/adapters", content=endless()), 413)
+
+
+def test_rates_say_when_to_come_back(tiny_llama: Path, tmp_path: Path) -> None:
+    service, http = small(tiny_llama, tmp_path / "r", requests_per_minute=5, tokens_per_minute=60)
+    eve = service.keys.create("eve")
+    try:
+        ask = {"model": service.base_names[0], **ASK}
+        answers = [http.post("/v1/chat/completions", json=ask) for _ in range(3)]  # about 30 tokens each
+        assert [a.status_code for a in answers] == [200, 429, 429]
+        assert "tokens a minute" in answers[1].text and 1 <= int(answers[1].headers["retry-after"]) <= 120
+        assert is_error(http.post("/v1/chat/completions", json={**ask, "max_tokens": 100}), 400)
+        http.get("/v1/models")
+        answer = http.get("/v1/models")
+        assert is_error(answer, 429) and "requests a minute" in answer.text and answer.headers["retry-after"]
+        others = http.get("/v1/models", headers={"Authorization": f"Bearer {eve}"})
+        assert others.status_code == 200 and http.get("/health").status_code == 200
+    finally:
+        service.close()
+
+
+def test_a_full_engine_is_503(tiny_llama: Path, tmp_path: Path) -> None:
+    service, http = small(tiny_llama, tmp_path / "r", max_running=1, max_waiting=1, max_open_a_key=4)
+
+    async def many() -> list[httpx2.Response]:
+        transport = httpx2.ASGITransport(http.app)
+        async with httpx2.AsyncClient(
+            transport=transport, base_url="http://x", headers=http.headers
+        ) as client:
+            ask = {"model": service.base_names[0], **ASK, "max_tokens": 300}
+            return await asyncio.gather(*(client.post("/v1/chat/completions", json=ask) for _ in range(8)))
+
+    try:
+        answers = asyncio.run(many())
+        statuses = {a.status_code for a in answers}
+        assert statuses == {200, 429, 503}, statuses
+        for answer in answers:
+            assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
+    finally:
+        service.close()
+
+
+def test_a_lost_database_is_503(tiny_llama: Path, tmp_path: Path) -> None:
+    service, http = small(tiny_llama, tmp_path / "r")
+    for path in (tmp_path / "r").glob("registry.db*"):
+        path.unlink()
+    for answer in (http.get("/v1/adapters"), http.get("/ready")):
+        assert is_error(answer, 503) and answer.headers["retry-after"] == "5"
+    assert http.get("/health").status_code == 200
+    service.close()
+
+
+def test_what_a_killed_service_left_is_swept(tiny_llama: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "r")
+    left = [tmp_path / "r" / "jobs" / ("0" * 32), tmp_path / "r" / "objects" / "00" / ("0" * 64)]
+    left.append(tmp_path / "r" / "incoming" / "draft")
+    for folder in left:
+        folder.mkdir(parents=True)
+        os.utime(folder, (0, 0))
+    open_service(registry, str(tiny_llama)).close()
+    assert not any(folder.exists() for folder in left)
+
+
+def test_a_corrupt_adapter_says_so(http: TestClient, service: Service) -> None:
+    new = {"name": "broken", "description": "Write the plural of the given noun."}
+    assert http.post("/v1/adapters", json=new).status_code == 201
+    weights = service.registry.directory(service.registry.get("broken", None)) / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-8])
+    for answer in (
+        http.post("/v1/chat/completions", json={"model": "broken", **ASK}),
+        http.get("/v1/adapters/broken/download"),
+    ):
+        assert is_error(answer, 500) and "are not those that were written" in answer.text
+    assert http.post("/v1/chat/completions", json={"model": service.base_names[0], **ASK}).status_code == 200
+    assert http.delete("/v1/adapters/broken").status_code == 200
+
+
+def test_a_full_disk_is_503(tiny_llama: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        service, http = small(tiny_llama, disk / "r", f"sqlite:///{tmp_path / 'r.db'}")
+        for number in range(50):
+            new = {"name": f"a{number}", "description": f"Write the plural of noun number {number}."}
+            answer = http.post("/v1/adapters", json=new)
+            if answer.status_code != 201:
+                break
+        assert is_error(answer, 503) and "the disk is full" in answer.text and answer.headers["retry-after"]
+        assert http.post("/v1/chat/completions", json={"model": "a0", **ASK}).status_code == 200
+        service.close()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_logs_hold_no_prompts_and_no_keys(
+    http: TestClient, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    secret = "The launch code is tangerine."
+    ask = {**ASK, "model": service.base_names[0], "messages": [{"role": "user", "content": secret}]}
+    assert http.post("/v1/chat/completions", json=ask).status_code == 200
+    assert '"route": "/v1/chat/completions"' in caplog.text and '"owner": "ada"' in caplog.text
+    assert "tangerine" not in caplog.text and "sk-shoal" not in caplog.text
+
+
+def test_without_keys_only_this_machine_is_answered(tiny_llama: Path, tmp_path: Path) -> None:
+    service = open_service(Registry(tmp_path / "r"), str(tiny_llama), open=True)
+    http = TestClient(create_app(service))
+    assert http.get("/v1/models").status_code == 200
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", ""):
+        assert is_error(http.get("/v1/models", headers={"Host": host}), 403)
+    service.close()
+
+
+def test_a_client_that_never_reads_is_left(running: Any) -> None:
+    config = running.service.config
+    ask = {"model": running.model, **ASK, "max_tokens": 400, "n": 8, "stream": True}
+    body = json.dumps(ask).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {running.ada}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
+        connection.sendall(head.encode() + body)
+        until = time.monotonic() + config.send_seconds + 20
+        while not running.service.runner.state().running:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        while running.service.runner.state().running:
+            assert time.monotonic() < until, "an answer that nobody reads keeps its place"
+            time.sleep(0.05)
+
+
+def test_long_headers_are_refused(running: Any) -> None:
+    with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000)
+        connection.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100).startswith(b"HTTP/1.1 4")
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.one_of(
+        st.text(st.characters(codec="utf-8"), max_size=80),
+        st.sampled_from(["..", ".", "../x", "/etc", "a/b", "con", "a\x00"]),
+    )
+)
+def test_any_name_is_refused_or_stays_in_the_store(http: TestClient, service: Service, name: str) -> None:
+    root = service.registry.root
+    before = {p.name for p in root.parent.iterdir()}
+    answers = [http.get(f"/v1/adapters/{quote(name, safe='', errors='surrogatepass') or '%20'}")]
+    answers.append(
+        http.post("/v1/adapters", json={"name": name, "description": "Write the plural of the noun."})
+    )
+    ask = {"model": name or "x", **ASK}
+    answers.append(http.post("/v1/chat/completions", json=ask))
+    for answer in answers:
+        assert answer.status_code < 500, answer.text
+    if answers[1].status_code == 201:
+        http.delete(f"/v1/adapters/{name}")
+    assert {p.name for p in root.parent.iterdir()} == before
+    assert {p.name for p in root.iterdir()} <= {
+        "objects",
+        "incoming",
+        "jobs",
+        ".lock",
+        "registry.db",
+        "registry.db-wal",
+        "registry.db-shm",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_no_request_of_the_schema_breaks_the_service(
+    app: FastAPI, http: TestClient, service: Service, mode: str
+) -> None:
+    """About 2,000 cases over every route, of requests that the schema allows and that it does not."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=dict(http.headers))
+    tried = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        try:
+            cases = operation.as_strategy(generation_mode=GenerationMode(mode))
+        except NotImplementedError:
+            continue
+
+        @settings(deadline=None, max_examples=45, suppress_health_check=list(HealthCheck), database=None)
+        @given(case=cases)
+        def check(case: Any) -> None:
+            nonlocal tried
+            tried += 1
+            answer = case.call(headers={"Authorization": http.headers["Authorization"]})
+            text = answer.text
+            busy = answer.status_code == 503 and "retry-after" in answer.headers
+            assert answer.status_code < 500 or busy, (case, text)
+            assert "Traceback" not in text
+
+        with contextlib.suppress(Unsatisfiable):  # nothing is wrong to send where nothing is read
+            check()
+    print(f"{mode}: {tried} cases")
+    assert tried >= 200
+    assert {p.name for p in service.registry.root.parent.iterdir()} == {"registry"}

@@ -1,0 +1,178 @@
+"""Foreign adapters are checked before they are read, as directories and as ZIP files."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from shoal.adapter_archive import MAX_ENTRIES, pack, unpack
+from shoal.adapter_import import read_foreign
+from shoal.adapter_store import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
+from shoal.backbone_shape import BackboneShape, load_shape
+from shoal.errors import UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def shape(tiny_llama: Path) -> BackboneShape:
+    return load_shape(str(tiny_llama))
+
+
+@pytest.fixture
+def peft_directory(llama: PreTrainedModel, tmp_path: Path) -> Path:
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(llama, config).save_pretrained(tmp_path / "peft")
+    return tmp_path / "peft"
+
+
+def test_peft_adapters_are_taken(peft_directory: Path, shape: BackboneShape) -> None:
+    stored = read_foreign(peft_directory, shape)
+    assert stored.lora.rank == 4 and stored.card is None
+
+
+def edit_config(**changes: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / CONFIG_FILE
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return edit
+
+
+def edit_weights(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        tensors = {name: change(t).contiguous() for name, t in load_file(folder / WEIGHTS_FILE).items()}
+        save_file(tensors, folder / WEIGHTS_FILE)
+
+    return edit
+
+
+def huge_header(folder: Path) -> None:
+    content = (folder / WEIGHTS_FILE).read_bytes()
+    (folder / WEIGHTS_FILE).write_bytes(struct.pack("<Q", 2**60) + content[8:])
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another base": (edit_config(base_model_name_or_path="gpt2"), "is for 'gpt2', not"),
+    "a high rank": (edit_config(r=10**9), "rank 1000000000, the limit is 128"),
+    "DoRA": (edit_config(use_dora=True), "only plain LoRA"),
+    "NaN": (edit_weights(lambda t: t * float("nan")), "NaN or infinity"),
+    "other shapes": (edit_weights(lambda t: t.repeat(1, 2) if t.shape[0] == 4 else t), "use the model"),
+    "a huge header": (huge_header, "states a header of 1152921504606846976 bytes"),
+    "a cut file": (lambda d: (d / WEIGHTS_FILE).write_bytes((d / WEIGHTS_FILE).read_bytes()[:-9]), "whole"),
+    "no weights": (lambda d: (d / WEIGHTS_FILE).unlink(), "has no adapter_model.safetensors"),
+    "no directory": (lambda d: d.rename(d.with_name("gone")), "there is no directory"),
+    "a large file": (
+        lambda d: (d / CONFIG_FILE).write_text(" " * 2**21),
+        "2097152 bytes, the limit is 1048576",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_adapters_are_the_callers_mistake(
+    peft_directory: Path, shape: BackboneShape, kind: str
+) -> None:
+    spoil, message = BROKEN[kind]
+    spoil(peft_directory)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_foreign(peft_directory, shape)
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 5000), byte=st.integers(0, 255), cut=st.integers(0, 400))
+def test_any_damage_is_refused_or_harmless(
+    peft_directory: Path, shape: BackboneShape, tmp_path: Path, place: int, byte: int, cut: int
+) -> None:
+    content = bytearray((peft_directory / WEIGHTS_FILE).read_bytes())
+    content[place % len(content)] = byte
+    damaged = tmp_path / "damaged"
+    damaged.mkdir(exist_ok=True)
+    (damaged / WEIGHTS_FILE).write_bytes(content[: len(content) - cut])
+    (damaged / CONFIG_FILE).write_bytes((peft_directory / CONFIG_FILE).read_bytes())
+    try:
+        stored = read_foreign(damaged, shape)
+    except UsageError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(f.isfinite().all() for pair in stored.lora.factors.values() for f in pair)
+
+
+def zip_of(entries: dict[str, bytes]) -> io.BytesIO:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    file.seek(0)
+    return file
+
+
+def test_packing_and_unpacking_gives_the_same_files(peft_directory: Path, tmp_path: Path) -> None:
+    file, again = io.BytesIO(), io.BytesIO()
+    pack(peft_directory, file)
+    pack(peft_directory, again)
+    assert file.getvalue() == again.getvalue()
+    (tmp_path / "out").mkdir()
+    unpack(file, tmp_path / "out", max_bytes=2**20)
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (peft_directory / path.name).read_bytes()
+    assert {CONFIG_FILE, WEIGHTS_FILE} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.one_of(
+        st.text(min_size=1, max_size=40),
+        st.sampled_from(["../", "/", "a/../../", "..\\\\"]).map(lambda p: p + CONFIG_FILE),
+    )
+)
+def test_no_name_in_a_zip_is_a_path(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "inside" / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        archive = zip_of({name: b"{}"})
+    except (UnicodeEncodeError, IndexError):
+        return  # zipfile itself cannot write this name
+    with suppress(UsageError):
+        unpack(archive, out, max_bytes=100)
+    assert {p.name for p in out.iterdir()} <= set(ADAPTER_FILES)
+    assert [p.name for p in (tmp_path / "inside").iterdir()] == ["out"]
+    for path in out.iterdir():
+        path.unlink()
+
+
+def test_bombs_and_other_files_are_refused(tmp_path: Path) -> None:
+    def lying(file: io.BytesIO) -> io.BytesIO:
+        """The same with a directory that states 1 byte for the first entry."""
+        content = bytearray(file.getvalue())
+        at = content.index(b"PK\x01\x02") + 24
+        content[at : at + 4] = struct.pack("<I", 1)
+        return io.BytesIO(bytes(content))
+
+    bomb = zip_of({WEIGHTS_FILE: b"\0" * 10**6})
+    cases = {
+        "unpacks to 1000000 bytes, the limit is 1000": bomb,
+        "no whole ZIP|is larger than": lying(bomb),
+        "has 65 entries": zip_of({f"{i}": b"" for i in range(MAX_ENTRIES + 1)}),
+        "twice": zip_of({CONFIG_FILE: b"{}", f"a/{CONFIG_FILE}": b"{}"}),
+        "no whole ZIP file": io.BytesIO(b"PK" + b"x" * 100),
+    }
+    for number, (message, file) in enumerate(cases.items()):
+        out = tmp_path / str(number)
+        out.mkdir()
+        with pytest.raises(UsageError, match=message):
+            unpack(file, out, max_bytes=1000)

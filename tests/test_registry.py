@@ -1,0 +1,345 @@
+"""The registry keeps what it acknowledged, shows owners their own, and leaves nothing half behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+import torch
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from shoal.adapter_store import WEIGHTS_FILE
+from shoal.backbone_shape import BackboneShape, load_shape
+from shoal.database import Database
+from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
+from shoal.lora import LoRA, LoraFactors
+from shoal.model_card import AdapterCard
+from shoal.registry import AdapterRecord, Registry
+from shoal.registry_schema import METADATA
+
+CARD = AdapterCard(generator="test", trained=True, description="Plurals.", scores={"exact match": 0.5})
+
+
+@pytest.fixture(scope="module")
+def shape(tiny_llama: Path) -> BackboneShape:
+    return load_shape(str(tiny_llama))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
+    url = None
+    if request.param == "postgresql":
+        url = fresh_database(request.getfixturevalue("postgresql"), f"d{time.time_ns()}")
+    registry = Registry(tmp_path / "registry", url, reserved=["smollm2-135m-instruct"])
+    yield registry
+    registry.close()
+
+
+def fresh_database(url: str, name: str) -> str:
+    engine = sqlalchemy.create_engine(
+        sqlalchemy.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return url.replace("/postgres?", f"/{name}?")
+
+
+def lora_of(shape: BackboneShape, value: float = 1.0, rank: int = 4) -> LoRA:
+    targets = shape.select(("q_proj", "v_proj"), 2)
+    return LoRA(
+        {
+            t.name: LoraFactors(
+                torch.full((rank, t.in_features), value), torch.full((t.out_features, rank), 0.1)
+            )
+            for t in targets
+        },
+        8.0,
+    )
+
+
+def add(
+    registry: Registry, shape: BackboneShape, name: str, value: float = 1.0, **more: object
+) -> AdapterRecord:
+    options = {"card": CARD, "owner": "ada", **more}
+    return registry.add(name, lora_of(shape, value), shape=shape, **options)
+
+
+def files(registry: Registry) -> list[str]:
+    return sorted(p.name for p in (registry.root / "objects").glob("*/*")) + [
+        p.name for p in (registry.root / "incoming").iterdir()
+    ]
+
+
+def test_what_is_added_comes_back(registry: Registry, shape: BackboneShape) -> None:
+    record = add(registry, shape, "plural", 2.0)
+    assert (record.version, record.owner, record.public, record.rank) == (1, "ada", False, 4)
+    assert record.base == shape.base_model and record.card == CARD
+    assert registry.get("plural", "ada") == record
+    stored = registry.load(record)
+    assert stored.lora == lora_of(shape, 2.0) and stored.card == CARD
+    lines = subprocess.run(
+        "sha256sum *", shell=True, cwd=registry.directory(record), capture_output=True
+    ).stdout
+    whole = subprocess.run(["sha256sum"], input=lines, capture_output=True).stdout.decode()
+    assert whole.split()[0] == record.sha256
+    assert record.bytes == sum(p.stat().st_size for p in registry.directory(record).iterdir())
+
+
+def test_a_name_gets_versions_and_loses_them_together(registry: Registry, shape: BackboneShape) -> None:
+    first, second = add(registry, shape, "plural", 1.0), add(registry, shape, "plural", 2.0)
+    assert (first.version, second.version) == (1, 2)
+    assert registry.get("plural", "ada") == second and registry.get("plural", "ada", 1) == first
+    assert [r.version for r in registry.page("ada").records] == [2]
+    registry.delete("plural", "ada")
+    assert files(registry) == [] and registry.count("ada") == 0
+    with pytest.raises(NotFoundError, match="there is no adapter 'plural' of version 2; list"):
+        registry.load(second)
+
+
+def test_owners_see_their_own_and_public_ones(registry: Registry, shape: BackboneShape) -> None:
+    add(registry, shape, "mine")
+    add(registry, shape, "ours", public=True)
+    assert [r.name for r in registry.page("eve").records] == ["ours"]
+    assert [r.name for r in registry.page("ada").records] == ["mine", "ours"]
+    assert [r.name for r in registry.page(None).records] == ["mine", "ours"]
+    with pytest.raises(NotFoundError):
+        registry.get("mine", "eve")
+    for act in (lambda: registry.delete("ours", "eve"), lambda: registry.publish("ours", "eve", False)):
+        with pytest.raises(ConflictError, match="only its owner may change it"):
+            act()
+    with pytest.raises(ConflictError, match="'mine' is taken; choose another"):
+        add(registry, shape, "mine", owner="eve")
+    assert registry.publish("mine", "ada", True).public
+    assert registry.get("mine", "eve").owner == "ada"
+
+
+def test_pages_go_by_name(registry: Registry, shape: BackboneShape) -> None:
+    names = sorted(["a", "a-b", "a.b", "a_b", "ab", "b", "9"])
+    for name in names:
+        add(
+            registry, shape, name, card=AdapterCard(generator="t", trained=True, description=f"About {name}_")
+        )
+    assert len(files(registry)) == len(names)
+    found, after = [], ""
+    while True:
+        page = registry.page("ada", after=after, limit=3)
+        found += [r.name for r in page.records]
+        if page.after is None:
+            break
+        after = page.after
+    assert found == names
+    assert [r.name for r in registry.page("ada", search="ABOUT A_B_").records] == ["a_b"]
+    for limit in (0, 201):
+        with pytest.raises(UsageError, match=r"outside 1\.\.200"):
+            registry.page("ada", limit=limit)
+
+
+def test_the_same_content_is_kept_once(registry: Registry, shape: BackboneShape) -> None:
+    one, two = add(registry, shape, "one"), add(registry, shape, "two")
+    assert one.sha256 == two.sha256 and len(files(registry)) == 1
+    registry.delete("one", "ada")
+    assert registry.load(two).lora == lora_of(shape)
+    registry.delete("two", "ada")
+    assert files(registry) == []
+
+
+def test_limits_and_reserved_names(registry: Registry, shape: BackboneShape) -> None:
+    add(registry, shape, "a", quota=1)
+    with pytest.raises(ConflictError, match="ada has 1 adapters, the limit is 1; delete some"):
+        add(registry, shape, "b", quota=1)
+    for name, message in (("smollm2-135m-instruct", "is a model's own"), ("../a", "is no adapter name")):
+        with pytest.raises(UsageError, match=message):
+            add(registry, shape, name)
+    assert len(files(registry)) == 1
+
+
+def test_threads_and_registries_number_versions_once(registry: Registry, shape: BackboneShape) -> None:
+    url = registry.database._engine.url if "postgresql" in registry.database.shown else None
+    other = Registry(registry.root, url.render_as_string(False) if url else None)
+    with ThreadPoolExecutor(8) as pool:
+        added = [pool.submit(add, (registry, other)[i % 2], shape, "plural", float(i + 1)) for i in range(16)]
+        records = [f.result() for f in added]
+    assert sorted(r.version for r in records) == list(range(1, 17))
+    assert other.get("plural", "ada").version == 16
+    other.delete("plural", "ada")
+    assert registry.count(None) == 0 and files(registry) == []
+    other.close()
+
+
+def test_damaged_files_are_named_and_healed(registry: Registry, shape: BackboneShape) -> None:
+    record = add(registry, shape, "plural")
+    weights = registry.directory(record) / WEIGHTS_FILE
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ShoalError, match="are not those that were written"):
+        registry.load(record)
+    again = add(registry, shape, "plural")
+    assert again.sha256 == record.sha256 and registry.load(again).lora == lora_of(shape)
+
+
+def test_sweeping_removes_what_no_row_names(registry: Registry, shape: BackboneShape) -> None:
+    record, lost = add(registry, shape, "kept"), add(registry, shape, "lost", 3.0)
+    with registry.database.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM adapters WHERE name = 'lost'")
+    (registry.root / "incoming" / "0123").mkdir()
+    assert registry.sweep() == 1 and files(registry) == [record.sha256]
+    assert not registry.directory(lost).exists()
+
+
+def test_the_migrations_make_the_tables_of_the_schema(registry: Registry) -> None:
+    with registry.database.writing() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, METADATA) == []
+
+
+def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    Database(f"sqlite:///{tmp_path / 'r.db'}").close()
+    with sqlite3.connect(tmp_path / "r.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v999'")
+    connection.close()
+    with pytest.raises(ShoalError, match="revision v999, this version knows v1; use a newer version"):
+        Database(f"sqlite:///{tmp_path / 'r.db'}")
+
+
+@pytest.mark.parametrize("url", ["mysql://a:secret@b/c", "sqlite://", "sqlite:///:memory:", "nonsense"])
+def test_other_databases_are_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="write sqlite:///path/of.db or postgresql://") as caught:
+        Registry(tmp_path, url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_lost_database_is_unavailable(tmp_path: Path, shape: BackboneShape) -> None:
+    registry = Registry(tmp_path / "r")
+    add(registry, shape, "plural")
+    for path in (tmp_path / "r").glob("registry.db*"):
+        path.unlink()
+    for act in (lambda: registry.get("plural", "ada"), lambda: add(registry, shape, "b")):
+        with pytest.raises(UnavailableError, match="removed or replaced while in use"):
+            act()
+    registry.close()
+    with pytest.raises(UnavailableError, match=r"postgresql\+psycopg://a:\*\*\*@.* cannot be used"):
+        Registry(tmp_path / "s", f"postgresql://a:secret@/b?host={tmp_path}")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "registry.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(UnavailableError, match="file is not a database"):
+        Registry(tmp_path / "t")
+
+
+def test_a_postgresql_connection_that_breaks_is_made_again(
+    postgresql: str, tmp_path: Path, shape: BackboneShape
+) -> None:
+    registry = Registry(tmp_path, fresh_database(postgresql, "broken"))
+    add(registry, shape, "plural")
+    engine = sqlalchemy.create_engine(
+        sqlalchemy.make_url(postgresql).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname='broken'"
+        )
+    engine.dispose()
+    assert registry.get("plural", "ada").version == 1
+    registry.close()
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path, shape: BackboneShape) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        registry = Registry(disk / "registry", f"sqlite:///{tmp_path / 'r.db'}")
+        record = add(registry, shape, "kept")
+        with pytest.raises(UnavailableError, match="the disk is full; free some space"):
+            for number in range(200):
+                add(registry, shape, f"a{number}", float(number + 2))
+        assert registry.load(record).lora == lora_of(shape)
+        for adapter in registry.page(None, limit=200).records:
+            registry.load(adapter)
+        assert not list((registry.root / "incoming").iterdir())
+        registry.delete("a0", "ada")
+        add(registry, shape, "again", 0.5)
+        registry.close()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+ADD_AND_DELETE_UNTIL_KILLED = """
+import itertools, sys, torch
+from shoal.backbone_shape import load_shape
+from shoal.lora import LoRA, LoraFactors
+from shoal.model_card import AdapterCard
+from shoal.registry import Registry
+shape, registry = load_shape(sys.argv[1]), Registry(sys.argv[2], sys.argv[4] if len(sys.argv) > 4 else None)
+targets = shape.select(("q_proj",), None)
+print("ready", flush=True)
+for number in itertools.count():
+    a, b = number + 1.0, 0.5
+    lora = LoRA({t.name: LoraFactors(torch.full((4, t.in_features), a), torch.full((t.out_features, 4), b))
+                 for t in targets}, 8.0)
+    name = f"{sys.argv[3]}-{number}"
+    registry.add(name, lora, shape=shape, card=AdapterCard(generator="t", trained=True), owner="ada")
+    print("added", name, flush=True)
+    if number % 3 == 2:
+        print("deleting", f"{sys.argv[3]}-{number - 1}", flush=True)
+        registry.delete(f"{sys.argv[3]}-{number - 1}", "ada")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_killed_writers_lose_nothing_acknowledged(
+    tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest, database: str
+) -> None:
+    url = ()
+    if database == "postgresql":
+        url = (fresh_database(request.getfixturevalue("postgresql"), "killed"),)
+    chance = random.Random(0)
+    added: set[str] = set()
+    deleted: set[str] = set()
+    for run in range(12):
+        command = [
+            sys.executable,
+            "-c",
+            ADD_AND_DELETE_UNTIL_KILLED,
+            tiny_llama,
+            tmp_path / "r",
+            f"run{run}",
+            *url,
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        time.sleep(chance.uniform(0.02, 0.6))
+        os.kill(process.pid, signal.SIGKILL)
+        for line in process.stdout.read().splitlines():
+            what, _, name = line.partition(" ")
+            (added if what == "added" else deleted).add(name)
+        process.wait()
+        process.stdout.close()
+    registry = Registry(tmp_path / "r", *url)
+    records: list[AdapterRecord] = []
+    after: str | None = ""
+    while after is not None:
+        page = registry.page(None, after=after, limit=200)
+        records, after = records + list(page.records), page.after
+    names = {r.name for r in records}
+    assert added and added - deleted <= names, "an acknowledged adapter is lost"
+    for record in records:
+        registry.load(record)
+    registry.sweep()
+    assert files(registry) == sorted({r.sha256 for r in records})
+    registry.close()
