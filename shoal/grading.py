@@ -17,9 +17,7 @@ from typing import Literal
 
 from shoal.errors import UsageError
 
-Component = Literal[
-    "training performance", "model quality", "system performance", "knowledge integration"
-]
+Component = Literal["training performance", "model quality", "system performance", "knowledge integration"]
 COMPONENTS: tuple[Component, ...] = (
     "training performance",
     "model quality",
@@ -62,9 +60,7 @@ class Curve:
         for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
             if value <= x1:
                 share = (
-                    math.log(value / x0) / math.log(x1 / x0)
-                    if self.logarithmic
-                    else (value - x0) / (x1 - x0)
+                    math.log(value / x0) / math.log(x1 / x0) if self.logarithmic else (value - x0) / (x1 - x0)
                 )
                 return y0 + share * (y1 - y0)
         return self.points[-1][1]

@@ -2,9 +2,10 @@
 
 Exact match and ROUGE compare an answer with its references. ROUGE: Lin 2004, "ROUGE: A Package for Automatic
 Evaluation of Summaries", sections 2 and 3, through the library rouge-score, with stemming as in the
-evaluation of Super-NaturalInstructions. BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are of a whole set
-of answers, through sacrebleu (Post 2018), whose signatures say how. Intervals are percentile bootstraps: Efron
-and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3. Knows nothing of models, tasks or files.
+evaluation of Super-NaturalInstructions. BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are of a whole
+set of answers, through sacrebleu (Post 2018), whose signatures say how. Intervals are percentile bootstraps:
+Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3. Knows nothing of models, tasks or
+files.
 """
 
 from __future__ import annotations
