@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from shoal.apps.adapting import ask, generate
+from shoal.apps.comparing import compare, scaling
 from shoal.apps.listing import models, skills
 from shoal.apps.scoring import evaluate
 from shoal.apps.settings import Output, command
@@ -27,6 +28,8 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "generate": generate,
     "ask": ask,
     "evaluate": evaluate,
+    "compare": compare,
+    "scaling": scaling,
     "models": models,
     "skills": skills,
 }
