@@ -9,21 +9,16 @@ from pathlib import Path
 import torch
 import transformers
 
+from shoal.environment import processor
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
 
 def machine(dtype: torch.dtype | None = None) -> str:
     """One line: processor, cores, threads, versions, and the base model's dtype."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
     parts = [
-        model,
+        processor(),
         f"{os.cpu_count()} cores",
         f"{torch.get_num_threads()} threads",
         f"Python {platform.python_version()}",

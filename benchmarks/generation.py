@@ -22,6 +22,7 @@ from pathlib import Path
 from _machine import ROOT, machine, table
 
 from shoal.backbone import DEFAULT_MODEL
+from shoal.scaling import measure_shapes
 from shoal.text_to_lora import TextToLoRA
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
@@ -43,15 +44,10 @@ OBJECTS = (
 )
 ENDINGS = ("for a child", "in one sentence", "without using any names", "as a numbered list", "for an expert")
 
-# Where the kernel tells a process its own peak, that is taken: getrusage would count the parent's before
-# exec.
 PEAK = """
+from shoal import memory
 def peak():
-    import pathlib, resource, sys
-    status = pathlib.Path("/proc/self/status")
-    if status.is_file():
-        return int(next(l.split()[1] for l in status.read_text().splitlines() if l.startswith("VmHWM"))) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+    return memory.peak() / 1e9
 """
 GENERATE = """
 import sys
@@ -70,18 +66,6 @@ def noisy(network):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.uniform_(-1e-3, 1e-3)
-"""
-BUILD = """
-encoder = TaskEncoder()
-started = time.perf_counter()
-network = new_hypernetwork(load_shape(sys.argv[1]), TextToLoRAConfig(), encoder.dim).eval()
-seconds = time.perf_counter() - started
-noisy(network)
-started = time.perf_counter()
-with torch.no_grad():
-    lora = network(encoder.encode(["Sort the words of a sentence by length"])).row(0)
-assert len(lora.factors) == 32 and lora.rank == 16
-print(seconds + time.perf_counter() - started, peak())
 """
 SAVE = """
 from pathlib import Path
@@ -128,7 +112,7 @@ def main() -> None:
         paths = [Path(folder) / str(number) for number in range(args.saved)]
         saved = [timed(lambda p=path: generator.generate(next(fresh)).save(p)) for path in paths]
         _, memory = child(GENERATE, args.base, str(args.hypernetwork))
-        built_seconds, built_memory = child(NOISE + BUILD, LLAMA)
+        built = measure_shapes([LLAMA])[0]
         checkpoint = str(Path(folder) / "llama")
         child(NOISE + SAVE, LLAMA, checkpoint)
         read_seconds, read_memory = child(LOAD, LLAMA, checkpoint)
@@ -145,7 +129,7 @@ def main() -> None:
         ["generating process, peak memory", f"{memory:.2f} GB", "0.8 GB"],
         [
             "Llama-7B shape: build and generate",
-            f"{built_seconds:.2f} s, {built_memory:.2f} GB",
+            f"{built.build_seconds + built.generation_seconds:.2f} s, {built.peak_bytes / 1e9:.2f} GB",
             "1.5 s, 2.5 GB",
         ],
         ["Llama-7B shape: read and generate", f"{read_seconds:.2f} s, {read_memory:.2f} GB", ""],

@@ -10,6 +10,8 @@ from torch import nn
 from shoal.backbone import DEFAULT_MODEL, load_backbone
 from shoal.config import TextToLoRAConfig, Transformer2Config
 from shoal.generated_adapter import GeneratedAdapter
+from shoal.monitoring import MonitoringMetrics, RequestLog
+from shoal.skill_check import detection_accuracy
 from shoal.skills import SkillDetector
 from shoal.text_to_lora import TextToLoRA
 from shoal.transformer2 import Transformer2
@@ -23,6 +25,8 @@ class SakanaAIIntegration:
         self._config = text_to_lora_config
         self._generators: dict[str, TextToLoRA] = {}
         self._skills = SkillDetector()
+        self._requests = RequestLog()
+        self._accuracy: float | None = None
 
     def generate_adapter_from_text(self, prompt: str, model_path: str = DEFAULT_MODEL) -> dict[str, Any]:
         """Generate one adapter from a task description; one that was asked before comes from a cache.
@@ -42,9 +46,10 @@ class SakanaAIIntegration:
             ShoalError: a model or checkpoint is damaged.
         """
         path = str(model_path)
-        if path not in self._generators:
-            self._generators[path] = TextToLoRA(path, self._config, skills=self._skills)
-        adapter = self._generators[path].generate(prompt)
+        with self._requests.request():
+            if path not in self._generators:
+                self._generators[path] = TextToLoRA(path, self._config, skills=self._skills)
+            adapter = self._generators[path].generate(prompt)
         return {"success": True, "duration": adapter.duration, "adapter_info": _info(adapter)}
 
     def create_transformer2_model(
@@ -69,8 +74,25 @@ class SakanaAIIntegration:
     def add_custom_skills(self, skills: Mapping[str, Any] | Sequence[str]) -> None:
         """Teach skill detection further skills; see `SkillDetector.add_custom_skills`."""
         self._skills.add_custom_skills(skills)
+        self._accuracy = None
         for generator in self._generators.values():
             generator.clear_cache()
+
+    def metrics(self) -> MonitoringMetrics:
+        """Counts of the adapters asked for so far, and how well skills are detected.
+
+        The accuracy is measured once, on the prompts of `shoal.skill_check`, which takes about a second;
+        again where custom skills were taught since.
+        """
+        if self._accuracy is None:
+            self._accuracy = detection_accuracy(
+                lambda texts: [found.skills for found in self._skills.detect_many(texts)]
+            )
+        return self._requests.metrics(self._accuracy)
+
+    def prometheus_metrics(self) -> str:
+        """`metrics` in Prometheus' text format, for a scraper to read; errors as `to_prometheus`."""
+        return self.metrics().to_prometheus()
 
 
 def _info(adapter: GeneratedAdapter) -> dict[str, Any]:

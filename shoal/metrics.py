@@ -1,18 +1,22 @@
-"""Scores of one answer, and bootstrap intervals over many scores.
+"""Scores of one answer and of many together, and bootstrap intervals over many scores.
 
-Exact match and ROUGE-L compare an answer with its references. ROUGE-L: Lin 2004, "ROUGE: A Package for
-Automatic Evaluation of Summaries", section 3, through the library rouge-score, with stemming as in the
-evaluation of Super-NaturalInstructions. Intervals are percentile bootstraps: Efron and Tibshirani 1993,
-"An Introduction to the Bootstrap", section 13.3. Knows nothing of models, tasks or files.
+Exact match and ROUGE compare an answer with its references. ROUGE: Lin 2004, "ROUGE: A Package for Automatic
+Evaluation of Summaries", sections 2 and 3, through the library rouge-score, with stemming as in the
+evaluation of Super-NaturalInstructions. BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are of a whole
+set of answers, through sacrebleu (Post 2018), whose signatures say how. Intervals are percentile bootstraps:
+Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3. Knows nothing of models, tasks or
+files.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +34,15 @@ _RESAMPLED_AT_ONCE = 4_000_000
 
 Scores = Sequence[float] | NDArray[np.float64]
 Tokenization = Literal["latin", "unicode", "characters"]
+RougeKind = Literal["rouge1", "rouge2", "rougeL"]
+
+
+@dataclass(frozen=True)
+class CorpusScore:
+    """A score of a whole set of answers, in [0, 100], and sacrebleu's signature of how it came about."""
+
+    score: float
+    signature: str
 
 
 @dataclass(frozen=True)
@@ -55,13 +68,14 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
     return float(any(given == _normalise(reference) for reference in references))
 
 
-def rouge_l(answer: str, references: Sequence[str]) -> float:
-    """The F1 of the longest common subsequence of words, in [0, 1], best over the references.
+def rouge(answer: str, references: Sequence[str], kind: RougeKind) -> float:
+    """The F1 of words (`rouge1`), of pairs of words (`rouge2`) or of the longest common subsequence.
 
-    References in ASCII letters and digits are scored by rouge-score with `use_stemmer=True`: lower case,
-    punctuation dropped, Porter stems. Its tokenizer drops every other letter, so a reference that has one is
-    split into words of any script (stemmed where they are ASCII; one character each in scripts without
-    spaces), and one without letters and digits into its visible characters. The reference alone decides.
+    In [0, 1], best over the references. References in ASCII letters and digits are scored by rouge-score with
+    `use_stemmer=True`: lower case, punctuation dropped, Porter stems. Its tokenizer drops every other letter,
+    so a reference that has one is split into words of any script (stemmed where they are ASCII; one character
+    each in scripts without spaces), and one without letters and digits into its visible characters. The
+    reference alone decides.
 
     Raises:
         UsageError: there is no reference.
@@ -69,9 +83,44 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
     """
     _check_references(references)
     return max(
-        float(_scorer(_tokenization(reference)).score(reference, answer)["rougeL"].fmeasure)
+        float(_scorer(_tokenization(reference), kind).score(reference, answer)[kind].fmeasure)
         for reference in references
     )
+
+
+def rouge_l(answer: str, references: Sequence[str]) -> float:
+    """`rouge` of the longest common subsequence."""
+    return rouge(answer, references, "rougeL")
+
+
+def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> CorpusScore:
+    """BLEU of a set of answers, each with one or more references.
+
+    The effective order counts only the n-grams that an answer is long enough to have: without it a set of
+    right answers of one word would score 0.
+
+    Raises:
+        UsageError: no answers, or not a list of at least one reference for each.
+        ShoalError: sacrebleu is not installed.
+    """
+    return _corpus_score("BLEU", answers, references, effective_order=True)
+
+
+def chrf(answers: Sequence[str], references: Sequence[Sequence[str]]) -> CorpusScore:
+    """chrF2 of a set of answers, by n-grams of characters; arguments and errors as `bleu`."""
+    return _corpus_score("CHRF", answers, references)
+
+
+def perplexity(losses: Sequence[float]) -> float:
+    """The exponential of the mean of cross-entropies in nats a token; at least 1, infinite above 700 nats.
+
+    Raises:
+        UsageError: there is no loss, or one is negative or no number (NaN).
+    """
+    if not len(losses) or not all(loss >= 0 for loss in losses):
+        raise UsageError(f"losses {list(losses)[:3]}: at least 1 number from 0 is needed; check the training")
+    mean = sum(losses) / len(losses)
+    return math.exp(mean) if mean <= 700 else math.inf
 
 
 def bootstrap_interval(
@@ -145,18 +194,40 @@ def _tokenization(reference: str) -> Tokenization:
     return "latin" if all(letter.isascii() for letter in letters) else "unicode"
 
 
-@lru_cache(maxsize=3)
-def _scorer(tokenization: Tokenization) -> Any:
+def _corpus_score(
+    name: str, answers: Sequence[str], references: Sequence[Sequence[str]], **options: Any
+) -> CorpusScore:
+    if not len(answers) or len(answers) != len(references):
+        raise UsageError(
+            f"{len(answers)} answers and {len(references)} lists of references: at least 1 answer, and "
+            "a list for each, is needed; pair them"
+        )
+    for each in references:
+        _check_references(each)
+    try:
+        from sacrebleu import metrics
+    except ImportError as error:
+        raise ShoalError(
+            f"sacrebleu cannot be imported ({error}) and is needed for {name}; pip install sacrebleu"
+        ) from None
+    streams = zip_longest(*references)  # None where an answer has fewer references than others
+    scorer = getattr(metrics, name)(**options)
+    score = scorer.corpus_score(list(answers), [list(stream) for stream in streams]).score
+    return CorpusScore(float(score), str(scorer.get_signature()))
+
+
+@lru_cache(maxsize=9)
+def _scorer(tokenization: Tokenization, kind: RougeKind) -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
         from rouge_score.tokenizers import DefaultTokenizer
     except ImportError as error:
         raise ShoalError(
-            f"rouge-score cannot be imported ({error}) and is needed for ROUGE-L; pip install rouge-score"
+            f"rouge-score cannot be imported ({error}) and is needed for ROUGE; pip install rouge-score"
         ) from None
     latin = DefaultTokenizer(use_stemmer=True)
     tokenizers = {"latin": latin, "unicode": _UnicodeTokenizer(latin), "characters": _CharacterTokenizer()}
-    return RougeScorer(["rougeL"], tokenizer=tokenizers[tokenization])
+    return RougeScorer([kind], tokenizer=tokenizers[tokenization])
 
 
 class _CharacterTokenizer:

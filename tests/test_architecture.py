@@ -19,6 +19,8 @@ LEVELS = {
     "config": 0,
     "file_failures": 0,
     "files": 0,
+    "memory": 0,
+    "environment": 0,
     "lora": 1,
     "attachment": 1,
     "svf": 1,
@@ -32,6 +34,8 @@ LEVELS = {
     "grading": 1,
     "metrics": 1,
     "reports": 1,
+    "monitoring": 1,
+    "skill_check": 1,
     "model_source": 2,
     "backbone_shape": 2,
     "backbone": 2,
@@ -82,6 +86,12 @@ LEVELS = {
     "expert_recipe": 6,
     "dispatch_recipe": 6,
     "integration": 6,
+    "multiple_choice": 4,
+    "base_ability": 5,
+    "respondents": 5,
+    "scaling": 6,
+    "comparison": 6,
+    "benchmark": 6,
     "apps": 7,
     "": 8,  # shoal/__init__.py
 }
@@ -161,7 +171,18 @@ def test_importing_shoal_loads_no_library() -> None:
 
 
 def test_generating_an_adapter_needs_no_extra() -> None:
-    extras = ["accelerate", "tensorboard", "rouge_score", "datasets", "reasoning_gym", "peft"]
+    extras = [
+        "accelerate",
+        "tensorboard",
+        "rouge_score",
+        "sacrebleu",
+        "matplotlib",
+        "prometheus_client",
+        "lm_eval",
+        "datasets",
+        "reasoning_gym",
+        "peft",
+    ]
     run_python(
         f"import sys\nsys.modules.update(dict.fromkeys({extras}))\n"  # None makes an import fail
         "import shoal.integration, shoal.text_to_lora, shoal.apps.cli"

@@ -8,9 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU, CHRF
 
 from shoal.errors import UsageError
-from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval, exact_match, rouge_l
+from shoal.metrics import (
+    Interval,
+    bleu,
+    bootstrap_difference,
+    bootstrap_interval,
+    chrf,
+    exact_match,
+    perplexity,
+    rouge,
+    rouge_l,
+)
 
 SENTENCES = [
     "The cats were running across the streets.",
@@ -45,9 +56,10 @@ def test_exact_match(answer: str, references: list[str], expected: float) -> Non
 
 @pytest.mark.parametrize("reference", SENTENCES)
 @pytest.mark.parametrize("answer", SENTENCES)
-def test_rouge_l_is_rouge_score(reference: str, answer: str) -> None:
-    expected = RougeScorer(["rougeL"], use_stemmer=True).score(reference, answer)["rougeL"].fmeasure
-    assert rouge_l(answer, [reference]) == expected
+@pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL"])
+def test_rouge_is_rouge_score(reference: str, answer: str, kind: Any) -> None:
+    expected = RougeScorer([kind], use_stemmer=True).score(reference, answer)[kind].fmeasure
+    assert rouge(answer, [reference], kind) == expected
 
 
 def test_rouge_l_takes_the_best_reference() -> None:
@@ -150,3 +162,44 @@ def test_a_difference_is_paired() -> None:
 def test_intervals_of_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         bootstrap_interval(**arguments)
+
+
+@pytest.mark.parametrize("answers", [SENTENCES, SENTENCES[::-1], ["42"] * len(SENTENCES)])
+def test_bleu_and_chrf_are_those_of_sacrebleu(answers: list[str]) -> None:
+    for ours, theirs in ((bleu, BLEU(effective_order=True)), (chrf, CHRF())):
+        assert (
+            ours(answers, [[s] for s in SENTENCES]).score == theirs.corpus_score(answers, [SENTENCES]).score
+        )
+    signature = bleu(["a"], [["a"]]).signature
+    assert signature.startswith("nrefs:1|case:mixed|eff:yes|tok:13a|smooth:exp|version:")
+
+
+def test_answers_may_have_unequal_numbers_of_references() -> None:
+    answers, references = ["the cat sat", "a dog"], [["the cat sat", "one cat sat"], ["the dog"]]
+    theirs = BLEU(effective_order=True).corpus_score(
+        answers, [["the cat sat", "the dog"], ["one cat sat", None]]
+    )
+    ours = bleu(answers, references)
+    assert ours.score == theirs.score and "nrefs:var" in ours.signature
+
+
+def test_short_right_answers_have_full_marks_and_empty_ones_none() -> None:
+    assert bleu(["positive"], [["positive"]]).score == pytest.approx(100)
+    assert bleu([""], [["positive"]]).score == chrf([""], [["positive"]]).score == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "references"), [([], []), (["a"], []), (["a"], [[]]), (["a"], ["a"]), (["a"], [["a"], ["b"]])]
+)
+@pytest.mark.parametrize("metric", [bleu, chrf])
+def test_every_answer_has_references(metric: Any, answers: list, references: list) -> None:
+    with pytest.raises(UsageError, match="is needed"):
+        metric(answers, references)
+
+
+def test_perplexity() -> None:
+    assert perplexity([0.0]) == 1 and perplexity([1.0, 2.0]) == pytest.approx(np.exp(1.5))
+    assert perplexity([1e4]) == perplexity([float("inf")]) == float("inf")
+    for losses in ([], [float("nan")], [-1.0, 2.0]):
+        with pytest.raises(UsageError, match="from 0"):
+            perplexity(losses)

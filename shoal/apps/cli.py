@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from shoal.apps.adapting import ask, generate
+from shoal.apps.comparing import compare, scaling
 from shoal.apps.experts import adapt, train_dispatch, train_expert
 from shoal.apps.listing import models, skills
 from shoal.apps.registry import (
@@ -42,6 +43,8 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "ask": ask,
     "adapt": adapt,
     "evaluate": evaluate,
+    "compare": compare,
+    "scaling": scaling,
     "models": models,
     "skills": skills,
     "serve": serve,

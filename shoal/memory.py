@@ -1,0 +1,42 @@
+"""How much memory this process holds, and the most that it held: what the kernel counts, in bytes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import psutil
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_FORGET_THE_PEAK = "5"  # of proc(5): the peak becomes what is resident now
+
+
+def resident() -> int:
+    """Bytes of main memory that the process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak() -> int:
+    """The most bytes that the process held, since it began or since `forget_peak`.
+
+    Where the kernel tells a process its own peak, that is taken: getrusage would count its parent's before
+    exec.
+    """
+    if _STATUS.is_file():
+        lines = _STATUS.read_text("ascii", "replace").splitlines()
+        stated = next((line for line in lines if line.startswith("VmHWM")), None)
+        if stated is not None:
+            return int(stated.split()[1]) * 1024
+    import resource
+
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(held if sys.platform == "darwin" else held * 1024)
+
+
+def forget_peak() -> bool:
+    """Begin to count the peak anew; False where the kernel cannot, and it stays that since the start."""
+    try:
+        _CLEAR.write_text(_FORGET_THE_PEAK)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,159 @@
+"""Every documented call, through the documented import path, on the embedded default model.
+
+    python3 test_sakana_ai_methods.py
+
+The same functions run under pytest.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoal import ShoalError, TextToLoRA, attach, load_backbone
+from src.core.training.sakana_ai_methods import SakanaAIIntegration, TextToLoRAConfig, Transformer2Config
+
+PROMPTS = {
+    "Make this model excel at code generation and debugging": {"code_generation", "debugging"},
+    "Optimize this model for mathematical reasoning and problem solving": {
+        "reasoning",
+        "mathematics",
+        "debugging",
+        "optimization",
+    },
+    "Enhance creative writing and storytelling capabilities": {"creative_writing", "optimization"},
+}
+MODELS = ("smollm2-135m-instruct", "microsoft/DialoGPT-small", "gpt2-medium")
+ROOT = Path(__file__).resolve().parent
+
+
+def test_generate_adapter_from_text() -> None:
+    """The guide's first call, with its model, and with the default."""
+    integration = SakanaAIIntegration()
+    for prompt, skills in PROMPTS.items():
+        for model in (MODELS[1], MODELS[0]):
+            result = integration.generate_adapter_from_text(prompt, model)
+            info = result["adapter_info"]
+            assert result["success"] is True and result["duration"] >= 0 and info["prompt"] == prompt
+            assert set(info["detected_skills"]) == skills == set(info["skill_weights"])
+            assert all(isinstance(t, torch.Tensor) for t in info["adapters"].values())
+        assert info["hypernetwork"]["trained"]
+
+
+def test_configurations() -> None:
+    """Both configurations with the guide's values."""
+    config = TextToLoRAConfig(
+        hyper_network_size=256,
+        skill_embeddings_dim=128,
+        adapter_rank=16,
+        adapter_alpha=32,
+        dropout=0.1,
+        num_layers_to_adapt=8,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+    )
+    result = SakanaAIIntegration(config).generate_adapter_from_text(next(iter(PROMPTS)), MODELS[1])
+    shapes = {tuple(t.shape) for n, t in result["adapter_info"]["adapters"].items() if "lora_A" in n}
+    assert shapes == {(16, 768)}
+    Transformer2Config(
+        expert_vector_dim=128, num_expert_vectors=8, adaptation_strength=0.1, adaptation_layers=[0, 1, 2, 3]
+    )
+
+
+def test_model_comparison_loop() -> None:
+    """The guide's loop over base models."""
+    results = {}
+    for model_path in MODELS:
+        for prompt in PROMPTS:
+            result = SakanaAIIntegration().generate_adapter_from_text(prompt, model_path)
+            results[model_path, prompt] = (result["duration"], result["adapter_info"]["detected_skills"])
+    assert len(results) == len(MODELS) * len(PROMPTS)
+    assert all(seconds > 0 and skills for seconds, skills in results.values())
+
+
+def test_transformer2() -> None:
+    """A model that adapts itself: forward, generate, and what it says of both."""
+    backbone = load_backbone()
+    config = Transformer2Config(num_expert_vectors=8)
+    model = SakanaAIIntegration().create_transformer2_model(backbone.model, config)
+    ids = torch.tensor([backbone.encode_prompt("What is 2 + 2?")])
+    output = model(ids)
+    assert output.logits.shape[:2] == ids.shape and output.detected_skill in {"none", *model.experts}
+    assert isinstance(output.adaptations, list)
+    assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
+
+
+def test_custom_skills() -> None:
+    """A skill of one's own is found once it is taught."""
+    integration = SakanaAIIntegration()
+    integration.add_custom_skills({"gardening": ["garden", "pruning", "compost"]})
+    result = integration.generate_adapter_from_text(
+        "Help me with pruning and compost in my garden", MODELS[1]
+    )
+    assert "gardening" in result["adapter_info"]["detected_skills"]
+
+
+def test_monitoring_metrics() -> None:
+    """The five names that the guide monitors, as values and for Prometheus."""
+    integration = SakanaAIIntegration()
+    integration.generate_adapter_from_text(next(iter(PROMPTS)), MODELS[1])
+    with pytest.raises(ShoalError):
+        integration.generate_adapter_from_text("", MODELS[1])
+    metrics = integration.metrics()
+    assert (metrics.total_requests, metrics.successful_requests) == (2, 1)
+    assert metrics.avg_response_time > 0 and metrics.avg_memory_usage > 1e6
+    assert 0.7 < metrics.skill_detection_accuracy <= 1
+    assert "shoal_skill_detection_accuracy" in integration.prometheus_metrics()
+
+
+def test_an_adapter_at_work() -> None:
+    """From a sentence to a directory and to answers."""
+    adapter = TextToLoRA().generate("Decide whether a movie review is positive or negative.")
+    backbone = load_backbone()
+    ids = torch.tensor([backbone.encode_prompt("A film that nobody needed.")])
+    before = backbone.model(ids).logits
+    with attach(backbone.model, adapter.lora):
+        assert not torch.equal(backbone.model(ids).logits, before)
+    assert torch.equal(backbone.model(ids).logits, before)
+    with tempfile.TemporaryDirectory() as folder:
+        adapter.save(Path(folder) / "mine")
+        assert (Path(folder) / "mine" / "adapter_model.safetensors").is_file()
+
+
+def test_command_line() -> None:
+    """The command for a sentence, a comparison, and one line for a mistake."""
+    whole = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def shoal(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "shoal.apps.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=whole, timeout=300)
+
+    made = json.loads(shoal("generate", next(iter(PROMPTS)), "--json").stdout)
+    assert made["skills"].keys() == {"code_generation", "debugging"}
+    compared = json.loads(shoal("compare", "--models", "gpt2,gpt2-medium", "--json").stdout)
+    assert [row["base_model"] for row in compared["models"]] == ["gpt2", "gpt2-medium"]
+    mistake = shoal("generate", "x")
+    assert mistake.returncode == 2 and mistake.stderr.count("\n") == 1
+
+
+def main() -> None:
+    """Run every function above and say how it went; the exit code is that of the worst."""
+    calls = {name: call for name, call in globals().items() if name.startswith("test_")}
+    failed = 0
+    for name, call in calls.items():
+        try:
+            call()
+            print(f"passed  {name}")
+        except Exception as error:  # each is reported, whatever it is
+            failed += 1
+            print(f"FAILED  {name}: {type(error).__name__}: {error}")
+    print(f"{len(calls) - failed} of {len(calls)} passed")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
