@@ -15,6 +15,7 @@ from shoal.config import Transformer2Config
 from shoal.dispatch import NONE, Decision
 from shoal.errors import UsageError
 from shoal.expert_attachment import attach_expert, dense_weight
+from shoal.procedural.catalogue import procedural_tasks
 from shoal.svf import Decomposition, ExpertVector, decompose
 from shoal.transformer2 import Transformer2, mlp_modules
 
@@ -204,3 +205,19 @@ def test_experts_find_their_own_basis(
     config = Transformer2Config(expert_vector_dim=4, adaptation_strength=1.0)
     output = Transformer2(model, config, experts=experts, dispatch=FirstToken())(tokens()[:1])
     assert len(output.adaptations) == len(basis_of(model))
+
+
+@pytest.mark.slow
+def test_the_shipped_experts_are_chosen_and_answer() -> None:
+    backbone = load_backbone()
+    two = Transformer2.shipped(backbone.model, Transformer2Config(adaptation_strength=1.0))
+    assert len(two.experts) == 8
+    task = next(t for t in procedural_tasks(size=8, test_size=8) if t.name == "news-topic")
+    right, chosen = 0, []
+    for number, example in enumerate(task.test):
+        ids = torch.tensor([backbone.encode_prompt(task.described(example.input, number))])
+        decisions = two.decide(ids)
+        chosen.append(decisions[0].skill)
+        answer = two.generate(ids, decisions=decisions, max_new_tokens=8, do_sample=False)
+        right += backbone.decode(answer[0, ids.shape[1] :].tolist()) in example.outputs
+    assert chosen.count("routing") >= 7 and right >= 4  # a bare label, which the base model never gives
