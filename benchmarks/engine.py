@@ -1,6 +1,6 @@
 """Sixteen requests with sixteen adapters at once, against other ways to serve them on the same machine.
 
-    python benchmarks/engine.py [--llama-cpp bf16]
+    python benchmarks/engine.py [--llama-cpp f16]
 
 Every way answers the same prompts with the same adapters, greedily, with as many tokens each; the ways take
 turns, and medians are compared. PEFT keeps its adapters in the model's dtype, which is its faster way here.
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--modules", default="q_proj,v_proj")
     parser.add_argument("--tokens", type=int, default=32, help="generated for every request")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--llama-cpp", choices=["bf16", "f16"], help="llama.cpp's server too, by xllamacpp")
+    parser.add_argument("--llama-cpp", choices=["f16", "bf16"], help="llama.cpp's server too, by xllamacpp")
     args = parser.parse_args()
 
     backbone = load_backbone()

@@ -52,6 +52,10 @@ class Model:
         with context:
             return self.backbone.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
 
+    def check(self, logits: torch.Tensor, texts: list[list[int]], chosen: list[Adaptation]) -> None:
+        for own, ids, adaptation in zip(logits, texts, chosen, strict=True):
+            assert torch.allclose(own, self.logits(ids, adaptation), atol=TOLERANCE, rtol=0)
+
 
 def noise(backbone: Backbone, modules: tuple[str, ...], rank: int) -> LoRA:
     identity = LoRA.identity(backbone.shape.select(modules, None), rank, 2.0 * rank)
@@ -71,10 +75,6 @@ def test_every_row_has_the_logits_that_it_has_alone(model: Model, data: st.DataO
     texts: list[list[int]] = []
     chosen: list[Adaptation] = []
 
-    def check(logits: torch.Tensor, texts: list[list[int]], chosen: list[Adaptation]) -> None:
-        for own, ids, adaptation in zip(logits, texts, chosen, strict=True):
-            assert torch.allclose(own, model.logits(ids, adaptation), atol=TOLERANCE, rtol=0)
-
     tokens = st.integers(0, 255)
     for _ in range(data.draw(st.integers(1, 6), label="rounds")):
         if data.draw(st.booleans(), label="join") or not texts:
@@ -85,7 +85,7 @@ def test_every_row_has_the_logits_that_it_has_alone(model: Model, data: st.DataO
             more = Rows(model.backbone, prompts, adapters, basis=model.basis)
             while more.unread:
                 logits = more.read(data.draw(st.sampled_from([None, 1, 7])))
-            check(logits, prompts, adapters)
+            model.check(logits, prompts, adapters)
             picks = data.draw(st.lists(st.sampled_from(range(len(prompts))), min_size=1, max_size=4))
             rows.join(more, picks)
             texts += [list(prompts[pick]) for pick in picks]
@@ -101,7 +101,7 @@ def test_every_row_has_the_logits_that_it_has_alone(model: Model, data: st.DataO
             appended = [data.draw(tokens) for _ in texts]
             for ids, token in zip(texts, appended, strict=True):
                 ids.append(token)
-            check(rows.step(torch.tensor(appended)), texts, chosen)
+            model.check(rows.step(torch.tensor(appended)), texts, chosen)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.backbone.model.modules())
 
 

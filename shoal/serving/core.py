@@ -43,6 +43,9 @@ from shoal.svf import Decompositions
 
 log = logging.getLogger(__name__)
 
+CLOSED = "the engine was shut down; ask again when it is back"
+NOT_FINITE = "the logits are not finite with this request's adapter; check the adapter, or use another"
+
 Observer = Callable[[StepRecord | FinishedRecord], None]
 
 
@@ -130,12 +133,11 @@ class Engine:
 
     def state(self) -> EngineState:
         """What is going on; from any thread, where it may be a step old."""
-        jobs = {id(job): job for job in [*self._reading, *(a.job for a in list(self._answers))]}.values()
         return EngineState(
             len(self._waiting),
             len(self._answers),
             len(self._reading),
-            self._admission.reserved(list(jobs)),
+            self._admission.reserved([*self._reading, *self._running_jobs()]),
             self._adapters.statistics() if self._adapters else CacheStatistics(),
         )
 
@@ -147,25 +149,21 @@ class Engine:
         if self._answers:
             events += self._decode()
         events += self._admit()
-        columns = 0
+        read = 0
         if self._prompts is not None:
             columns = min(self._prompts.unread, max(1, self.limits.prefill_tokens // len(self._reading)))
-            columns *= len(self._reading)
-            events += self._read()
-        if self._observe and (running or columns):
+            read = columns * len(self._reading)
+            events += self._read(self._prompts, columns)
+        if self._observe and (running or read):
             seconds = self._clock() - started
-            self._observe(StepRecord(seconds, running, len(self._waiting), columns, tuple(self._gaps)))
+            self._observe(StepRecord(seconds, running, len(self._waiting), read, tuple(self._gaps)))
         return events
 
-    def close(self, error: ShoalError | None = None) -> list[Event]:
-        """Fail every request, and take no more.
-
-        Args:
-            error: what they fail with; `EngineClosed` by default.
-        """
+    def close(self) -> list[Event]:
+        """Fail every request with `EngineClosed`, and take no more."""
         with self._lock:
             self._closed = True
-        return self.fail_all(error or EngineClosed("the engine was shut down; ask again when it is back"))
+        return self.fail_all(EngineClosed(CLOSED))
 
     def fail_all(self, error: ShoalError) -> list[Event]:
         """Fail every request that is here, and go on with those that come."""
@@ -179,11 +177,14 @@ class Engine:
 
     def _refuse(self) -> None:
         if self._closed:
-            raise EngineClosed("the engine was shut down; ask again when it is back")
+            raise EngineClosed(CLOSED)
         if len(self._waiting) >= self.limits.max_waiting:
             raise EngineFull(
                 f"{len(self._waiting)} requests wait, of at most {self.limits.max_waiting}; try again later"
             )
+
+    def _running_jobs(self) -> list[Job]:
+        return list(dict.fromkeys(answer.job for answer in list(self._answers)))
 
     def _no_rows(self) -> Rows:
         return Rows(self._backbone, basis=self._basis)
@@ -221,9 +222,7 @@ class Engine:
         events: list[Event] = []
         while self._prompts is None and self._waiting:
             with self._lock:
-                placed = self._admission.next_group(
-                    self._waiting, list({id(a.job): a.job for a in self._answers}.values())
-                )
+                placed = self._admission.next_group(self._waiting, self._running_jobs())
             if not placed:
                 break
             for job in placed:
@@ -252,12 +251,11 @@ class Engine:
             return self._fail_reading(error)
         return []
 
-    def _read(self) -> list[Event]:
+    def _read(self, prompts: Rows, columns: int) -> list[Event]:
         """Read the next columns of prompts; after the last ones their answers begin."""
-        assert self._prompts is not None
-        jobs, prompts = self._reading, self._prompts
+        jobs = self._reading
         try:
-            logits = prompts.read(max(1, self.limits.prefill_tokens // len(jobs)))
+            logits = prompts.read(columns)
             if prompts.unread:
                 return []
             picks = [row for row, job in enumerate(jobs) if not job.over for _ in range(job.request.n)]
@@ -343,11 +341,6 @@ class Engine:
             job.over = True
             if self._observe:
                 self._observe(job.record(outcome, self._clock()))
-
-
-NOT_FINITE = (
-    "the model's logits are not finite with this request's adapter; check the adapter, or use another"
-)
 
 
 def _ended(answer: Answer) -> bool:

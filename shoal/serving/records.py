@@ -107,7 +107,7 @@ class Delta:
         index: of the answer, 0 to n - 1.
         text: which no later piece changes.
         tokens: scores of the tokens that it completes, where the request asks for them.
-        finish_reason: of the last piece: `stop` after a stop string or the end of turn, `length` at the limit.
+        finish_reason: of the last piece: `stop` for a stop string or the end of turn, else `length`.
         completion_tokens: generated for this answer until now, with the end-of-turn token.
     """
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from shoal.errors import ShoalError, reason
-from shoal.serving.core import Engine
+from shoal.serving.core import CLOSED, Engine
 from shoal.serving.records import EngineClosed, EngineState, Event, Request
 from shoal.serving.stream import Stream
 
@@ -67,7 +67,7 @@ class EngineRunner:
 
         with self._wanted:
             if self._closing:
-                raise EngineClosed("the engine was shut down; ask again when it is back")
+                raise EngineClosed(CLOSED)
             self._calls.append(call)
             self._wanted.notify()
         return result.result()

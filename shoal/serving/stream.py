@@ -16,8 +16,8 @@ from shoal.serving.records import Delta, Event
 class Stream:
     """Pieces of a request's answers, in order: `for delta in stream`, or `async for delta in stream`.
 
-    Used as a context manager, `with` or `async with`, it cancels the request when the block is left before the
-    end, for whatever reason: then a reader who goes away frees the request's place. For one reader.
+    Used as a context manager, `with` or `async with`, it cancels the request when the block is left before
+    the end, for whatever reason: then a reader who goes away frees the request's place. For one reader.
     """
 
     def __init__(self, cancel: Callable[[], None], unread: int) -> None:

@@ -56,12 +56,12 @@ def test_one_that_is_larger_than_the_cache_is_given_out_and_not_kept() -> None:
 
 
 def test_threads_that_ask_together_load_once_and_an_error_is_told_to_all_and_not_kept() -> None:
-    loads, fail = [], True
+    loads, failing = [], threading.Event()
 
     def load(name: str) -> LoRA:
         loads.append(name)
         time.sleep(0.05)
-        if fail:
+        if failing.is_set():
             raise UsageError("there is no such adapter")
         return sized(4)
 
@@ -73,7 +73,8 @@ def test_threads_that_ask_together_load_once_and_an_error_is_told_to_all_and_not
         except UsageError as error:
             told.append(error)
 
-    for fail in (True, False):  # noqa: B020: `load` reads it
+    for change in (failing.set, failing.clear):
+        change()
         threads = [threading.Thread(target=ask) for _ in range(6)]
         for thread in threads:
             thread.start()

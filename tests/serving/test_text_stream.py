@@ -1,10 +1,10 @@
 """Text as tokens come: whatever the tokens, pieces add up to the whole, cut before the first stop string."""
 
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shoal.serving.text_stream import UNFINISHED, TextStream, TokenTexts
