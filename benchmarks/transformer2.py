@@ -140,7 +140,7 @@ def parse() -> argparse.Namespace:
         help="set whose probe dispatches; gets a card",
     )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--control-seeds", type=int, nargs="+", help="of IA3 and LoRA; default those of the experts")
+    add("--control-seeds", type=int, nargs="*", help="of IA3 and LoRA; none leaves them out, by default all")
     add("--requests", type=int, default=50, help="test requests a skill")
     add("--matrix-requests", type=int, default=20, help="of them, for rows of an expert on all skills")
     add("--population", type=int, default=16)
@@ -168,10 +168,11 @@ def own_task(bench: Bench) -> tuple[dict[str, dict[str, list[float]]], list[dict
                 for i, experts in zip(bench.args.seeds, bench.experts, strict=True)
             ),
         }
-    for kind in (IA3, LORA):
+    seeds = bench.args.seeds if bench.args.control_seeds is None else bench.args.control_seeds
+    for kind in (IA3, LORA) if seeds else ():
         for skill in bench.skills:
             of_seeds = []
-            for seed in bench.args.control_seeds or bench.args.seeds:
+            for seed in seeds:
 
                 def way(
                     texts: Sequence[str], kind: str = kind, seed: int = seed, skill: str = skill

@@ -222,7 +222,7 @@ def _check_memory(empty: nn.Module, name: str, device: torch.device, dtype: torc
     if free is not None and needed > free:
         raise ShoalError(
             f"{name!r} needs {needed / 2**30:.1f} GiB for its weights in {str(dtype)[6:]}, "
-            f"{free / 2**30:.1f} GiB are free on {device}; choose a smaller model or a narrower dtype, or free some"
+            f"{free / 2**30:.1f} GiB are free on {device}; choose a smaller model or a narrower dtype"
         )
 
 
