@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from shoal.attachment import attach
 from shoal.backbone import Backbone
 from shoal.errors import ShoalError, UsageError
+from shoal.expert_attachment import attach_expert
 from shoal.lora import BatchedLoRA, LoRA, stack
+from shoal.svf import Decompositions, ExpertVector
 
 
 @torch.no_grad()
@@ -107,6 +110,40 @@ def sample_tokens(
     return _continue(backbone, prompts, None, max_new_tokens, choose)
 
 
+@torch.no_grad()
+def generate_with_experts(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    basis: Decompositions,
+    experts: ExpertVector,
+    *,
+    max_new_tokens: int = 64,
+) -> list[list[int]]:
+    """The most likely continuation of every prompt with an expert of its own, as one batch.
+
+    Args:
+        backbone: the model.
+        prompts: token ids.
+        basis: decompositions of the weights that the experts scale.
+        experts: a batch of as many as there are prompts.
+        max_new_tokens: limit of an answer, in tokens.
+
+    Returns:
+        Token ids, with the end-of-turn token where an answer ended before the limit.
+
+    Raises:
+        UsageError: another number of experts than prompts, one that does not fit, a prompt that is too long
+            for the model, or a limit below 1.
+    """
+    if not prompts or experts.batch != len(prompts) or max_new_tokens < 1:
+        raise UsageError(
+            f"{len(prompts)} prompts and {experts.batch} experts must be as many, and max_new_tokens "
+            f"{max_new_tokens} at least 1; correct what is not"
+        )
+    _check_lengths(backbone, prompts, max_new_tokens)
+    return _continue(backbone, prompts, _Experts(basis, experts), max_new_tokens, _most_likely)
+
+
 def check_adapters(adapters: LoRA | Sequence[LoRA] | None, requests: int) -> None:
     """Raise UsageError unless there are no adapters, one for all, or one for each of so many requests."""
     if adapters is not None and not isinstance(adapters, LoRA) and len(adapters) != requests:
@@ -126,9 +163,24 @@ def adapters_of(
     return stack([adapters[row].to(backbone.device, backbone.dtype) for row in rows])
 
 
-def attached(backbone: Backbone, lora: LoRA | BatchedLoRA | None) -> AbstractContextManager[object]:
+def attached(
+    backbone: Backbone, lora: LoRA | BatchedLoRA | _Experts | None
+) -> AbstractContextManager[object]:
     """The backbone with an adapter attached, or as it is."""
+    if isinstance(lora, _Experts):
+        return attach_expert(backbone.model, lora.basis, lora.experts)
     return attach(backbone.model, lora) if lora is not None else nullcontext()
+
+
+@dataclass(frozen=True)
+class _Experts:
+    """One expert a row."""
+
+    basis: Decompositions
+    experts: ExpertVector
+
+    def select(self, rows: Int[Tensor, " kept"]) -> _Experts:
+        return replace(self, experts=ExpertVector({n: z[rows] for n, z in self.experts.z.items()}))
 
 
 def _most_likely(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
@@ -138,7 +190,7 @@ def _most_likely(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " bat
 def _continue(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    adapters: LoRA | BatchedLoRA | None,
+    adapters: LoRA | BatchedLoRA | _Experts | None,
     limit: int,
     choose: Callable[[Float[Tensor, "batch vocabulary"]], Int[Tensor, " batch"]],
 ) -> list[list[int]]:
@@ -175,7 +227,7 @@ def _continue(
                 kept = alive.nonzero()[:, 0]
                 running, tokens, mask = running[kept], tokens[kept], mask[kept]
                 cache.batch_select_indices(kept)
-                adapters = adapters.select(kept) if isinstance(adapters, BatchedLoRA) else adapters
+                adapters = adapters.select(kept) if isinstance(adapters, BatchedLoRA | _Experts) else adapters
             ids = tokens[:, None]
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
     finally:

@@ -143,7 +143,7 @@ def test_importing_shoal_loads_no_library() -> None:
 
 
 def test_generating_an_adapter_needs_no_extra() -> None:
-    extras = ["accelerate", "tensorboard", "rouge_score", "datasets", "reasoning_gym", "peft"]
+    extras = ["accelerate", "cma", "tensorboard", "rouge_score", "datasets", "reasoning_gym", "peft"]
     run_python(
         f"import sys\nsys.modules.update(dict.fromkeys({extras}))\n"  # None makes an import fail
         "import shoal.integration, shoal.text_to_lora, shoal.apps.cli"

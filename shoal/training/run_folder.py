@@ -110,7 +110,9 @@ def _restore(
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(tensors[f"parameter.{name}"])
-            if optimizer and f"optimizer.step.{name}" in tensors:  # a parameter that is not trained has no state
+            if (
+                optimizer and f"optimizer.step.{name}" in tensors
+            ):  # a parameter that is not trained has no state
                 # AdamW counts its steps on the CPU and keeps its moments beside the parameter.
                 optimizer.state[parameter] = {
                     "step": tensors[f"optimizer.step.{name}"],
