@@ -135,9 +135,10 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
 class ExpertTrainingConfig(LoraTrainingConfig):
     """Optimisation of an expert's z by reinforcement learning, or on the right answers as a control."""
 
-    objective: Literal["rloo", "expected_reward", "sft"] = Field(
+    objective: Literal["rloo", "expected_reward", "evolution", "sft"] = Field(
         "rloo",
-        description="sampled answers, all labels of a closed set, or the right answers (a control)",
+        description="learn from sampled answers, from all labels of a closed set, by an evolution strategy, "
+        "or from the right answers (a control)",
     )
     reward: Literal["exact_match", "label", "numeric", "rouge_l", "format"] = Field(
         "exact_match", description="what an answer earns"
@@ -149,7 +150,11 @@ class ExpertTrainingConfig(LoraTrainingConfig):
         1.0, ge=1e-3, description="of sampling; 1 makes the gradient exact in the mean"
     )
     max_new_tokens: int = Field(24, le=MAX_WIDTH, ge=1, description="limit of a sampled answer, in tokens")
-    kl_weight: float = Field(0.02, ge=0, description="weight of the divergence from the base model")
+    kl_weight: float = Field(
+        0.02, ge=0, description="weight of the divergence from the base model; evolution knows none"
+    )
+    population: int = Field(16, le=MAX_WIDTH, ge=4, description="of evolution: candidates a step")
+    sigma: float = Field(0.02, gt=0, le=1, description="of evolution: first standard deviation of z")
     least_success: float = Field(0.05, ge=0, le=1, description="mean reward that the base must have to begin")
     most_success: float = Field(0.95, ge=0, le=1, description="mean reward above which there is no lesson")
 

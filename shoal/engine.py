@@ -19,6 +19,8 @@ from shoal.backbone import Backbone
 from shoal.decoding import Rows
 from shoal.errors import ShoalError, UsageError
 from shoal.lora import BatchedLoRA, LoRA, stack
+from shoal.row_adapters import Adaptation, ModelBasis
+from shoal.svf import Decompositions, ExpertVector
 
 
 @torch.no_grad()
@@ -107,6 +109,41 @@ def sample_tokens(
     return _continue(backbone, prompts, None, max_new_tokens, choose)
 
 
+@torch.no_grad()
+def generate_with_experts(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    basis: Decompositions,
+    experts: ExpertVector,
+    *,
+    max_new_tokens: int = 64,
+) -> list[list[int]]:
+    """The most likely continuation of every prompt with an expert of its own, as one batch.
+
+    Args:
+        backbone: the model.
+        prompts: token ids.
+        basis: decompositions of the weights that the experts scale.
+        experts: a batch of as many as there are prompts.
+        max_new_tokens: limit of an answer, in tokens.
+
+    Returns:
+        Token ids, with the end-of-turn token where an answer ended before the limit.
+
+    Raises:
+        UsageError: another number of experts than prompts, one that does not fit, a prompt that is too long
+            for the model, or a limit below 1.
+    """
+    if not prompts or experts.batch != len(prompts) or max_new_tokens < 1:
+        raise UsageError(
+            f"{len(prompts)} prompts and {experts.batch} experts must be as many, and max_new_tokens "
+            f"{max_new_tokens} at least 1; correct what is not"
+        )
+    _check_lengths(backbone, prompts, max_new_tokens)
+    own = [experts.row(row) for row in range(len(prompts))]
+    return _continue(backbone, prompts, own, max_new_tokens, _most_likely, ModelBasis(backbone.model, basis))
+
+
 def check_adapters(adapters: LoRA | Sequence[LoRA] | None, requests: int) -> None:
     """Raise UsageError unless there are no adapters, one for all, or one for each of so many requests."""
     if adapters is not None and not isinstance(adapters, LoRA) and len(adapters) != requests:
@@ -138,16 +175,17 @@ def _most_likely(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " bat
 def _continue(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    adapters: LoRA | Sequence[LoRA] | None,
+    adapters: LoRA | Sequence[Adaptation] | None,
     limit: int,
     choose: Callable[[Float[Tensor, "batch vocabulary"]], Int[Tensor, " batch"]],
+    basis: ModelBasis | None = None,
 ) -> list[list[int]]:
     """Token ids after every prompt, up to and with the end-of-turn token, or to the limit."""
     shared = adapters.to(backbone.device, backbone.dtype) if isinstance(adapters, LoRA) else None
     running = list(range(len(prompts)))  # rows of the batch whose answers have not ended
     answers: list[list[int]] = [[] for _ in prompts]
     with attached(backbone, shared):
-        rows = Rows(backbone, prompts, None if isinstance(adapters, LoRA) else adapters)
+        rows = Rows(backbone, prompts, None if isinstance(adapters, LoRA) else adapters, basis=basis)
         logits = rows.read()
         while True:
             tokens = choose(logits).tolist()

@@ -173,6 +173,7 @@ def test_importing_shoal_loads_no_library() -> None:
 def test_generating_an_adapter_needs_no_extra() -> None:
     extras = [
         "accelerate",
+        "cma",
         "tensorboard",
         "rouge_score",
         "sacrebleu",

@@ -82,7 +82,8 @@ def train_expert(
 
     It scales singular values of the MLP's weights. The same command resumes a run that was stopped.
     """
-    check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
+    evolving = ("cma",) if training.objective == "evolution" else ()
+    check_extra("training", "train", "accelerate", "tensorboard", "tqdm", *evolving)
     tasks, held_out = divided(data)
     from shoal.expert_recipe import make_expert
 

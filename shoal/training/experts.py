@@ -7,8 +7,9 @@ Training starts at the base model itself. Two estimators of one gradient:
 * `expected_reward`: for a closed set of labels the sum over all of them is exact, `sum_l p(l) r(l)`.
 
 Both may pay for divergence from the base model, exactly: the KL at every position of the answers, with the
-same batch run at z = 1. What is trained is a `Tuned`, so that other adapters can be trained on the same
-rewards. Knows a backbone, its decompositions and tasks; nothing of dispatch or files.
+same batch run at z = 1. The objective `evolution` takes no gradient: it tries a population of candidates for
+z, see `shoal.training.evolution`. What is trained is a `Tuned`, so that other adapters can be trained on the
+same rewards. Knows a backbone, its decompositions and tasks; nothing of dispatch or files.
 
 Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.1.
 """
@@ -34,12 +35,14 @@ from shoal.expert_attachment import attach_expert
 from shoal.forward import Sequences, answer_logits, pad_sequences
 from shoal.rewards import REWARDS, Reward
 from shoal.svf import Decompositions, ExpertVector
-from shoal.tasks import Example, Task, check_no_leakage
+from shoal.tasks import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
+from shoal.training.evolution import evolve
+from shoal.training.expert_population import ExpertPopulation
+from shoal.training.label_rewards import LabelRewards, labels_of, log_likelihoods, source_of
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
 
-MAX_LABELS = 32
 GATE_EXAMPLES = 64  # of all tasks together, on which the base model is tried first
 
 
@@ -62,25 +65,30 @@ class SingularValues:
 
     def __init__(self, model: nn.Module, basis: Decompositions) -> None:
         """Start at z = 1."""
-        self._model, self._basis = model, basis
+        self._model, self.basis = model, basis
         self.module = nn.ParameterList(
             nn.Parameter(torch.zeros_like(d.s, dtype=torch.float32)) for d in basis.values()
         )
 
     def attached(self) -> AbstractContextManager[object]:
         """The model with the expert attached as `delta`."""
-        return attach_expert(self._model, self._basis, self._current())
+        return attach_expert(self._model, self.basis, self._current())
 
     def fingerprint(self) -> list[tuple[str, int]]:
         """Modules and the number of singular values of each."""
-        return [(name, d.s.numel()) for name, d in self._basis.items()]
+        return [(name, d.s.numel()) for name, d in self.basis.items()]
+
+    def experts(self, candidates: Float[Tensor, "candidates parameters"]) -> ExpertVector:
+        """The experts of other parameters, which stand in the order of the weights, as a batch."""
+        parts = candidates.split([theta.numel() for theta in self.module], dim=1)
+        return ExpertVector({name: 1 + theta for name, theta in zip(self.basis, parts, strict=True)})
 
     def expert(self) -> ExpertVector:
         """The expert as it stands, float32 on the CPU."""
         return ExpertVector({name: z.detach().cpu() for name, z in self._current().z.items()})
 
     def _current(self) -> ExpertVector:
-        return ExpertVector({n: 1 + theta for n, theta in zip(self._basis, self.module, strict=True)})
+        return ExpertVector({n: 1 + theta for n, theta in zip(self.basis, self.module, strict=True)})
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,10 @@ def train_on_rewards(
     """
     if not tasks:
         raise UsageError("an expert needs tasks, got 0; give some")
+    if config.objective == "evolution" and not isinstance(tuned, SingularValues):
+        raise UsageError(
+            f"evolution tries candidates for an expert's z, not for {type(tuned).__name__}; choose rloo"
+        )
     check_no_leakage(tasks, held_out)
     reward = reward or REWARDS[config.reward]
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
@@ -165,6 +177,9 @@ def train_on_rewards(
             f"{config.least_success:g} to {config.most_success:g}: rewards would be nearly all equal; "
             "choose an easier or harder task"
         )
+    if isinstance(tuned, SingularValues) and config.objective == "evolution":
+        population = ExpertPopulation(backbone, tuned, corpus, config, reward, objective.fingerprint())
+        return evolve(population, config, folder, show_progress=show_progress), success
     with set_for_training(backbone):
         summary = run(objective, config, folder, show_progress=show_progress)
     return summary, success
@@ -205,9 +220,10 @@ class ExpertObjective:
         self._backbone, self._tuned, self._corpus = backbone, tuned, corpus
         self._config, self._reward = config, reward
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
-        self._labels = (
-            [_labels_of(task) for task in corpus.tasks] if config.objective == "expected_reward" else []
-        )
+        self._labels = LabelRewards(backbone, corpus, reward)
+        if config.objective == "expected_reward":
+            for task in corpus.tasks:
+                labels_of(task)
         self.module = tuned.module
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -239,15 +255,10 @@ class ExpertObjective:
 
     def _expected_reward(self, examples: Sequence[TokenisedExample]) -> StepLoss:
         """Minus `sum_l p(l) r(l)`, with the model's own probability of every label and its end."""
-        pairs, earned, owners = [], [], []
-        for number, example in enumerate(examples):
-            for text in self._labels[example.task]:
-                pairs.append((example.prompt, tuple(self._backbone.encode_completion(text))))
-                earned.append(self._reward(self._source(example), text))
-                owners.append(number)
-        batch = self._padded(pairs)
+        answers = [answer for example in examples for answer in self._labels.answers(example)]
+        batch = self._padded([(a.prompt, a.completion) for a in answers])
         likely, divergence = self._policy(batch)
-        rewards = torch.tensor(earned, device=likely.device)
+        rewards = torch.tensor([a.reward for a in answers], device=likely.device)
         expected = (likely.exp() * rewards).sum() / len(examples)
         loss = -expected + self._config.kl_weight * divergence
         return StepLoss(
@@ -268,7 +279,7 @@ class ExpertObjective:
                 temperature=config.temperature,
                 max_new_tokens=config.max_new_tokens,
             )
-        sources = [self._source(e) for e in examples for _ in range(count)]
+        sources = [source_of(self._corpus, e) for e in examples for _ in range(count)]
         earned = [
             self._reward(e, self._backbone.decode(ids)) for e, ids in zip(sources, answers, strict=True)
         ]
@@ -302,29 +313,9 @@ class ExpertObjective:
     def _padded(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Sequences:
         return pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
 
-    def _source(self, example: TokenisedExample) -> Example:
-        return self._corpus.tasks[example.task].train[example.place]
-
-
-def log_likelihoods(logits: Float[Tensor, "answers vocabulary"], batch: Sequences) -> Float[Tensor, " batch"]:
-    """Log-probability of every sample's whole answer, in nats, from the logits at its tokens."""
-    losses = F.cross_entropy(logits.float(), batch.ids[batch.answer], reduction="none")
-    rows = batch.answer.nonzero()[:, 0]
-    return torch.zeros(len(batch.ids), device=losses.device).index_add(0, rows, -losses)
-
 
 def leave_one_out(rewards: Float[Tensor, "requests samples"]) -> Float[Tensor, "requests samples"]:
     """Every reward minus the mean of the others to the same request; 0 where all are equal."""
     count = rewards.shape[1]
     equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
     return torch.where(equal, 0.0, (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1))
-
-
-def _labels_of(task: Task) -> list[str]:
-    labels = sorted({output for example in task.train for output in example.outputs})
-    if not 2 <= len(labels) <= MAX_LABELS:
-        raise UsageError(
-            f"task {task.name} has {len(labels)} different answers, a closed set of labels has 2 to "
-            f"{MAX_LABELS}; train it with the objective rloo"
-        )
-    return labels

@@ -111,31 +111,72 @@ def run(
     optimizer = adamw(objective, config.weight_decay)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
-    identity = _identity(objective, config, accelerator.num_processes)
+    identity = identity_of(objective.fingerprint(), config, accelerator.num_processes)
     progress = load_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity)
-    _start_together(objective.module, progress, accelerator)
-    main = accelerator.is_main_process
+    start_together(objective.module, progress, accelerator)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.callback(objective.module.eval)
+        objective.module.train()
+        return drive(
+            lambda interrupts: _step(objective, optimizer, config, accelerator, progress, interrupts),
+            lambda: save_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity, progress),
+            progress,
+            config,
+            folder,
+            accelerator,
+            watch=(lambda: _monitored(monitor, objective.module)) if monitor else None,
+            show_progress=show_progress,
+        )
+
+
+def drive(
+    take_step: Callable[[list[int]], tuple[dict[str, float], bool]],
+    save: Callable[[], None],
+    progress: Progress,
+    config: LoraTrainingConfig,
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    watch: Callable[[], Mapping[str, float]] | None = None,
+    show_progress: bool = True,
+) -> RunSummary:
+    """Take steps of any kind until `config.steps`, with a progress bar, logs, checkpoints and Ctrl-C.
+
+    Args:
+        take_step: is given a list that is not empty once the step is to be the last, and moves `progress` on;
+            (numbers for the log, `loss` among them; whether any process was interrupted).
+        save: writes the checkpoint.
+        progress: how far the run is.
+        config: how many steps, and how many between checkpoints.
+        folder: of the run.
+        accelerator: of the processes.
+        watch: further numbers at every checkpoint.
+        show_progress: draw a progress bar on standard error.
+
+    Raises:
+        Interrupted: Ctrl-C, after the checkpoint is written.
+        ShoalError: a file cannot be written.
+    """
+    main = accelerator.is_main_process
+    with ExitStack() as stack:
         interrupts = stack.enter_context(_noted_interrupts())
         log = stack.enter_context(RunLog(folder, progress.step)) if main else None
         hidden = not (show_progress and main)
         bar = stack.enter_context(
             tqdm(total=config.steps, initial=progress.step, unit="step", disable=hidden)
         )
-        objective.module.train()
         while progress.step < config.steps:
-            metrics, stopping = _step(objective, optimizer, config, accelerator, progress, interrupts)
+            metrics, stopping = take_step(interrupts)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
             due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
             if log is not None:
-                if due and monitor and not stopping:
-                    metrics |= _monitored(monitor, objective.module)
+                if due and watch and not stopping:
+                    metrics |= watch()
                 log.write(progress.step, metrics)
                 if due or stopping:
-                    save_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity, progress)
+                    save()
             if stopping:
                 accelerator.wait_for_everyone()
                 raise Interrupted(
@@ -153,7 +194,7 @@ def adamw(objective: Objective, weight_decay: float = 0.0) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=on_cpu)
 
 
-def _start_together(module: nn.Module, progress: Progress, accelerator: Accelerator) -> None:
+def start_together(module: nn.Module, progress: Progress, accelerator: Accelerator) -> None:
     """Give every process the first one's parameters, and refuse processes that are at different steps."""
     if accelerator.num_processes == 1:
         return
@@ -181,9 +222,7 @@ def _step(
     if accelerator.num_processes > 1:
         for p in parameters:
             p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="mean")
-        values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=accelerator.device)
-        summed = accelerator.reduce(values, reduction="sum").tolist()
-        numbers = dict(zip(numbers, summed, strict=True))
+        numbers = summed(numbers, accelerator)
     tokens, stopping = int(numbers.pop("tokens")), numbers.pop("interrupts") > 0
     metrics = {name: value / accelerator.num_processes for name, value in numbers.items()}
     norm = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
@@ -197,13 +236,26 @@ def _step(
         group["lr"] = group["peak_lr"] * factor
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    loss = metrics.pop("loss")
+    speed = {"tokens_per_second": moved_on(progress, loss, tokens, started)}
+    return {"loss": loss, "gradient_norm": norm, "rate": factor, **speed, **metrics}, stopping
+
+
+def summed(numbers: Mapping[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """Every number's sum over the processes."""
+    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=accelerator.device)
+    totals = accelerator.reduce(values, reduction="sum").tolist()
+    return dict(zip(numbers, totals, strict=True))
+
+
+def moved_on(progress: Progress, loss: float, tokens: int, started: float) -> float:
+    """Count a step that began at `started`, as `time.perf_counter` tells it; its tokens a second."""
     seconds = time.perf_counter() - started
     progress.step += 1
     progress.tokens += tokens
     progress.seconds += seconds
-    progress.losses.append(metrics["loss"])
-    speed = {"gradient_norm": norm, "rate": factor, "tokens_per_second": tokens / seconds}
-    return {"loss": metrics.pop("loss"), **speed, **metrics}, stopping
+    progress.losses.append(loss)
+    return tokens / seconds
 
 
 def _accumulate(
@@ -243,9 +295,10 @@ def _seed(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
 
 
-def _identity(objective: Objective, config: LoraTrainingConfig, processes: int) -> dict[str, Any]:
+def identity_of(fingerprint: str, config: LoraTrainingConfig, processes: int) -> dict[str, Any]:
+    """What must not change between the sittings of a run."""
     settings = json.loads(config.model_dump_json(exclude={"checkpoint_every"}))
-    return {"config": settings, "data": objective.fingerprint(), "processes": processes}
+    return {"config": settings, "data": fingerprint, "processes": processes}
 
 
 @contextmanager

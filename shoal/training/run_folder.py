@@ -38,22 +38,24 @@ class Progress:
         tokens: real tokens that they read, in all processes.
         seconds: time that they took.
         losses: mean loss of every step, nats a token where the objective is a language model's.
+        rewards: where candidates are tried instead of gradients taken, what each earned, for every step.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    rewards: list[list[float]] = field(default_factory=list)
 
 
 def save_checkpoint(
     folder: Path,
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     identity: Mapping[str, Any],
     progress: Progress,
 ) -> None:
-    """Write everything that resuming needs; whole or not at all.
+    """Write everything that resuming needs; whole or not at all. A run without gradients has no optimiser.
 
     Raises:
         ShoalError: the disk is full or the folder cannot be written.
@@ -61,7 +63,7 @@ def save_checkpoint(
     tensors = {}
     for name, parameter in module.named_parameters():
         tensors[f"parameter.{name}"] = parameter.detach().contiguous()
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
             tensors[f"optimizer.{key}.{name}"] = value.contiguous()
     state = {"identity": dict(identity), "progress": vars(progress)}
 
@@ -73,7 +75,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, identity: Mapping[str, Any]
 ) -> Progress:
     """Put parameters and optimiser where a checkpoint left them; without one, the run is at its start.
 
@@ -99,14 +101,18 @@ def load_checkpoint(
     return progress
 
 
-def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _restore(
+    module: nn.Module, optimizer: torch.optim.Optimizer | None, tensors: Mapping[str, Tensor]
+) -> None:
     for name, parameter in module.named_parameters():
         if tensors[f"parameter.{name}"].shape != parameter.shape:
             raise ValueError(f"{name} has another shape")
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(tensors[f"parameter.{name}"])
-            if f"optimizer.step.{name}" in tensors:  # a parameter that is not trained has no state
+            if (
+                optimizer and f"optimizer.step.{name}" in tensors
+            ):  # a parameter that is not trained has no state
                 # AdamW counts its steps on the CPU and keeps its moments beside the parameter.
                 optimizer.state[parameter] = {
                     "step": tensors[f"optimizer.step.{name}"],

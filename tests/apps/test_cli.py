@@ -455,6 +455,11 @@ def test_train_expert(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path
     assert (stored.skill, stored.base_model) == ("shouting", str(tiny_llama))
     assert stored.provenance["tasks"] == ["upper"] and stored.provenance["config"]["samples"] == 2
     assert_one_line(shoal(*told, "--least-success", 0, "--start", out), 2, "--start")
+    evolving = ("--objective", "evolution", "--population", 4, "--sigma", 0.1, "--least-success", 0)
+    assert_one_line(shoal(*told, *evolving), 2, "another run, with other", "objective")
+    ended = shoal(*told, *evolving, "--run", tmp_path / "evolved.run")
+    assert ended.code == 0 and ended.record["steps"] == 2, ended.err
+    assert load_expert(out, basis).provenance["config"]["population"] == 4
 
 
 @pytest.fixture

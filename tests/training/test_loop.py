@@ -24,7 +24,7 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.training.loop import Interrupted, RunSummary, StepLoss, run, schedule
 
-KINDS = ("lora", "hypernetwork", "reconstruction", "expert")
+KINDS = ("lora", "hypernetwork", "reconstruction", "expert", "evolution")
 
 
 class Line:

@@ -151,6 +151,17 @@ def run_expert(backbone: Backbone, folder: Path, **settings: Any) -> tuple[list[
     return list(trained.expert.z.values()), trained.summary
 
 
+def run_evolution(backbone: Backbone, folder: Path, **settings: Any) -> tuple[list[Tensor], RunSummary]:
+    """An expert without gradients, on labels and on greedy answers."""
+    config = ExpertTrainingConfig(
+        objective="evolution",
+        **{"population": 4, "max_new_tokens": 3, "least_success": 0, "most_success": 1, **settings},
+    )
+    tasks = [label_task(), toy_task("upper")]
+    trained = train_expert(backbone, toy_basis(backbone), tasks, folder, config, show_progress=False)
+    return list(trained.expert.z.values()), trained.summary
+
+
 def toy_basis(backbone: Backbone) -> dict[str, Decomposition]:
     """Decompositions of all linear weights."""
     names = [t.name for t in backbone.shape.targets]
@@ -162,6 +173,7 @@ TRAININGS = {
     "hypernetwork": run_hypernetwork,
     "reconstruction": run_reconstruction,
     "expert": run_expert,
+    "evolution": run_evolution,
 }
 
 

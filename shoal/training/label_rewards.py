@@ -1,0 +1,93 @@
+"""Closed sets of labels: which tasks have one, what each label earns, and how likely a model says it.
+
+With all labels at hand an expected reward is a sum, `sum_l p(l) r(l)`, and no answer has to be sampled. Knows
+tasks, tokens and logits, nothing of what is trained.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from shoal.backbone import Backbone
+from shoal.errors import UsageError
+from shoal.forward import Sequences
+from shoal.rewards import Reward
+from shoal.tasks import Example, Task
+from shoal.training.batches import Corpus, TokenisedExample
+
+MAX_LABELS = 32
+
+
+class LabelAnswer(NamedTuple):
+    """A label as an answer to an example.
+
+    Attributes:
+        prompt: token ids of the request.
+        completion: token ids of the label with the end-of-turn token.
+        reward: what it earns there.
+    """
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    reward: float
+
+
+class LabelRewards:
+    """What every label earns on the examples of a corpus."""
+
+    def __init__(self, backbone: Backbone, corpus: Corpus, reward: Reward) -> None:
+        """Tokenise a task's labels when they are first asked for."""
+        self._backbone, self._corpus, self._reward = backbone, corpus, reward
+        self._labels: dict[int, dict[str, tuple[int, ...]]] = {}
+
+    def answers(self, example: TokenisedExample) -> list[LabelAnswer]:
+        """Every label of the example's task.
+
+        Raises:
+            UsageError: the task has no closed set of labels.
+        """
+        if example.task not in self._labels:
+            labels = labels_of(self._corpus.tasks[example.task])
+            ids = self._backbone.encode_completions(labels)
+            self._labels[example.task] = {text: tuple(i) for text, i in zip(labels, ids, strict=True)}
+        source = source_of(self._corpus, example)
+        own = self._labels[example.task]
+        return [LabelAnswer(example.prompt, ids, self._reward(source, text)) for text, ids in own.items()]
+
+
+def source_of(corpus: Corpus, example: TokenisedExample) -> Example:
+    """The example as it stands in its task."""
+    return corpus.tasks[example.task].train[example.place]
+
+
+def labels_of(task: Task) -> list[str]:
+    """The different answers of a task's training examples, in alphabetical order.
+
+    Raises:
+        UsageError: fewer than 2 or more than 32.
+    """
+    labels = sorted({output for example in task.train for output in example.outputs})
+    if not 2 <= len(labels) <= MAX_LABELS:
+        raise UsageError(
+            f"task {task.name} has {len(labels)} different answers, a closed set of labels has 2 to "
+            f"{MAX_LABELS}; train it with the objective rloo"
+        )
+    return labels
+
+
+def has_labels(task: Task) -> bool:
+    """Whether a task's answers are labels: 2 to 32 different ones, each given twice or more in the mean."""
+    answers = [output for example in task.train for output in example.outputs]
+    return 2 <= len(set(answers)) <= min(MAX_LABELS, len(answers) // 2)
+
+
+def log_likelihoods(logits: Float[Tensor, "answers vocabulary"], batch: Sequences) -> Float[Tensor, " batch"]:
+    """Log-probability of every sample's whole answer, in nats, from the logits at its tokens."""
+    losses = F.cross_entropy(logits.float(), batch.ids[batch.answer], reduction="none")
+    rows = batch.answer.nonzero()[:, 0]
+    return torch.zeros(len(batch.ids), device=losses.device).index_add(0, rows, -losses)
