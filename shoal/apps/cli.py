@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from shoal.apps.adapting import ask, generate
+from shoal.apps.benchmarking import benchmark
 from shoal.apps.comparing import compare, scaling
 from shoal.apps.listing import models, skills
 from shoal.apps.scoring import evaluate
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "generate": generate,
     "ask": ask,
     "evaluate": evaluate,
+    "benchmark": benchmark,
     "compare": compare,
     "scaling": scaling,
     "models": models,
