@@ -145,14 +145,16 @@ def reference_losses(
     references: Sequence[str],
     adapters: LoRA | Sequence[LoRA] | None = None,
     *,
+    closed: bool = True,
     batch_size: int = 32,
 ) -> list[float]:
-    """Mean cross-entropy of each reference after its request, in nats a token, end of turn included.
+    """Mean cross-entropy of each reference after its request, in nats a token.
 
-    Adapters and errors are those of `generate_greedy`.
+    The end-of-turn token is one of them where `closed`. Adapters and errors are those of `generate_greedy`.
     """
     check_adapters(adapters, len(requests))
     prompts, completions = backbone.encode_prompts(requests), backbone.encode_completions(references)
+    completions = completions if closed else [ids[:-1] for ids in completions]
     pairs = list(zip(prompts, completions, strict=True))
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     losses = [0.0] * len(pairs)

@@ -86,7 +86,7 @@ LEVELS = {
     "expert_recipe": 6,
     "dispatch_recipe": 6,
     "integration": 6,
-    "multiple_choice": 4,
+    "multiple_choice": 5,
     "base_ability": 5,
     "respondents": 5,
     "scaling": 6,

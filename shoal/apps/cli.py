@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from shoal.apps.adapting import ask, generate
+from shoal.apps.benchmarking import benchmark
 from shoal.apps.comparing import compare, scaling
 from shoal.apps.experts import adapt, train_dispatch, train_expert
 from shoal.apps.listing import models, skills
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "ask": ask,
     "adapt": adapt,
     "evaluate": evaluate,
+    "benchmark": benchmark,
     "compare": compare,
     "scaling": scaling,
     "models": models,

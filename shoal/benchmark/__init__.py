@@ -1,0 +1,1 @@
+"""Classic LoRA, Text-to-LoRA and Transformer² on the same tasks, graded, as one report."""
