@@ -26,6 +26,8 @@ autodoc_default_options = {
 }
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+# The type `bytes` in a signature and the attributes of that name are told apart by nothing.
+suppress_warnings = ["ref.python"]
 
 
 def add_field_help(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

@@ -10,6 +10,7 @@ from shoal.api_keys import ApiKeys
 from shoal.backbone import Backbone, load_backbone
 from shoal.config import ServiceConfig
 from shoal.errors import UnavailableError
+from shoal.expert_set import load_expert_set, shipped_set
 from shoal.lora import LoRA
 from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.registry import Registry
@@ -84,18 +85,19 @@ def open_service(
         config: limits.
         open: take requests without a key.
         backbone: the base model, if it is loaded already.
-        experts: for `adapter: "auto"`.
+        experts: for `adapter: "auto"`; by default those that ship for this model, if any do.
 
     Raises:
         UsageError: no such model.
         ShoalError: it is damaged or does not fit the memory, or the registry cannot be used.
     """
-    config, experts = config or ServiceConfig(), experts or Experts()
+    config = config or ServiceConfig()
     try:
         registry.sweep()  # of what a killed service left
     except UnavailableError as error:  # others are writing: they are alive, and sweep when they start
         log.info("not swept: %s", error)
     backbone = backbone or load_backbone(base)
+    experts = experts or _shipped_experts(backbone)
     shape = backbone.shape
     generator = TextToLoRA(base)
     skills = OwnersSkills(SkillDetector(generator.encoder), config.max_custom_skills)
@@ -144,3 +146,11 @@ def open_service(
         jobs=jobs,
         closers=(jobs.close, runner.close, registry.close),
     )
+
+
+def _shipped_experts(backbone: Backbone) -> Experts:
+    place = shipped_set(backbone.model)
+    if place is None:
+        return Experts()
+    found = load_expert_set(place, backbone.model)
+    return Experts(found.experts, found.basis, found.dispatch)
