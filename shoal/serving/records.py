@@ -119,13 +119,9 @@ class Delta:
 
 
 class Event(NamedTuple):
-    """Something for the one who asked.
+    """Something for the one who asked, by the ticket that `submit` gave.
 
-    Attributes:
-        ticket: what `submit` gave.
-        delta: a piece of an answer; None where the request failed.
-        error: why it did.
-        last: whether nothing more comes.
+    A piece of an answer, or None where the request failed, with the error; `last` where nothing more comes.
     """
 
     ticket: int

@@ -18,12 +18,10 @@ UNFINISHED = "\ufffd"  # what stands for bytes that are no whole character
 
 
 class Released(NamedTuple):
-    """What may be shown now.
+    """What may be shown now: text that no later token can change, and the number of tokens that it completes.
 
-    Attributes:
-        text: that no later token can change.
-        tokens: how many of the tokens, from the first that was not released before, it completes.
-        stopped: whether a stop string came right after it; nothing is released any more.
+    These are counted from the first that was not released before. `stopped` says that a stop string came
+    right after the text; nothing is released any more.
     """
 
     text: str

@@ -24,13 +24,7 @@ MAX_LABELS = 32
 
 
 class LabelAnswer(NamedTuple):
-    """A label as an answer to an example.
-
-    Attributes:
-        prompt: token ids of the request.
-        completion: token ids of the label with the end-of-turn token.
-        reward: what it earns there.
-    """
+    """A label as an answer to an example: token ids, with the end-of-turn token, and reward."""
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
