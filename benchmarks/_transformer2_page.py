@@ -29,12 +29,12 @@ def page(results: Mapping[str, Any]) -> str:
         _own_task(results),
         "The best prompt is chosen for each task on training examples, among six: the input alone, two "
         "descriptions, one that names the labels, three examples, and both.",
-        "## Two passes",
-        _two_passes(results),
-        "## Tasks that no expert was trained on",
-        _few_shot(results),
-        f"{results['machine']}. Command: `{results['command']}`",
     ]
+    if "two_passes" in results:
+        parts += ["## Two passes", _two_passes(results)]
+    if "few_shot" in results:
+        parts += ["## Tasks that no expert was trained on", _few_shot(results)]
+    parts.append(f"{results['machine']}. Command: `{results['command']}`")
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,15 +71,10 @@ def card(results: Mapping[str, Any], stored: Mapping[str, StoredExpert], probe: 
         "dispatch --config configs/experts/dispatch.yaml --experts DIR --tasks DATA --out DIR/dispatch`",
         "## Limits\n\n"
         "Each expert was trained on a few narrow tasks of its skill, most of them made in code, in English. "
-        "What is gained is mostly the form of answers: a bare label, a short answer. Requests of other "
-        f"tasks are left to the base model in {_abstained(results)} of cases; the rest get an expert that "
-        "may not serve them.",
+        "What is gained is in good part the form of answers: a bare label, a short answer. Requests of other "
+        "tasks may get an expert that does not serve them.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _abstained(results: Mapping[str, Any]) -> str:
-    return f"{100 * results['two_passes']['abstained_on_other_tasks'][PROBE]:.0f}%"
 
 
 def _own_task(results: Mapping[str, Any]) -> str:

@@ -50,6 +50,7 @@ TOKENS = 24
 SELECTION = 16  # training examples of a task on which the base model's best prompt is chosen
 SHOTS = 10
 UNSEEN_TASKS = 5
+TWO_PASSES, FEW_SHOTS = "two_passes", "few_shot"
 
 
 class Bench:
@@ -115,9 +116,11 @@ def main() -> None:
         "rewards": {s: recipe(s)["reward"] for s in bench.skills},
         "tasks": {s: [t.name for t in tasks] for s, tasks in bench.tasks.items()},
     }
-    own, results["own_task"] = own_task(bench)
-    results["two_passes"] = two_passes(bench, own, results)
-    results["few_shot"] = few_shot(bench)
+    results["own_task"] = own_task(bench)
+    if TWO_PASSES in args.parts:
+        results[TWO_PASSES] = two_passes(bench)
+    if FEW_SHOTS in args.parts:
+        results[FEW_SHOTS] = few_shot(bench)
     args.out.mkdir(parents=True, exist_ok=True)
     write_file(args.out / "transformer2.json", json.dumps(results, indent=1) + "\n")
     write_file(args.out / "transformer2.md", page(results))
@@ -141,6 +144,13 @@ def parse() -> argparse.Namespace:
     )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--control-seeds", type=int, nargs="*", help="of IA3 and LoRA; none leaves them out, by default all")
+    add(
+        "--parts",
+        nargs="*",
+        default=[TWO_PASSES, FEW_SHOTS],
+        choices=[TWO_PASSES, FEW_SHOTS],
+        help="besides own tasks",
+    )
     add("--requests", type=int, default=50, help="test requests a skill")
     add("--matrix-requests", type=int, default=20, help="of them, for rows of an expert on all skills")
     add("--population", type=int, default=16)
@@ -151,12 +161,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def own_task(bench: Bench) -> tuple[dict[str, dict[str, list[float]]], list[dict[str, Any]]]:
-    """Every expert on its own skill's requests, against the base model's best prompt and matched controls.
-
-    Returns:
-        skill -> method -> score of every request, the mean over seeds; and the table's rows.
-    """
+def own_task(bench: Bench) -> list[dict[str, Any]]:
+    """Every expert on its own skill's requests, against the base model's best prompt and matched controls."""
     scored: dict[str, dict[str, list[float]]] = {}
     for skill in bench.skills:
         requests = bench.of(skill)
@@ -183,7 +189,7 @@ def own_task(bench: Bench) -> tuple[dict[str, dict[str, list[float]]], list[dict
 
                 of_seeds.append(bench.scores(f"{kind} {skill} {seed}", way, bench.of(skill)))
             scored[skill][kind] = mean(of_seeds)
-    rows = [
+    return [
         {
             "skill": skill,
             **{name: interval(bootstrap_interval(values)) for name, values in of.items()},
@@ -191,7 +197,6 @@ def own_task(bench: Bench) -> tuple[dict[str, dict[str, list[float]]], list[dict
         }
         for skill, of in scored.items()
     ]
-    return scored, rows
 
 
 def best_prompt(bench: Bench, skill: str) -> list[float]:
@@ -232,9 +237,7 @@ def prompts_of(task: Task) -> dict[str, Callable[[LabelledRequest], str]]:
     }
 
 
-def two_passes(
-    bench: Bench, own: dict[str, dict[str, list[float]]], results: dict[str, Any]
-) -> dict[str, Any]:
+def two_passes(bench: Bench) -> dict[str, Any]:
     """Dispatch and what it answers, on requests of all skills mixed."""
     some = [r for s in bench.skills for r in bench.of(s)[: bench.args.matrix_requests]]
     first = bench.experts[0]
