@@ -212,7 +212,7 @@ def test_the_shipped_experts_are_chosen_and_answer() -> None:
     backbone = load_backbone()
     two = Transformer2.shipped(backbone.model, Transformer2Config(adaptation_strength=1.0))
     assert len(two.experts) == 8
-    task = next(t for t in procedural_tasks(size=8, test_size=8) if t.name == "news-topic")
+    task = next(t for t in procedural_tasks(size=32, test_size=16) if t.name == "news-topic")
     right, chosen = 0, []
     for number, example in enumerate(task.test):
         ids = torch.tensor([backbone.encode_prompt(task.described(example.input, number))])
@@ -220,4 +220,5 @@ def test_the_shipped_experts_are_chosen_and_answer() -> None:
         chosen.append(decisions[0].skill)
         answer = two.generate(ids, decisions=decisions, max_new_tokens=8, do_sample=False)
         right += backbone.decode(answer[0, ids.shape[1] :].tolist()) in example.outputs
-    assert chosen.count("routing") >= 7 and right >= 4  # a bare label, which the base model never gives
+    assert len(chosen) >= 8 and chosen.count("routing") >= len(chosen) - 1
+    assert 2 * right >= len(chosen) - 2  # a bare label, which the base model never gives
