@@ -71,7 +71,8 @@ def run_benchmark(
     _check_packages()
     tasks = benchmark_tasks(config)
     cells = CellFolder(folder)
-    check_place(folder, (IDENTITY_FILE, CELLS, SHAPES_FILE, "report"))
+    leftovers = [path.name for path in folder.glob(".*.tmp")]  # of a killed writer
+    check_place(folder, (IDENTITY_FILE, CELLS, SHAPES_FILE, "report", *leftovers))
     cells.claim(config)
     started, broken = time.perf_counter(), {}
     for name in config.methods:
