@@ -82,7 +82,12 @@ def parse() -> argparse.Namespace:
     add("--hypernetwork", type=Path, help="default: the shipped one")
     add("--only", nargs="*", help="names of test sets; default all")
     add("--examples", type=int, default=100, help="questions of each test set, at most")
-    add("--max-new-tokens", type=int, default=48, help="limit of a generated answer")
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=160,
+        help="limit of an answer; shorter ones end before the number",
+    )
     add("--work", type=Path, default=ROOT / "runs" / "public_benchmarks", help="finished cells")
     return parser.parse_args()
 

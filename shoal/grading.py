@@ -1,10 +1,11 @@
 """From metrics to component scores, an overall score and a letter; pure arithmetic on numbers.
 
 Every metric has one monotone curve in `CURVES`, the only place where a number becomes a score. A component's
-score is the mean of its metrics' scores, the overall score the mean of its components'. A metric that was not
-measured is named as missing and counts for nothing: neither zero nor full marks. Curves of times and memory
-are logarithmic, so that a tenth more or less moves the overall score by less than a tenth of a point and two
-runs on one machine get one letter. Knows nothing of models, tasks or how a metric was measured.
+score is the mean of its metrics' scores, the overall score the mean of its components'. A metric that was
+not measured is named as missing and counts for nothing: neither zero nor full marks. Curves of times and
+memory are logarithmic: a tenth more or less in all of them at once moves the overall score by less than half
+a point (a test sees to it). A score nearer than that to a bound may get either letter in another run. Knows
+nothing of models, tasks or how a metric was measured.
 """
 
 from __future__ import annotations

@@ -42,11 +42,13 @@ class ChoiceResult:
     Attributes:
         chosen: the likeliest choice by character.
         right: whether that is the right one.
+        likeliest: the likeliest choice as a whole, however long it is (`acc` of the harness).
         nll: cross-entropy of the right choice's text, nats a token.
     """
 
     chosen: int
     right: bool
+    likeliest: int
     nll: float
 
 
@@ -78,10 +80,9 @@ def answer_by_likelihood(
     results, begin = [], 0
     for q in questions:
         rows = range(begin, begin + len(q.choices))
-        scores = [
-            -losses[row] * tokens[row] / len(choice) for row, choice in zip(rows, q.choices, strict=True)
-        ]
-        chosen = max(range(len(scores)), key=scores.__getitem__)
-        results.append(ChoiceResult(chosen, chosen == q.answer, losses[begin + q.answer]))
+        whole = [-losses[row] * tokens[row] for row in rows]
+        scores = [likely / len(choice) for likely, choice in zip(whole, q.choices, strict=True)]
+        chosen, likeliest = (max(range(len(s)), key=s.__getitem__) for s in (scores, whole))
+        results.append(ChoiceResult(chosen, chosen == q.answer, likeliest, losses[begin + q.answer]))
         begin += len(q.choices)
     return results

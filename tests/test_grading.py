@@ -101,6 +101,28 @@ def test_a_grade_is_the_mean_of_components() -> None:
     assert result.score == pytest.approx((90 + 82 + 90) / 3) and result.letter == "B+"
 
 
+TIMED = {
+    "adaptation_seconds": -1,
+    "training_tokens_per_second": 1,
+    "throughput": 1,
+    "latency_p50": -1,
+    "latency_p95": -1,
+    "peak_memory": -1,
+}
+
+
+@given(
+    st.fixed_dictionaries({n: st.floats(-3, 9 if n.endswith("memory") else 4) for n in TIMED}),
+    st.sampled_from([-1, 1]),
+)
+def test_a_tenth_in_every_time_moves_less_than_half_a_point(exponents: dict, way: int) -> None:
+    """With the metrics of the other components at full marks, as each of those only takes weight away."""
+    rest = {n: max(c.points, key=lambda p: p[1])[0] for n, c in CURVES.items() if n not in TIMED}
+    times = {name: 10**exponent for name, exponent in exponents.items()}
+    moved = {name: value * 1.1 ** (way * TIMED[name]) for name, value in times.items()}
+    assert abs(grade({**rest, **times}).score - grade({**rest, **moved}).score) < 0.5
+
+
 def test_what_is_missing_is_named_and_not_scored() -> None:
     result = grade({"rouge_l": 0.6, "bleu": None})
     nothing = next(c for c in result.components if c.name == "knowledge integration")

@@ -108,9 +108,10 @@ def test_choices_are_scored_by_character(backbone: Backbone) -> None:
         prompt, ids = backbone.encode_prompt("Which?"), backbone.encode_completion(choice)[:-1]
         logits = backbone.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
         likely = log_softmax(logits, -1)[range(len(ids)), ids]
-        by_hand.append((float(likely.sum()) / len(choice), -float(likely.mean())))
+        by_hand.append((float(likely.sum()) / len(choice), -float(likely.mean()), float(likely.sum())))
     best = max(range(3), key=lambda i: by_hand[i][0])
     assert result.chosen == best and result.right == (best == 1)
+    assert result.likeliest == max(range(3), key=lambda i: by_hand[i][2])
     assert result.nll == pytest.approx(by_hand[1][1], rel=1e-4)
 
 
