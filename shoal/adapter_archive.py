@@ -13,6 +13,9 @@ from shoal.file_failures import failures_named
 
 MAX_ENTRIES = 64
 _BLOCK = 2**20
+# What zipfile raises at a damaged file, at an unknown compression (NotImplementedError), at a password
+# (RuntimeError) and at numbers that cannot be (ValueError).
+NOT_A_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
 def pack(directory: Path, file: IO[bytes]) -> None:
@@ -57,9 +60,9 @@ def unpack(file: IO[bytes], directory: Path, *, max_bytes: int) -> None:
                 raise UsageError(f"the ZIP unpacks to {size} bytes, the limit is {max_bytes}")
             for entry in wanted:
                 _extract(archive, entry, directory / PurePosixPath(entry.filename).name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
+    except UsageError:
+        raise
+    except NOT_A_ZIP as error:
         raise UsageError(f"the upload is no whole ZIP file ({reason(error)}); pack it again") from None
 
 

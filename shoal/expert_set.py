@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from shoal.decompositions import decompose_model
@@ -81,13 +80,13 @@ def load_expert_set(folder: Path, model: PreTrainedModel, *, components: int | N
 
 def experts_of(model: PreTrainedModel, folder: Path | None = None) -> ExpertSet:
     """The experts of a directory, or the shipped ones; errors as `load_expert_set`, or where none are."""
-    place = folder or shipped_set(model)
-    if place is None:
+    found = load_expert_set(folder, model) if folder else shipped_experts(model)
+    if found is None:
         raise UsageError(
             f"no experts are shipped for {model.name_or_path}; train some with `shoal train expert`, give "
             "their directory"
         )
-    return load_expert_set(place, model)
+    return found
 
 
 def load_alone(directory: Path, model: PreTrainedModel) -> tuple[StoredExpert, dict[str, Decomposition]]:
@@ -115,12 +114,17 @@ def tasks_of(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def shipped_set(model: nn.Module) -> Path | None:
-    """The shipped set whose experts were trained on this model's weights, if there is one."""
+def shipped_experts(model: PreTrainedModel, *, components: int | None = None) -> ExpertSet | None:
+    """The shipped experts that were trained on this model's weights, if there are some.
+
+    Args:
+        model: whatever it is called.
+        components: as `load_expert_set`, and so are errors.
+    """
     for folder in sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else ():
         first = next(iter(sorted(folder.glob(f"*/{CONFIG_FILE}"))), None)
         if first is not None and is_for(first.parent, model):
-            return folder
+            return load_expert_set(folder, model, components=components)
     return None
 
 

@@ -5,12 +5,9 @@ So evaluations need not know which. Knows nothing of tasks or scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
-from torch.nn import functional as F
+from typing import Protocol, TypeVar
 
 from shoal.backbone import Backbone
 from shoal.engine import generate_greedy
@@ -18,6 +15,9 @@ from shoal.evaluation import reference_losses
 from shoal.forward import pad_sequences
 from shoal.lora import LoRA
 from shoal.transformer2 import Transformer2
+
+Result = TypeVar("Result")
+PAD = 0  # any token: what is padding is masked
 
 
 class Respondent(Protocol):
@@ -80,35 +80,16 @@ class SelfAdaptingModel:
     backbone: Backbone
     wrapped: Transformer2
 
-    @torch.no_grad()
     def answers(self, requests: Sequence[str], *, max_new_tokens: int, batch_size: int = 32) -> list[str]:
         """See `Respondent`."""
-        if not self.wrapped.experts:
-            return AdaptedModel(self.backbone).answers(
-                requests, max_new_tokens=max_new_tokens, batch_size=batch_size
-            )
-        prompts = self.backbone.encode_prompts(requests)
-        pad = self.backbone.tokenizer.pad_token_id
-        end = self.backbone.end_of_turn
-        answers = [""] * len(prompts)
-        for rows in _batches([len(p) for p in prompts], batch_size):
-            length = max(len(prompts[i]) for i in rows)
-            ids = torch.tensor([[pad] * (length - len(prompts[i])) + prompts[i] for i in rows])
-            mask = torch.tensor([[0] * (length - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
-            said: Any = self.wrapped.generate(
-                ids.to(self.backbone.device),
-                attention_mask=mask.to(self.backbone.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=end,
-                pad_token_id=pad,
-            )
-            for i, row in zip(rows, said[:, length:].tolist(), strict=True):
-                whole = row[: row.index(end)] if end in row else row
-                answers[i] = self.backbone.decode(whole)
-        return answers
+        plain = AdaptedModel(self.backbone)
 
-    @torch.no_grad()
+        def of(rows: Sequence[int]) -> list[str]:
+            asked = [requests[i] for i in rows]
+            return plain.answers(asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
+
+        return self._skill_by_skill(requests, of, max_new_tokens)
+
     def losses(
         self,
         requests: Sequence[str],
@@ -118,29 +99,24 @@ class SelfAdaptingModel:
         batch_size: int = 32,
     ) -> list[float]:
         """See `Respondent`."""
-        if not self.wrapped.experts:
-            plain = AdaptedModel(self.backbone)
-            return plain.losses(requests, continuations, closed=closed, batch_size=batch_size)
-        prompts = self.backbone.encode_prompts(requests)
-        completions = self.backbone.encode_completions(continuations)
-        completions = completions if closed else [ids[:-1] for ids in completions]
-        losses = [0.0] * len(prompts)
-        lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-        for rows in _batches(lengths, batch_size):
-            asked = pad_sequences([(prompts[i], ()) for i in rows], 0, self.backbone.device)
-            decisions = self.wrapped.decide(asked.ids, asked.real.long())
-            batch = pad_sequences([(prompts[i], completions[i]) for i in rows], 0, self.backbone.device)
-            logits = self.wrapped(
-                batch.ids, attention_mask=batch.real.long(), decisions=decisions, use_cache=False
-            ).logits
-            for row, i in enumerate(rows):
-                wanted = batch.answer[row].nonzero()[:, 0]
-                loss = F.cross_entropy(logits[row, wanted - 1].float(), batch.ids[row, wanted])
-                losses[i] = float(loss)
-        return losses
+        plain = AdaptedModel(self.backbone)
 
+        def of(rows: Sequence[int]) -> list[float]:
+            asked, said = [requests[i] for i in rows], [continuations[i] for i in rows]
+            return plain.losses(asked, said, closed=closed, batch_size=batch_size)
 
-def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices by length, in batches."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+        return self._skill_by_skill(requests, of, 1)
+
+    def _skill_by_skill(
+        self, requests: Sequence[str], of: Callable[[Sequence[int]], list[Result]], uses: int
+    ) -> list[Result]:
+        """What a function of rows gives, asked once a skill, with that skill's expert attached."""
+        prompts = [(ids, ()) for ids in self.backbone.encode_prompts(requests)]
+        asked = pad_sequences(prompts, PAD, self.backbone.device)
+        decisions = self.wrapped.decide(asked.ids, asked.real.long())
+        found: dict[int, Result] = {}
+        for skill in dict.fromkeys(d.skill for d in decisions):
+            rows = [row for row, decision in enumerate(decisions) if decision.skill == skill]
+            with self.wrapped.adapted([decisions[rows[0]]], uses):
+                found |= zip(rows, of(rows), strict=True)
+        return [found[row] for row in range(len(prompts))]

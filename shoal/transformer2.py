@@ -29,7 +29,7 @@ from shoal.decompositions import decompose_model
 from shoal.dispatch import NONE, Decision, Dispatch
 from shoal.errors import UsageError
 from shoal.expert_attachment import Mode, attach_expert, mode_costs
-from shoal.expert_set import load_expert_set, shipped_set
+from shoal.expert_set import load_expert_set, shipped_experts
 from shoal.svf import Decompositions, ExpertVector, check_fits
 
 log = logging.getLogger(__name__)
@@ -142,10 +142,16 @@ class Transformer2(nn.Module):
             ShoalError: an expert is damaged.
         """
         settings = config or Transformer2Config()
-        place = folder or (shipped_set(model) if isinstance(model, PreTrainedModel) else None)
-        if place is None or not isinstance(model, PreTrainedModel):
+        if not isinstance(model, PreTrainedModel):
+            return cls(model, settings)  # which refuses it
+        size = settings.expert_vector_dim
+        found = (
+            load_expert_set(folder, model, components=size)
+            if folder
+            else shipped_experts(model, components=size)
+        )
+        if found is None:
             return cls(model, settings)
-        found = load_expert_set(place, model, components=settings.expert_vector_dim)
         taken = dict(list(found.experts.items())[: settings.num_expert_vectors])
         if len(taken) < len(found.experts):
             log.warning("of %d experts these are taken: %s", len(found.experts), ", ".join(taken))

@@ -16,7 +16,7 @@ from shoal.decompositions import decompose_model
 from shoal.dispatch import NONE
 from shoal.dispatch_recipe import TEST, TRAIN, accuracy, labelled_requests, make_dispatch
 from shoal.errors import ShoalError, UsageError
-from shoal.expert_set import DISPATCH, experts_of, load_alone, load_expert_set, shipped_set, tasks_of
+from shoal.expert_set import DISPATCH, experts_of, load_alone, load_expert_set, shipped_experts, tasks_of
 from shoal.expert_store import StoredExpert, save_expert
 from shoal.probe_store import CONFIG_FILE, WEIGHTS_FILE, load_probe, save_probe
 from shoal.svf import ExpertVector
@@ -94,10 +94,10 @@ def test_a_model_answers_with_the_experts_of_its_weights(
     backbone: Backbone, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expert_set, "SHIPPED", tmp_path / "shipped")
-    assert shipped_set(backbone.model) is None
+    assert shipped_experts(backbone.model) is None
     (tmp_path / "shipped").mkdir()
     folder.rename(tmp_path / "shipped" / "tiny")
-    assert shipped_set(backbone.model) == tmp_path / "shipped" / "tiny"
+    assert list(shipped_experts(backbone.model).experts) == ["maths", "prose"]
     config = Transformer2Config(adaptation_strength=1.0)
     two = Transformer2.shipped(backbone.model, config)
     ids = torch.tensor([backbone.encode_prompt("111111 3\n\n11111")])
@@ -112,16 +112,16 @@ def test_a_model_answers_with_the_experts_of_its_weights(
     ]
 
     torch.nn.init.normal_(backbone.model.get_submodule(min(mlp_modules(backbone.shape))).weight)
-    assert shipped_set(backbone.model) is None
+    assert shipped_experts(backbone.model) is None
     with pytest.raises(UsageError, match="no experts are shipped"):
         experts_of(backbone.model)
 
 
-def test_another_architecture_has_no_shipped_set(
+def test_another_architecture_has_no_shipped_experts(
     folder: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expert_set, "SHIPPED", folder.parent)
-    assert shipped_set(AutoModelForCausalLM.from_pretrained(tiny_models["gpt2"])) is None
+    assert shipped_experts(AutoModelForCausalLM.from_pretrained(tiny_models["gpt2"])) is None
 
 
 def test_fewer_components_cut_experts_and_basis(backbone: Backbone, folder: Path) -> None:

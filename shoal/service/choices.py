@@ -6,16 +6,17 @@ A name that this owner may not see is as unknown as one that nobody has. Knows n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shoal.dispatch import NONE, Decision, Dispatch
+from shoal.dispatch import NONE, Decision
 from shoal.errors import NotFoundError, UsageError
+from shoal.expert_set import ExpertSet
 from shoal.lora import LoRA
 from shoal.registry import AdapterRecord, Registry
 from shoal.service.failures import not_a_model
 from shoal.service.schemas import AdapterChoice
-from shoal.svf import Decompositions, ExpertVector
+from shoal.svf import ExpertVector
 
 Adapter = str | Mapping[str, float] | LoRA | ExpertVector | None
 
@@ -25,21 +26,6 @@ class Describer(Protocol):
 
     def described(self, description: str) -> tuple[LoRA, dict[str, Any]]:
         """The adapter and what is known of it."""
-
-
-@dataclass(frozen=True)
-class Experts:
-    """What `auto` chooses from.
-
-    Attributes:
-        vectors: skill -> expert.
-        basis: decompositions that they scale.
-        dispatch: decides on prompts, with the model for itself.
-    """
-
-    vectors: Mapping[str, ExpertVector] = field(default_factory=dict)
-    basis: Decompositions | None = None
-    dispatch: Dispatch | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +44,7 @@ class Choices:
         registry: Registry,
         base_names: Sequence[str],
         describer: Describer,
-        experts: Experts,
+        experts: ExpertSet | None,
         decide: Callable[[Callable[[], list[Decision]]], list[Decision]],
         max_mix: int,
     ) -> None:
@@ -68,7 +54,7 @@ class Choices:
             registry: of adapters.
             base_names: hub id or path of the base model first, then its other names.
             describer: of descriptions.
-            experts: for `auto`.
+            experts: for `auto`; None leaves every request to the base model.
             decide: calls a function that needs the model for itself.
             max_mix: adapters in one mix.
         """
@@ -130,8 +116,8 @@ class Choices:
         return Chosen(weights, {"mix": [part.model_dump() for part in parts]})
 
     def _automatic(self, prompt: Sequence[int]) -> Chosen:
-        dispatch = self._experts.dispatch
-        if dispatch is None:
+        known = self._experts
+        if known is None:
             return Chosen(None, {"auto": NONE})
-        decision = self._decide(lambda: dispatch.decide([prompt]))[0]
-        return Chosen(self._experts.vectors.get(decision.skill), {"auto": decision.skill})
+        decision = self._decide(lambda: known.dispatch.decide([prompt]))[0]
+        return Chosen(known.experts.get(decision.skill), {"auto": decision.skill})

@@ -10,13 +10,13 @@ from shoal.api_keys import ApiKeys
 from shoal.backbone import Backbone, load_backbone
 from shoal.config import ServiceConfig
 from shoal.errors import UnavailableError
-from shoal.expert_set import load_expert_set, shipped_set
+from shoal.expert_set import ExpertSet, shipped_experts
 from shoal.lora import LoRA
 from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.registry import Registry
 from shoal.service.adapters import Adapters
 from shoal.service.answers import Answers
-from shoal.service.choices import Choices, Experts
+from shoal.service.choices import Choices
 from shoal.service.jobs import Jobs
 from shoal.service.monitoring import Monitoring
 from shoal.service.rate_limits import RateLimits
@@ -75,7 +75,7 @@ def open_service(
     *,
     open: bool = False,
     backbone: Backbone | None = None,
-    experts: Experts | None = None,
+    experts: ExpertSet | None = None,
 ) -> Service:
     """Load the model and start what the routes need.
 
@@ -97,7 +97,7 @@ def open_service(
     except UnavailableError as error:  # others are writing: they are alive, and sweep when they start
         log.info("not swept: %s", error)
     backbone = backbone or load_backbone(base)
-    experts = experts or _shipped_experts(backbone)
+    experts = experts or shipped_experts(backbone.model)
     shape = backbone.shape
     generator = TextToLoRA(base)
     skills = OwnersSkills(SkillDetector(generator.encoder), config.max_custom_skills)
@@ -118,7 +118,7 @@ def open_service(
             max_rank=config.max_rank * config.max_mix,
         ),
         adapters=cache,
-        basis=experts.basis,
+        basis=experts.basis if experts else None,
         observe=monitoring.observe,
     )
     runner = EngineRunner(engine)
@@ -146,11 +146,3 @@ def open_service(
         jobs=jobs,
         closers=(jobs.close, runner.close, registry.close),
     )
-
-
-def _shipped_experts(backbone: Backbone) -> Experts:
-    place = shipped_set(backbone.model)
-    if place is None:
-        return Experts()
-    found = load_expert_set(place, backbone.model)
-    return Experts(found.experts, found.basis, found.dispatch)

@@ -1,0 +1,49 @@
+"""`adapter: "auto"`: a request is answered with the expert that the probe chooses, or by the base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from starlette.testclient import TestClient
+
+from shoal.apps.service import create_app
+from shoal.backbone import load_backbone
+from shoal.decompositions import decompose_model
+from shoal.dispatch import ProbeDispatch, mean_states, train_probe
+from shoal.engine import generate_greedy
+from shoal.expert_attachment import attach_expert
+from shoal.expert_set import ExpertSet
+from shoal.registry import Registry
+from shoal.service.service import open_service
+from shoal.svf import ExpertVector
+from shoal.transformer2 import mlp_modules
+
+SHOUTING, OTHER = "!!!! !!!!", "What is it?"
+
+
+def test_auto_answers_with_the_expert_of_the_request(tiny_llama: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(str(tiny_llama))
+    basis = decompose_model(backbone.model, mlp_modules(backbone.shape))
+    generator = torch.Generator().manual_seed(1)
+    expert = ExpertVector({n: 1 + torch.randn(d.s.shape, generator=generator) for n, d in basis.items()})
+    states = mean_states(backbone.model, backbone.encode_prompts([SHOUTING, OTHER]), 1)
+    probe = train_probe(states, torch.tensor([0, 1]), ["shouting"], 1)
+    experts = ExpertSet({"shouting": expert}, {}, basis, ProbeDispatch(backbone.model, probe))
+    base = generate_greedy(backbone, [SHOUTING, OTHER], max_new_tokens=8)
+    with attach_expert(backbone.model, basis, expert):
+        adapted = generate_greedy(backbone, [SHOUTING], max_new_tokens=8)[0]
+    assert adapted != base[0] and adapted and base[1]
+
+    service = open_service(
+        Registry(tmp_path / "r"), str(tiny_llama), open=True, backbone=backbone, experts=experts
+    )
+    http = TestClient(create_app(service))
+    for request, skill, wanted in ((SHOUTING, "shouting", adapted), (OTHER, "none", base[1])):
+        ask = {"messages": [{"role": "user", "content": request}], "max_tokens": 8, "temperature": 0}
+        answer = http.post(
+            "/v1/chat/completions", json={"model": str(tiny_llama), "adapter": "auto", **ask}
+        ).json()
+        assert answer["adapter"] == {"auto": skill}, answer
+        assert answer["choices"][0]["message"]["content"].strip() == wanted
+    service.close()
