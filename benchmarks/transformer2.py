@@ -41,6 +41,7 @@ from shoal.files import write_file
 from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.mixture_search import check_no_overlap, search_mixture
 from shoal.probe_store import load_probe
+from shoal.respondents import SelfAdaptingModel
 from shoal.rewards import REWARDS
 from shoal.svf import Decomposition, ExpertVector, mix
 from shoal.tasks import Task, load_split
@@ -293,20 +294,11 @@ def dispatches_of(bench: Bench) -> dict[str, Any]:
 
 def adaptive(bench: Bench, dispatch: Any) -> Callable[[Sequence[str]], list[str]]:
     """Answers of `Transformer2` itself, both passes."""
-
-    def way(texts: Sequence[str]) -> list[str]:
-        settings = Transformer2Config(adaptation_strength=1.0, num_expert_vectors=len(bench.skills))
-        model = Transformer2(
-            bench.backbone.model, settings, experts=bench.experts[0], basis=bench.basis, dispatch=dispatch
-        )
-        answers = []
-        for text in texts:
-            ids = torch.tensor([bench.backbone.encode_prompt(text)])
-            with model.adapted(model.decide(ids)):
-                answers += generate_greedy(bench.backbone, [text], max_new_tokens=TOKENS)
-        return answers
-
-    return way
+    settings = Transformer2Config(adaptation_strength=1.0, num_expert_vectors=len(bench.skills))
+    model = Transformer2(
+        bench.backbone.model, settings, experts=bench.experts[0], basis=bench.basis, dispatch=dispatch
+    )
+    return lambda texts: SelfAdaptingModel(bench.backbone, model).answers(texts, max_new_tokens=TOKENS)
 
 
 def unseen_requests(bench: Bench) -> list[list[int]]:
