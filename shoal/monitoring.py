@@ -78,12 +78,16 @@ class RequestLog:
             yield
             failed = False
         finally:
-            seconds, held = time.perf_counter() - started, resident()
-            with self._lock:
-                self._total += 1
-                self._successful += not failed
-                self._seconds += seconds
-                self._bytes += held
+            self.add(time.perf_counter() - started, successful=not failed)
+
+    def add(self, seconds: float, *, successful: bool) -> None:
+        """Count a request that has ended after so many seconds."""
+        held = resident()
+        with self._lock:
+            self._total += 1
+            self._successful += successful
+            self._seconds += seconds
+            self._bytes += held
 
     def metrics(self, skill_detection_accuracy: float) -> MonitoringMetrics:
         """The counts so far, with an accuracy that was measured elsewhere."""

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Path, Query, UploadFile
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
 
 from shoal.adapter_store import check_name
 from shoal.apps.caller import Open, Owner
@@ -16,14 +15,6 @@ from shoal.service.schemas import CustomSkill, SkillText
 
 router = APIRouter()
 Identity = Annotated[str, Path(max_length=64, description="id of a job")]
-
-
-class Judgement(BaseModel):
-    """What a person says of skills that were detected."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    right: bool
 
 
 @router.get("/health")
@@ -80,13 +71,6 @@ def add_skill(skill: CustomSkill, service: Open, owner: Owner) -> dict[str, Any]
     """Teach a skill of the owner's own."""
     service.skills.add(skill, owner)
     return {"name": skill.name, **skill.definition()}
-
-
-@router.post("/v1/skills/judgements", status_code=201)
-def judge_skills(judgement: Judgement, service: Open, owner: Owner) -> dict[str, Any]:
-    """Say whether detected skills were right, for the detection's accuracy."""
-    service.monitoring.judged(judgement.right)
-    return {"right": judgement.right}
 
 
 @router.post("/v1/jobs", status_code=202)

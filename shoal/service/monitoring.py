@@ -5,51 +5,33 @@ Each service has a registry of its own, so several may run in one process. Knows
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shoal.memory import resident
+from shoal.monitoring import MonitoringMetrics, RequestLog
 from shoal.serving.records import EngineState, FinishedRecord, StepRecord
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-@dataclass(frozen=True)
-class Usage:
-    """The guide's monitoring names.
-
-    Attributes:
-        total_requests: requests that were answered.
-        successful_requests: those whose status was below 400.
-        avg_response_time: seconds until the end of an answer.
-        avg_memory_usage: bytes of this process in memory, averaged over answers.
-        skill_detection_accuracy: share of people's judgements that called detected skills right; None before
-            the first.
-    """
-
-    total_requests: int
-    successful_requests: int
-    avg_response_time: float
-    avg_memory_usage: float
-    skill_detection_accuracy: float | None
-
-
 class Monitoring:
     """Counts and clocks of one service; for any number of threads."""
 
-    def __init__(self, state: Callable[[], EngineState]) -> None:
-        """Nothing is counted yet; `state` tells what the engine is busy with."""
+    def __init__(self, state: Callable[[], EngineState], skill_accuracy: Callable[[], float]) -> None:
+        """Nothing is counted yet.
+
+        Args:
+            state: tells what the engine is busy with.
+            skill_accuracy: measures how well skills are detected; called once, when it is first asked for.
+        """
         self.registry = CollectorRegistry()
-        self._lock = threading.Lock()
-        self._total = self._successful = self._judged = self._right = 0
-        self._seconds = self._bytes = 0.0
+        self._log, self._skill_accuracy = RequestLog(), cache(skill_accuracy)
         self.requests = Counter(
             "shoal_requests", "requests answered", ["route", "status"], registry=self.registry
         )
@@ -91,7 +73,7 @@ class Monitoring:
             registry=self.registry,
         )
         self.memory = Gauge("shoal_memory_bytes", "of this process in memory", registry=self.registry)
-        self.memory.set_function(memory_bytes)
+        self.memory.set_function(resident)
         self.registry.register(_State(state))
         self.registry.register(_Guide(self.usage))
 
@@ -116,26 +98,11 @@ class Monitoring:
         self.request_seconds.labels(route).observe(seconds)
         if status >= 400:
             self.errors.labels(str(status)).inc()
-        with self._lock:
-            self._total += 1
-            self._successful += status < 400
-            self._seconds += seconds
-            self._bytes += memory_bytes()
+        self._log.add(seconds, successful=status < 400)
 
-    def judged(self, right: bool) -> None:
-        """What a person says of skills that were detected."""
-        with self._lock:
-            self._judged += 1
-            self._right += right
-
-    def usage(self) -> Usage:
+    def usage(self) -> MonitoringMetrics:
         """The guide's names, of this process since it started."""
-        with self._lock:
-            answers = max(1, self._total)
-            accuracy = self._right / self._judged if self._judged else None
-            return Usage(
-                self._total, self._successful, self._seconds / answers, self._bytes / answers, accuracy
-            )
+        return self._log.metrics(self._skill_accuracy())
 
     def exposition(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -168,19 +135,12 @@ class _State(Collector):
 
 
 class _Guide(Collector):
-    def __init__(self, usage: Callable[[], Usage]) -> None:
+    def __init__(self, usage: Callable[[], MonitoringMetrics]) -> None:
         self._usage = usage
 
     def collect(self) -> Iterator[Metric]:
         for name, value in vars(self._usage()).items():
             if value is not None:
-                yield GaugeMetricFamily(name, "the guide's name; see shoal.service.monitoring.Usage", value)
-
-
-def memory_bytes() -> int:
-    """Bytes of this process in memory; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+                yield GaugeMetricFamily(
+                    name, "the guide's name; see shoal.monitoring.MonitoringMetrics", value
+                )

@@ -25,6 +25,7 @@ from shoal.serving.adapter_cache import AdapterCache
 from shoal.serving.core import Engine
 from shoal.serving.records import EngineState, Limits
 from shoal.serving.runner import EngineRunner
+from shoal.skill_check import detection_accuracy
 from shoal.skills import SkillDetector
 from shoal.text_to_lora import TextToLoRA
 
@@ -100,7 +101,8 @@ def open_service(
     experts = experts or shipped_experts(backbone.model)
     shape = backbone.shape
     generator = TextToLoRA(base)
-    skills = OwnersSkills(SkillDetector(generator.encoder), config.max_custom_skills)
+    detector = SkillDetector(generator.encoder)
+    skills = OwnersSkills(detector, config.max_custom_skills)
 
     def load(sha256: str) -> LoRA:
         return registry.read(sha256).lora.to(backbone.device, backbone.dtype)
@@ -108,7 +110,11 @@ def open_service(
     def state() -> EngineState:
         return runner.state()
 
-    monitoring, cache = Monitoring(state), AdapterCache(load, config.cache_bytes)
+    def detected(texts: Sequence[str]) -> list[tuple[str, ...]]:
+        return [found.skills for found in detector.detect_many(texts)]
+
+    monitoring = Monitoring(state, lambda: detection_accuracy(detected))
+    cache = AdapterCache(load, config.cache_bytes)
     engine = Engine(
         backbone,
         limits=Limits(

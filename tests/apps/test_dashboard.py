@@ -14,8 +14,7 @@ DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "deploy" / "grafana-d
 
 
 def test_every_metric_of_the_dashboard_is_there() -> None:
-    monitoring = Monitoring(lambda: EngineState(0, 0, 0, 0, CacheStatistics()))
-    monitoring.judged(True)
+    monitoring = Monitoring(lambda: EngineState(0, 0, 0, 0, CacheStatistics()), lambda: 0.5)
     monitoring.answered("/health", 200, 0.1)
     monitoring.answered("/nowhere", 404, 0.1)
     told = set(re.findall(r"^# TYPE (\S+)", monitoring.exposition().decode(), re.M))

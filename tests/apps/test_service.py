@@ -262,11 +262,10 @@ def test_a_running_job_is_cancelled(running: Any, http: httpx2.Client) -> None:
 
 def test_metrics_and_the_guides_names(http: httpx2.Client, running: Any) -> None:
     http.post("/v1/chat/completions", json={"model": running.model, **GREEDY})
-    http.post("/v1/skills/judgements", json={"right": True})
     usage = http.get("/v1/monitoring").json()
     assert usage["total_requests"] >= usage["successful_requests"] > 0
     assert usage["avg_response_time"] > 0 and usage["avg_memory_usage"] > 2**20
-    assert usage["skill_detection_accuracy"] == 1.0
+    assert 0.8 < usage["skill_detection_accuracy"] < 1
     text = http.get("/metrics").text
     values = dict(re.findall(r"^(\S+?)(?:\{\S*?\})? (\S+)$", text, re.M))
     for name in [
