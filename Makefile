@@ -50,7 +50,7 @@ check: $(STAMP)
 	$(MAKE) test
 
 # What measures in minutes and writes nothing: unseen_tasks.py takes an hour, fit_skills.py and picture.py write files.
-BENCHMARKS := generation lora_training hypernetwork_step mixed_batch experts skills task_encoder
+BENCHMARKS := generation lora_training hypernetwork_step mixed_batch experts engine isolation skills task_encoder
 
 bench: $(STAMP)
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
