@@ -2,8 +2,8 @@
 
     python benchmarks/isolation.py
 
-Every request has an adapter of its own, from the shipped hypernetwork, and is answered greedily: alone, and in
-several rounds among the others in another order each, joining and leaving as places come free. In float32
+Every request has an adapter of its own, from the shipped hypernetwork, and is answered greedily: alone, and
+in several rounds among the others in another order each, joining and leaving as places come free. In float32
 no answer may change. In bfloat16 sums round otherwise in a batch, and near ties may fall to the other side.
 """
 
