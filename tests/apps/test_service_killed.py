@@ -47,6 +47,7 @@ class Client(threading.Thread):
     def __init__(self, socket: Path, key: str, name: str, archive: bytes) -> None:
         super().__init__()
         self.socket, self.key, self.prefix, self.archive = socket, key, name, archive
+        self.connected, self.answers = False, 0
         self.kept: set[str] = set()
         self.doubtful: set[str] = set()  # deleting was asked for
 
@@ -57,6 +58,8 @@ class Client(threading.Thread):
             suppress(httpx2.TransportError),
             httpx2.Client(transport=transport, base_url="http://x", headers=headers, timeout=20) as http,
         ):
+            http.get("/health")  # connected: the client leaves a socket open where that fails
+            self.connected = True
             for number in range(10_000):
                 name = f"{self.prefix}-{number}"
                 if number % 2:
@@ -68,6 +71,7 @@ class Client(threading.Thread):
                     answer = http.post("/v1/adapters", json={"name": name, "description": description})
                 if answer.status_code == 201:
                     self.kept.add(name)
+                self.answers += 1
                 if number % 3 == 2:
                     gone = f"{self.prefix}-{number - 1}"
                     self.doubtful.add(gone)
@@ -107,7 +111,11 @@ def test_fifty_kills_lose_nothing(tiny_llama: Path, tmp_path: Path) -> None:
             clients = [Client(socket, key, f"k{kill}-{i}", archive) for i in range(2)]
             for client in clients:
                 client.start()
-            time.sleep(chance.uniform(0.05, 0.7))
+            wanted = chance.randint(0, 8)  # however slow the machine is
+            while not all(c.connected for c in clients) or sum(c.answers for c in clients) < wanted:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.05))
             os.kill(service, signal.SIGKILL)
             for client in clients:
                 client.join()
