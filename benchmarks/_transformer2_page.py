@@ -14,7 +14,8 @@ from shoal.probe_store import StoredProbe
 BASE, BEST_PROMPT = "base model", "base model, best prompt"
 ORACLE, RANDOM, UNIFORM = "own expert (oracle dispatch)", "random expert", "uniform mixture"
 MADE_IN_CODE = {skill: "procedural" in recipe(skill) for skill in skills()}
-PROBE, PROMPT, FEW_SHOT = "Transformer², probe", "Transformer², asked by prompt", "few-shot mixture"
+PROBE, PROMPT = "Transformer², probe", "Transformer², asked by prompt"
+FEW_SHOT, RANDOM_MIXTURE = "few-shot mixture", "random mixture"
 
 
 def page(results: Mapping[str, Any]) -> str:

@@ -329,7 +329,7 @@ def few_shot(bench: Bench) -> dict[str, Any]:
     """Mixtures found from ten examples, on tasks that no expert was trained on; ROUGE-L."""
     experts = list(bench.experts[0].values())
     tasks = [t for t in load_split(DATA).validation if len({o for e in t.train for o in e.outputs}) <= 8]
-    rows: dict[str, list[float]] = {BASE: [], UNIFORM: [], RANDOM: [], FEW_SHOT: []}
+    rows: dict[str, list[float]] = {BASE: [], UNIFORM: [], RANDOM_MIXTURE: [], FEW_SHOT: []}
     found_for: dict[str, Any] = {}
     for task in tasks[:UNSEEN_TASKS]:
         test = [
@@ -347,14 +347,14 @@ def few_shot(bench: Bench) -> dict[str, Any]:
             expert, facts = mixture_for(bench, task, seed)
             found_for[f"{task.name} {seed}"] = facts
             searched.append(bench.scores(f"few-shot {task.name} {seed}", bench.answered(expert), test))
-        rows[RANDOM] += mean(randoms)
+        rows[RANDOM_MIXTURE] += mean(randoms)
         rows[FEW_SHOT] += mean(searched)
     return {
         "tasks": [t.name for t in tasks[:UNSEEN_TASKS]],
         "rows": {name: interval(bootstrap_interval(values)) for name, values in rows.items()},
         "against": {
             name: interval(bootstrap_difference(rows[FEW_SHOT], rows[name]))
-            for name in (BASE, UNIFORM, RANDOM)
+            for name in (BASE, UNIFORM, RANDOM_MIXTURE)
         },
         "mixtures": found_for,
     }
