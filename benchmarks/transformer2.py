@@ -26,7 +26,19 @@ from typing import Any
 import torch
 from _expert_controls import IA3, LORA, PLACE, control, recipe, skills, tasks_of
 from _machine import DATA, ROOT, machine
-from _transformer2_page import BASE, BEST_PROMPT, FEW_SHOT, ORACLE, PROBE, PROMPT, RANDOM, UNIFORM, card, page
+from _transformer2_page import (
+    BASE,
+    BEST_PROMPT,
+    FEW_SHOT,
+    ORACLE,
+    PROBE,
+    PROMPT,
+    RANDOM,
+    RANDOM_MIXTURE,
+    UNIFORM,
+    card,
+    page,
+)
 
 from shoal.backbone import DEFAULT_MODEL, load_backbone
 from shoal.config import MixtureSearchConfig, Transformer2Config
