@@ -35,7 +35,12 @@ def page(results: Mapping[str, Any]) -> str:
         parts += ["## Two passes", _two_passes(results)]
     if "few_shot" in results:
         parts += ["## Tasks that no expert was trained on", _few_shot(results)]
-    parts.append(f"{results['machine']}. Command: `{results['command']}`")
+    measured: dict[tuple[str, str], list[str]] = {}
+    for part, (where, command) in results["measured"].items():
+        measured.setdefault((where, command), []).append(part.replace("_", " "))
+    parts += [
+        f"{', '.join(names)}: {where}. Command: `{command}`" for (where, command), names in measured.items()
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -79,15 +84,17 @@ def card(results: Mapping[str, Any], stored: Mapping[str, StoredExpert], probe: 
 
 
 def _own_task(results: Mapping[str, Any]) -> str:
-    names = [n for n in (BASE, BEST_PROMPT, ORACLE, IA3, LORA) if n in results["own_task"][0]]
+    controls = results.get("controls", {})
+    skilled = [{**row, **controls.get(row["skill"], {})} for row in results["own_task"]]
+    names = [n for n in (BASE, BEST_PROMPT, ORACLE, IA3, LORA) if n in skilled[0]]
     rows = [
         [row["skill"].replace("_", " "), results["rewards"][row["skill"]]]
         + [f"{100 * row[n]['mean']:.1f}" for n in names]
         + [points(row["gain"])]
-        for row in results["own_task"]
+        for row in skilled
     ]
-    means = [sum(row[n]["mean"] for row in results["own_task"]) / len(results["own_task"]) for n in names]
-    gain = sum(row["gain"]["mean"] for row in results["own_task"]) / len(results["own_task"])
+    means = [sum(row[n]["mean"] for row in skilled) / len(skilled) for n in names]
+    gain = sum(row["gain"]["mean"] for row in skilled) / len(skilled)
     rows.append(["mean", "", *(f"{100 * m:.1f}" for m in means), f"{100 * gain:.1f}"])
     return table(["skill", "reward", *names, "expert minus best prompt"], rows)
 
@@ -100,6 +107,7 @@ def _two_passes(results: Mapping[str, Any]) -> str:
         [
             name,
             points(two["accuracy"][name]),
+            points(two["accuracy_otherwise_worded"][name]),
             points(two["against_own_expert"][name]),
             f"{100 * two['abstained_on_other_tasks'][name]:.0f}%",
             f"{100 * two['first_pass_share'][name]:.1f}%",
@@ -109,6 +117,7 @@ def _two_passes(results: Mapping[str, Any]) -> str:
     head = [
         f"dispatch, {two['requests']} requests",
         "right, %",
+        f"right, %, of {two['otherwise_worded']} worded otherwise",
         "answers minus own expert's",
         "of other tasks' requests left to the base model",
         "first pass in an answer of 32 tokens",

@@ -4,7 +4,8 @@
 
 Takes experts in DIR/SKILL-SEED, trains IA3 and LoRA of as many parameters on the same rewards where they are
 missing, and writes docs/results/transformer2.json and transformer2.md. Answers that are there are reused from
---work, so a run that was stopped goes on.
+--work, so a run that was stopped goes on. --parts measures some parts again; the others stay as the JSON has
+them. Two passes and few-shot mixtures use the shipped experts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from _expert_controls import IA3, LORA, PLACE, control, recipe, skills, tasks_of
 from _machine import DATA, ROOT, machine
 from _transformer2_page import (
@@ -42,28 +44,30 @@ from _transformer2_page import (
 
 from shoal.backbone import DEFAULT_MODEL, load_backbone
 from shoal.config import MixtureSearchConfig, Transformer2Config
-from shoal.decompositions import decompose_model
-from shoal.dispatch import NONE, ProbeDispatch, PromptDispatch
+from shoal.dispatch import NONE, PromptDispatch
 from shoal.dispatch_recipe import TEST, LabelledRequest, labelled_requests
 from shoal.engine import generate_greedy
+from shoal.environment import commit
 from shoal.expert_attachment import attach_expert
 from shoal.expert_set import DISPATCH, SHIPPED, load_expert_set
 from shoal.expert_store import load_expert
 from shoal.files import write_file
 from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.mixture_search import check_no_overlap, search_mixture
+from shoal.probe_store import WEIGHTS_FILE as PROBE_WEIGHTS
 from shoal.probe_store import load_probe
 from shoal.respondents import SelfAdaptingModel
 from shoal.rewards import REWARDS
-from shoal.svf import Decomposition, ExpertVector, mix
+from shoal.svf import ExpertVector, mix
 from shoal.tasks import Task, load_split
-from shoal.transformer2 import Transformer2, mlp_modules
+from shoal.transformer2 import Transformer2
 
 TOKENS = 24
 SELECTION = 16  # training examples of a task on which the base model's best prompt is chosen
 SHOTS = 10
 UNSEEN_TASKS = 5
-TWO_PASSES, FEW_SHOTS = "two_passes", "few_shot"
+OTHER_WORDINGS, INPUTS_A_WORDING = Path(__file__).with_name("other_wordings.yaml"), 5
+OWN_TASK, CONTROLS, TWO_PASSES, FEW_SHOTS = PARTS = ("own_task", "controls", "two_passes", "few_shot")
 
 
 class Bench:
@@ -72,15 +76,14 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.backbone = load_backbone(DEFAULT_MODEL)
-        self.skills = [s for s in skills() if all((args.experts / f"{s}-{i}").is_dir() for i in args.seeds)]
+        self.skills = skills()
         self.tasks = {skill: tasks_of(skill) for skill in self.skills}
-        modules = mlp_modules(self.backbone.shape)
-        self.basis: dict[str, Decomposition] = decompose_model(self.backbone.model, modules, components=128)
-        self.experts = [
-            {s: load_expert(args.experts / f"{s}-{i}", self.basis).expert for s in self.skills}
-            for i in args.seeds
-        ]
+        self.shipped = load_expert_set(args.shipped, self.backbone.model)
+        self.experts, self.basis = self.shipped.experts, self.shipped.basis
         self.requests = labelled_requests(self.tasks, args.requests, TEST)
+
+    def trained(self, skill: str, seed: int) -> ExpertVector:
+        return load_expert(self.args.experts / f"{skill}-{seed}", self.basis).expert
 
     def attach(self, expert: ExpertVector | None) -> AbstractContextManager[object]:
         return attach_expert(self.backbone.model, self.basis, expert) if expert else nullcontext()
@@ -121,27 +124,24 @@ def main() -> None:
     args = parse()
     bench = Bench(args)
     say(f"{len(bench.skills)} skills, {len(bench.requests)} requests")
-    results: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(bench.backbone.dtype),
+    path = args.out / "transformer2.json"
+    results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    results |= {
         "seeds": args.seeds,
         "requests": args.requests,
         "rewards": {s: recipe(s)["reward"] for s in bench.skills},
         "tasks": {s: [t.name for t in tasks] for s, tasks in bench.tasks.items()},
     }
-    results["own_task"] = own_task(bench)
-    if TWO_PASSES in args.parts:
-        results[TWO_PASSES] = two_passes(bench)
-    if FEW_SHOTS in args.parts:
-        results[FEW_SHOTS] = few_shot(bench)
+    measure = {OWN_TASK: own_task, CONTROLS: controls, TWO_PASSES: two_passes, FEW_SHOTS: few_shot}
+    where = f"{machine(bench.backbone.dtype)}, commit {commit() or 'unknown'}"
+    for part in args.parts:
+        results[part] = measure[part](bench)
+        results.setdefault("measured", {})[part] = [where, shlex.join(["python", *sys.argv])]
     args.out.mkdir(parents=True, exist_ok=True)
-    write_file(args.out / "transformer2.json", json.dumps(results, indent=1) + "\n")
+    write_file(path, json.dumps(results, indent=1) + "\n")
     write_file(args.out / "transformer2.md", page(results))
-    if args.shipped.is_dir():
-        known = load_expert_set(args.shipped, bench.backbone.model)
-        write_file(
-            args.shipped / "README.md", card(results, known.stored, load_probe(args.shipped / DISPATCH))
-        )
+    probe = load_probe(args.shipped / DISPATCH)
+    write_file(args.shipped / "README.md", card(results, bench.shipped.stored, probe))
     print(page(results))
 
 
@@ -153,17 +153,10 @@ def parse() -> argparse.Namespace:
         "--shipped",
         type=Path,
         default=SHIPPED / DEFAULT_MODEL,
-        help="set whose probe dispatches; gets a card",
+        help="set of the first seed's experts and the probe; gets a card",
     )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--control-seeds", type=int, nargs="*", help="of IA3 and LoRA; none leaves them out, by default all")
-    add(
-        "--parts",
-        nargs="*",
-        default=[TWO_PASSES, FEW_SHOTS],
-        choices=[TWO_PASSES, FEW_SHOTS],
-        help="besides own tasks",
-    )
+    add("--parts", nargs="+", default=PARTS, choices=PARTS, help="what is measured; by default all")
     add("--requests", type=int, default=50, help="test requests a skill")
     add("--matrix-requests", type=int, default=20, help="of them, for rows of an expert on all skills")
     add("--population", type=int, default=16)
@@ -175,7 +168,7 @@ def parse() -> argparse.Namespace:
 
 
 def own_task(bench: Bench) -> list[dict[str, Any]]:
-    """Every expert on its own skill's requests, against the base model's best prompt and matched controls."""
+    """Every expert on its own skill's requests, against the base model's best prompt."""
     scored: dict[str, dict[str, list[float]]] = {}
     for skill in bench.skills:
         requests = bench.of(skill)
@@ -183,15 +176,27 @@ def own_task(bench: Bench) -> list[dict[str, Any]]:
             BASE: bench.scores("base", bench.answered(None), requests),
             BEST_PROMPT: best_prompt(bench, skill),
             ORACLE: mean(
-                bench.scores(f"{skill}-{i}", bench.answered(experts[skill]), requests)
-                for i, experts in zip(bench.args.seeds, bench.experts, strict=True)
+                bench.scores(f"{skill}-{seed}", bench.answered(bench.trained(skill, seed)), requests)
+                for seed in bench.args.seeds
             ),
         }
-    seeds = bench.args.seeds if bench.args.control_seeds is None else bench.args.control_seeds
-    for kind in (IA3, LORA) if seeds else ():
+    return [
+        {
+            "skill": skill,
+            **{name: interval(bootstrap_interval(values)) for name, values in of.items()},
+            "gain": interval(bootstrap_difference(of[ORACLE], of[BEST_PROMPT])),
+        }
+        for skill, of in scored.items()
+    ]
+
+
+def controls(bench: Bench) -> dict[str, dict[str, Any]]:
+    """IA3 and LoRA of as many parameters as an expert, on each skill's requests."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in (IA3, LORA):
         for skill in bench.skills:
             of_seeds = []
-            for seed in seeds:
+            for seed in bench.args.seeds:
 
                 def way(
                     texts: Sequence[str], kind: str = kind, seed: int = seed, skill: str = skill
@@ -201,15 +206,8 @@ def own_task(bench: Bench) -> list[dict[str, Any]]:
                         return generate_greedy(backbone, texts, max_new_tokens=TOKENS)
 
                 of_seeds.append(bench.scores(f"{kind} {skill} {seed}", way, bench.of(skill)))
-            scored[skill][kind] = mean(of_seeds)
-    return [
-        {
-            "skill": skill,
-            **{name: interval(bootstrap_interval(values)) for name, values in of.items()},
-            "gain": interval(bootstrap_difference(of[ORACLE], of[BEST_PROMPT])),
-        }
-        for skill, of in scored.items()
-    ]
+            found.setdefault(skill, {})[kind] = interval(bootstrap_interval(mean(of_seeds)))
+    return found
 
 
 def best_prompt(bench: Bench, skill: str) -> list[float]:
@@ -253,8 +251,8 @@ def prompts_of(task: Task) -> dict[str, Callable[[LabelledRequest], str]]:
 def two_passes(bench: Bench) -> dict[str, Any]:
     """Dispatch and what it answers, on requests of all skills mixed."""
     some = [r for s in bench.skills for r in bench.of(s)[: bench.args.matrix_requests]]
-    first = bench.experts[0]
-    matrix = {s: bench.scores(f"{s}-{bench.args.seeds[0]}", bench.answered(first[s]), some) for s in first}
+    first = bench.experts
+    matrix = {s: bench.scores(f"shipped {s}", bench.answered(first[s]), some) for s in first}
     chance = random.Random(0)
     rows = {f"expert for {skill}": values for skill, values in matrix.items()}
     rows[RANDOM] = [matrix[chance.choice(bench.skills)][i] for i in range(len(some))]
@@ -264,16 +262,17 @@ def two_passes(bench: Bench) -> dict[str, Any]:
     rows[ORACLE] = [matrix[r.skill][i] for i, r in enumerate(some)]
 
     dispatches = dispatches_of(bench)
-    accuracy, loss = {}, {}
+    others = otherwise_worded(bench)
+    accuracy, loss, otherwise = {}, {}, {}
     for name, dispatch in dispatches.items():
-        prompts = bench.backbone.encode_prompts([r.text for r in bench.requests])
-        decisions = dispatch.decide(prompts)
-        right = [float(d.skill == r.skill) for d, r in zip(decisions, bench.requests, strict=True)]
-        accuracy[name] = interval(bootstrap_interval(right))
-        answers = bench.scores(
-            f"{name} seed {bench.args.seeds[0]}", adaptive(bench, dispatch), bench.requests
-        )
-        single = [v for s in bench.skills for v in first_seed(bench, s)]
+        accuracy[name] = interval(bootstrap_interval(right(bench, dispatch, bench.requests)))
+        otherwise[name] = interval(bootstrap_interval(right(bench, dispatch, others)))
+        answers = bench.scores(f"{name}, {fingerprint(bench)}", adaptive(bench, dispatch), bench.requests)
+        single = [
+            v
+            for s in bench.skills
+            for v in bench.scores(f"shipped {s}", bench.answered(first[s]), bench.of(s))
+        ]
         loss[name] = interval(bootstrap_difference(answers, single))
         rows[name] = [answers[i] for i, r in enumerate(bench.requests) if any(r is o for o in some)]
     unknown = unseen_requests(bench)
@@ -284,7 +283,9 @@ def two_passes(bench: Bench) -> dict[str, Any]:
     return {
         "rows": {name: interval(bootstrap_interval(values)) for name, values in rows.items()},
         "accuracy": accuracy,
+        "accuracy_otherwise_worded": otherwise,
         "requests": len(bench.requests),
+        "otherwise_worded": len(others),
         "matrix_requests": len(some),
         "against_own_expert": loss,
         "abstained_on_other_tasks": {**abstained, "requests": len(unknown)},
@@ -292,14 +293,32 @@ def two_passes(bench: Bench) -> dict[str, Any]:
     }
 
 
-def first_seed(bench: Bench, skill: str) -> list[float]:
-    name = f"{skill}-{bench.args.seeds[0]}"
-    return bench.scores(name, bench.answered(bench.experts[0][skill]), bench.of(skill))
+def right(bench: Bench, dispatch: Any, requests: Sequence[LabelledRequest]) -> list[float]:
+    """1 for each request whose skill the first pass finds, else 0."""
+    decisions = dispatch.decide(bench.backbone.encode_prompts([r.text for r in requests]))
+    return [float(d.skill == r.skill) for d, r in zip(decisions, requests, strict=True)]
+
+
+def otherwise_worded(bench: Bench) -> list[LabelledRequest]:
+    """Test inputs behind wordings that are no descriptions of the tasks."""
+    wordings = yaml.safe_load(OTHER_WORDINGS.read_text("utf-8"))
+    return [
+        LabelledRequest(f"{wording}\n\n{example.input}", skill, task, example)
+        for skill, tasks in bench.tasks.items()
+        for task in tasks
+        for wording in wordings[task.name]
+        for example in random.Random(wording).sample(task.test, INPUTS_A_WORDING)
+    ]
+
+
+def fingerprint(bench: Bench) -> str:
+    """Of the probe, whose answers are not another one's."""
+    return hashlib.sha256((bench.args.shipped / DISPATCH / PROBE_WEIGHTS).read_bytes()).hexdigest()[:16]
 
 
 def dispatches_of(bench: Bench) -> dict[str, Any]:
     return {
-        PROBE: ProbeDispatch(bench.backbone.model, load_probe(bench.args.shipped / DISPATCH).probe),
+        PROBE: bench.shipped.dispatch,
         PROMPT: PromptDispatch(bench.backbone, bench.skills),
     }
 
@@ -308,7 +327,7 @@ def adaptive(bench: Bench, dispatch: Any) -> Callable[[Sequence[str]], list[str]
     """Answers of `Transformer2` itself, both passes."""
     settings = Transformer2Config(adaptation_strength=1.0, num_expert_vectors=len(bench.skills))
     model = Transformer2(
-        bench.backbone.model, settings, experts=bench.experts[0], basis=bench.basis, dispatch=dispatch
+        bench.backbone.model, settings, experts=bench.experts, basis=bench.basis, dispatch=dispatch
     )
     return lambda texts: SelfAdaptingModel(bench.backbone, model).answers(texts, max_new_tokens=TOKENS)
 
@@ -328,7 +347,7 @@ def share_of_time(bench: Bench, dispatch: Any, tokens: int = 32, repeats: int = 
         started = time.perf_counter()
         decision = dispatch.decide([prompt])[0]
         decided = time.perf_counter()
-        with bench.attach(bench.experts[0].get(decision.skill)):
+        with bench.attach(bench.experts.get(decision.skill)):
             bench.backbone.model.generate(
                 ids, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, attention_mask=ids * 0 + 1
             )
@@ -339,7 +358,7 @@ def share_of_time(bench: Bench, dispatch: Any, tokens: int = 32, repeats: int = 
 
 def few_shot(bench: Bench) -> dict[str, Any]:
     """Mixtures found from ten examples, on tasks that no expert was trained on; ROUGE-L."""
-    experts = list(bench.experts[0].values())
+    experts = list(bench.experts.values())
     tasks = [t for t in load_split(DATA).validation if len({o for e in t.train for o in e.outputs}) <= 8]
     rows: dict[str, list[float]] = {BASE: [], UNIFORM: [], RANDOM_MIXTURE: [], FEW_SHOT: []}
     found_for: dict[str, Any] = {}
@@ -380,7 +399,7 @@ def mixture_for(bench: Bench, task: Task, seed: int) -> tuple[ExpertVector, dict
         population=bench.args.population, iterations=bench.args.iterations, seed=seed
     )
     path = bench.args.work / f"mixture-{task.name}-{seed}-{search.population}x{search.iterations}.json"
-    experts = list(bench.experts[0].values())
+    experts = list(bench.experts.values())
     if not path.is_file():
         started = time.perf_counter()
         pairs = [

@@ -2,17 +2,20 @@
 
 A request is a description with an input. Every fourth description is kept from training, and so are the
 `test` lists: what the probe scores is on sentences and inputs that it never saw. Which layer it reads is
-chosen without them: on another fourth of the descriptions, by probes that were fitted to the rest.
+chosen without them, by cross-validation: each other fourth of the descriptions in turn, by probes that were
+fitted to the rest.
 """
 
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from shoal.backbone import Backbone
 from shoal.dispatch import NONE, Probe, mean_states, train_probe
@@ -22,7 +25,7 @@ from shoal.probe_store import PROBE_FILES, StoredProbe, save_probe
 from shoal.tasks import Example, Task
 
 # Description number n is of fold n % 4.
-FOLDS, FIT, SELECT, TRAIN, TEST = 4, (0, 1), (2,), (0, 1, 2), (3,)
+FOLDS, TRAIN, TEST = 4, (0, 1, 2), (3,)
 
 
 class LabelledRequest(NamedTuple):
@@ -32,6 +35,11 @@ class LabelledRequest(NamedTuple):
     skill: str
     task: Task
     example: Example
+
+
+class _Fitted(NamedTuple):
+    probe: Probe
+    accuracy: float  # in [0, 1], on descriptions left out
 
 
 def make_dispatch(
@@ -44,6 +52,7 @@ def make_dispatch(
     requests: int = 200,
     test_requests: int = 50,
     penalty: float = 1e-3,
+    wordings: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> StoredProbe:
     """Train the probe that chooses between skills, and write it.
@@ -57,10 +66,12 @@ def make_dispatch(
         requests: to train on, a skill and for no skill.
         test_requests: to score on, as many.
         penalty: weight of the mean squared weights.
+        wordings: task -> more descriptions of it, to train on alone.
         seed: of the choice of requests.
 
     Raises:
-        UsageError: no skills, one without tasks, no others, or a directory that holds something else.
+        UsageError: no skills, one without tasks, no others, wordings of a task that is not there, or a
+            directory that holds something else.
         ShoalError: the directory cannot be written.
     """
     check_place(directory, PROBE_FILES)
@@ -71,26 +82,28 @@ def make_dispatch(
             f"{len(skills)} skills, {len(layers)} layers, and no tasks for {', '.join(empty) or 'any'}: give "
             "each its tasks, and others that no expert serves"
         )
+    more = dict(wordings or {})
+    if unknown := sorted(more.keys() - {task.name for tasks in groups.values() for task in tasks}):
+        raise UsageError(f"wordings of {unknown[0]}, which is no task of a skill or of none; leave them out")
     names = list(skills)
-
-    def fitted(known: Sequence[LabelledRequest], layer: int) -> Probe:
-        states = mean_states(backbone.model, backbone.encode_prompts([r.text for r in known]), layer)
-        labels = torch.tensor([_class(names, r.skill) for r in known])
-        return train_probe(states, labels, names, layer, penalty=penalty)
-
-    selection = {}
-    if len(layers) > 1:
-        fit, select = (labelled_requests(groups, requests, fold, seed) for fold in (FIT, SELECT))
-        selection = {layer: accuracy(backbone, fitted(fit, layer), select) for layer in layers}
-    known = labelled_requests(groups, requests, TRAIN, seed)
-    probe = fitted(known, max(selection, key=selection.__getitem__) if selection else layers[0])
+    each = -(-requests // len(TRAIN))
+    pools = [labelled_requests(groups, each, [fold], seed, more) for fold in TRAIN]
+    labels = [torch.tensor([_class(names, r.skill) for r in pool]) for pool in pools]
+    prompts = [backbone.encode_prompts([r.text for r in pool]) for pool in pools]
+    fitted = {
+        layer: _cross_validated(
+            [mean_states(backbone.model, pool, layer) for pool in prompts], labels, names, layer, penalty
+        )
+        for layer in layers
+    }
+    probe = max(fitted.values(), key=lambda found: found.accuracy).probe
     unseen = labelled_requests(groups, test_requests, TEST, seed)
     provenance = {
         "tasks": {name: [task.name for task in tasks] for name, tasks in groups.items()},
-        "requests": len(known),
+        "requests": sum(len(pool) for pool in pools),
         "test_requests": len(unseen),
         "accuracy": accuracy(backbone, probe, unseen),
-        "selection_accuracy": {str(layer): value for layer, value in selection.items()},
+        "selection_accuracy": {str(layer): found.accuracy for layer, found in fitted.items()},
         "seed": seed,
         "penalty": penalty,
     }
@@ -100,7 +113,11 @@ def make_dispatch(
 
 
 def labelled_requests(
-    groups: Mapping[str, Sequence[Task]], count: int, folds: Sequence[int], seed: int = 0
+    groups: Mapping[str, Sequence[Task]],
+    count: int,
+    folds: Sequence[int],
+    seed: int = 0,
+    wordings: Mapping[str, Sequence[str]] | None = None,
 ) -> list[LabelledRequest]:
     """So many requests of every group, drawn evenly from its tasks, each with the group's name.
 
@@ -109,13 +126,14 @@ def labelled_requests(
         count: requests of each.
         folds: of the descriptions that may be used; those of `TEST` come with the `test` lists.
         seed: of the choice.
+        wordings: task -> more descriptions, number n of them in fold n % 3 of `TRAIN`.
     """
-    found = []
+    folds, found = tuple(folds), []
     for name, tasks in groups.items():
         for number in range(count):
             task = tasks[number % len(tasks)]
             chance = random.Random(f"{seed}/{folds}/{task.name}/{number}")
-            descriptions = _descriptions(task, folds)
+            descriptions = _descriptions(task, folds, (wordings or {}).get(task.name, ()))
             example = chance.choice(task.test if folds == TEST else task.train)
             text = f"{chance.choice(descriptions)}\n\n{example.input}"
             found.append(LabelledRequest(text, name, task, example))
@@ -125,15 +143,31 @@ def labelled_requests(
 def accuracy(backbone: Backbone, probe: Probe, requests: Sequence[LabelledRequest]) -> float:
     """Share of the requests, in [0, 1], whose skill the probe finds; `NONE` counts as one."""
     states = mean_states(backbone.model, backbone.encode_prompts([r.text for r in requests]), probe.layer)
-    chosen = probe.probabilities(states).argmax(-1).tolist()
-    right = [_class(probe.skills, r.skill) == row for r, row in zip(requests, chosen, strict=True)]
-    return sum(right) / len(right)
+    return _right(probe, states, torch.tensor([_class(probe.skills, r.skill) for r in requests]))
+
+
+def _cross_validated(
+    states: Sequence[Tensor], labels: Sequence[Tensor], names: Sequence[str], layer: int, penalty: float
+) -> _Fitted:
+    """The probe of all folds, and how right those are that miss one of them."""
+
+    def fit(folds: Sequence[int]) -> Probe:
+        x, y = (torch.cat([values[fold] for fold in folds]) for values in (states, labels))
+        return train_probe(x, y, names, layer, penalty=penalty)
+
+    right = [_right(fit([f for f in TRAIN if f != out]), states[out], labels[out]) for out in TRAIN]
+    return _Fitted(fit(TRAIN), statistics.mean(right))
+
+
+def _right(probe: Probe, states: Tensor, labels: Tensor) -> float:
+    return float((probe.probabilities(states).argmax(-1) == labels).float().mean())
 
 
 def _class(names: Sequence[str], skill: str) -> int:
     return len(names) if skill == NONE else list(names).index(skill)
 
 
-def _descriptions(task: Task, folds: Sequence[int]) -> list[str]:
+def _descriptions(task: Task, folds: Sequence[int], more: Sequence[str]) -> list[str]:
     texts = task.descriptions or (task.definition,)
-    return [text for number, text in enumerate(texts) if number % FOLDS in folds] or list(texts)
+    own = [text for number, text in enumerate(texts) if number % FOLDS in folds] or list(texts)
+    return own + [text for number, text in enumerate(more) if number % len(TRAIN) in folds and folds != TEST]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,17 @@ def test_training_and_test_share_no_input_and_no_description() -> None:
     assert labelled_requests(TASKS, 30, TRAIN) == known != labelled_requests(TASKS, 30, TRAIN, seed=1)
 
 
+def test_more_wordings_are_trained_on_and_never_scored_on() -> None:
+    more = {"sums": [f"add up {n}" for n in range(6)]}
+
+    def worded(folds: Sequence[int]) -> set[str]:
+        requests = labelled_requests(TASKS, 300, folds, 0, more)
+        return {r.text.split("\n\n")[0] for r in requests} & set(more["sums"])
+
+    assert worded(TRAIN) == set(more["sums"]) and worded([1]) == {"add up 1", "add up 4"}
+    assert labelled_requests(TASKS, 60, TEST, 0, more) == labelled_requests(TASKS, 60, TEST)
+
+
 def test_the_probe_is_scored_on_what_it_never_saw(backbone: Backbone, folder: Path) -> None:
     stored = load_probe(folder / DISPATCH)
     assert stored.provenance["accuracy"] == 1.0 and stored.provenance["test_requests"] == 30
@@ -87,6 +99,10 @@ def test_what_dispatch_cannot_be_trained_on(backbone: Backbone, tmp_path: Path) 
     ):
         with pytest.raises(UsageError, match=says):
             make_dispatch(backbone, skills, others, tmp_path / "probe", layers=[1])
+    with pytest.raises(UsageError, match="wordings of knitting, which is no task"):
+        make_dispatch(
+            backbone, TASKS, OTHERS, tmp_path / "probe", layers=[1], wordings={"knitting": ["knit it"]}
+        )
     assert not (tmp_path / "probe").exists()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.adapting import Place, load
-from shoal.apps.settings import Only, Output, check_extra
+from shoal.apps.settings import Only, Output, check_extra, read_mapping
 from shoal.apps.training import Data, divided, summarised
 from shoal.config import ExpertTrainingConfig, MixtureSearchConfig, Transformer2Config
 from shoal.errors import UsageError
@@ -59,6 +59,9 @@ class Dispatching(BaseModel):
     requests: int = Field(200, ge=1, description="requests to train on, of each skill and of none")
     test_requests: int = Field(50, ge=1, description="requests to score on, of each skill and of none")
     penalty: float = Field(1e-3, ge=0, description="weight of the mean squared weights")
+    wordings: Path | None = Field(
+        None, description="YAML file of more descriptions to train on, a list under each task's name"
+    )
     seed: int = Field(0, ge=0, description="seed of the choice of requests")
 
 
@@ -120,7 +123,9 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
             f"the task {missing[0]} is not among the {len(tasks)} given; add --tasks or --procedural"
         )
     skills: dict[str, list[Task]] = {skill: [tasks[n] for n in names] for skill, names in wanted.items()}
-    settings: dict[str, Any] = choice.model_dump(exclude={"experts", "others"})
+    settings: dict[str, Any] = choice.model_dump(exclude={"experts", "others", "wordings"})
+    if choice.wordings:
+        settings["wordings"] = read_wordings(choice.wordings)
     stored = make_dispatch(load(place), skills, [tasks[n] for n in choice.others], data.out, **settings)
     record = {**stored.provenance, "skills": list(stored.probe.skills), "out": str(data.out)}
     text = (
@@ -130,6 +135,15 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
         f"probe written to {data.out}"
     )
     return Output(record, text)
+
+
+def read_wordings(path: Path) -> dict[str, list[str]]:
+    """Descriptions by task; errors as `read_mapping`, or where one is not a list of texts."""
+    wordings = read_mapping(path, "--wordings")
+    for task, texts in wordings.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UsageError(f"--wordings {path}: {task} is not a list of texts; write one a line, after a -")
+    return wordings
 
 
 def adapt(place: Place, files: Adapting, search: MixtureSearchConfig) -> Output:

@@ -103,29 +103,31 @@ def check_extra(work: str, extra: str, *modules: str) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a YAML file.
+    """The settings of the file that --config names; errors as `read_mapping`."""
+    return {key.replace("-", "_"): value for key, value in read_mapping(path, "--config").items()}
+
+
+def read_mapping(path: Path, flag: str) -> dict[str, Any]:
+    """What a YAML file holds under its names.
 
     Raises:
         UsageError: there is no such file, or it is not a YAML mapping.
         ShoalError: it cannot be read.
     """
+    where = f"{flag} {path}"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UsageError(f"--config {path}: not a file; check the path") from None
+        raise UsageError(f"{where}: not a file; check the path") from None
     except OSError as error:
-        raise ShoalError(
-            f"--config {path}: cannot be read ({error.strerror}); check its permissions"
-        ) from None
+        raise ShoalError(f"{where}: cannot be read ({error.strerror}); check its permissions") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: not valid YAML ({reason(error, 120)}); repair the file") from None
+        raise UsageError(f"{where}: not valid YAML ({reason(error, 120)}); repair the file") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageError(
-            f"--config {path}: holds no `name: value` lines; write settings such as `steps: 300`"
-        )
-    return {key.replace("-", "_"): value for key, value in content.items()}
+        raise UsageError(f"{where}: holds no `name: value` lines; write some, such as `steps: 300`")
+    return content
 
 
 def _build(parts: Mapping[str, _Part], flags: Mapping[str, Any], path: Path | None) -> dict[str, BaseModel]:

@@ -865,7 +865,13 @@ def experts(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, cache: P
     )
     assert_one_line(shoal("train", "dispatch", *told), 2, "--others")
     assert_one_line(shoal("train", "dispatch", *told, "--others", "unknown"), 2, "unknown is not among")
-    ended = shoal("train", "dispatch", *told, "--others", "first", "--requests", 8, "--json")
+    more = tmp_path / "wordings.yaml"
+    wordings = ("--others", "first", "--wordings", more)
+    assert_one_line(shoal("train", "dispatch", *told, *wordings), 2, "not a file")
+    more.write_text("second: one text\n")
+    assert_one_line(shoal("train", "dispatch", *told, *wordings), 2, "second is not a list of texts")
+    more.write_text("reverse: [Say it backwards.]\n")
+    ended = shoal("train", "dispatch", *told, *wordings, "--requests", 8, "--json")
     assert ended.code == 0, ended.err
     assert ended.record["skills"] == ["shouting", "turning"] and 0 <= ended.record["accuracy"] <= 1
     return place
