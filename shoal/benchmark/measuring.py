@@ -17,6 +17,7 @@ import torch
 from shoal.backbone import Backbone, load_backbone
 from shoal.base_ability import BaseAbility, base_ability
 from shoal.benchmark.cells import Cell, CellFolder
+from shoal.benchmark.device_use import DeviceUse, utilisation_counter
 from shoal.benchmark.methods import Adapted, method
 from shoal.benchmark.tasks import benchmark_tasks
 from shoal.config import BenchmarkConfig
@@ -74,7 +75,8 @@ def _cell(
     requests = [adapted.request(task, example) for example in examples]
     respondent, limit = adapted.respondent, config.max_new_tokens
     begun = time.perf_counter()
-    said = respondent.answers(requests, max_new_tokens=limit)
+    with DeviceUse(utilisation_counter()) as use:
+        said = respondent.answers(requests, max_new_tokens=limit)
     seconds = time.perf_counter() - begun
     losses = respondent.losses(requests, [e.outputs[0] for e in examples])
     answers = tuple(
@@ -90,6 +92,7 @@ def _cell(
         "throughput": _tokens(respondent.backbone, said, limit) / seconds,
         "peak_memory": float(peak()),
         "adaptation_seconds": adapted.seconds,
+        "device_utilisation": use.mean,
         "training_tokens_per_second": adapted.tokens_per_second,
         **_training(adapted.losses),
     }

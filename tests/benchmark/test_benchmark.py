@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from shoal.benchmark import run as running
 from shoal.benchmark.cells import Cell, CellFolder
+from shoal.benchmark.device_use import DeviceUse
 from shoal.benchmark.measuring import measure_method
 from shoal.benchmark.methods import METHODS, method
 from shoal.benchmark.page import render_html, render_markdown
@@ -95,6 +97,24 @@ def test_every_method_is_measured_and_reported(config: BenchmarkConfig, tmp_path
     assert record["signatures"]["BLEU"].startswith("nrefs:")
     page = (place / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", page) and "<script" not in page
+
+
+def test_the_device_is_watched_while_it_works() -> None:
+    readings = iter([0.0, 1.0])
+    read = threading.Event()
+
+    def counter() -> float:
+        value = next(readings, 0.5)
+        if value == 1.0:
+            read.set()
+        return value
+
+    with DeviceUse(counter, seconds=0.001) as use:
+        assert read.wait(10)
+    assert use.mean is not None and 0 < use.mean <= 0.5
+    with DeviceUse(None) as unwatched:
+        pass
+    assert unwatched.mean is None
 
 
 def test_two_runs_agree_to_the_digit(config: BenchmarkConfig, tmp_path: Path, here: None) -> None:
