@@ -1,6 +1,6 @@
 """Publish the report of a finished `shoal benchmark`: its page under docs/results, its table in the README.
 
-    python benchmarks/publish_benchmark.py runs/benchmark
+python benchmarks/publish_benchmark.py runs/benchmark
 """
 
 from __future__ import annotations
