@@ -16,6 +16,7 @@ TargetModules = tuple[str, ...]
 HeadName = Literal["L", "M", "S", "mixture", "perceiver"]
 MAX_WIDTH, MAX_COUNT = 2**16, 2**31  # beyond what any machine holds or finishes
 MAX_ALPHA = 1e9  # of a LoRA
+DEFAULT_MODEL = "smollm2-135m-instruct"  # an alias of `shoal.model_source`
 GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -192,6 +193,9 @@ class ServiceConfig(_Frozen):
     requests_per_minute: int = Field(600, ge=1, description="HTTP requests of one owner")
     tokens_per_minute: int = Field(
         200_000, ge=1, description="tokens of one owner: prompts, and answers at their limit"
+    )
+    shared: bool = Field(
+        False, description="count these two in the database, for all services that share it together"
     )
     cache_bytes: int = Field(2**29, ge=0, description="bytes of adapters kept in memory")
     max_jobs: int = Field(16, ge=1, description="training jobs that may wait or run")

@@ -33,12 +33,7 @@ def serve(address: Address, place: Place, config: ServiceConfig) -> Output:
 
     Requests need a key of `shoal keys create`.
     """
-    check_extra("the service", "serve", "fastapi", "uvicorn", "limits", "prometheus_client", "multipart")
-    if address.open and address.host not in LOOPBACK:
-        raise UsageError(
-            f"--open with --host {address.host} would let anyone in; leave one out, and make keys with "
-            "`shoal keys create`"
-        )
+    check_service(address)
     import uvicorn
 
     from shoal.apps.service import create_app
@@ -72,3 +67,18 @@ def serve(address: Address, place: Place, config: ServiceConfig) -> Output:
         raise ShoalError(f"the service could not start on {address.host}:{address.port}") from None
     sys.stdout.flush()
     return Output({"stopped": True}, "stopped")
+
+
+def check_service(address: Address) -> None:
+    """See that the service can run here, and that nobody is let in by mistake.
+
+    Raises:
+        ShoalError: what it needs is not installed.
+        UsageError: it would be open to other machines.
+    """
+    check_extra("the service", "serve", "fastapi", "uvicorn", "limits", "prometheus_client", "multipart")
+    if address.open and address.host not in LOOPBACK:
+        raise UsageError(
+            f"--open with --host {address.host} would let anyone in; leave one out, and make keys with "
+            "`shoal keys create`"
+        )

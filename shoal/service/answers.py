@@ -79,7 +79,7 @@ class Answers:
         Raises:
             Failure: an unknown model, or tokens above the owner's limit.
             UsageError: something is outside the limits.
-            EngineFull, EngineClosed, UnavailableError: try later.
+            UnavailableError: try later.
         """
         if asked.model not in self._choices.base_names:
             self._choices.named(asked.model, owner)  # before any work

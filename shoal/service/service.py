@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from shoal.api_keys import ApiKeys
+from shoal.api_keys import ANYONE, ApiKeys
 from shoal.backbone import Backbone, load_backbone
 from shoal.config import ServiceConfig
 from shoal.errors import UnavailableError
@@ -20,6 +20,7 @@ from shoal.service.choices import Choices
 from shoal.service.jobs import Jobs
 from shoal.service.monitoring import Monitoring
 from shoal.service.rate_limits import RateLimits
+from shoal.service.shared_rates import SharedRates
 from shoal.service.skills import OwnersSkills
 from shoal.serving.adapter_cache import AdapterCache
 from shoal.serving.core import Engine
@@ -30,8 +31,6 @@ from shoal.skills import SkillDetector
 from shoal.text_to_lora import TextToLoRA
 
 log = logging.getLogger(__name__)
-
-ANYONE = "anyone"  # whom requests without a key stand for, where none is needed
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def open_service(
     shape = backbone.shape
     generator = TextToLoRA(base)
     detector = SkillDetector(generator.encoder)
-    skills = OwnersSkills(detector, config.max_custom_skills)
+    skills = OwnersSkills(detector, registry.database, config.max_custom_skills)
 
     def load(sha256: str) -> LoRA:
         return registry.read(sha256).lora.to(backbone.device, backbone.dtype)
@@ -128,7 +127,7 @@ def open_service(
         observe=monitoring.observe,
     )
     runner = EngineRunner(engine)
-    limits = RateLimits(config)
+    limits = RateLimits(config, SharedRates(registry.database) if config.shared else None)
     adapters = Adapters(registry, generator, skills, monitoring, cache, config)
     alias = (DEFAULT_MODEL,) if shape.base_model == DEFAULT_HUB_ID else ()
     names = (shape.base_model, *alias)
