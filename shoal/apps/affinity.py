@@ -1,4 +1,4 @@
-"""Before a cluster's replicas, in Ray Serve's HTTP proxy: what goes together, and what lost requests are told.
+"""Before replicas, in Ray Serve's HTTP proxy: which requests go together, and what lost ones are told.
 
 Requests that name the same adapter in their body get the same session, which Ray Serve's consistent hashing
 sends to the same replica. A request that a dying replica left unanswered is sent to another, where that does

@@ -191,6 +191,7 @@ def _start_ray(deployment: Deployment) -> None:
     }
     os.environ.update(variables)  # read by Ray's processes when they start
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # replicas answer people
     import ray
 
     address = deployment.replicas.address

@@ -1,4 +1,4 @@
-"""Skills as each owner sees them: built-in ones, and the owner's own, the same in all services of a database.
+"""Skills as each owner sees them: built-in ones, and the owner's own, which a database keeps for all."""
 
 from __future__ import annotations
 
