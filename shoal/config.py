@@ -206,6 +206,16 @@ class ServiceConfig(_Frozen):
     retry_seconds: int = Field(5, ge=1, description="what Retry-After says where nothing better is known")
 
 
+class EngineConfig(_Frozen):
+    """What answers."""
+
+    engine: Literal["own", "vllm"] = Field("own", description="answer here, or by a vLLM server")
+    vllm_url: str | None = Field(
+        None, description="where vLLM listens, such as http://127.0.0.1:8100; its key is in $VLLM_API_KEY"
+    )
+    vllm_adapters: int = Field(64, ge=1, description="adapters that are kept loaded in vLLM")
+
+
 class BenchmarkConfig(_Frozen):
     """What is compared, on what, and how long."""
 

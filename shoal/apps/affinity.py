@@ -38,7 +38,7 @@ OF_SERVE = frozenset(  # headers by which clients could steer Ray Serve
 )
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OF_RAY = "/-/"  # paths that the proxy itself answers
-ATTEMPTS, PAUSE_SECONDS = 3, 0.25
+ATTEMPTS, PAUSE_SECONDS, START_SECONDS = 3, 0.25, 300.0
 LOST = "the replica of this answer was lost, or none is there"
 _ADAPTER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -77,7 +77,7 @@ class Affinity:
         scope = _with_session(scope, session)
         for attempt in range(ATTEMPTS if asks or scope["method"] in SAFE_METHODS else 1):
             await asyncio.sleep(PAUSE_SECONDS * attempt)
-            await self._app(scope, incoming.again(), answer.send)
+            await self._ask(scope, incoming, answer)
             if answer.started:
                 await answer.end()
             if answer.started or incoming.gone:
@@ -85,6 +85,18 @@ class Affinity:
             log.warning("%s %s: no replica answered, attempt %d", scope["method"], scope["path"], attempt + 1)
         seconds = self._config.retry_seconds
         raise Failure(503, f"{LOST}; ask again", "server_error", "unavailable", retry_after=seconds)
+
+    async def _ask(self, scope: Scope, incoming: _Incoming, answer: _Answer) -> None:
+        """One attempt; given up where no answer begins for long, as Ray Serve waits for replicas forever."""
+        asking = asyncio.ensure_future(self._app(scope, incoming.again(), answer.send))
+        began = asyncio.ensure_future(answer.began.wait())
+        try:
+            await asyncio.wait({asking, began}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done() or answer.started:
+                await asking
+        finally:
+            began.cancel()
+            asking.cancel()
 
 
 class _Incoming:
@@ -144,7 +156,7 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.started = False
+        self.started, self.began = False, asyncio.Event()
         self._rays = self._events = self._ended = False
 
     async def send(self, message: Message) -> None:
@@ -155,6 +167,7 @@ class _Answer:
         if self._rays:
             return
         self.started = True
+        self.began.set()
         self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
 

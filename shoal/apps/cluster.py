@@ -22,7 +22,7 @@ from shoal.apps import affinity
 from shoal.apps.registry import Place
 from shoal.apps.serving import KEEP_ALIVE_SECONDS, LEAVING_SECONDS, Address, check_service
 from shoal.apps.settings import Output, check_extra
-from shoal.config import ServiceConfig
+from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
 
 if TYPE_CHECKING:
@@ -67,11 +67,14 @@ class Deployment(BaseModel):
 
     address: Address = Address()
     place: Place = Place()
+    engine: EngineConfig = EngineConfig()
     service: ServiceConfig = ServiceConfig(shared=True)
     replicas: Replicas = Replicas()
 
 
-def up(address: Address, place: Place, replicas: Replicas, config: ServiceConfig) -> Output:
+def up(
+    address: Address, place: Place, engine: EngineConfig, replicas: Replicas, config: ServiceConfig
+) -> Output:
     """Serve from several replicas on a Ray cluster until stopped.
 
     Settings are those of `shoal serve`. Ray's token is made when it is missing (`ray get-auth-token`).
@@ -86,6 +89,7 @@ def up(address: Address, place: Place, replicas: Replicas, config: ServiceConfig
     deployment = Deployment(
         address=_absolute(address),
         place=Place(registry=registry.root.absolute(), database=database),
+        engine=engine,
         service=config.model_copy(update={"shared": True}),
         replicas=replicas,
     )
@@ -148,7 +152,11 @@ class _Signed:
         logging.getLogger("shoal").setLevel(logging.INFO)
         logging.getLogger("shoal.text_to_lora").setLevel(logging.ERROR)  # its warnings quote descriptions
         service = open_service(
-            deployment.place.open(), address.base or DEFAULT_MODEL, deployment.service, open=address.open
+            deployment.place.open(),
+            address.base or DEFAULT_MODEL,
+            deployment.service,
+            engine=deployment.engine,
+            open=address.open,
         )
         self._app = create_app(service)
         self._name = serve.get_replica_context().replica_id.unique_id.encode()

@@ -35,12 +35,19 @@ class _Loaded:
 class VllmAdapters:
     """The adapters of one server; for any number of threads."""
 
-    def __init__(self, client: VllmClient, directory: Callable[[str], str], most: int) -> None:
+    def __init__(
+        self,
+        client: VllmClient,
+        directory: Callable[[str], str],
+        unloaded: Callable[[str], None],
+        most: int,
+    ) -> None:
         """Nothing is loaded yet.
 
         Args:
             client: of the server.
             directory: where the files of a content are, as vLLM finds them; raises where there are none.
+            unloaded: is told of a content that vLLM needs no more.
             most: adapters that are kept loaded.
 
         Raises:
@@ -49,6 +56,7 @@ class VllmAdapters:
         if most < 1:
             raise UsageError(f"{most} adapters in vLLM are below 1; allow more")
         self._client, self._directory, self._most = client, directory, most
+        self._unloaded = unloaded
         self._lock = threading.Lock()  # over the next two
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the one used last is last
         self._statistics = CacheStatistics()
@@ -143,3 +151,4 @@ class VllmAdapters:
             self._client.unload(PREFIX + sha256)
         except ShoalError as error:  # vLLM keeps it until it is restarted: a name more, and no wrong answer
             log.warning("%s", error)
+        self._unloaded(sha256)

@@ -1,7 +1,7 @@
 """vLLM's OpenAI-compatible server over HTTP: its models, its adapters, and answers as they come.
 
-Whatever goes wrong on the way is an `UnavailableError`, since vLLM may be back a little later. Knows names and
-directories, nothing of registries or of our API.
+Whatever goes wrong on the way is an `UnavailableError`, since vLLM may be back a little later. Knows names
+and directories, nothing of registries or of our API.
 
 Source: vLLM 0.32, "LoRA Adapters" in its documentation, and the answers recorded in tests/vllm/recorded.json.
 """

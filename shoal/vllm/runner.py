@@ -2,8 +2,8 @@
 
 Prompts are encoded here, as the base model's template words them, so that an answer does not depend on which
 engine gives it but for rounding. A composition or a described adapter is written as a PEFT directory first,
-since vLLM reads adapters from files alone. Mixtures of experts (Transformer²) scale the model's own weights, which
-vLLM has no way to do for one request: they are refused.
+since vLLM reads adapters from files alone. Mixtures of experts (Transformer²) scale the model's own weights,
+which vLLM has no way to do for one request: they are refused.
 """
 
 from __future__ import annotations

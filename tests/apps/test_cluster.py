@@ -104,8 +104,7 @@ def cluster(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "RAY_TMPDIR": f"/tmp/shoal-ray-{gcs}",
         "RAY_worker_niceness": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "shoal.apps.affinity.middlewares",
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_failure_threshold": "4",
+        "RAY_raylet_start_wait_time_s": "200",
         "OMP_NUM_THREADS": "1",
         "HOME": str(folder),  # no token of this machine's user is read or written
     }
@@ -114,9 +113,11 @@ def cluster(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     try:
         until(lambda: answers(gcs), "the head did not start")
         for number in range(2):
-            worker = node(cluster, f"worker{number}", f"--address={cluster.gcs}", "--num-cpus=2")
+            log = folder / f"worker{number}.log"
+            worker = node(cluster, log.stem, f"--address={cluster.gcs}", "--num-cpus=2")
             cluster.workers.append(worker)
             started.append(worker)
+            until(lambda: "Ray runtime started" in log.read_text("utf-8"), "a worker did not start")
         command = [BIN / "shoal", "cluster", "up", "--base", cluster.model, "--port", str(cluster.port)]
         command += ["--registry", folder / "registry", "--address", cluster.gcs, "--replicas", "2"]
         command += ["--cpus", "1", "--max-tokens", "64", "--requests-per-minute", "100000"]
@@ -196,9 +197,9 @@ def test_the_official_client_is_answered_and_streamed_to(cluster: Cluster) -> No
         )
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="no-such-adapter", **ASK)
-    with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="wrong", max_retries=0) as stranger:
-        with pytest.raises(openai.AuthenticationError):
-            stranger.models.list()
+    stranger = openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="wrong", max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
 
 
 @pytest.mark.slow
