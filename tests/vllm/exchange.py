@@ -1,7 +1,7 @@
 """A vLLM that answers from a recording, request by request, in order; or records a real one.
 
 The recording, recorded.json, holds for every test what was asked and what vLLM said. What differs between
-machines is replaced in both: the model's directory, the registry's, and contents by the order in which they come.
+machines is replaced in both: the directories of model and registry, and contents by their order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -111,6 +111,10 @@ def served(exchange: Exchange) -> Iterator[str]:
                 if event:
                     self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
             self.wfile.write(b"0\r\n\r\n")
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # a client that was closed
+                super().handle()
 
         def log_message(self, format: str, *arguments: Any) -> None:
             pass

@@ -19,6 +19,7 @@ from shoal.errors import UnavailableError, UsageError
 from shoal.registry import Registry
 from shoal.service.service import open_service
 from shoal.serving.records import Request
+from shoal.serving.text_stream import UNFINISHED
 from shoal.svf import ExpertVector
 
 
@@ -42,8 +43,8 @@ def test_the_base_model_answers_as_our_own_engine_does(start: Callable[..., Any]
     assert len(pieces) > 3 and events[-2] == "data: [DONE]"
     assert usage["completion_tokens"] == 12 and answer.json()["choices"][0]["finish_reason"] == "length"
     backbone = load_backbone(str(model), dtype=torch.float32)
-    own = generate_greedy(backbone, [backbone.encode_prompt("Say it.")], max_new_tokens=12)
-    assert said(answer).strip() == backbone.decode(own[0])
+    own = generate_greedy(backbone, ["Say it."], max_new_tokens=12)
+    assert said(answer).strip() == own[0].rstrip(UNFINISHED)  # vLLM leaves half a character out
 
 
 def test_an_adapter_is_loaded_once_before_its_first_use(start: Callable[..., Any], model: Path) -> None:
@@ -58,8 +59,8 @@ def test_an_adapter_is_loaded_once_before_its_first_use(start: Callable[..., Any
     assert vllm.exchange.names.contents == [content] and asked["model"] == "shoal-{CONTENT 0}"
     backbone = load_backbone(str(model), dtype=torch.float32)
     with attach(backbone.model, vllm.service.registry.read(content).lora):
-        own = generate_greedy(backbone, [backbone.encode_prompt("Say it.")], max_new_tokens=6)
-    assert said(first).strip() == backbone.decode(own[0])
+        own = generate_greedy(backbone, ["Say it."], max_new_tokens=6)
+    assert said(first).strip() == own[0].rstrip(UNFINISHED)
 
 
 def test_the_one_used_longest_ago_makes_room_and_a_deleted_one_goes(start: Callable[..., Any]) -> None:
@@ -79,16 +80,14 @@ def test_the_one_used_longest_ago_makes_room_and_a_deleted_one_goes(start: Calla
     assert vllm.service.runner.state().adapters.evictions == 1
 
 
-def test_mixes_and_descriptions_are_written_for_it_and_removed(
-    start: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_mixes_and_descriptions_are_written_and_removed(start: Callable[..., Any], tmp_path: Path) -> None:
     vllm = start(most=1)
     for number, name in enumerate(("one", "two")):
         vllm.add(name, seed=number)
     mix = {"mix": [{"name": "one", "weight": 0.5}, {"name": "two", "weight": 0.5}]}
     assert vllm.ask(adapter=mix).json()["adapter"] == mix
     said(vllm.ask(adapter={"describe": "Write the plural of the given noun."}))
-    loads = [asked["body"]["lora_path"] for asked in vllm.exchange.asked if "load_lora" in asked["path"]]
+    loads = [a["body"]["lora_path"] for a in vllm.exchange.asked if a["path"].endswith("/load_lora_adapter")]
     assert vllm.paths()[1:4] == ["load_lora_adapter", "completions", "unload_lora_adapter"]
     assert loads[0].startswith("{REGISTRY}/{PASSING}/objects/") and len(loads) == 2
     (folder,) = (tmp_path / "registry").glob("vllm-*")
@@ -128,16 +127,18 @@ def test_several_answers_stop_strings_and_log_probabilities(start: Callable[...,
     vllm = start()
     answer = vllm.ask(n=2, logprobs=True, top_logprobs=2, max_tokens=4).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert vllm.exchange.asked[1]["body"]["n"] == 1  # vLLM refuses n above 1 at temperature 0
+    drawn = vllm.ask(n=2, temperature=1, seed=7, max_tokens=8).json()["choices"]
+    assert drawn[0]["message"] != drawn[1]["message"] and [choice["index"] for choice in drawn] == [0, 1]
     for choice in answer["choices"]:
         scores = choice["logprobs"]["content"]
         assert len(scores) == 4 and all(len(score["top_logprobs"]) >= 2 for score in scores)
         assert all(score["logprob"] <= 0 and score["bytes"] for score in scores)
         assert bytes(byte for score in scores for byte in score["bytes"]).decode(errors="replace")
     text = said(vllm.ask(max_tokens=12))
-    stopped = vllm.ask(max_tokens=12, stop=text[3:5]).json()["choices"][0]
-    assert (
-        stopped["finish_reason"] == "stop" and stopped["message"]["content"] == text[: text.index(text[3:5])]
-    )
+    end = text[3:5]
+    stopped = vllm.ask(max_tokens=12, stop=end).json()["choices"][0]
+    assert stopped["finish_reason"] == "stop" and stopped["message"]["content"] == text[: text.index(end)]
     prompts = {"model": vllm.service.base_names[0], "prompt": ["ab", "cd"], "max_tokens": 3, "seed": 1}
     both = vllm.http.post("/v1/completions", json={**prompts, "temperature": 0}).json()
     assert [choice["index"] for choice in both["choices"]] == [0, 1]
