@@ -71,11 +71,11 @@ class Affinity:
             await answer.fail(failure)
 
     async def _send_on(self, scope: Scope, incoming: _Incoming, answer: _Answer) -> None:
-        asks, session = scope["path"] in ANSWERS and scope["method"] == "POST", None
-        if asks:
-            session = session_of(await incoming.read())
-        scope = _with_session(scope, session)
-        for attempt in range(ATTEMPTS if asks or scope["method"] in SAFE_METHODS else 1):
+        asks = scope["path"] in ANSWERS and scope["method"] == "POST"
+        harmless = asks or scope["method"] in SAFE_METHODS  # to send twice
+        body = await incoming.read() if harmless else b""
+        scope = _with_session(scope, session_of(body) if asks else None)
+        for attempt in range(ATTEMPTS if harmless else 1):
             await asyncio.sleep(PAUSE_SECONDS * attempt)
             await self._ask(scope, incoming, answer)
             if answer.started:
