@@ -60,6 +60,7 @@ class Exchange:
         self.names, self.steps, self.live = names, steps, live
         self.mistakes: list[str] = []
         self.asked: list[dict[str, Any]] = []
+        self._used: set[int] = set()
         self._lock = threading.Lock()
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
@@ -70,12 +71,24 @@ class Exchange:
             self.asked.append(asked)
         if self.live is not None:
             return self._recorded(asked, body)
-        if number >= len(self.steps) or self.steps[number]["asked"] != asked:
+        said = self._next(asked)
+        if said is None:
             recorded = self.steps[number]["asked"] if number < len(self.steps) else "nothing"
             self.mistakes.append(f"request {number}: {asked}, recorded is {recorded}")
             return 599, "text/plain", b"not as recorded"
-        said = self.steps[number]["said"]
         return said["status"], said["type"], self.names.particular(said["body"]).encode()
+
+    def _next(self, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """What is answered next; completions that follow one another come in any order, as prompts of one do."""
+        with self._lock:
+            for number in (n for n in range(len(self.steps)) if n not in self._used):
+                if self.steps[number]["asked"] == asked:
+                    self._used.add(number)
+                    said: dict[str, Any] = self.steps[number]["said"]
+                    return said
+                if {self.steps[number]["asked"]["path"], asked["path"]} != {"/v1/completions"}:
+                    return None
+        return None
 
     def _recorded(self, asked: dict[str, Any], body: bytes) -> tuple[int, str, bytes]:
         headers = {"Content-Type": "application/json"}
