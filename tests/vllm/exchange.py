@@ -79,7 +79,7 @@ class Exchange:
         return said["status"], said["type"], self.names.particular(said["body"]).encode()
 
     def _next(self, asked: dict[str, Any]) -> dict[str, Any] | None:
-        """What is answered next; completions that follow one another come in any order, as prompts of one do."""
+        """What is answered next; completions that follow one another come in any order."""
         with self._lock:
             for number in (n for n in range(len(self.steps)) if n not in self._used):
                 if self.steps[number]["asked"] == asked:
