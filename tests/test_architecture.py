@@ -77,6 +77,7 @@ LEVELS = {
     "expert_set": 3,
     "training": 4,
     "serving": 4,
+    "vllm": 5,
     "generated_adapter": 2,
     "released": 2,
     "text_to_lora": 5,

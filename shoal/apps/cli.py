@@ -16,6 +16,7 @@ import typer
 
 from shoal.apps.adapting import ask, generate
 from shoal.apps.benchmarking import benchmark
+from shoal.apps.cluster import up
 from shoal.apps.comparing import compare, scaling
 from shoal.apps.experts import adapt, train_dispatch, train_expert
 from shoal.apps.listing import models, skills
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "serve": serve,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., Output]]]] = {
+    "cluster": ("The service on several machines.", {"up": up}),
     "train": (
         "Train a LoRA for one task or many, the hypernetwork, or experts.",
         {
