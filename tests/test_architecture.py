@@ -35,6 +35,8 @@ LEVELS = {
     "metrics": 1,
     "reports": 1,
     "monitoring": 1,
+    "client": 1,
+    "readings": 1,
     "skill_check": 1,
     "model_source": 2,
     "backbone_shape": 2,

@@ -16,6 +16,7 @@ import typer
 
 from shoal.apps.adapting import ask, generate
 from shoal.apps.benchmarking import benchmark
+from shoal.apps.browsing import ui
 from shoal.apps.cluster import up
 from shoal.apps.comparing import compare, scaling
 from shoal.apps.experts import adapt, train_dispatch, train_expert
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "models": models,
     "skills": skills,
     "serve": serve,
+    "ui": ui,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., Output]]]] = {
     "cluster": ("The service on several machines.", {"up": up}),
