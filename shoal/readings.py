@@ -6,7 +6,7 @@ none. Knows nothing of HTTP and of charts.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -68,7 +68,7 @@ def read_counters(exposition: str, seconds: float) -> Reading:
     """
     from prometheus_client.parser import text_string_to_metric_families
 
-    values: Counter[str] = Counter()
+    values: dict[str, float] = defaultdict(float)
     try:
         for family in text_string_to_metric_families(exposition):
             for sample in family.samples:

@@ -22,7 +22,9 @@ from shoal.apps.ui_registry import registry_page
 from shoal.client import DEFAULT_URL, Client
 
 STYLE = """<style>
-.block-container {padding-top: 2.6rem; padding-bottom: 2rem; max-width: 1280px;}
+.block-container {padding: 2.4rem 2.6rem 2rem 2.6rem; max-width: 1280px;}
+[data-testid="stSidebarHeader"]::before {content: "Shoal"; font-size: 1.5rem; font-weight: 700; color: #0b4f49;}
+[data-testid="stMetricLabel"] p {font-size: .76rem;}
 [data-testid="stSidebar"] {min-width: 230px; max-width: 250px;}
 [data-testid="stChatMessage"] {padding: .55rem .75rem;}
 h1 {font-size: 1.75rem !important; padding: 0 0 .1rem 0 !important;}
@@ -67,7 +69,6 @@ def main() -> None:
 
 def _connect(service: str) -> bool:
     """Find the service with the key at hand; whether it answers."""
-    st.subheader("Shoal")
     given = os.environ.get(KEY, "")
     typed = st.text_input(
         "API key",

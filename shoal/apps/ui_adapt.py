@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import streamlit as st
@@ -25,7 +25,10 @@ from shoal.client import Adapter
 EXAMPLES = {
     "Film reviews": (
         "Decide whether a movie review is positive or negative.",
-        ("A film that nobody needed.", "I laughed, I cried, and I would watch it again tomorrow."),
+        (
+            "Two hours of my life that I will never get back.",
+            "I laughed, I cried, and I would watch it again tomorrow.",
+        ),
     ),
     "Table booking": (
         "Say how many people a table is booked for.",
@@ -44,8 +47,7 @@ class Turn:
 
     asked: str
     told: str  # what the base model was sent
-    before: str = ""
-    after: str = ""
+    answers: list[str] = field(default_factory=lambda: ["", ""])  # before, after
 
 
 def adapt_page() -> None:
@@ -92,7 +94,7 @@ def _describe() -> None:
         placeholder=suggested_name(description),
         help="a-z, 0-9, '.', '_' and '-'. A name of your own that is taken gets a new version.",
     )
-    public = public_box.checkbox("Others may use it", help="Everybody with a key sees a public adapter.")
+    public = public_box.checkbox("Public", help="Everybody with a key sees a public adapter.")
     if st.button(
         "Generate adapter", type="primary", width="stretch", icon=":material/bolt:", disabled=not description
     ):
@@ -111,8 +113,9 @@ def _take_example() -> None:
 def _skills(description: str) -> None:
     found = client().detect_skills(description)
     if found:
-        plain_line("Detected skills")
-        chips({skill.replace("_", " "): f"{weight:.0%}" for skill, weight in found.items()})
+        chips(
+            "Detected skills", {skill.replace("_", " "): f"{weight:.0%}" for skill, weight in found.items()}
+        )
     else:
         plain_line("Detected skills: none of those known. The adapter is generated all the same.")
 
@@ -145,14 +148,16 @@ def _chat(current: Adapter | None) -> None:
         before.markdown("**Before** · the base model")
         after.markdown(f"**After** · with {code_name(current.name)}")
         for turn in turns:
-            _show(before, turn.asked).text(turn.before or "(no answer)")
-            _show(after, turn.asked).text(turn.after or "(no answer)")
+            _show(before, turn.asked).text(turn.answers[0] or "(no answer)")
+            _show(after, turn.asked).text(turn.answers[1] or "(no answer)")
         places = [column.container() for column in (before, after)]
         asked = _question(current, bool(turns))
         if asked:
             sent = f"{current.description}\n\n{asked}" if told and current.description else asked
             turn = Turn(asked, sent)
-            turns.append(_answered(turn, turns if remember else [], current, places, style))
+            earlier = list(turns) if remember else []
+            turns.append(turn)  # at once: what was said stays where the page is left on the way
+            _answer(turn, earlier, current, places, style)
 
 
 def _settings(current: Adapter) -> tuple[bool, bool, Style]:
@@ -173,30 +178,32 @@ def _settings(current: Adapter) -> tuple[bool, bool, Style]:
 
 def _question(current: Adapter, started: bool) -> str:
     samples = next((s for d, s in EXAMPLES.values() if d == current.description), ())
-    picked = ""
+    picked, offered = "", st.empty()
     if samples and not started:
-        with st.container(horizontal=True):
+        with offered.container(horizontal=True):
             for number, sample in enumerate(samples):
                 if st.button(sample, key=f"sample_{number}", icon=":material/chat_bubble:"):
                     picked = sample
     typed = st.chat_input("Ask both models", key="question", max_chars=20_000, submit_mode="stop")
-    return str(typed or picked).strip()
+    asked = str(typed or picked).strip()
+    if asked:
+        offered.empty()
+    return asked
 
 
-def _answered(turn: Turn, earlier: list[Turn], current: Adapter, places: list[Any], style: Style) -> Turn:
-    """The turn with both answers, drawn while they come."""
+def _answer(turn: Turn, earlier: list[Turn], current: Adapter, places: list[Any], style: Style) -> None:
+    """Draw both answers while they come, and keep them in the turn."""
     before, after = [], []
     for old in earlier:
-        if old.before and old.after:
-            before += [_message("user", old.told), _message("assistant", old.before)]
-            after += [_message("user", old.asked), _message("assistant", old.after)]
+        if all(old.answers):
+            before += [_message("user", old.told), _message("assistant", old.answers[0])]
+            after += [_message("user", old.asked), _message("assistant", old.answers[1])]
     asked = [
         Asked(base_model(), [*before, _message("user", turn.told)]),
         Asked(current.name, [*after, _message("user", turn.asked)]),
     ]
     drawn = [_show(place, turn.asked).empty() for place in places]
-    answers = stream_together(client(), asked, drawn, style)
-    return replace(turn, before=answers[0], after=answers[1])
+    stream_together(client(), asked, drawn, style, turn.answers)
 
 
 def _show(column: Any, asked: str) -> Any:

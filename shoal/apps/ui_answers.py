@@ -56,34 +56,39 @@ def style_box(key: str) -> Style:
     return Style(temperature, tokens)
 
 
-def stream_together(client: Client, asked: Sequence[Asked], places: Sequence[Any], style: Style) -> list[str]:
-    """Ask all at once and draw the answers as they come; an answer that failed is an empty text.
+def stream_together(
+    client: Client, asked: Sequence[Asked], places: Sequence[Any], style: Style, answers: list[str]
+) -> None:
+    """Ask all at once and draw the answers as they come.
 
     Args:
         client: of the service.
         asked: one for each place.
         places: `st.empty()` of each answer.
         style: how answers are drawn.
+        answers: where the texts grow; one that failed is empty.
     """
     pieces: queue.Queue[_Piece] = queue.Queue()
     left = threading.Event()
     for index, one in enumerate(asked):
         threading.Thread(target=_read, args=(client, one, style, index, pieces, left), daemon=True).start()
-    texts, failures, running = [""] * len(asked), [""] * len(asked), len(asked)
+    failures, running = [""] * len(asked), len(asked)
+    answers[:] = [""] * len(asked)
     try:
         while running:
             news = _gathered(pieces)
             for piece in news:
-                texts[piece.index] += piece.text
+                answers[piece.index] += piece.text
                 failures[piece.index] = piece.failure or failures[piece.index]
                 running -= piece.last
             for index in {piece.index for piece in news}:
-                _draw(places[index], texts[index], failures[index], CURSOR)
+                _draw(places[index], answers[index], failures[index], CURSOR)
     finally:
         left.set()  # the page was left or asked anew: the service is told to stop
-    for place, text, failure in zip(places, texts, failures, strict=True):
-        _draw(place, text, failure, "")
-    return [text if not failure else "" for text, failure in zip(texts, failures, strict=True)]
+    for index, (place, failure) in enumerate(zip(places, failures, strict=True)):
+        _draw(place, answers[index], failure, "")
+        if failure:
+            answers[index] = ""
 
 
 def _draw(place: Any, text: str, failure: str, cursor: str) -> None:

@@ -82,7 +82,7 @@ def time_line(seconds: Sequence[float], values: Sequence[float | None], *, unit:
     )
     axes: dict[str, Any] = {"rangemode": "tozero", "showgrid": True}
     figure.update_layout(height=150, margin=_MARGIN)
-    figure.update_xaxes(title_text="seconds ago", showgrid=False, range=[min(-60.0, *_first(seconds)), 0])
+    figure.update_xaxes(title_text="seconds ago", showgrid=False, range=[min([-60.0, *_first(seconds)]), 0])
     figure.update_yaxes(title_text=unit, **axes)
     return figure
 

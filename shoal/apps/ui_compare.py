@@ -39,7 +39,8 @@ def compare_page() -> None:
     if ask:
         messages = [{"role": "user", "content": request}]
         asked = [Asked(name or base_model(), messages) for name in names]
-        answers = stream_together(client(), asked, places, style)
+        answers: list[str] = []
+        stream_together(client(), asked, places, style, answers)
         st.session_state.compared = dict(zip(names, answers, strict=True))
     with told_failure():
         _norms([adapter.name for adapter in adapters])

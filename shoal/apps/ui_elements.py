@@ -57,13 +57,13 @@ def _line(text: str, kind: str, place: Any) -> None:
     place.html(f'<div class="shoal-line shoal-{kind}"{role}>{shown}</div>')
 
 
-def chips(words: Mapping[str, str]) -> None:
-    """Words in rounded boxes, each with a note."""
+def chips(label: str, words: Mapping[str, str]) -> None:
+    """A label, and words in rounded boxes, each with a note."""
     boxes = (
         f'<span class="shoal-chip">{html.escape(word)}<b>{html.escape(note)}</b></span>'
         for word, note in words.items()
     )
-    st.html("".join(boxes))
+    st.html(f'<div class="shoal-line shoal-quiet">{html.escape(label)}&emsp;{"".join(boxes)}</div>')
 
 
 def code_name(name: str) -> str:

@@ -47,11 +47,11 @@ def jobs_page() -> None:
 def _new() -> None:
     st.subheader("New training")
     file = st.file_uploader("Examples (JSONL)", type=["jsonl", "json"], max_upload_size=MAX_JSONL_MEGABYTES)
-    with st.expander("What the file looks like", icon=":material/description:"):
+    with st.expander("What the file looks like", icon=":material/description:", expanded=True):
         st.code(LINES, language="json", wrap_lines=True)
         plain_line("One JSON object a line, with input and output.")
     definition = st.text_area(
-        "Instruction that the examples follow", height=80, max_chars=4000, key="definition"
+        "Instruction that the examples follow", height=68, max_chars=4000, key="definition"
     )
     name = st.text_input("Name of the adapter", max_chars=MAX_NAME, key="job_name", placeholder="my-reviews")
     one, two = st.columns(2)

@@ -40,16 +40,18 @@ def mix_page() -> None:
         before.markdown("**Base model**")
         after.markdown("**Mixture**")
         places = [before.empty(), after.empty()]
+        for place, text in zip(places, st.session_state.get("mixed_last", ("…", "…")), strict=True):
+            place.text(text or "(an empty answer)")
         history: list[tuple[str, str, str]] = st.session_state.setdefault("mixed", [])
-        for place, text in zip(places, history[0][2:] if history else ("…", "…"), strict=False):
-            place.text(text)
         if ask:
             mix = {"mix": [{"name": name, "weight": weight} for name, weight in weights.items()]}
             messages = [{"role": "user", "content": request}]
             asked = [Asked(base_model(), messages), Asked(base_model(), messages, mix)]
-            answers = stream_together(client(), asked, places, style)
+            answers: list[str] = []
+            stream_together(client(), asked, places, style, answers)
             worded = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
             history.insert(0, (worded, request, answers[1]))
+            st.session_state.mixed_last = answers
             del history[KEPT:]
     if history:
         with st.container(border=True):

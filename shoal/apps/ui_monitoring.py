@@ -21,7 +21,7 @@ CHARTS: dict[str, tuple[str, Callable[[Activity], float | None]]] = {
         "ms",
         lambda a: None if a.first_token_seconds is None else a.first_token_seconds * 1000,
     ),
-    "Adapters in memory": ("adapters", lambda a: float(a.cached_adapters)),
+    "Adapter cache": ("adapters", lambda a: float(a.cached_adapters)),
     "Memory": ("MB", lambda a: a.memory_bytes / 2**20),
 }
 

@@ -33,11 +33,13 @@ def registry_page() -> None:
     with right.container(border=True):
         if chosen is None:
             st.subheader("Details")
-            plain_line("Choose a row on the left to see an adapter, share it, download it or delete it.")
+            plain_line(
+                "Of the adapter that is chosen on the left: its picture, and how to share, download or delete it."
+            )
         else:
             with told_failure():
                 _details(chosen)
-    with left.container(border=True):
+    with left:
         _import()
 
 
@@ -97,7 +99,9 @@ def _list() -> str | None:
             key="next",
         )
         plain_line(f"Page {len(pages)}")
-    return page.adapters[index].name if index is not None and index < len(page.adapters) else None
+    if not page.adapters:
+        return None
+    return page.adapters[index if index is not None and index < len(rows) else 0].name
 
 
 def _first_page() -> None:
