@@ -7,7 +7,7 @@ Answers are read as they come. Whatever goes wrong, the service's own word or no
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -226,7 +226,7 @@ class Client:
         adapter: Mapping[str, Any] | str | None = None,
         max_tokens: int | None = None,
         temperature: float = 0.0,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Pieces of an answer as they come; leaving it early frees its place in the service.
 
         Args:

@@ -23,7 +23,8 @@ from shoal.client import DEFAULT_URL, Client
 
 STYLE = """<style>
 .block-container {padding: 2.4rem 2.6rem 2rem 2.6rem; max-width: 1280px;}
-[data-testid="stSidebarHeader"]::before {content: "Shoal"; font-size: 1.5rem; font-weight: 700; color: #0b4f49;}
+[data-testid="stSidebarHeader"]::before {content: "Shoal"; font-size: 1.5rem; font-weight: 700;
+  color: #0b4f49;}
 [data-testid="stMetricLabel"] p {font-size: .76rem;}
 [data-testid="stSidebar"] {min-width: 230px; max-width: 250px;}
 [data-testid="stChatMessage"] {padding: .55rem .75rem;}

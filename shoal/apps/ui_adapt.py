@@ -26,13 +26,13 @@ EXAMPLES = {
     "Film reviews": (
         "Decide whether a movie review is positive or negative.",
         (
-            "Two hours of my life that I will never get back.",
+            "The plot made no sense and the acting was dreadful.",
             "I laughed, I cried, and I would watch it again tomorrow.",
         ),
     ),
     "Table booking": (
         "Say how many people a table is booked for.",
-        ("A table for four at eight, please.", "Can you seat six of us tonight?"),
+        ("A table for four at eight, please.", "Dinner for two on Friday."),
     ),
     "Places": (
         "Extract the name of the place from the sentence.",
@@ -167,7 +167,7 @@ def _settings(current: Adapter) -> tuple[bool, bool, Style]:
             "Tell the base model the task",
             value=True,
             disabled=not current.description,
-            help="Puts the description before every message to the base model; the adapted one never reads it.",
+            help="Puts the description before every message to the base model; the adapter needs no words.",
         )
         remember = st.toggle("Remember earlier turns", value=True)
         style = style_box("chat")
@@ -208,9 +208,9 @@ def _answer(turn: Turn, earlier: list[Turn], current: Adapter, places: list[Any]
 
 def _show(column: Any, asked: str) -> Any:
     """A question in a column, and the bubble for its answer."""
-    with column.chat_message("user"):
+    with column.chat_message("user", avatar=":material/person:"):
         st.text(asked)
-    return column.chat_message("assistant")
+    return column.chat_message("assistant", avatar=":material/set_meal:")
 
 
 def _message(role: str, content: str) -> dict[str, str]:

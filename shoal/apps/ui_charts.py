@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 SEA = [[0.0, "#eef6f4"], [0.35, "#9ad1c8"], [0.7, "#2a9d8f"], [1.0, "#0b3f47"]]
 LINE = "#0f766e"
+SHADES = ["#0f766e", "#e07a3f", "#3d5a98", "#b8912b", "#8a4f9e", "#5b6b69", "#c2456e", "#58a4b0"]
 PLAIN = {"displayModeBar": False}
 _LAYER = re.compile(r"\.(\d+)\.([A-Za-z0-9_.]+)$")
 _MARGIN = {"l": 8, "r": 8, "t": 8, "b": 8}
@@ -60,7 +61,11 @@ def layer_lines(adapters: Mapping[str, Mapping[str, float]], *, height: int = 23
             x=layers, y=[squares[layer] ** 0.5 for layer in layers], name=name, mode="lines+markers"
         )
     figure.update_layout(
-        height=height, margin=_MARGIN, legend={"orientation": "h", "y": 1.15}, showlegend=len(adapters) > 1
+        height=height,
+        margin=_MARGIN,
+        colorway=SHADES,
+        legend={"orientation": "h", "y": 1.15},
+        showlegend=len(adapters) > 1,
     )
     figure.update_xaxes(title_text="layer", showgrid=False)
     figure.update_yaxes(title_text="norm", rangemode="tozero")

@@ -9,7 +9,7 @@ from shoal.apps.ui_charts import PLAIN, heat_map, layer_lines
 from shoal.apps.ui_elements import base_model, choose_adapters, client, code_name, plain_line, told_failure
 
 MOST = 4
-EXAMPLE = "Two hours of my life that I will never get back."
+EXAMPLE = "The plot made no sense and the acting was dreadful."
 
 
 def compare_page() -> None:

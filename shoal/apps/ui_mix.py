@@ -5,10 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from shoal.apps.ui_answers import Asked, stream_together, style_box
-from shoal.apps.ui_elements import base_model, choose_adapters, client, code_name, plain_line
+from shoal.apps.ui_charts import PLAIN, layer_lines
+from shoal.apps.ui_elements import base_model, choose_adapters, client, code_name, plain_line, told_failure
 
 MOST = 8  # what a service takes by default
-EXAMPLE = "A film that nobody needed."
+EXAMPLE = "The plot made no sense and the acting was dreadful."
 KEPT = 6
 
 
@@ -29,6 +30,8 @@ def mix_page() -> None:
             )
             for adapter in adapters
         }
+        with told_failure():
+            _norms(weights)
     with right.container(border=True):
         request = st.text_area("Request", EXAMPLE, height=80, max_chars=20_000, key="mix_request").strip()
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -61,3 +64,14 @@ def mix_page() -> None:
                 hide_index=True,
                 key="mix_history",
             )
+
+
+def _norms(weights: dict[str, float]) -> None:
+    if not weights:
+        return
+    plain_line("Norm of each adapter's change per layer, times its weight")
+    scaled = {
+        name: {module: abs(weight) * norm for module, norm in client().norms(name).items()}
+        for name, weight in weights.items()
+    }
+    st.plotly_chart(layer_lines(scaled, height=220), config=PLAIN, key="mix_lines")

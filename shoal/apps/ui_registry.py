@@ -27,6 +27,7 @@ MAX_ZIP_MEGABYTES = 128
 def registry_page() -> None:
     """The page."""
     st.title("Adapters")
+    plain_line("Yours, and those that others made public. Any PEFT LoRA of this base model can be imported.")
     left, right = st.columns([6, 5], gap="medium")
     with left.container(border=True):
         chosen = _list()
@@ -34,7 +35,7 @@ def registry_page() -> None:
         if chosen is None:
             st.subheader("Details")
             plain_line(
-                "Of the adapter that is chosen on the left: its picture, and how to share, download or delete it."
+                "Of the adapter that is chosen on the left: its picture, and how to share or delete it."
             )
         else:
             with told_failure():
@@ -61,7 +62,6 @@ def _list() -> str | None:
         {
             "name": a.name,
             "description": " ".join((a.description or "").split()),
-            "owner": a.owner,
             "public": a.public,
         }
         for a in page.adapters
@@ -75,10 +75,9 @@ def _list() -> str | None:
             selection_mode="single-row",
             key=f"adapters_{pages[-1]}_{search}_{state.get('registry_round', 0)}",
             column_config={
-                "name": st.column_config.TextColumn("Name", width="medium"),
-                "description": st.column_config.TextColumn("Description", width="medium"),
-                "owner": st.column_config.TextColumn("Owner", width="small"),
-                "public": st.column_config.CheckboxColumn("Public", width="small"),
+                "name": st.column_config.TextColumn("Name", width=165),
+                "description": st.column_config.TextColumn("Description", width=185),
+                "public": st.column_config.CheckboxColumn("Public", width=60),
             },
         )
         index = next(iter(picked["selection"]["rows"]), None)
@@ -87,14 +86,14 @@ def _list() -> str | None:
             "Previous",
             icon=":material/chevron_left:",
             disabled=len(pages) == 1,
-            on_click=pages.pop,
+            on_click=_back,
             key="previous",
         )
         st.button(
             "Next",
             icon=":material/chevron_right:",
             disabled=page.after is None,
-            on_click=pages.append,
+            on_click=_forward,
             args=(page.after,),
             key="next",
         )
@@ -108,12 +107,21 @@ def _first_page() -> None:
     st.session_state.pages = [""]
 
 
+def _back() -> None:
+    st.session_state.pages.pop()
+
+
+def _forward(after: str) -> None:
+    st.session_state.pages.append(after)
+
+
 def _details(name: str) -> None:
     adapter = client().adapter(name)
     st.subheader(code_name(adapter.name))
     st.text(adapter.description or "(no description)")
     made = datetime.fromtimestamp(adapter.created, timezone.utc)
     facts = {
+        "owner": adapter.owner,
         "version": str(adapter.version),
         "rank": str(adapter.rank),
         "size": f"{adapter.bytes / 2**20:.2f} MB",
@@ -123,7 +131,12 @@ def _details(name: str) -> None:
         "sha256": adapter.sha256[:16] + "…",
         **{f"score: {k}": f"{float(v):.3f}" for k, v in dict(adapter.card.get("scores") or {}).items()},
     }
-    st.dataframe([{"fact": k, "value": v} for k, v in facts.items()], hide_index=True, key=f"facts_{name}")
+    st.dataframe(
+        [{"": fact, "value": value} for fact, value in facts.items()],
+        hide_index=True,
+        key=f"facts_{name}",
+        column_config={"": st.column_config.TextColumn(width=80)},
+    )
     st.plotly_chart(heat_map(client().norms(name), height=210), config=PLAIN, key=f"registry_picture_{name}")
     public = st.toggle("Others may use it", value=adapter.public, key=f"public_{name}_{adapter.public}")
     if public != adapter.public:
