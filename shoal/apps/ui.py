@@ -32,6 +32,9 @@ h1 {font-size: 1.75rem !important; padding: 0 0 .1rem 0 !important;}
 h3 {font-size: 1.05rem !important; padding: .1rem 0 !important;}
 .shoal-chip {display: inline-block; padding: .12rem .6rem; margin: 0 .35rem .3rem 0; border-radius: 1rem;
   background: #d5ece8; color: #0b4f49; font-size: .86rem;}
+.shoal-facts {font-size: .86rem; border-spacing: 0; width: 100%;}
+.shoal-facts td {padding: .16rem .5rem .16rem 0; overflow-wrap: anywhere; vertical-align: top;}
+.shoal-facts td:first-child {color: #5d6d6a; width: 6.2rem;}
 .shoal-chip b {font-weight: 600; opacity: .65; margin-left: .35rem;}
 .shoal-line {padding: .55rem .8rem; border-radius: .5rem; font-size: .92rem; overflow-wrap: anywhere;}
 .shoal-failure {background: #fdecea; color: #7a1c12;}
@@ -45,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--service", default=DEFAULT_URL)
     service = parser.parse_args().service
-    st.set_page_config(page_title="Shoal", page_icon=":material/set_meal:", layout="wide")
+    st.set_page_config(page_title="Shoal", page_icon=":material/waves:", layout="wide")
     st.html(STYLE)
     chat = st.Page(adapt_page, title="Describe & chat", icon=":material/auto_awesome:", default=True)
     st.session_state.chat_page = chat

@@ -26,8 +26,8 @@ EXAMPLES = {
     "Film reviews": (
         "Decide whether a movie review is positive or negative.",
         (
-            "The plot made no sense and the acting was dreadful.",
             "I laughed, I cried, and I would watch it again tomorrow.",
+            "The plot made no sense and the acting was dreadful.",
         ),
     ),
     "Table booking": (
@@ -131,7 +131,7 @@ def _picture(current: Adapter | None) -> None:
     )
     if not current.card.get("trained", True):
         plain_line("No hypernetwork was trained for this base model, so this adapter changes nothing.")
-    plain_line("How much it changes the weights: norm of the delta weight per layer and module")
+    plain_line("Norm of the delta weight per layer and module: how much it changes each")
     with told_failure():
         st.plotly_chart(heat_map(client().norms(current.name), height=215), config=PLAIN, key="picture")
 
@@ -210,7 +210,7 @@ def _show(column: Any, asked: str) -> Any:
     """A question in a column, and the bubble for its answer."""
     with column.chat_message("user", avatar=":material/person:"):
         st.text(asked)
-    return column.chat_message("assistant", avatar=":material/set_meal:")
+    return column.chat_message("assistant", avatar=":material/waves:")
 
 
 def _message(role: str, content: str) -> dict[str, str]:

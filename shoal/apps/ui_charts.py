@@ -1,15 +1,13 @@
-"""The pictures: how much an adapter changes each module, and lines over time."""
+"""The pictures: how much adapters change each layer and module."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
 SEA = [[0.0, "#eef6f4"], [0.35, "#9ad1c8"], [0.7, "#2a9d8f"], [1.0, "#0b3f47"]]
-LINE = "#0f766e"
 SHADES = ["#0f766e", "#e07a3f", "#3d5a98", "#b8912b", "#8a4f9e", "#5b6b69", "#c2456e", "#58a4b0"]
 PLAIN = {"displayModeBar": False}
 _LAYER = re.compile(r"\.(\d+)\.([A-Za-z0-9_.]+)$")
@@ -58,7 +56,11 @@ def layer_lines(adapters: Mapping[str, Mapping[str, float]], *, height: int = 23
                 squares[int(m[1])] = squares.get(int(m[1]), 0.0) + norm**2
         layers = sorted(squares)
         figure.add_scatter(
-            x=layers, y=[squares[layer] ** 0.5 for layer in layers], name=name, mode="lines+markers"
+            x=layers,
+            y=[squares[layer] ** 0.5 for layer in layers],
+            name=name,
+            mode="lines+markers",
+            cliponaxis=False,
         )
     figure.update_layout(
         height=height,
@@ -70,27 +72,3 @@ def layer_lines(adapters: Mapping[str, Mapping[str, float]], *, height: int = 23
     figure.update_xaxes(title_text="layer", showgrid=False)
     figure.update_yaxes(title_text="norm", rangemode="tozero")
     return figure
-
-
-def time_line(seconds: Sequence[float], values: Sequence[float | None], *, unit: str) -> go.Figure:
-    """A value over the last minutes; gaps where it has none."""
-    now = seconds[-1] if seconds else 0.0
-    figure = go.Figure(
-        go.Scatter(
-            x=[s - now for s in seconds],
-            y=list(values),
-            mode="lines+markers",
-            line={"color": LINE, "width": 2},
-            marker={"size": 4},
-            hovertemplate=f"%{{y:.3g}} {unit}<extra></extra>",
-        )
-    )
-    axes: dict[str, Any] = {"rangemode": "tozero", "showgrid": True}
-    figure.update_layout(height=150, margin=_MARGIN)
-    figure.update_xaxes(title_text="seconds ago", showgrid=False, range=[min([-60.0, *_first(seconds)]), 0])
-    figure.update_yaxes(title_text=unit, **axes)
-    return figure
-
-
-def _first(seconds: Sequence[float]) -> list[float]:
-    return [seconds[0] - seconds[-1]] if seconds else []

@@ -66,6 +66,12 @@ def chips(label: str, words: Mapping[str, str]) -> None:
     st.html(f'<div class="shoal-line shoal-quiet">{html.escape(label)}&emsp;{"".join(boxes)}</div>')
 
 
+def facts(about: Mapping[str, str]) -> None:
+    """A small table of names and values."""
+    rows = (f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in about.items())
+    st.html(f'<table class="shoal-facts">{"".join(rows)}</table>')
+
+
 def code_name(name: str) -> str:
     """A name for labels, which Streamlit reads as Markdown: code, in which nothing is a link."""
     return "`" + re.sub(r"[`\n]", "'", name) + "`"

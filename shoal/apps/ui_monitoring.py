@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
-from shoal.apps.ui_charts import PLAIN, time_line
 from shoal.apps.ui_elements import client, plain_line, told_failure
 from shoal.readings import Activity, Reading, activity, read_counters
 
 LOOK_SECONDS, KEPT = 2.0, 90
+SEA = "#2a9d8f"
 CHARTS: dict[str, tuple[str, Callable[[Activity], float | None]]] = {
     "Tokens a second": ("tokens/s", lambda a: a.tokens_per_second),
     "Queue time": ("ms", lambda a: None if a.queue_seconds is None else a.queue_seconds * 1000),
@@ -29,7 +29,9 @@ CHARTS: dict[str, tuple[str, Callable[[Activity], float | None]]] = {
 def monitoring_page() -> None:
     """The page."""
     st.title("Monitoring")
-    plain_line("One service process since it was started; everything is in /metrics for Prometheus too.")
+    plain_line(
+        "One service process, since it was started. The lines are the last three minutes of this page."
+    )
     _dashboard()
 
 
@@ -41,11 +43,22 @@ def _dashboard() -> None:
         _now(seen)
         for row in (list(CHARTS)[:3], list(CHARTS)[3:]):
             for column, title in zip(st.columns(3, border=True), row, strict=True):
-                unit, value = CHARTS[title]
                 with column:
-                    st.markdown(f"**{title}**")
-                    figure = time_line([a.seconds for a in seen], [value(a) for a in seen], unit=unit)
-                    st.plotly_chart(figure, config=PLAIN, key=f"chart_{unit}_{title}")
+                    _chart(title, seen)
+
+
+def _chart(title: str, seen: Sequence[Activity]) -> None:
+    """The newest value and its line over the last minutes; a mean holds until there is another."""
+    unit, value = CHARTS[title]
+    values: list[float | None] = []
+    for one in seen:
+        new = value(one)
+        values.append(new if new is not None or not values else values[-1])
+    last = values[-1] if values else None
+    newest = "–" if last is None else f"{last:,.{0 if last >= 100 else 1}f} {unit}"
+    st.markdown(f"**{title}** · {newest}")
+    data = {"seconds ago": [one.seconds - seen[-1].seconds for one in seen], unit: values}
+    st.area_chart(data, x="seconds ago", y=unit, y_label="", height=150, color=SEA)
 
 
 def _seen(reading: Reading) -> Sequence[Activity]:

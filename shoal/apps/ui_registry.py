@@ -14,6 +14,7 @@ from shoal.apps.ui_elements import (
     client,
     code_name,
     done_line,
+    facts,
     plain_line,
     suggested_name,
     told_failure,
@@ -28,7 +29,7 @@ def registry_page() -> None:
     """The page."""
     st.title("Adapters")
     plain_line("Yours, and those that others made public. Any PEFT LoRA of this base model can be imported.")
-    left, right = st.columns([6, 5], gap="medium")
+    left, right = st.columns([13, 10], gap="medium")
     with left.container(border=True):
         chosen = _list()
     with right.container(border=True):
@@ -73,10 +74,11 @@ def _list() -> str | None:
             hide_index=True,
             on_select="rerun",
             selection_mode="single-row",
+            selection_default={"selection": {"rows": [0]}},
             key=f"adapters_{pages[-1]}_{search}_{state.get('registry_round', 0)}",
             column_config={
-                "name": st.column_config.TextColumn("Name", width=165),
-                "description": st.column_config.TextColumn("Description", width=185),
+                "name": st.column_config.TextColumn("Name", width=195),
+                "description": st.column_config.TextColumn("Description", width=190),
                 "public": st.column_config.CheckboxColumn("Public", width=60),
             },
         )
@@ -120,7 +122,7 @@ def _details(name: str) -> None:
     st.subheader(code_name(adapter.name))
     st.text(adapter.description or "(no description)")
     made = datetime.fromtimestamp(adapter.created, timezone.utc)
-    facts = {
+    about = {
         "owner": adapter.owner,
         "version": str(adapter.version),
         "rank": str(adapter.rank),
@@ -131,12 +133,7 @@ def _details(name: str) -> None:
         "sha256": adapter.sha256[:16] + "…",
         **{f"score: {k}": f"{float(v):.3f}" for k, v in dict(adapter.card.get("scores") or {}).items()},
     }
-    st.dataframe(
-        [{"": fact, "value": value} for fact, value in facts.items()],
-        hide_index=True,
-        key=f"facts_{name}",
-        column_config={"": st.column_config.TextColumn(width=80)},
-    )
+    facts(about)
     st.plotly_chart(heat_map(client().norms(name), height=210), config=PLAIN, key=f"registry_picture_{name}")
     public = st.toggle("Others may use it", value=adapter.public, key=f"public_{name}_{adapter.public}")
     if public != adapter.public:
