@@ -21,6 +21,12 @@ from shoal.apps.ui_monitoring import monitoring_page
 from shoal.apps.ui_registry import registry_page
 from shoal.client import DEFAULT_URL, Client
 
+# A picture of ours: for an icon by name, the browser would ask another machine.
+_WAVE = "q3-3 6 0t6 0 6 0"
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" stroke="#0f766e" stroke-width="2.6">'
+    f'<path fill="none" d="M2 7{_WAVE}M2 13{_WAVE}M2 19{_WAVE}"/></svg>'
+)
 STYLE = """<style>
 .block-container {padding: 2.4rem 2.6rem 2rem 2.6rem; max-width: 1280px;}
 [data-testid="stSidebarHeader"]::before {content: "Shoal"; font-size: 1.5rem; font-weight: 700;
@@ -48,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--service", default=DEFAULT_URL)
     service = parser.parse_args().service
-    st.set_page_config(page_title="Shoal", page_icon=":material/waves:", layout="wide")
+    st.set_page_config(page_title="Shoal", page_icon=ICON, layout="wide")
     st.html(STYLE)
     chat = st.Page(adapt_page, title="Describe & chat", icon=":material/auto_awesome:", default=True)
     st.session_state.chat_page = chat
