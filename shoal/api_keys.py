@@ -19,6 +19,8 @@ from shoal.database import Database
 from shoal.errors import NotFoundError, UsageError, shorten
 from shoal.registry_schema import API_KEYS
 
+ANYONE = "anyone"  # whom requests without a key stand for, where none is needed
+
 _K = API_KEYS.c
 _KEY = re.compile(r"sk-shoal-(?P<id>[0-9a-f]{12})-(?P<secret>[A-Za-z0-9_-]{43})")
 _OWNER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

@@ -182,6 +182,17 @@ def load_backbone(
     return Backbone(loaded, tokenizer, shape_of(loaded, source.name))
 
 
+def load_wording(model: str = DEFAULT_MODEL) -> Backbone:
+    """A model without its weights: tokenizer, template and shape, for prompts that are answered elsewhere.
+
+    Raises:
+        UsageError, ShoalError: as `load_backbone`.
+    """
+    source = find_model(model)
+    empty = on_meta(read_config(source), source.name)
+    return Backbone(empty, _read_tokenizer(source), shape_of(empty, source.name))
+
+
 def pick_device() -> torch.device:
     """CUDA where there is a device (the process's own under `accelerate launch`), else MPS, else the CPU."""
     if torch.cuda.is_available():
@@ -258,7 +269,6 @@ def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
                 local_files_only=local,
                 trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
     except Exception as error:  # foreign files: each reader underneath has its own class of error
         raise ShoalError(
             f"cannot load {source.name!r}: {reason(error)}; {source.repair}, with its weights as safetensors"
@@ -270,4 +280,13 @@ def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
             f"cannot load {source.name!r}: {len(wrong)} of its weights are missing or of another shape than "
             f"its config.json says, the first is {wrong[0]}; {source.repair}"
         )
-    return model, tokenizer
+    return model, _read_tokenizer(source)
+
+
+def _read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    where, local = source.location, source.local_only
+    try:
+        with quietly():
+            return AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise ShoalError(f"cannot load {source.name!r}: {reason(error)}; {source.repair}") from error

@@ -16,6 +16,7 @@ TargetModules = tuple[str, ...]
 HeadName = Literal["L", "M", "S", "mixture", "perceiver"]
 MAX_WIDTH, MAX_COUNT = 2**16, 2**31  # beyond what any machine holds or finishes
 MAX_ALPHA = 1e9  # of a LoRA
+DEFAULT_MODEL = "smollm2-135m-instruct"  # an alias of `shoal.model_source`
 GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -193,6 +194,9 @@ class ServiceConfig(_Frozen):
     tokens_per_minute: int = Field(
         200_000, ge=1, description="tokens of one owner: prompts, and answers at their limit"
     )
+    shared: bool = Field(
+        False, description="count these two in the database, for all services that share it together"
+    )
     cache_bytes: int = Field(2**29, ge=0, description="bytes of adapters kept in memory")
     max_jobs: int = Field(16, ge=1, description="training jobs that may wait or run")
     max_steps: int = Field(2000, ge=1, description="steps of a training job")
@@ -200,6 +204,16 @@ class ServiceConfig(_Frozen):
         30.0, gt=0, description="seconds after which a client that does not read is left"
     )
     retry_seconds: int = Field(5, ge=1, description="what Retry-After says where nothing better is known")
+
+
+class EngineConfig(_Frozen):
+    """What answers."""
+
+    engine: Literal["own", "vllm"] = Field("own", description="answer here, or by a vLLM server")
+    vllm_url: str | None = Field(
+        None, description="where vLLM listens, such as http://127.0.0.1:8100; its key is in $VLLM_API_KEY"
+    )
+    vllm_adapters: int = Field(64, ge=1, description="adapters that are kept loaded in vLLM")
 
 
 class BenchmarkConfig(_Frozen):

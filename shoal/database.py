@@ -84,6 +84,18 @@ class Database:
             yield connection
 
     @contextmanager
+    def counting(self) -> Iterator[Connection]:
+        """A transaction that writes what may be lost with the power: it does not wait for the disk.
+
+        Raises:
+            UnavailableError: the database cannot be reached, or stayed locked.
+        """
+        with self._transaction("count") as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SET LOCAL synchronous_commit TO OFF"))
+            yield connection
+
+    @contextmanager
     def _transaction(self, kind: str) -> Iterator[Connection]:
         try:
             if self._file:
@@ -153,7 +165,6 @@ class _SqliteFile:
             address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # an acknowledged commit outlives the power
         return connection
 
     def _stat(self) -> tuple[int, int]:
@@ -162,9 +173,13 @@ class _SqliteFile:
 
 
 def _begin(connection: Connection) -> None:
-    """A writer takes its lock at once: one that read first could not wait for another writer."""
-    writes = connection.get_execution_options().get("shoal") == "write"
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    """A writer takes its lock at once: one that read first could not wait for another writer.
+
+    An acknowledged commit outlives the power, unless it only counts.
+    """
+    kind = connection.get_execution_options()["shoal"]
+    connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if kind == 'count' else 'FULL'}")
+    connection.exec_driver_sql("BEGIN" if kind == "read" else "BEGIN IMMEDIATE")
 
 
 def _parse(url: str) -> URL:

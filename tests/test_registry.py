@@ -210,7 +210,7 @@ def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "r.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'v999'")
     connection.close()
-    with pytest.raises(ShoalError, match="revision v999, this version knows v1; use a newer version"):
+    with pytest.raises(ShoalError, match="revision v999, this version knows v2; use a newer version"):
         Database(f"sqlite:///{tmp_path / 'r.db'}")
 
 

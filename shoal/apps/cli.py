@@ -16,6 +16,8 @@ import typer
 
 from shoal.apps.adapting import ask, generate
 from shoal.apps.benchmarking import benchmark
+from shoal.apps.browsing import ui
+from shoal.apps.cluster import up
 from shoal.apps.comparing import compare, scaling
 from shoal.apps.experts import adapt, train_dispatch, train_expert
 from shoal.apps.listing import models, skills
@@ -50,8 +52,10 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "models": models,
     "skills": skills,
     "serve": serve,
+    "ui": ui,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., Output]]]] = {
+    "cluster": ("The service on several machines.", {"up": up}),
     "train": (
         "Train a LoRA for one task or many, the hypernetwork, or experts.",
         {

@@ -13,14 +13,18 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shoal.api_keys import ANYONE
+from shoal.config import ServiceConfig
 from shoal.service.failures import Failure, failure_of
-from shoal.service.service import ANYONE, Service
+
+if TYPE_CHECKING:
+    from shoal.service.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +75,10 @@ class Guard:
         owner = await asyncio.to_thread(self._owner, headers)
         scope.setdefault("state", {})["owner"] = owner
         with service.limits.request(owner) if owner else nullcontext():
-            limit = self._body_limit(scope["path"])
+            limit = body_limit(scope["path"], service.config)
             stated = headers.get("content-length", "0")
             if not stated.isdecimal() or int(stated) > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
             await self._app(scope, _counted(receive, limit), answer.send)
 
     def _owner(self, headers: Headers) -> str:
@@ -95,12 +99,6 @@ class Guard:
                 "invalid_api_key",
             )
         return owner
-
-    def _body_limit(self, path: str) -> int:
-        config = self._service.config
-        if path not in UPLOADS:
-            return config.max_body_bytes
-        return FORM_BYTES + (config.max_training_bytes if path == "/v1/jobs" else config.max_upload_bytes)
 
     def _record(self, scope: Scope, answer: _Answer, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
@@ -142,6 +140,13 @@ class _Answer:
         await self.send({"type": "http.response.body", "body": body})
 
 
+def body_limit(path: str, config: ServiceConfig) -> int:
+    """Bytes that the body of a request to a path may have."""
+    if path not in UPLOADS:
+        return config.max_body_bytes
+    return FORM_BYTES + (config.max_training_bytes if path == "/v1/jobs" else config.max_upload_bytes)
+
+
 def _counted(receive: Receive, limit: int) -> Receive:
     """The same body, cut off where it is larger than it may be, whatever its headers say."""
     seen = 0
@@ -151,13 +156,14 @@ def _counted(receive: Receive, limit: int) -> Receive:
         message = await receive()
         seen += len(message.get("body", b""))
         if seen > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         return message
 
     return counting
 
 
-def _too_large(limit: int) -> Failure:
+def too_large(limit: int) -> Failure:
+    """The answer to a body above its limit."""
     return Failure(413, f"the body is larger than {limit} bytes; send less", code="body_too_large")
 
 

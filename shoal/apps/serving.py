@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shoal.apps.adapting import BASE_HELP
 from shoal.apps.registry import Place
 from shoal.apps.settings import Output, check_extra
-from shoal.config import ServiceConfig
+from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -28,17 +28,12 @@ class Address(BaseModel):
     open: bool = Field(False, description="take requests without a key, from this machine alone")
 
 
-def serve(address: Address, place: Place, config: ServiceConfig) -> Output:
+def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceConfig) -> Output:
     """Serve the OpenAI-compatible API until stopped.
 
     Requests need a key of `shoal keys create`.
     """
-    check_extra("the service", "serve", "fastapi", "uvicorn", "limits", "prometheus_client", "multipart")
-    if address.open and address.host not in LOOPBACK:
-        raise UsageError(
-            f"--open with --host {address.host} would let anyone in; leave one out, and make keys with "
-            "`shoal keys create`"
-        )
+    check_service(address)
     import uvicorn
 
     from shoal.apps.service import create_app
@@ -47,7 +42,10 @@ def serve(address: Address, place: Place, config: ServiceConfig) -> Output:
 
     logging.getLogger("shoal").setLevel(logging.INFO)
     logging.getLogger("shoal.text_to_lora").setLevel(logging.ERROR)  # its warnings quote descriptions
-    service = open_service(place.open(), address.base or DEFAULT_MODEL, config, open=address.open)
+    if engine.engine == "vllm":
+        check_extra("vLLM", "vllm", "httpx2")
+    base = address.base or DEFAULT_MODEL
+    service = open_service(place.open(), base, config, engine=engine, open=address.open)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(service),
@@ -72,3 +70,18 @@ def serve(address: Address, place: Place, config: ServiceConfig) -> Output:
         raise ShoalError(f"the service could not start on {address.host}:{address.port}") from None
     sys.stdout.flush()
     return Output({"stopped": True}, "stopped")
+
+
+def check_service(address: Address) -> None:
+    """See that the service can run here, and that nobody is let in by mistake.
+
+    Raises:
+        ShoalError: what it needs is not installed.
+        UsageError: it would be open to other machines.
+    """
+    check_extra("the service", "serve", "fastapi", "uvicorn", "limits", "prometheus_client", "multipart")
+    if address.open and address.host not in LOOPBACK:
+        raise UsageError(
+            f"--open with --host {address.host} would let anyone in; leave one out, and make keys with "
+            "`shoal keys create`"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,6 @@ from shoal.service.combining import Combined
 from shoal.service.monitoring import Monitoring
 from shoal.service.schemas import NewAdapter
 from shoal.service.skills import OwnersSkills
-from shoal.serving.adapter_cache import AdapterCache
 from shoal.text_to_lora import TextToLoRA
 
 MAX_GENERATORS = 3  # base models besides the served one whose generators are kept
@@ -35,10 +34,10 @@ class Adapters:
         generator: TextToLoRA,
         skills: OwnersSkills,
         monitoring: Monitoring,
-        cache: AdapterCache,
+        discard: Callable[[str], None],
         config: ServiceConfig,
     ) -> None:
-        self._cache = cache
+        self._discard = discard
         self._registry, self._generator, self._skills = registry, generator, skills
         self._monitoring, self._config = monitoring, config
         self._one = Combined(generator.generate_many, config.max_generated)
@@ -108,7 +107,7 @@ class Adapters:
     def delete(self, name: str, owner: str) -> None:
         """Remove an adapter with all its versions, from memory too; errors as `Registry.delete`."""
         for sha256 in self._registry.delete(name, owner):
-            self._cache.discard(sha256)
+            self._discard(sha256)
 
     def download(self, name: str, owner: str) -> IO[bytes]:
         """A temporary file with an adapter as a PEFT ZIP, at its beginning; the caller closes it."""

@@ -23,7 +23,7 @@ from shoal.service.failures import failure_of
 from shoal.service.rate_limits import RateLimits
 from shoal.service.schemas import ChatRequest, CompletionRequest
 from shoal.serving.records import Delta, Request, TokenScore
-from shoal.serving.runner import EngineRunner
+from shoal.serving.runner import Runner
 from shoal.serving.stream import Stream
 
 DONE = "data: [DONE]\n\n"
@@ -65,7 +65,7 @@ class Answers:
     def __init__(
         self,
         backbone: Backbone,
-        runner: EngineRunner,
+        runner: Runner,
         choices: Choices,
         limits: RateLimits,
         config: ServiceConfig,
@@ -79,7 +79,7 @@ class Answers:
         Raises:
             Failure: an unknown model, or tokens above the owner's limit.
             UsageError: something is outside the limits.
-            EngineFull, EngineClosed, UnavailableError: try later.
+            UnavailableError: try later.
         """
         if asked.model not in self._choices.base_names:
             self._choices.named(asked.model, owner)  # before any work

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
-from shoal.serving.records import EngineClosed, EngineFull
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def failure_of(error: BaseException, retry_seconds: int) -> Failure:
         return Failure(409, message, code="conflict")
     if isinstance(error, UsageError):
         return Failure(400, message)
-    if isinstance(error, (EngineFull, EngineClosed, UnavailableError)):
+    if isinstance(error, UnavailableError):
         return Failure(503, message, "server_error", "unavailable", retry_after=retry_seconds)
     if isinstance(error, ShoalError):
         log.error("%s", message)

@@ -1,4 +1,6 @@
-"""How much an owner may ask for: requests and tokens a minute, and requests at once. Counted in this process.
+"""How much an owner may ask for: requests and tokens a minute, and requests at once.
+
+Requests at once are counted in this process, the others too unless a database counts them for several.
 
 Tokens are counted when a request is taken on, an answer at its limit, as OpenAI's rate limits count them.
 """
@@ -18,13 +20,14 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from shoal.config import ServiceConfig
 from shoal.service.failures import Failure
+from shoal.service.shared_rates import SharedRates
 
 
 class RateLimits:
     """The counts of every owner; for any number of threads."""
 
-    def __init__(self, config: ServiceConfig) -> None:
-        self._config = config
+    def __init__(self, config: ServiceConfig, shared: SharedRates | None = None) -> None:
+        self._config, self._shared = config, shared
         self._windows = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._requests = RateLimitItemPerMinute(config.requests_per_minute, namespace="requests")
         self._tokens = RateLimitItemPerMinute(config.tokens_per_minute, namespace="tokens")
@@ -73,9 +76,14 @@ class RateLimits:
         self._count(self._tokens, owner, count, "tokens")
 
     def _count(self, item: RateLimitItemPerMinute, owner: str, cost: int, what: str) -> None:
-        if not self._windows.hit(item, owner, cost=cost):
+        if self._shared is not None:
+            seconds = self._shared.hit(what, owner, cost, item.amount)
+        elif self._windows.hit(item, owner, cost=cost):
+            seconds = None
+        else:
             left = self._windows.get_window_stats(item, owner).reset_time - time.time()
             seconds = max(1, math.ceil(left))
+        if seconds is not None:
             raise _busy(429, f"{owner} is above {item.amount} {what} a minute", seconds)
 
 

@@ -6,32 +6,29 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from shoal.api_keys import ApiKeys
-from shoal.backbone import Backbone, load_backbone
-from shoal.config import ServiceConfig
+from shoal.api_keys import ANYONE, ApiKeys
+from shoal.backbone import Backbone
+from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
-from shoal.expert_set import ExpertSet, shipped_experts
-from shoal.lora import LoRA
+from shoal.expert_set import ExpertSet
 from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.registry import Registry
 from shoal.service.adapters import Adapters
 from shoal.service.answers import Answers
 from shoal.service.choices import Choices
+from shoal.service.engines import open_engine
 from shoal.service.jobs import Jobs
 from shoal.service.monitoring import Monitoring
 from shoal.service.rate_limits import RateLimits
+from shoal.service.shared_rates import SharedRates
 from shoal.service.skills import OwnersSkills
-from shoal.serving.adapter_cache import AdapterCache
-from shoal.serving.core import Engine
-from shoal.serving.records import EngineState, Limits
-from shoal.serving.runner import EngineRunner
+from shoal.serving.records import EngineState
+from shoal.serving.runner import Runner
 from shoal.skill_check import detection_accuracy
 from shoal.skills import SkillDetector
 from shoal.text_to_lora import TextToLoRA
 
 log = logging.getLogger(__name__)
-
-ANYONE = "anyone"  # whom requests without a key stand for, where none is needed
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Service:
     keys: ApiKeys
     base_names: Sequence[str]
     open: bool
-    runner: EngineRunner
+    runner: Runner
     monitoring: Monitoring
     limits: RateLimits
     skills: OwnersSkills
@@ -74,6 +71,7 @@ def open_service(
     base: str = DEFAULT_MODEL,
     config: ServiceConfig | None = None,
     *,
+    engine: EngineConfig | None = None,
     open: bool = False,
     backbone: Backbone | None = None,
     experts: ExpertSet | None = None,
@@ -84,6 +82,7 @@ def open_service(
         registry: of adapters, keys and jobs; closed with the service.
         base: alias, directory or hub id of the base model.
         config: limits.
+        engine: what answers; by default an engine here.
         open: take requests without a key.
         backbone: the base model, if it is loaded already.
         experts: for `adapter: "auto"`; by default those that ship for this model, if any do.
@@ -97,44 +96,34 @@ def open_service(
         registry.sweep()  # of what a killed service left
     except UnavailableError as error:  # others are writing: they are alive, and sweep when they start
         log.info("not swept: %s", error)
-    backbone = backbone or load_backbone(base)
-    experts = experts or shipped_experts(backbone.model)
-    shape = backbone.shape
     generator = TextToLoRA(base)
     detector = SkillDetector(generator.encoder)
-    skills = OwnersSkills(detector, config.max_custom_skills)
-
-    def load(sha256: str) -> LoRA:
-        return registry.read(sha256).lora.to(backbone.device, backbone.dtype)
+    skills = OwnersSkills(detector, registry.database, config.max_custom_skills)
 
     def state() -> EngineState:
-        return runner.state()
+        return answering.runner.state()
 
     def detected(texts: Sequence[str]) -> list[tuple[str, ...]]:
         return [found.skills for found in detector.detect_many(texts)]
 
     monitoring = Monitoring(state, lambda: detection_accuracy(detected))
-    cache = AdapterCache(load, config.cache_bytes)
-    engine = Engine(
-        backbone,
-        limits=Limits(
-            max_batch=config.max_running,
-            max_waiting=config.max_waiting,
-            max_n=config.max_choices,
-            max_rank=config.max_rank * config.max_mix,
-        ),
-        adapters=cache,
-        basis=experts.basis if experts else None,
-        observe=monitoring.observe,
+    answering = open_engine(
+        registry,
+        base,
+        engine or EngineConfig(),
+        config,
+        monitoring.observe,
+        backbone=backbone,
+        experts=experts,
     )
-    runner = EngineRunner(engine)
-    limits = RateLimits(config)
-    adapters = Adapters(registry, generator, skills, monitoring, cache, config)
+    runner, shape = answering.runner, answering.backbone.shape
+    limits = RateLimits(config, SharedRates(registry.database) if config.shared else None)
+    adapters = Adapters(registry, generator, skills, monitoring, answering.discard, config)
     alias = (DEFAULT_MODEL,) if shape.base_model == DEFAULT_HUB_ID else ()
     names = (shape.base_model, *alias)
-    choices = Choices(registry, names, adapters, experts, runner.run, config.max_mix)
+    choices = Choices(registry, names, adapters, answering.experts, runner.run, config.max_mix)
     jobs = Jobs(registry, shape, base, config)
-    answers = Answers(backbone, runner, choices, limits, config)
+    answers = Answers(answering.backbone, runner, choices, limits, config)
     log.info("serving %s from %s", shape.base_model, registry.database.shown)
     return Service(
         config=config,
@@ -150,5 +139,5 @@ def open_service(
         choices=choices,
         answers=answers,
         jobs=jobs,
-        closers=(jobs.close, runner.close, registry.close),
+        closers=(jobs.close, answering.close, registry.close),
     )

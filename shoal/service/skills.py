@@ -1,45 +1,60 @@
-"""Skills as each owner sees them: the built-in ones, and the owner's own, which live with the process."""
+"""Skills as each owner sees them: built-in ones, and the owner's own, which a database keeps for all."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import delete, insert, select
+
+from shoal.database import Database
 from shoal.errors import ConflictError
+from shoal.registry_schema import SKILLS
 from shoal.service.schemas import CustomSkill
 from shoal.skills import SkillDetection, SkillDetector
 
-MAX_OWNERS = 256  # with skills of their own; who has not asked longest loses them
+MAX_OWNERS = 256  # whose detectors are kept in memory; others' are made again when they ask
+_S = SKILLS.c
+
+
+@dataclass(frozen=True)
+class _Own:
+    """An owner's skills as the database had them, and what detects them."""
+
+    definitions: dict[str, Any]
+    detector: SkillDetector
 
 
 class OwnersSkills:
-    """Skill detection for every owner, over one encoder."""
+    """Skill detection for every owner, over one encoder.
 
-    def __init__(self, shared: SkillDetector, max_custom: int) -> None:
-        self._shared, self._max_custom = shared, max_custom
-        self._own: OrderedDict[str, tuple[SkillDetector, dict[str, Any]]] = OrderedDict()
+    Any call may raise `UnavailableError`: the database cannot be reached.
+    """
+
+    def __init__(self, shared: SkillDetector, database: Database, max_custom: int) -> None:
+        self._shared, self._database, self._max_custom = shared, database, max_custom
+        self._own: OrderedDict[str, _Own] = OrderedDict()
         self._lock = threading.Lock()
 
     def detect(self, text: str, owner: str) -> SkillDetection:
         """The skills that a text asks for."""
+        detector = self._of(owner) or self._shared
         with self._lock:
-            own = self._own.get(owner)
-            if own is not None:
-                self._own.move_to_end(owner)
-            return (own[0] if own else self._shared).detect(text)
+            return detector.detect(text)
 
     def own(self, text: str, owner: str) -> SkillDetection | None:
         """The skills of a text, its owner's among them; None for an owner without skills of their own."""
+        detector = self._of(owner)
+        if detector is None:
+            return None
         with self._lock:
-            own = self._own.get(owner)
-            return own[0].detect(text) if own else None
+            return detector.detect(text)
 
     def names(self, owner: str) -> list[str]:
         """Built-in skills and the owner's."""
-        with self._lock:
-            own = self._own.get(owner)
-            return list((own[0] if own else self._shared).names)
+        return list((self._of(owner) or self._shared).names)
 
     def add(self, skill: CustomSkill, owner: str) -> None:
         """Learn a skill for one owner, or replace it.
@@ -48,15 +63,33 @@ class OwnersSkills:
             UsageError: a name or definition that skill detection does not take.
             ConflictError: the owner has as many as may be.
         """
-        with self._lock:
-            detector, known = self._own.get(owner) or (SkillDetector(self._shared.encoder), {})
-            if skill.name not in known and len(known) >= self._max_custom:
+        definition = skill.definition()
+        SkillDetector(self._shared.encoder).add_custom_skills({skill.name: definition})  # refused, or good
+        with self._database.writing() as connection:
+            mine = _S.owner == owner
+            names = set(connection.execute(select(_S.name).where(mine)).scalars())
+            if skill.name not in names and len(names) >= self._max_custom:
                 raise ConflictError(
-                    f"{owner} has {len(known)} custom skills, the limit is {self._max_custom}"
+                    f"{owner} has {len(names)} custom skills, the limit is {self._max_custom}"
                 )
-            detector.add_custom_skills({skill.name: skill.definition()})
-            known[skill.name] = skill
-            self._own[owner] = (detector, known)
+            connection.execute(delete(SKILLS).where(mine, _S.name == skill.name))
+            row = {"owner": owner, "name": skill.name, "definition": definition}
+            connection.execute(insert(SKILLS).values(row))
+
+    def _of(self, owner: str) -> SkillDetector | None:
+        """What detects an owner's skills, made anew where another service has changed them."""
+        with self._database.reading() as connection:
+            rows = connection.execute(select(_S.name, _S.definition).where(_S.owner == owner)).all()
+        definitions = {name: definition for name, definition in sorted(rows)}
+        if not definitions:
+            return None
+        with self._lock:
+            own = self._own.get(owner)
+            if own is None or own.definitions != definitions:
+                detector = SkillDetector(self._shared.encoder)
+                detector.add_custom_skills(definitions)
+                own = self._own[owner] = _Own(definitions, detector)
             self._own.move_to_end(owner)
             while len(self._own) > MAX_OWNERS:
                 self._own.popitem(last=False)
+            return own.detector

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from shoal.backbone import Backbone
 from shoal.errors import UsageError
@@ -17,7 +16,8 @@ from shoal.lora import LoRA, compose
 from shoal.row_adapters import Adaptation, ModelBasis, check_adaptation
 from shoal.serving.adapter_cache import AdapterCache
 from shoal.serving.answers import Job
-from shoal.serving.records import MAX_STOP_LENGTH, MAX_STOPS, MAX_TOP, Limits, Request
+from shoal.serving.records import Limits, Request
+from shoal.serving.requests import check_numbers
 
 
 class Admission:
@@ -28,9 +28,6 @@ class Admission:
     ) -> None:
         """Nothing is checked yet."""
         self._backbone, self._limits, self._adapters, self._basis = backbone, limits, adapters, basis
-        self._positions = getattr(backbone.model.config, "max_position_embeddings", None)
-        embeddings: Any = backbone.model.get_input_embeddings()
-        self._vocabulary = int(embeddings.weight.shape[0])
 
     def check(self, request: Request) -> None:
         """See that a request can be answered; loads the adapters that it names.
@@ -39,7 +36,7 @@ class Admission:
             UsageError: a number of it is outside the limits, or its adapter does not fit the model.
             Exception: what the adapter cache raises for a name.
         """
-        self._check_numbers(request)
+        check_numbers(request, self._backbone, self._limits)
         adaptation = self.adaptation(request)
         check_adaptation(self._backbone.model, adaptation, self._basis)
 
@@ -100,38 +97,3 @@ class Admission:
             raise UsageError(
                 f"rank {rank} is above the limit of {self._limits.max_rank}; use smaller adapters"
             )
-
-    def _check_numbers(self, request: Request) -> None:
-        limits, length = self._limits, len(request.prompt)
-        most = min(limits.max_n, limits.max_batch)
-        if not 1 <= request.n <= most:
-            raise UsageError(f"n {request.n} is outside 1..{most}; ask for fewer answers")
-        if length < 1 or request.max_tokens < 1:
-            raise UsageError(
-                f"a prompt of {length} tokens and max_tokens {request.max_tokens} must be 1 at least"
-            )
-        width = length + request.max_tokens
-        if self._positions is not None and width > self._positions:
-            raise UsageError(
-                f"a prompt of {length} tokens and an answer of up to {request.max_tokens} exceed the "
-                f"{self._positions} positions of {self._backbone.shape.base_model}; shorten one of them"
-            )
-        if request.n * width > limits.kv_tokens:
-            raise UsageError(
-                f"{request.n} answers of up to {width} tokens with the prompt exceed the engine's "
-                f"{limits.kv_tokens} places for keys and values; shorten them, or raise kv_tokens"
-            )
-        odd = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
-        if odd is not None:
-            raise UsageError(
-                f"token {odd} is outside the vocabulary of {self._vocabulary}; encode the prompt"
-            )
-        if len(request.stop) > MAX_STOPS or not all(
-            1 <= len(stop) <= MAX_STOP_LENGTH for stop in request.stop
-        ):
-            raise UsageError(
-                f"{len(request.stop)} stop strings of {[len(stop) for stop in request.stop][:8]} characters: "
-                f"at most {MAX_STOPS} are taken, of 1 to {MAX_STOP_LENGTH} characters"
-            )
-        if request.logprobs is not None and not 0 <= request.logprobs <= MAX_TOP:
-            raise UsageError(f"logprobs {request.logprobs} is outside 0..{MAX_TOP}; choose a number in it")

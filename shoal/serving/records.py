@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UnavailableError, UsageError
 from shoal.lora import LoRA
 from shoal.sampling import Sampling
 from shoal.serving.adapter_cache import CacheStatistics
@@ -17,11 +17,11 @@ Outcome = Literal["stop", "length", "cancelled", "failed"]
 MAX_STOPS, MAX_STOP_LENGTH, MAX_TOP = 4, 256, 20
 
 
-class EngineFull(ShoalError):
+class EngineFull(UnavailableError):
     """As many requests wait as may: try again later."""
 
 
-class EngineClosed(ShoalError):
+class EngineClosed(UnavailableError):
     """The engine was shut down."""
 
 

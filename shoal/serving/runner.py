@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from shoal.errors import ShoalError, reason
 from shoal.serving.core import CLOSED, Engine
@@ -18,6 +18,22 @@ from shoal.serving.stream import Stream
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """Whatever answers requests: an engine here, or one elsewhere. Any thread may call any of it."""
+
+    def submit(self, request: Request) -> Stream:
+        """Ask; raises what `EngineRunner.submit` raises."""
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        """Call a function while nothing else uses the model."""
+
+    def state(self) -> EngineState:
+        """What it is busy with."""
+
+    def close(self) -> None:
+        """End every stream."""
 
 
 class EngineRunner:

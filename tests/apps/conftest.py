@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,12 @@ def serving(model: Path, root: Path, **limits: float) -> Iterator[Running]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def start_service() -> Callable[..., AbstractContextManager[Running]]:
+    """Starts a service of a model directory and a registry, with limits of its own."""
+    return serving
 
 
 @pytest.fixture(scope="session")

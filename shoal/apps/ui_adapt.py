@@ -1,0 +1,217 @@
+"""Describe a task, see its skills, generate the adapter, see it, and chat with the model before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import streamlit as st
+
+from shoal.apps.ui_answers import Asked, Style, stream_together, style_box
+from shoal.apps.ui_charts import PLAIN, heat_map
+from shoal.apps.ui_elements import (
+    MAX_NAME,
+    base_model,
+    chips,
+    client,
+    code_name,
+    done_line,
+    plain_line,
+    suggested_name,
+    told_failure,
+)
+from shoal.client import Adapter
+
+EXAMPLES = {
+    "Film reviews": (
+        "Decide whether a movie review is positive or negative.",
+        (
+            "I laughed, I cried, and I would watch it again tomorrow.",
+            "The plot made no sense and the acting was dreadful.",
+        ),
+    ),
+    "Table booking": (
+        "Say how many people a table is booked for.",
+        ("A table for four at eight, please.", "Dinner for two on Friday."),
+    ),
+    "Places": (
+        "Extract the name of the place from the sentence.",
+        ("We spent the summer in Lisbon.", "Our office moved to Nairobi last year."),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and both answers; an answer that failed is empty."""
+
+    asked: str
+    told: str  # what the base model was sent
+    answers: list[str] = field(default_factory=lambda: ["", ""])  # before, after
+
+
+def adapt_page() -> None:
+    """The page."""
+    st.title("A sentence in, an adapter out")
+    plain_line(
+        "Describe a task, and the hypernetwork turns your sentence into a LoRA adapter: no training, no data."
+    )
+    left, right = st.columns([5, 6], gap="medium")
+    with left.container(border=True, height="stretch"):
+        _describe()
+    with right.container(border=True, height="stretch"):
+        current: Adapter | None = st.session_state.get("current")
+        _picture(current)
+    _chat(current)
+
+
+def _describe() -> None:
+    state = st.session_state
+    st.subheader("1 · Describe the task")
+    st.pills(
+        "Examples",
+        list(EXAMPLES),
+        key="example",
+        on_change=_take_example,
+        label_visibility="collapsed",
+    )
+    state.setdefault("description", EXAMPLES["Film reviews"][0])
+    description = st.text_area(
+        "Task",
+        key="description",
+        max_chars=4000,
+        height=80,
+        placeholder="Decide whether a movie review is positive or negative.",
+        label_visibility="collapsed",
+    ).strip()
+    if description:
+        with told_failure():
+            _skills(description)
+    name_box, public_box = st.columns([3, 2], vertical_alignment="bottom")
+    name = name_box.text_input(
+        "Name",
+        max_chars=MAX_NAME,
+        placeholder=suggested_name(description),
+        help="a-z, 0-9, '.', '_' and '-'. A name of your own that is taken gets a new version.",
+    )
+    public = public_box.checkbox("Public", help="Everybody with a key sees a public adapter.")
+    if st.button(
+        "Generate adapter", type="primary", width="stretch", icon=":material/bolt:", disabled=not description
+    ):
+        with told_failure(), st.spinner("Generating…"):
+            state.current = client().create(
+                name.strip() or suggested_name(description), description, public=public
+            )
+            state.turns = []
+
+
+def _take_example() -> None:
+    if st.session_state.example:
+        st.session_state.description = EXAMPLES[st.session_state.example][0]
+
+
+def _skills(description: str) -> None:
+    found = client().detect_skills(description)
+    if found:
+        chips(
+            "Detected skills", {skill.replace("_", " "): f"{weight:.0%}" for skill, weight in found.items()}
+        )
+    else:
+        plain_line("Detected skills: none of those known. The adapter is generated all the same.")
+
+
+def _picture(current: Adapter | None) -> None:
+    st.subheader("2 · The adapter")
+    if current is None:
+        plain_line("Its picture appears here: how much it changes every module in every layer of the model.")
+        return
+    done_line(
+        f"{current.name} · version {current.version} · rank {current.rank} · {current.bytes / 2**20:.1f} MB"
+        f"{' · public' if current.public else ''}"
+    )
+    if not current.card.get("trained", True):
+        plain_line("No hypernetwork was trained for this base model, so this adapter changes nothing.")
+    plain_line("Norm of the delta weight per layer and module: how much it changes each")
+    with told_failure():
+        st.plotly_chart(heat_map(client().norms(current.name), height=215), config=PLAIN, key="picture")
+
+
+def _chat(current: Adapter | None) -> None:
+    with st.container(border=True):
+        st.subheader("3 · Before and after")
+        if current is None:
+            plain_line("Generate an adapter, or choose one under Adapters, and ask both models the same.")
+            return
+        told, remember, style = _settings(current)
+        turns: list[Turn] = st.session_state.setdefault("turns", [])
+        before, after = st.columns(2, gap="medium")
+        before.markdown("**Before** · the base model")
+        after.markdown(f"**After** · with {code_name(current.name)}")
+        for turn in turns:
+            _show(before, turn.asked).text(turn.answers[0] or "(no answer)")
+            _show(after, turn.asked).text(turn.answers[1] or "(no answer)")
+        places = [column.container() for column in (before, after)]
+        asked = _question(current, bool(turns))
+        if asked:
+            sent = f"{current.description}\n\n{asked}" if told and current.description else asked
+            turn = Turn(asked, sent)
+            earlier = list(turns) if remember else []
+            turns.append(turn)  # at once: what was said stays where the page is left on the way
+            _answer(turn, earlier, current, places, style)
+
+
+def _settings(current: Adapter) -> tuple[bool, bool, Style]:
+    row = st.container(horizontal=True, vertical_alignment="center")
+    with row:
+        told = st.toggle(
+            "Tell the base model the task",
+            value=True,
+            disabled=not current.description,
+            help="Puts the description before every message to the base model; the adapter needs no words.",
+        )
+        remember = st.toggle("Remember earlier turns", value=True)
+        style = style_box("chat")
+        if st.button("Clear", icon=":material/delete_sweep:", key="clear"):
+            st.session_state.turns = []
+    return told, remember, style
+
+
+def _question(current: Adapter, started: bool) -> str:
+    samples = next((s for d, s in EXAMPLES.values() if d == current.description), ())
+    picked, offered = "", st.empty()
+    if samples and not started:
+        with offered.container(horizontal=True):
+            for number, sample in enumerate(samples):
+                if st.button(sample, key=f"sample_{number}", icon=":material/chat_bubble:"):
+                    picked = sample
+    typed = st.chat_input("Ask both models", key="question", max_chars=20_000, submit_mode="stop")
+    asked = str(typed or picked).strip()
+    if asked:
+        offered.empty()
+    return asked
+
+
+def _answer(turn: Turn, earlier: list[Turn], current: Adapter, places: list[Any], style: Style) -> None:
+    """Draw both answers while they come, and keep them in the turn."""
+    before, after = [], []
+    for old in earlier:
+        if all(old.answers):
+            before += [_message("user", old.told), _message("assistant", old.answers[0])]
+            after += [_message("user", old.asked), _message("assistant", old.answers[1])]
+    asked = [
+        Asked(base_model(), [*before, _message("user", turn.told)]),
+        Asked(current.name, [*after, _message("user", turn.asked)]),
+    ]
+    drawn = [_show(place, turn.asked).empty() for place in places]
+    stream_together(client(), asked, drawn, style, turn.answers)
+
+
+def _show(column: Any, asked: str) -> Any:
+    """A question in a column, and the bubble for its answer."""
+    with column.chat_message("user", avatar=":material/person:"):
+        st.text(asked)
+    return column.chat_message("assistant", avatar=":material/waves:")
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

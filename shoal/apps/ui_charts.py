@@ -1,0 +1,74 @@
+"""The pictures: how much adapters change each layer and module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+
+SEA = [[0.0, "#eef6f4"], [0.35, "#9ad1c8"], [0.7, "#2a9d8f"], [1.0, "#0b3f47"]]
+SHADES = ["#0f766e", "#e07a3f", "#3d5a98", "#b8912b", "#8a4f9e", "#5b6b69", "#c2456e", "#58a4b0"]
+PLAIN = {"displayModeBar": False}
+_LAYER = re.compile(r"\.(\d+)\.([A-Za-z0-9_.]+)$")
+_MARGIN = {"l": 8, "r": 8, "t": 8, "b": 8}
+
+
+def heat_map(norms: Mapping[str, float], *, top: float | None = None, height: int = 250) -> go.Figure:
+    """Norm of the delta weight per layer and module.
+
+    Args:
+        norms: module -> norm.
+        top: value of the darkest colour, for pictures that are compared.
+        height: in pixels.
+    """
+    places = {(int(m[1]), m[2]): norm for name, norm in norms.items() if (m := _LAYER.search(name))}
+    layers = range(min(i for i, _ in places), max(i for i, _ in places) + 1) if places else range(0)
+    modules = list(dict.fromkeys(module for _, module in places))
+    short = [module.rsplit(".", 1)[-1] for module in modules]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[places.get((layer, module)) for layer in layers] for module in modules],
+            x=list(layers),
+            y=short if len(set(short)) == len(short) else modules,
+            colorscale=SEA,
+            zmin=0,
+            zmax=top or max(places.values(), default=0.0) or 1.0,
+            xgap=2,
+            ygap=2,
+            colorbar={"title": {"text": "norm", "side": "right"}, "thickness": 10, "outlinewidth": 0},
+            hovertemplate="layer %{x}, %{y}: %{z:.3f}<extra></extra>",
+        )
+    )
+    figure.update_layout(height=height, margin=_MARGIN)
+    figure.update_xaxes(title_text="layer", dtick=1 if len(layers) <= 16 else 2, showgrid=False)
+    figure.update_yaxes(showgrid=False, autorange="reversed")
+    return figure
+
+
+def layer_lines(adapters: Mapping[str, Mapping[str, float]], *, height: int = 230) -> go.Figure:
+    """Norm of the whole change per layer, one line an adapter."""
+    figure = go.Figure()
+    for name, norms in adapters.items():
+        squares: dict[int, float] = {}
+        for module, norm in norms.items():
+            if m := _LAYER.search(module):
+                squares[int(m[1])] = squares.get(int(m[1]), 0.0) + norm**2
+        layers = sorted(squares)
+        figure.add_scatter(
+            x=layers,
+            y=[squares[layer] ** 0.5 for layer in layers],
+            name=name,
+            mode="lines+markers",
+            cliponaxis=False,
+        )
+    figure.update_layout(
+        height=height,
+        margin=_MARGIN,
+        colorway=SHADES,
+        legend={"orientation": "h", "y": 1.15},
+        showlegend=len(adapters) > 1,
+    )
+    figure.update_xaxes(title_text="layer", showgrid=False)
+    figure.update_yaxes(title_text="norm", rangemode="tozero")
+    return figure

@@ -1,0 +1,62 @@
+"""The same request answered by several adapters side by side, with what each changes."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from shoal.apps.ui_answers import Asked, stream_together, style_box
+from shoal.apps.ui_charts import PLAIN, heat_map, layer_lines
+from shoal.apps.ui_elements import base_model, choose_adapters, client, code_name, plain_line, told_failure
+
+MOST = 4
+EXAMPLE = "The plot made no sense and the acting was dreadful."
+
+
+def compare_page() -> None:
+    """The page."""
+    st.title("Compare adapters")
+    plain_line("One request, answered by up to four adapters at once in the same batch.")
+    with st.container(border=True):
+        adapters = choose_adapters("Adapters", "compare", MOST)
+        request = st.text_area("Request", EXAMPLE, height=80, max_chars=20_000, key="compare_request").strip()
+        with st.container(horizontal=True, vertical_alignment="center"):
+            with_base = st.toggle("Also the base model", value=True)
+            style = style_box("compare")
+            ask = st.button(
+                "Ask all",
+                type="primary",
+                icon=":material/play_arrow:",
+                disabled=not (request and (adapters or with_base)),
+            )
+    names = ([None] if with_base else []) + [adapter.name for adapter in adapters]
+    if not names:
+        return
+    places = []
+    for column, name in zip(st.columns(len(names), border=True), names, strict=True):
+        column.markdown("**Base model**" if name is None else f"**Adapter** {code_name(name)}")
+        places.append(column.empty())
+        places[-1].text(st.session_state.get("compared", {}).get(name, "") or "…")
+    if ask:
+        messages = [{"role": "user", "content": request}]
+        asked = [Asked(name or base_model(), messages) for name in names]
+        answers: list[str] = []
+        stream_together(client(), asked, places, style, answers)
+        st.session_state.compared = dict(zip(names, answers, strict=True))
+    with told_failure():
+        _norms([adapter.name for adapter in adapters])
+
+
+def _norms(names: list[str]) -> None:
+    if not names:
+        return
+    norms = {name: client().norms(name) for name in names}
+    top = max((norm for one in norms.values() for norm in one.values()), default=0.0)
+    with st.container(border=True):
+        st.subheader("How much each changes, per layer")
+        st.plotly_chart(layer_lines(norms), config=PLAIN, key="compare_lines")
+    for column, name in zip(st.columns(len(names), border=True), names, strict=True):
+        with column:
+            st.markdown(code_name(name))
+            st.plotly_chart(
+                heat_map(norms[name], top=top, height=230), config=PLAIN, key=f"compare_picture_{name}"
+            )

@@ -1,0 +1,354 @@
+"""The service's API as typed calls: what the web page, or any other program, asks of `shoal serve`.
+
+Answers are read as they come. Whatever goes wrong, the service's own word or none at all, is one line of a
+`ShoalError`. Knows no models, and nothing of who calls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx2
+
+from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, reason
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0
+MAX_ZIP_BYTES = 2**28
+Chat = Sequence[Mapping[str, str]]
+T = TypeVar("T")
+GUIDE_NAMES = (
+    "total_requests",
+    "successful_requests",
+    "avg_response_time",
+    "avg_memory_usage",
+    "skill_detection_accuracy",
+)
+FOREIGN = "what answered is no Shoal service; check the address"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as the service shows it.
+
+    Attributes:
+        name: 1 to 64 of a-z, 0-9, `.`, `_`, `-`.
+        version: counts from 1.
+        base: the base model.
+        rank: of the LoRA.
+        owner: whose it is.
+        public: whether others may use it.
+        bytes: of its files.
+        created: seconds since 1970.
+        sha256: of its content.
+        description: what it shall do, None where nobody said.
+        card: what else its card says.
+    """
+
+    name: str
+    version: int
+    base: str
+    rank: int
+    owner: str
+    public: bool
+    bytes: int
+    created: float
+    sha256: str
+    description: str | None
+    card: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AdapterPage:
+    """Adapters by name; `after` asks for the next page, None where there is none."""
+
+    adapters: tuple[Adapter, ...]
+    after: str | None
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training as the service shows it; see `shoal.service.jobs.Job`."""
+
+    id: str
+    adapter: str
+    state: str
+    step: int
+    steps: int
+    loss: float | None
+    error: str | None
+    created: float
+
+    @property
+    def active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in ("queued", "running")
+
+
+class Client:
+    """One service, with one key. Close it, or use it in `with`; for any number of threads."""
+
+    def __init__(self, url: str = DEFAULT_URL, key: str | None = None) -> None:
+        """Remember whom to ask; nothing is sent yet.
+
+        Args:
+            url: of the service, without `/v1`.
+            key: of `shoal keys create`; None asks without one.
+
+        Raises:
+            UsageError: the URL is none of http or https, or the key cannot be sent.
+        """
+        self.url = check_url(url)
+        if key and not (key.isascii() and key.isprintable()):
+            raise UsageError("the key holds characters that no key has; copy it again")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        # No redirects, no proxies from the environment: the key goes to this service alone.
+        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def base_model(self) -> str:
+        """Name of the base model."""
+        first = {"limit": 1}
+        return self._ask("GET", "/v1/models", lambda told: str(told["data"][0]["id"]), params=first)
+
+    def detect_skills(self, text: str) -> dict[str, float]:
+        """Skill -> weight of those that a text asks for."""
+
+        def read(told: Mapping[str, Any]) -> dict[str, float]:
+            return {str(skill): float(told["weights"].get(skill, 0.0)) for skill in told["skills"]}
+
+        return self._ask("POST", "/v1/skills/detect", read, json={"text": text})
+
+    def create(self, name: str, description: str, *, public: bool = False) -> Adapter:
+        """Generate an adapter and keep it."""
+        new = {"name": name, "description": description, "public": public}
+        return self._ask("POST", "/v1/adapters", _adapter, json=new)
+
+    def page(self, *, search: str = "", after: str = "", limit: int = 50) -> AdapterPage:
+        """Adapters by name."""
+        asked = {"after": after, "limit": limit} | ({"search": search} if search else {})
+
+        def read(told: Mapping[str, Any]) -> AdapterPage:
+            return AdapterPage(tuple(map(_adapter, told["data"])), told["after"])
+
+        return self._ask("GET", "/v1/adapters", read, params=asked)
+
+    def adapter(self, name: str) -> Adapter:
+        """One adapter."""
+        return self._ask("GET", _path("adapters", name), _adapter)
+
+    def norms(self, name: str) -> dict[str, float]:
+        """Module -> Frobenius norm of the delta weight."""
+
+        def read(told: Mapping[str, Any]) -> dict[str, float]:
+            return {str(module): float(norm) for module, norm in told["norms"].items()}
+
+        return self._ask("GET", _path("adapters", name, "norms"), read)
+
+    def publish(self, name: str, public: bool) -> Adapter:
+        """Let others use an adapter, or no longer."""
+        return self._ask("PATCH", _path("adapters", name), _adapter, json={"public": public})
+
+    def delete(self, name: str) -> None:
+        """Remove an adapter with all its versions."""
+        self._ask("DELETE", _path("adapters", name), bool)
+
+    def upload(self, name: str, archive: bytes, *, public: bool = False) -> Adapter:
+        """Keep a ZIP of a PEFT LoRA under a name."""
+        form = {"name": name, "public": str(public).lower()}
+        files = {"file": ("adapter.zip", archive, "application/zip")}
+        return self._ask("POST", "/v1/adapters/import", _adapter, data=form, files=files)
+
+    def download(self, name: str) -> bytes:
+        """An adapter as a PEFT ZIP.
+
+        Raises:
+            ShoalError: it is larger than `MAX_ZIP_BYTES`.
+        """
+        with self._answer("GET", _path("adapters", name, "download")) as response:
+            blocks, size = [], 0
+            for block in response.iter_bytes():
+                size += len(block)
+                if size > MAX_ZIP_BYTES:
+                    raise ShoalError(
+                        f"{name} is larger than {MAX_ZIP_BYTES} bytes; use `shoal adapters export`"
+                    )
+                blocks.append(block)
+            return b"".join(blocks)
+
+    def train(self, name: str, definition: str, examples: bytes, *, steps: int, rank: int) -> TrainingJob:
+        """Train a LoRA on JSONL with `input` and `output`, in the background."""
+        form = {"name": name, "definition": definition, "steps": str(steps), "rank": str(rank)}
+        files = {"file": ("examples.jsonl", examples, "application/jsonl")}
+        return self._ask("POST", "/v1/jobs", _job, data=form, files=files)
+
+    def jobs(self) -> tuple[TrainingJob, ...]:
+        """The newest jobs."""
+        return self._ask("GET", "/v1/jobs", lambda told: tuple(map(_job, told["data"])))
+
+    def cancel(self, identity: str) -> TrainingJob:
+        """End a job."""
+        return self._ask("POST", _path("jobs", identity, "cancel"), _job)
+
+    def monitoring(self) -> dict[str, float | None]:
+        """The guide's monitoring names."""
+        return self._ask("GET", "/v1/monitoring", lambda told: {name: told[name] for name in GUIDE_NAMES})
+
+    def metrics(self) -> str:
+        """Everything that is counted, in Prometheus' text format."""
+        with self._answer("GET", "/metrics") as response:
+            response.read()
+            return response.text
+
+    def chat(
+        self,
+        model: str,
+        messages: Chat,
+        *,
+        adapter: Mapping[str, Any] | str | None = None,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+    ) -> Generator[str, None, None]:
+        """Pieces of an answer as they come; leaving it early frees its place in the service.
+
+        Args:
+            model: the base model, or an adapter's name.
+            messages: `role` and `content` of every turn.
+            adapter: `{"describe": ...}`, `{"mix": [{"name": ..., "weight": ...}]}` or `"auto"`.
+            max_tokens: at most; None leaves it to the service.
+            temperature: 0 for the likeliest tokens.
+        """
+        body = {"model": model, "messages": list(messages), "stream": True, "temperature": temperature}
+        body |= {k: v for k, v in (("adapter", adapter), ("max_tokens", max_tokens)) if v is not None}
+        with self._answer("POST", "/v1/chat/completions", json=body) as response:
+            for line in response.iter_lines():
+                content = line.removeprefix("data: ")
+                if content == line or content == "[DONE]":
+                    continue
+                told = _parsed(content)
+                if "error" in told:
+                    raise ShoalError(_message(told) or "the service failed on the way")
+                if text := _piece(told):
+                    yield text
+
+    def _ask(self, method: str, path: str, read: Callable[[dict[str, Any]], T], **asked: Any) -> T:
+        with self._answer(method, path, **asked) as response:
+            told = _parsed(response.read())
+        try:
+            return read(told)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise ShoalError(FOREIGN) from None
+
+    @contextmanager
+    def _answer(self, method: str, path: str, **asked: Any) -> Iterator[httpx2.Response]:
+        try:
+            with self._http.stream(method, path, **asked) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _failure(response)
+                yield response
+        except httpx2.TimeoutException:
+            raise UnavailableError(f"the service at {self.url} does not answer in time; try again") from None
+        except httpx2.TransportError as error:
+            raise UnavailableError(
+                f"the service at {self.url} cannot be reached ({reason(error, 80)}); start `shoal serve`, or "
+                "check the address"
+            ) from None
+
+
+def check_url(url: str) -> str:
+    """The URL of a service without a slash at its end.
+
+    Raises:
+        UsageError: not http or https, or it holds a name and password.
+    """
+    try:
+        parsed = httpx2.URL(url)
+        known = parsed.scheme in ("http", "https") and bool(parsed.host)
+    except (httpx2.InvalidURL, ValueError):
+        known = False
+    if not known:
+        raise UsageError(f"{url[:200]!r} is no address of a service; write for example {DEFAULT_URL}")
+    if parsed.userinfo or parsed.query or parsed.fragment:
+        raise UsageError("the address of a service holds a password, query or fragment; leave them out")
+    return str(parsed).rstrip("/")
+
+
+def _path(*parts: str) -> str:
+    """A path below /v1 whose parts are names, whatever is in them."""
+    return "/v1/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _parsed(content: str | bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(content)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise ShoalError(FOREIGN)
+    return told
+
+
+def _piece(told: Mapping[str, Any]) -> str:
+    try:
+        return "".join(str(choice["delta"].get("content") or "") for choice in told["choices"])
+    except (KeyError, TypeError, AttributeError):
+        raise ShoalError(FOREIGN) from None
+
+
+def _message(told: Mapping[str, Any]) -> str:
+    error = told.get("error")
+    return " ".join(str(error.get("message", "")).split())[:500] if isinstance(error, dict) else ""
+
+
+def _failure(response: httpx2.Response) -> ShoalError:
+    """What a status means, with the service's own line."""
+    status = response.status_code
+    try:
+        said = _message(_parsed(response.content))
+    except ShoalError:
+        said = ""
+    said = said or f"the service answered with status {status}"
+    later = response.headers.get("Retry-After", "")
+    again = f"; try again in {later} s" if later.isdecimal() else ""
+    if status in (401, 403):
+        return ShoalError(f"the service does not take this key ({status}): {said}")
+    if status == 404:
+        return NotFoundError(f"not found (404): {said}")
+    if status == 409:
+        return ConflictError(f"refused (409): {said}")
+    if status == 429:
+        return UnavailableError(f"too many requests (429): {said}{again}")
+    if status == 503:
+        return UnavailableError(f"the service is busy or cannot answer now (503): {said}{again}")
+    return (
+        UsageError(f"refused ({status}): {said}")
+        if status < 500
+        else ShoalError(f"failed ({status}): {said}")
+    )
+
+
+def _adapter(told: Mapping[str, Any]) -> Adapter:
+    return Adapter(**{name: told[name] for name in Adapter.__dataclass_fields__})
+
+
+def _job(told: Mapping[str, Any]) -> TrainingJob:
+    return TrainingJob(**{name: told[name] for name in TrainingJob.__dataclass_fields__})
