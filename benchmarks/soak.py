@@ -13,13 +13,15 @@ resident set, read every second; its growth is the mean of the last tenth over t
 warm-up.
 
 In bfloat16 a batch rounds otherwise than one row alone: where the two likeliest tokens are within `TIE` nats,
-the other one is a tie and not another adapter's answer. Whether the comparison would find an adapter taken
-for another is measured as well: on answers of two adapters for different tasks, which should differ.
+two steps of a bfloat16 logit between 16 and 32, the other one is a tie and not another adapter's answer.
+Whether the comparison would find an adapter taken for another is measured as well: on answers of two adapters
+for different tasks, which should differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import socket
@@ -35,7 +37,7 @@ from pathlib import Path
 import httpx2
 from _machine import machine
 
-TIE, FLAT, ROWS = 0.1, 0.05, 12
+TIE, FLAT, ROWS = 0.26, 0.05, 12
 TASKS = (
     "Sort the words",
     "Count the letters",
@@ -95,6 +97,7 @@ def report_answers(clients: Sequence[Client]) -> list[str]:
     print(f"| requests without an answer | {lost} |")
     print(f"| answers of another adapter | {wrong} of {compared} |")
     print(f"| answers that a tie of two tokens changed | {ties} of {compared} |")
+    print(f"| the clearest choice that a batch changed | {max(c.gap for c in clients):.3f} nats |")
     print(f"| adapters for two tasks that the comparison tells apart | {apart} of {pairs} |")
     others = sorted(set(statuses) - ALLOWED)
     stopped = sum(not c.finished for c in clients)
@@ -132,7 +135,7 @@ class Client(threading.Thread):
         self.url, self.model, self.number, self.end = url, model, number, end
         self.statuses: Counter[int] = Counter()
         self.compared = self.wrong = self.ties = self.pairs = self.told_apart = self.rude = self.lost = 0
-        self.finished = False
+        self.finished, self.gap = False, 0.0
 
     def run(self) -> None:
         chance, made = random.Random(self.number), 0
@@ -150,8 +153,10 @@ class Client(threading.Thread):
                 second = self.answer({"model": name})
                 if first is not None and second is not None:
                     self.compared += 1
-                    self.wrong += is_another(first, second)
-                    self.ties += differ(first, second) and not is_another(first, second)
+                    changed, another = differ(first, second), is_another(first, second)
+                    self.wrong += another
+                    self.ties += changed and not another
+                    self.gap = max(self.gap, gap(first, second) if changed else 0.0)
                 if first is not None:
                     if before is not None and before[0] != task:
                         self.pairs += 1
@@ -187,16 +192,19 @@ def differ(first: list[dict], second: list[dict]) -> bool:
     return [score["token"] for score in first] != [score["token"] for score in second]
 
 
-def is_another(first: list[dict], second: list[dict]) -> bool:
-    """Whether two answers differ, and not only because the first token in which they do was as good."""
-    if not differ(first, second):
-        return False
+def gap(first: list[dict], second: list[dict]) -> float:
+    """Nats by which the first token in which two answers differ was likelier than the other one, at least."""
     pairs = zip(first, second, strict=False)
     one, other = next(((a, b) for a, b in pairs if a["token"] != b["token"]), (None, None))
-    if one is None:
-        return True
+    if one is None:  # one ends where the other goes on
+        return math.inf
     best, next_best = one["top_logprobs"]
-    return other["token"] != next_best["token"] or best["logprob"] - next_best["logprob"] >= TIE
+    return best["logprob"] - next_best["logprob"] if other["token"] == next_best["token"] else math.inf
+
+
+def is_another(first: list[dict], second: list[dict]) -> bool:
+    """Whether two answers differ in more than ties."""
+    return differ(first, second) and gap(first, second) >= TIE
 
 
 def mean(values: Sequence[int]) -> float:

@@ -1,9 +1,9 @@
 """Training a LoRA on uploaded examples, as a job in a process of its own, with progress and cancel.
 
 Jobs are rows of the registry's database, so every service process sees them; the one that took a job on runs
-it, and holds a lock on its folder as long as it is there. A job's process ends with its service, also with one
-that is killed; the next service that opens the registry finds the lock free, and the job has failed. Until
-then it is told from one that runs by its last sign of life.
+it, and holds a lock in its folder as long as it lives. A job's process ends with its service, also where that
+is killed; the next service that opens the registry finds the lock free, and the job has failed. Until then it
+is told from one that runs by its last sign of life.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Jobs:
         self._registry, self._shape, self._base, self._config = registry, shape, base, config
         self._database, self._root = registry.database, registry.root / "jobs"
         self._queue: queue.Queue[str | None] = queue.Queue()
-        self._mine: dict[str, int] = {}  # that wait here or run -> the open folder, which is locked
+        self._mine: dict[str, int] = {}  # that wait here or run -> the descriptor that locks it
         self._closing = threading.Event()
         self._sweep()
         self._thread = threading.Thread(target=self._work, name="shoal-jobs", daemon=True)
@@ -171,19 +171,20 @@ class Jobs:
         """End the jobs that a killed service left, and remove their folders: nobody locks those any more."""
         for folder in self._root.glob("*"):
             with contextlib.suppress(OSError):  # another service's, or it is gone
+                changed = folder.stat().st_mtime
                 descriptor = _locked(folder)
                 try:
-                    if self._change(folder.name, state=FAILED, error=LOST) or self._is_left(folder):
+                    if self._change(folder.name, state=FAILED, error=LOST) or self._is_left(folder, changed):
                         shutil.rmtree(folder, ignore_errors=True)
                 finally:
                     os.close(descriptor)
 
-    def _is_left(self, folder: Path) -> bool:
+    def _is_left(self, folder: Path, changed: float) -> bool:
         """Whether nothing will use the folder of a job that does not run: it ended, or was never told of."""
         try:
             self.get(folder.name, None)
         except NotFoundError:
-            return folder.stat().st_mtime < time.time() - LOST_SECONDS  # else its row may be yet to come
+            return changed < time.time() - LOST_SECONDS  # else its row may be yet to come
         return True
 
     def _active(self) -> int:
@@ -193,7 +194,7 @@ class Jobs:
             return connection.execute(select(func.count()).select_from(JOBS).where(*active)).scalar_one()
 
     def _forget(self, identity: str) -> None:
-        """Give up a job's folder and its lock."""
+        """Remove a job's folder, then give up its lock."""
         shutil.rmtree(self._root / identity, ignore_errors=True)
         descriptor = self._mine.pop(identity, None)
         if descriptor is not None:
@@ -306,12 +307,14 @@ def _progress(folder: Path) -> dict[str, Any]:
 
 
 def _locked(folder: Path) -> int:
-    """A descriptor of a folder that holds its lock until it is closed, by whatever ends this process too.
+    """A descriptor that holds the lock of a job until it is closed, by whatever ends this process too.
+
+    The lock is a file of its own: training locks the folder where it writes.
 
     Raises:
-        OSError: it is locked, or there is none.
+        OSError: another process holds it, or there is no folder.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

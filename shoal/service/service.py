@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from shoal.config import ServiceConfig
 from shoal.errors import UnavailableError
 from shoal.expert_set import ExpertSet, shipped_experts
 from shoal.lora import LoRA
+from shoal.memory import give_back
 from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.registry import Registry
 from shoal.service.adapters import Adapters
@@ -31,6 +33,7 @@ from shoal.text_to_lora import TextToLoRA
 
 log = logging.getLogger(__name__)
 
+GIVE_BACK_SECONDS = 10.0  # between two times that free memory is given back
 ANYONE = "anyone"  # whom requests without a key stand for, where none is needed
 
 
@@ -135,6 +138,8 @@ def open_service(
     choices = Choices(registry, names, adapters, experts, runner.run, config.max_mix)
     jobs = Jobs(registry, shape, base, config)
     answers = Answers(backbone, runner, choices, limits, config)
+    closing = threading.Event()
+    threading.Thread(target=_give_back, args=(closing,), name="shoal-memory", daemon=True).start()
     log.info("serving %s from %s", shape.base_model, registry.database.shown)
     return Service(
         config=config,
@@ -150,5 +155,10 @@ def open_service(
         choices=choices,
         answers=answers,
         jobs=jobs,
-        closers=(jobs.close, runner.close, registry.close),
+        closers=(closing.set, jobs.close, adapters.close, runner.close, registry.close),
     )
+
+
+def _give_back(closing: threading.Event) -> None:
+    while not closing.wait(GIVE_BACK_SECONDS) and give_back():
+        pass
