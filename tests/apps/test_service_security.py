@@ -315,11 +315,14 @@ def test_a_client_that_never_reads_is_left(serve: Any) -> None:
                     assert time.monotonic() < until, "a connection that nobody reads is kept"
                     assert http.post("/v1/chat/completions", json=ask).status_code == 200
                     meanwhile += 1
+                    runner.run(lambda: time.sleep(0.05))  # a model that takes its time
                     largest = max(largest, its.transport.get_write_buffer_size())
+        while runner.state().running or runner.state().waiting:
+            assert time.monotonic() < until, "an answer that nobody reads keeps its place"
+            time.sleep(0.01)
         outcomes = running.service.monitoring.outcomes
         assert outcomes.labels("cancelled")._value.get() == 1  # it was not answered to its end
         assert outcomes.labels("length")._value.get() + outcomes.labels("stop")._value.get() == meanwhile
-        assert not runner.state().running and not runner.state().waiting
         assert 0 < largest < 2**18, "what it does not read is kept for it"
 
 
