@@ -1,7 +1,7 @@
 """The picture of the web page in the README, and one of every other page: drives a real service in Chromium.
 
-`python benchmarks/screenshot.py` writes docs/ui.png; `--pages DIRECTORY` also writes the others there. What the
-models answer is what they answered.
+`python benchmarks/screenshot.py` writes docs/ui.png; `--pages DIRECTORY` also writes the others there. What
+the models answer is what they answered.
 """
 
 from __future__ import annotations

@@ -3,14 +3,25 @@
     python benchmarks/soak.py --minutes 30 --clients 8
 
 Every client makes adapters, asks the same greedy question of each twice, compares the answers, and deletes
-them. Reported are statuses, answers that differ, and memory after a tenth of the time (warm) and at the end.
+them. The run fails, with exit code 1, where an answer was another adapter's, where a status was none of 200,
+201, 429 and 503, where one of the last two came without Retry-After, or where memory grew by more than `FLAT`
+after the warm-up.
+
+The warm-up is the first fifth of the run: by then the caches have filled (`TextToLoRA` keeps 32 adapters,
+oneDNN 1024 kernels for the shapes of batches) and the allocator has met the largest batches. Memory is the
+resident set, read every second; its growth is the mean of the last tenth over that of the tenth after the
+warm-up.
+
 In bfloat16 a batch rounds otherwise than one row alone: where the two likeliest tokens are within `TIE` nats,
-the other one is a tie and not another adapter's answer.
+two steps of a bfloat16 logit between 16 and 32, the other one is a tie and not another adapter's answer.
+Whether the comparison would find an adapter taken for another is measured as well: on answers of two adapters
+for different tasks, which should differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import socket
@@ -20,12 +31,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
 from _machine import machine
 
-TIE = 0.1
+TIE, FLAT, ROWS = 0.26, 0.05, 12
 TASKS = (
     "Sort the words",
     "Count the letters",
@@ -33,6 +45,7 @@ TASKS = (
     "Answer with one word",
     "Find the date",
 )
+ALLOWED = frozenset({200, 201, 429, 503})
 
 
 def main() -> None:
@@ -53,28 +66,65 @@ def main() -> None:
         command = [sys.executable, "-m", "shoal.apps.cli", "serve", *flags]
         service = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
         try:
-            model = wait(url)
-            end = time.monotonic() + 60 * arguments.minutes
+            model, begin = wait(url), time.monotonic()
+            end = begin + 60 * arguments.minutes
             clients = [Client(url, model, number, end) for number in range(arguments.clients)]
             for client in clients:
                 client.start()
-            time.sleep(6 * arguments.minutes)
-            warm = memory(service.pid)
+            curve = []
+            while time.monotonic() < end:
+                curve.append(memory(service.pid))
+                time.sleep(1)
             for client in clients:
                 client.join()
-            last = memory(service.pid)
         finally:
             service.terminate()
             service.wait()
-    statuses: Counter[int] = sum((c.statuses for c in clients), Counter())
     print(f"{machine()}\n\n| {arguments.minutes:g} minutes, {arguments.clients} clients | |\n|---|---:|")
+    faults = [*report_answers(clients), *report_memory(curve, arguments.minutes)]
+    if faults:
+        raise SystemExit("not as it should be: " + "; ".join(faults))
+
+
+def report_answers(clients: Sequence[Client]) -> list[str]:
+    """Print what was answered; what is wrong with it."""
+    statuses: Counter[int] = sum((c.statuses for c in clients), Counter())
     for status, count in sorted(statuses.items()):
         print(f"| status {status} | {count} |")
-    wrong, ties, compared = (sum(getattr(c, name) for c in clients) for name in ("wrong", "ties", "compared"))
+    names = ("wrong", "ties", "compared", "told_apart", "pairs", "rude", "lost")
+    wrong, ties, compared, apart, pairs, rude, lost = (sum(getattr(c, n) for c in clients) for n in names)
+    print(f"| 429 and 503 without Retry-After | {rude} |")
+    print(f"| requests without an answer | {lost} |")
     print(f"| answers of another adapter | {wrong} of {compared} |")
     print(f"| answers that a tie of two tokens changed | {ties} of {compared} |")
-    growth = last / warm - 1
-    print(f"| memory, warm and at the end | {warm / 2**20:.0f} MB, {last / 2**20:.0f} MB ({growth:+.1%}) |")
+    print(f"| the clearest choice that a batch changed | {max(c.gap for c in clients):.3f} nats |")
+    print(f"| adapters for two tasks that the comparison tells apart | {apart} of {pairs} |")
+    others = sorted(set(statuses) - ALLOWED)
+    stopped = sum(not c.finished for c in clients)
+    found = {
+        f"statuses {others}": others,
+        f"{rude} refusals without Retry-After": rude,
+        f"{lost} requests without an answer": lost,
+        f"{wrong} answers of another adapter": wrong,
+        "no answers were compared": not compared,
+        "the comparison tells no adapters apart": not apart,
+        f"{stopped} clients stopped early": stopped,
+    }
+    return [fault for fault, is_so in found.items() if is_so]
+
+
+def report_memory(curve: Sequence[int], minutes: float) -> list[str]:
+    """Print memory over the time, `ROWS` means of it, and its growth after the warm-up; what is wrong."""
+    size = max(1, len(curve) // ROWS)
+    for begin in range(0, len(curve) - size + 1, size):
+        until = (begin + size) / len(curve) * minutes
+        print(f"| memory until minute {until:.1f} | {mean(curve[begin : begin + size]) / 2**20:.0f} MB |")
+    tenth = max(1, len(curve) // 10)
+    warm, last = mean(curve[2 * tenth : 3 * tenth]), mean(curve[-tenth:])
+    growth, peak = last / warm - 1, max(curve[2 * tenth :])
+    print(f"| memory, warm and in the end | {warm / 2**20:.0f} MB, {last / 2**20:.0f} MB ({growth:+.1%}) |")
+    print(f"| the most after the warm-up | {peak / 2**20:.0f} MB |")
+    return [f"memory grew by {growth:.1%} after the warm-up"] if growth > FLAT else []
 
 
 class Client(threading.Thread):
@@ -84,15 +134,17 @@ class Client(threading.Thread):
         super().__init__()
         self.url, self.model, self.number, self.end = url, model, number, end
         self.statuses: Counter[int] = Counter()
-        self.compared = self.wrong = self.ties = 0
+        self.compared = self.wrong = self.ties = self.pairs = self.told_apart = self.rude = self.lost = 0
+        self.finished, self.gap = False, 0.0
 
     def run(self) -> None:
         chance, made = random.Random(self.number), 0
+        before: tuple[str, list[dict]] | None = None
         with httpx2.Client(base_url=self.url, timeout=120) as self.http:
             while time.monotonic() < self.end:
                 made += 1
-                name = f"c{self.number}-{made % 3}"
-                description = f"{chance.choice(TASKS)} of text number {chance.randrange(10**6)}."
+                name, task = f"c{self.number}-{made % 3}", chance.choice(TASKS)
+                description = f"{task} of text number {chance.randrange(10**6)}."
                 if self.ask("POST", "/v1/adapters", {"name": name, "description": description}) is None:
                     continue
                 first = self.answer({"model": name})
@@ -101,10 +153,17 @@ class Client(threading.Thread):
                 second = self.answer({"model": name})
                 if first is not None and second is not None:
                     self.compared += 1
-                    tie = differ(first, second) and is_tie(first, second)
-                    self.ties += tie
-                    self.wrong += differ(first, second) and not tie
+                    changed, another = differ(first, second), is_another(first, second)
+                    self.wrong += another
+                    self.ties += changed and not another
+                    self.gap = max(self.gap, gap(first, second) if changed else 0.0)
+                if first is not None:
+                    if before is not None and before[0] != task:
+                        self.pairs += 1
+                        self.told_apart += is_another(before[1], first)
+                    before = (task, first)
                 self.ask("DELETE", f"/v1/adapters/{name}")
+        self.finished = True
 
     def answer(self, which: dict) -> list[dict] | None:
         """Its tokens, each with the two likeliest."""
@@ -115,10 +174,16 @@ class Client(threading.Thread):
         return None if whole is None else whole["choices"][0]["logprobs"]["content"]
 
     def ask(self, method: str, path: str, body: dict | None = None) -> dict | None:
-        answer = self.http.request(method, path, json=body)
+        try:
+            answer = self.http.request(method, path, json=body)
+        except httpx2.TransportError:
+            self.lost += 1
+            time.sleep(0.2)
+            return None
         self.statuses[answer.status_code] += 1
         if answer.status_code in (429, 503):
-            time.sleep(int(answer.headers["retry-after"]))
+            self.rude += "retry-after" not in answer.headers
+            time.sleep(int(answer.headers.get("retry-after", 1)))
         return answer.json() if answer.status_code < 400 else None
 
 
@@ -127,14 +192,24 @@ def differ(first: list[dict], second: list[dict]) -> bool:
     return [score["token"] for score in first] != [score["token"] for score in second]
 
 
-def is_tie(first: list[dict], second: list[dict]) -> bool:
-    """Whether the first token in which two answers differ was as good as the other."""
+def gap(first: list[dict], second: list[dict]) -> float:
+    """Nats by which the first token in which two answers differ was likelier than the other one, at least."""
     pairs = zip(first, second, strict=False)
     one, other = next(((a, b) for a, b in pairs if a["token"] != b["token"]), (None, None))
-    if one is None:
-        return False
+    if one is None:  # one ends where the other goes on
+        return math.inf
     best, next_best = one["top_logprobs"]
-    return other["token"] == next_best["token"] and best["logprob"] - next_best["logprob"] < TIE
+    return best["logprob"] - next_best["logprob"] if other["token"] == next_best["token"] else math.inf
+
+
+def is_another(first: list[dict], second: list[dict]) -> bool:
+    """Whether two answers differ in more than ties."""
+    return differ(first, second) and gap(first, second) >= TIE
+
+
+def mean(values: Sequence[int]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
 
 
 def wait(url: str) -> str:

@@ -7,6 +7,7 @@ more are given up when room runs out. Knows nothing of tokens, adapters or reque
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,7 +99,8 @@ class _Layer(CacheLayerMixin):
 
     def __init__(self, place: RowCache) -> None:
         super().__init__()
-        self._place = place
+        # Not the place itself: in a cycle the buffers would stay until the garbage collector comes by.
+        self._place: RowCache = weakref.proxy(place)
         self.room = (0, 0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

@@ -1,7 +1,8 @@
-"""How much memory this process holds, and the most that it held: what the kernel counts, in bytes."""
+"""How much memory this process holds and held at most, as the kernel counts, in bytes; and giving it back."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -40,3 +41,13 @@ def forget_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def give_back() -> bool:
+    """Return to the system the pages that are free within the heap; False where the C library cannot.
+
+    A heap in which tensors of many sizes come and go, from many threads, keeps pages between those in use,
+    and grows while what is in use does not.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc, for all its arenas
+    return trim is not None and trim(0) in (0, 1)

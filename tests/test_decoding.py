@@ -1,5 +1,7 @@
 """Rows that come and go: at every step each has the logits that it has alone, in one pass without a cache."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -145,3 +147,22 @@ def test_adaptations_that_do_not_fit_are_refused(model: Model) -> None:
         Rows(model.backbone, [[1]], [expert])
     with pytest.raises(UsageError, match="batch of 2 experts"):
         Rows(model.backbone, [[1]], [ExpertVector.stack([expert, expert])], basis=model.basis)
+
+
+def test_what_a_batch_held_is_free_as_soon_as_it_is_dropped(tiny_models: dict[str, Path]) -> None:
+    """Without the garbage collector, which may come a hundred batches later."""
+    backbone = load_backbone(str(tiny_models["llama"]), device="cpu", dtype=torch.float32)
+    gc.collect()
+    gc.disable()
+    try:
+        rows, others = Rows(backbone, [[1, 2, 3], [4]]), Rows(backbone, [[5, 6]])
+        rows.read()
+        others.read()
+        rows.join(others, [0])
+        rows.step(torch.tensor([1, 2, 3]))
+        held = [weakref.ref(layer.keys) for batch in (rows, others) for layer in batch.cache.cache.layers]
+        assert len(held) == 6 and all(buffer() is not None for buffer in held)
+        del rows, others
+        assert not any(buffer() is not None for buffer in held)
+    finally:
+        gc.enable()

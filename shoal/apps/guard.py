@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.api_keys import ANYONE
 from shoal.config import ServiceConfig
+from shoal.errors import shorten
 from shoal.service.failures import Failure, failure_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ PUBLIC = frozenset({"/health", "/ready"})
 UPLOADS = frozenset({"/v1/adapters/import", "/v1/jobs"})
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 FORM_BYTES = 2**16  # of an upload besides its file
+LENGTH_DIGITS = 19  # of a Content-Length: all that fit 64 bits
+UNREAD = frozenset({"body_too_large", "body_length"})  # failures after which a body is not read
 SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -76,8 +79,7 @@ class Guard:
         scope.setdefault("state", {})["owner"] = owner
         with service.limits.request(owner) if owner else nullcontext():
             limit = body_limit(scope["path"], service.config)
-            stated = headers.get("content-length", "0")
-            if not stated.isdecimal() or int(stated) > limit:
+            if _stated_length(headers) > limit:
                 raise too_large(limit)
             await self._app(scope, _counted(receive, limit), answer.send)
 
@@ -133,7 +135,7 @@ class _Answer:
     async def fail(self, failure: Failure) -> None:
         body = json.dumps(failure.body()).encode()
         headers = {**failure.headers(), "Content-Type": "application/json", "Content-Length": str(len(body))}
-        if failure.status == 413:
+        if failure.code in UNREAD:
             headers["Connection"] = "close"  # what is left of the body is not read
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": failure.status, "headers": raw})
@@ -160,6 +162,24 @@ def _counted(receive: Receive, limit: int) -> Receive:
         return message
 
     return counting
+
+
+def _stated_length(headers: Headers) -> int:
+    """Bytes that the body will have, 0 where that is not stated.
+
+    Raises:
+        Failure: 400: it is stated in a way that two readers could take for different lengths.
+    """
+    stated = headers.getlist("content-length")
+    if stated and "transfer-encoding" in headers:
+        said = "together with Transfer-Encoding"
+    elif len(stated) > 1:
+        said = f"{len(stated)} times"
+    elif stated and not (stated[0].isascii() and stated[0].isdigit() and len(stated[0]) <= LENGTH_DIGITS):
+        said = f"as {shorten(stated[0], 40)}"
+    else:
+        return int(stated[0]) if stated else 0
+    raise Failure(400, f"Content-Length is given {said}; give one number, or none", code="body_length")
 
 
 def too_large(limit: int) -> Failure:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import socket
 import sys
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +14,8 @@ from shoal.apps.registry import Place
 from shoal.apps.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MAX_HEADER_BYTES, KEEP_ALIVE_SECONDS, LEAVING_SECONDS = 2**15, 15, 20
@@ -40,6 +44,7 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
     from shoal.backbone import DEFAULT_MODEL
     from shoal.service.service import open_service
 
+    sockets = bound(address.host, address.port, config.send_seconds)
     logging.getLogger("shoal").setLevel(logging.INFO)
     logging.getLogger("shoal.text_to_lora").setLevel(logging.ERROR)  # its warnings quote descriptions
     if engine.engine == "vllm":
@@ -49,8 +54,6 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(service),
-            host=address.host,
-            port=address.port,
             http="h11",  # the one whose headers are bounded
             ws="none",
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -63,9 +66,9 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
     )
     logging.getLogger("uvicorn.error").setLevel(logging.INFO)
     try:
-        server.run()
-    except OSError as error:
-        raise ShoalError(f"cannot listen on {address.host}:{address.port}: {reason(error)}") from None
+        for one in sockets:
+            log.info("listening on port %d of %s", one.getsockname()[1], address.host)
+        server.run(sockets=sockets)
     except SystemExit:  # uvicorn has said why on standard error
         raise ShoalError(f"the service could not start on {address.host}:{address.port}") from None
     sys.stdout.flush()
@@ -85,3 +88,28 @@ def check_service(address: Address) -> None:
             f"--open with --host {address.host} would let anyone in; leave one out, and make keys with "
             "`shoal keys create`"
         )
+
+
+def bound(host: str, port: int, send_seconds: float) -> list[socket.socket]:
+    """Sockets to listen on, whose connections end where a client takes nothing of what was sent for so long.
+
+    Closing would not do: a connection is kept until all that was written is read, if that is never.
+
+    Raises:
+        ShoalError: the address cannot be used.
+    """
+    sockets = []
+    try:
+        for family, kind, _, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            sockets.append(one := socket.socket(family, kind))
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the connections inherit it
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * send_seconds))
+            one.bind(where)
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        raise ShoalError(f"cannot listen on {host}:{port}: {reason(error)}") from None
+    return sockets

@@ -44,6 +44,10 @@ class Adapters:
         self._others: dict[str, TextToLoRA] = {}
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Make no more."""
+        self._one.close()
+
     def described(self, description: str) -> tuple[LoRA, dict[str, Any]]:
         """An adapter that is not kept; see `TextToLoRA.generate` for errors."""
         with self._monitoring.adapter_seconds.time():

@@ -1,14 +1,17 @@
-"""Calls that come while another runs are done together, as one batch, by the first that gets its turn.
+"""Calls that come while another runs are done together, as one batch, on one thread.
 
-For work whose batch costs little more than one call. Knows nothing of what the work is.
+For work whose batch costs little more than one call. One thread, since every thread that computes has helpers
+and an allocator of its own. Knows nothing of what the work is.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
+
+from shoal.errors import UnavailableError
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -21,25 +24,38 @@ class Combined(Generic[Key, Value]):
         """Nothing runs yet.
 
         Args:
-            work: gives a value for every key, in order; called by one thread at a time.
+            work: gives a value for every key, in order; always called on the same thread.
             limit: keys of one batch.
         """
         self._work, self._limit = work, limit
-        self._turn, self._lock = threading.Lock(), threading.Lock()
+        self._thread, self._lock = ThreadPoolExecutor(1, "shoal-combined"), threading.Lock()
         self._pending: list[tuple[Key, Future[Value]]] = []
 
     def __call__(self, key: Key) -> Value:
-        """The value of a key; raises what `work` raises for this key alone."""
+        """The value of a key.
+
+        Raises:
+            UnavailableError: it was closed.
+            Exception: what `work` raises for this key alone.
+        """
         own: Future[Value] = Future()
         with self._lock:
             self._pending.append((key, own))
-        while not own.done():
-            with self._turn:
-                with self._lock:
-                    batch, self._pending = self._pending[: self._limit], self._pending[self._limit :]
-                if batch:
-                    self._run(batch)
+        try:
+            self._thread.submit(self._next)
+        except RuntimeError:
+            raise UnavailableError("the service was stopped; ask again when it is back") from None
         return own.result()
+
+    def close(self) -> None:
+        """End the thread after what is asked for already."""
+        self._thread.shutdown(wait=False)
+
+    def _next(self) -> None:
+        with self._lock:
+            batch, self._pending = self._pending[: self._limit], self._pending[self._limit :]
+        if batch:  # else an earlier one took them along
+            self._run(batch)
 
     def _run(self, batch: list[tuple[Key, Future[Value]]]) -> None:
         try:

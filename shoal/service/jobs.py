@@ -1,12 +1,15 @@
 """Training a LoRA on uploaded examples, as a job in a process of its own, with progress and cancel.
 
 Jobs are rows of the registry's database, so every service process sees them; the one that took a job on runs
-it, and a job whose process ended with its service is told from one that runs by its last sign of life.
+it, and holds a lock in its folder as long as it lives. A job's process ends with its service, also where that
+is killed; the next service that opens the registry finds the lock free, and the job has failed. Until then it
+is told from one that runs by its last sign of life.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -36,6 +39,7 @@ log = logging.getLogger(__name__)
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
 LOOK_SECONDS, LOST_SECONDS, STOP_SECONDS = 0.5, 60.0, 10.0
+LOST, STOPPED = "its service ended; ask for it again", "the service was stopped; ask for it again"
 _J = JOBS.c
 
 
@@ -76,7 +80,7 @@ class Jobs:
         self._registry, self._shape, self._base, self._config = registry, shape, base, config
         self._database, self._root = registry.database, registry.root / "jobs"
         self._queue: queue.Queue[str | None] = queue.Queue()
-        self._mine: set[str] = set()  # that wait here or run
+        self._mine: dict[str, int] = {}  # that wait here or run -> the descriptor that locks it
         self._closing = threading.Event()
         self._sweep()
         self._thread = threading.Thread(target=self._work, name="shoal-jobs", daemon=True)
@@ -87,6 +91,10 @@ class Jobs:
         self._closing.set()
         self._queue.put(None)
         self._thread.join(STOP_SECONDS + 5)
+        for identity in list(self._mine):  # that waited
+            with contextlib.suppress(ShoalError):
+                self._change(identity, state=FAILED, error=STOPPED)
+            self._forget(identity)
 
     def submit(
         self, adapter: str, definition: str, examples: bytes, owner: str, *, steps: int, rank: int
@@ -117,15 +125,13 @@ class Jobs:
             raise UnavailableError(f"{count} jobs wait or run, the limit is {config.max_jobs}; try later")
         now = time.time()
         job = Job(secrets.token_hex(16), owner, adapter, QUEUED, 0, steps, None, None, now, now)
-        folder = self._root / job.id
         try:
-            self._prepare(folder, examples, definition, steps, rank)
+            self._prepare(job.id, examples, definition, steps, rank)
             with self._database.writing() as connection:
                 connection.execute(insert(JOBS).values(vars(job)))
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._forget(job.id)
             raise
-        self._mine.add(job.id)
         self._queue.put(job.id)
         return job
 
@@ -162,14 +168,24 @@ class Jobs:
         return self.get(identity, viewer)
 
     def _sweep(self) -> None:
-        """Remove the folders of jobs that neither wait nor run, as a killed service leaves them."""
+        """End the jobs that a killed service left, and remove their folders: nobody locks those any more."""
         for folder in self._root.glob("*"):
-            try:
-                ended = self.get(folder.name, None).state not in (QUEUED, RUNNING)
-            except NotFoundError:
-                ended = folder.stat().st_mtime < time.time() - LOST_SECONDS  # else its row is yet to come
-            if ended:
-                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another service's, or it is gone
+                changed = folder.stat().st_mtime
+                descriptor = _locked(folder)
+                try:
+                    if self._change(folder.name, state=FAILED, error=LOST) or self._is_left(folder, changed):
+                        shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
+
+    def _is_left(self, folder: Path, changed: float) -> bool:
+        """Whether nothing will use the folder of a job that does not run: it ended, or was never told of."""
+        try:
+            self.get(folder.name, None)
+        except NotFoundError:
+            return changed < time.time() - LOST_SECONDS  # else its row may be yet to come
+        return True
 
     def _active(self) -> int:
         """Jobs of all processes that wait or run."""
@@ -177,9 +193,18 @@ class Jobs:
         with self._database.reading() as connection:
             return connection.execute(select(func.count()).select_from(JOBS).where(*active)).scalar_one()
 
-    def _prepare(self, folder: Path, examples: bytes, definition: str, steps: int, rank: int) -> None:
+    def _forget(self, identity: str) -> None:
+        """Remove a job's folder, then give up its lock."""
+        shutil.rmtree(self._root / identity, ignore_errors=True)
+        descriptor = self._mine.pop(identity, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _prepare(self, identity: str, examples: bytes, definition: str, steps: int, rank: int) -> None:
+        folder = self._root / identity
         try:
             folder.mkdir(parents=True)
+            self._mine[identity] = _locked(folder)
             (folder / "examples.jsonl").write_bytes(examples)
         except OSError as error:
             raise UnavailableError(f"the examples cannot be kept: {reason(error)}") from error
@@ -207,39 +232,38 @@ class Jobs:
 
     def _work(self) -> None:
         while (identity := self._queue.get()) is not None and not self._closing.is_set():
-            folder = self._root / identity
             try:
                 if self._change(identity, state=RUNNING):
-                    self._train(identity, folder)
+                    self._train(identity, self._root / identity)
             except Exception as error:  # a job's failure is its own
                 log.exception("job %s failed", identity)
                 with contextlib.suppress(ShoalError):
                     self._change(identity, state=FAILED, error=reason(error))
             finally:
-                self._mine.discard(identity)
-                shutil.rmtree(folder, ignore_errors=True)
+                self._forget(identity)
 
     def _train(self, identity: str, folder: Path) -> None:
         settings = str(folder / "settings.yaml")
-        command = [sys.executable, "-m", "shoal.apps.cli", "train", "lora", "--config", settings]
+        command = [sys.executable, "-m", "shoal.apps.leashed", "train", "lora", "--config", settings]
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith(("SHOAL_DATABASE", "HF_TOKEN"))
         }
         with (folder / "output.txt").open("wb") as output:
+            pipe = subprocess.PIPE  # nothing is written: the process ends where this end is closed
             process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=environment, start_new_session=True
+                command, stdin=pipe, stdout=output, stderr=output, env=environment, start_new_session=True
             )
             try:
                 while process.poll() is None:
                     time.sleep(LOOK_SECONDS)
                     if self._closing.is_set() or not self._change(identity, **_progress(folder)):
                         break  # cancelled, or the service ends
-                    for waiting in self._mine - {identity}:
+                    for waiting in set(self._mine) - {identity}:
                         self._change(waiting)  # a sign of life
             finally:
                 _stop(process)
         if self._closing.is_set():
-            self._change(identity, state=FAILED, error="the service was stopped")
+            self._change(identity, state=FAILED, error=STOPPED)
         elif process.returncode == 0:
             self._finish(identity, folder)
         else:
@@ -270,7 +294,7 @@ class Jobs:
 def _seen(job: Job) -> Job:
     """A job as it is known: without a sign of life for long, its process is gone."""
     if job.state in (QUEUED, RUNNING) and job.updated < time.time() - LOST_SECONDS:
-        return Job(**{**vars(job), "state": FAILED, "error": "its service ended; ask for it again"})
+        return Job(**{**vars(job), "state": FAILED, "error": LOST})
     return job
 
 
@@ -282,8 +306,27 @@ def _progress(folder: Path) -> dict[str, Any]:
     return {"step": int(last["step"]), "loss": float(last["loss"])}
 
 
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the lock of a job until it is closed, by whatever ends this process too.
+
+    The lock is a file of its own: training locks the folder where it writes.
+
+    Raises:
+        OSError: another process holds it, or there is no folder.
+    """
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started."""
+    assert process.stdin is not None
+    process.stdin.close()
     if process.poll() is not None:
         return
     for kind in (signal.SIGTERM, signal.SIGKILL):

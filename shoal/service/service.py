@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from shoal.backbone import Backbone
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
 from shoal.expert_set import ExpertSet
+from shoal.memory import give_back
 from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.registry import Registry
 from shoal.service.adapters import Adapters
@@ -29,6 +31,8 @@ from shoal.skills import SkillDetector
 from shoal.text_to_lora import TextToLoRA
 
 log = logging.getLogger(__name__)
+
+GIVE_BACK_SECONDS = 10.0  # between two times that free memory is given back
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ def open_service(
     choices = Choices(registry, names, adapters, answering.experts, runner.run, config.max_mix)
     jobs = Jobs(registry, shape, base, config)
     answers = Answers(answering.backbone, runner, choices, limits, config)
+    closing = threading.Event()
+    threading.Thread(target=_give_back, args=(closing,), name="shoal-memory", daemon=True).start()
     log.info("serving %s from %s", shape.base_model, registry.database.shown)
     return Service(
         config=config,
@@ -139,5 +145,10 @@ def open_service(
         choices=choices,
         answers=answers,
         jobs=jobs,
-        closers=(jobs.close, answering.close, registry.close),
+        closers=(closing.set, jobs.close, adapters.close, answering.close, registry.close),
     )
+
+
+def _give_back(closing: threading.Event) -> None:
+    while not closing.wait(GIVE_BACK_SECONDS) and give_back():
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 import uvicorn
 
 from shoal.apps.service import create_app
+from shoal.apps.serving import bound
 from shoal.config import ServiceConfig
 from shoal.registry import Registry
 from shoal.service.service import Service, open_service
@@ -22,26 +24,34 @@ from shoal.service.service import Service, open_service
 class Running:
     """A service on a port, with a key for ada and one for eve."""
 
+    server: uvicorn.Server
     service: Service
     url: str
     model: str
     ada: str
     eve: str
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
 
 @contextmanager
-def serving(model: Path, root: Path, **limits: float) -> Iterator[Running]:
+def serving(model: Path, root: Path, *, send_buffer: int = 0, **limits: float) -> Iterator[Running]:
     service = open_service(Registry(root), str(model), ServiceConfig(**limits))
-    settings = {"host": "127.0.0.1", "port": 0, "http": "h11", "ws": "none", "log_config": None}
+    settings = {"http": "h11", "ws": "none", "log_config": None}
     server = uvicorn.Server(uvicorn.Config(create_app(service), timeout_graceful_shutdown=2, **settings))
-    thread = threading.Thread(target=server.run)
+    sockets = bound("127.0.0.1", 0, service.config.send_seconds)
+    if send_buffer:
+        sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    thread = threading.Thread(target=server.run, args=(sockets,))
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    port = sockets[0].getsockname()[1]
     try:
         keys = [service.keys.create(owner) for owner in ("ada", "eve")]
-        yield Running(service, f"http://127.0.0.1:{port}", str(model), *keys)
+        yield Running(server, service, f"http://127.0.0.1:{port}", str(model), *keys)
     finally:
         server.should_exit = True
         thread.join()
@@ -59,3 +69,9 @@ def running(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     limits = {"requests_per_minute": 100_000, "tokens_per_minute": 10**8, "max_tokens": 400, "max_jobs": 3}
     with serving(tiny_llama, root / "registry", **limits) as running:
         yield running
+
+
+@pytest.fixture
+def serve(tiny_llama: Path, tmp_path: Path) -> Callable[..., AbstractContextManager[Running]]:
+    """A service of a test's own, with limits of its own."""
+    return lambda **options: serving(tiny_llama, tmp_path / "registry", **options)

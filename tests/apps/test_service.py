@@ -299,7 +299,7 @@ def test_a_client_that_goes_away_frees_its_place(running: Any) -> None:
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {running.ada}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))) as connection:
+        with socket.create_connection(("127.0.0.1", running.port)) as connection:
             connection.sendall((head + body).encode())
             until = time.monotonic() + 20
             while not running.service.runner.state().running:

@@ -15,10 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 
 from shoal.api_keys import ApiKeys
+from shoal.backbone_shape import load_shape
+from shoal.config import ServiceConfig
 from shoal.registry import AdapterRecord, Registry
+from shoal.service.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 50
@@ -153,3 +157,61 @@ def some_archive(root: Path) -> bytes:
                 archive.write(path, path.name)
     registry.close()
     return file.getvalue()
+
+
+def test_a_killed_services_training_ends_and_has_failed(tiny_llama: Path, tmp_path: Path) -> None:
+    """The process that trains ends with its service, and the next service knows; those of others go on."""
+    root, path = tmp_path / "registry", tmp_path / "s"
+    registry = Registry(root)
+    key = ApiKeys(registry.database).create("ada")
+    lines = b"\n".join(b'{"input": "%d", "output": "%d"}' % (i, i + 1) for i in range(40))
+    form = {"name": "next", "definition": "Write the next number.", "steps": "2000"}
+    command = [sys.executable, "-c", SERVE, str(tiny_llama), str(root), str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    )
+    assert parent.stdin is not None and parent.stdout is not None
+    service = None
+    try:
+        parent.stdin.write("go\n")
+        parent.stdin.flush()
+        service = psutil.Process(int(parent.stdout.readline()))
+        until = time.monotonic() + 120
+        while not path.exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        headers = {"Authorization": f"Bearer {key}"}
+        transport = httpx2.HTTPTransport(uds=str(path))
+        with httpx2.Client(transport=transport, base_url="http://x", headers=headers, timeout=60) as http:
+            first, waiting = (
+                http.post("/v1/jobs", data={**form, "name": name}, files={"file": lines}).json()["id"]
+                for name in ("next", "other")
+            )
+            while (job := http.get(f"/v1/jobs/{first}").json())["step"] < 1:
+                assert time.monotonic() < until and job["state"] in ("queued", "running"), job
+                time.sleep(0.3)
+        (training,) = service.children()
+        alive = Jobs(registry, load_shape(str(tiny_llama)), str(tiny_llama), ServiceConfig())
+        assert alive.get(first, "ada").state == "running"  # a service that starts beside it ends none of its
+        alive.close()
+        service.kill()
+        _, left = psutil.wait_procs([training], timeout=60)
+        assert not left, "a training outlives its service"
+    finally:
+        if service is not None and service.is_running():
+            service.kill()
+        parent.kill()
+        parent.wait()
+        parent.stdin.close()
+        parent.stdout.close()
+    assert len(list((root / "jobs").iterdir())) == 2
+    jobs = Jobs(registry, load_shape(str(tiny_llama)), str(tiny_llama), ServiceConfig())
+    for identity in (first, waiting):
+        job = jobs.get(identity, "ada")
+        assert (job.state, job.error) == ("failed", "its service ended; ask for it again")
+    assert not list((root / "jobs").iterdir())
+    again = jobs.submit("next", "Write the next number.", lines, "ada", steps=10**3, rank=2)
+    jobs.close()  # what waits or runs is told of, too
+    assert jobs.get(again.id, "ada").error == "the service was stopped; ask for it again"
+    registry.close()

@@ -32,11 +32,12 @@ from shoal.registry import Registry
 from shoal.service.service import Service, open_service
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
+FREELY = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9}
 
 
 @pytest.fixture(scope="module")
 def service(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    limits = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "max_tokens": 8, "max_adapters": 50}
+    limits = {**FREELY, "max_tokens": 8, "max_adapters": 50}
     registry = Registry(tmp_path_factory.mktemp("security") / "registry")
     service = open_service(registry, str(tiny_llama), ServiceConfig(**limits))
     yield service
@@ -63,6 +64,13 @@ def small(
         create_app(service), headers={"Authorization": f"Bearer {key}"}, raise_server_exceptions=False
     )
     return service, client
+
+
+def post_of(key: str, body: bytes, lengths: str | None = None) -> bytes:
+    """The bytes of a request for a chat."""
+    stated = f"Content-Length: {len(body)}" if lengths is None else lengths
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
+    return f"{head}Content-Type: application/json\r\n{stated}\r\n\r\n".encode() + body
 
 
 def is_error(answer: Any, status: int) -> bool:
@@ -163,8 +171,7 @@ def refused(http: TestClient, service: Service) -> dict[str, tuple[int, Any]]:
 def test_limits_come_before_work(http: TestClient, service: Service) -> None:
     before = service.runner.state()
     for what, (status, answer) in refused(http, service).items():
-        wanted = 413 if what == "no length" else status
-        assert is_error(answer, wanted), (what, answer.status_code, answer.text)
+        assert is_error(answer, status), (what, answer.status_code, answer.text)
     assert service.runner.state() == before and service.registry.count(None) == 0
 
 
@@ -286,29 +293,81 @@ def test_without_keys_only_this_machine_is_answered(tiny_llama: Path, tmp_path: 
     service.close()
 
 
-def test_a_client_that_never_reads_is_left(running: Any) -> None:
-    config = running.service.config
-    ask = {"model": running.model, **ASK, "max_tokens": 400, "n": 8, "stream": True}
-    body = json.dumps(ask).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {running.ada}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
-        connection.sendall(head.encode() + body)
-        until = time.monotonic() + config.send_seconds + 20
-        while not running.service.runner.state().running:
-            assert time.monotonic() < until
-            time.sleep(0.001)
-        while running.service.runner.state().running:
+def test_a_client_that_never_reads_is_left(serve: Any) -> None:
+    """Its answers' places are freed, its connection ends, little of it is kept, and others are answered."""
+    with serve(send_seconds=0.1, send_buffer=4096, **FREELY) as running:
+        runner, ask = running.service.runner, {"model": running.model, **ASK}
+        long = {**ask, "max_tokens": 400, "stream": True, "logprobs": True, "top_logprobs": 20}
+        with socket.socket() as silent:
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            silent.connect(("127.0.0.1", running.port))
+            silent.sendall(post_of(running.ada, json.dumps(long).encode()))
+            until = time.monotonic() + 60
+            while not runner.state().running:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+            connections = running.server.server_state.connections
+            (its,) = connections
+            largest = meanwhile = 0
+            eve = {"Authorization": f"Bearer {running.eve}"}
+            with httpx2.Client(base_url=running.url, headers=eve) as http:
+                while its in connections:
+                    assert time.monotonic() < until, "a connection that nobody reads is kept"
+                    assert http.post("/v1/chat/completions", json=ask).status_code == 200
+                    meanwhile += 1
+                    runner.run(lambda: time.sleep(0.05))  # a model that takes its time
+                    largest = max(largest, its.transport.get_write_buffer_size())
+        while runner.state().running or runner.state().waiting:
             assert time.monotonic() < until, "an answer that nobody reads keeps its place"
-            time.sleep(0.05)
+            time.sleep(0.01)
+        outcomes = running.service.monitoring.outcomes
+        assert outcomes.labels("cancelled")._value.get() == 1  # it was not answered to its end
+        assert outcomes.labels("length")._value.get() + outcomes.labels("stop")._value.get() == meanwhile
+        assert 0 < largest < 2**18, "what it does not read is kept for it"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "status"),
+    [
+        ("Content-Length: -1", 400),
+        ("Content-Length: +2", 400),
+        ("Content-Length: two", 400),
+        ("Content-Length: 0x2", 400),
+        ("Content-Length: 2.0", 400),
+        ("Content-Length:", 400),
+        ("Content-Length: 2, 3", 400),
+        ("Content-Length: 2\r\nContent-Length: 3", 400),
+        ("Content-Length: 2\r\nTransfer-Encoding: chunked", 400),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 2", 400),
+        (f"Content-Length: {'9' * 5000}", 400),
+        (f"Content-Length: {'9' * 19}", 413),
+        ("Content-Length: 1048577", 413),
+    ],
+)
+def test_a_length_that_can_be_misread_is_refused(running: Any, lengths: str, status: int) -> None:
+    """Nothing after it is taken for another request: the connection ends."""
+    hidden = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", running.port)) as connection:
+        connection.settimeout(20)
+        connection.sendall(post_of(running.ada, b"{}" + hidden, lengths))
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while more := connection.recv(2**16):
+                answer += more
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
+    assert answer.count(b"HTTP/1.1 ") == 1 and b"Traceback" not in answer
+
+
+@pytest.mark.parametrize("stated", ["-1", "two", "+2", "2.0", "", "\u0662", "9" * 5000, "2, 2"])
+def test_a_length_that_is_no_number_is_400_on_any_server(http: TestClient, stated: str) -> None:
+    headers = {"Content-Length": stated.encode()}
+    answer = http.post("/v1/adapters", content=b"{}", headers=headers)  # type: ignore[arg-type]
+    assert is_error(answer, 400) and answer.json()["error"]["code"] == "body_length"
+    assert answer.headers["connection"] == "close"
 
 
 def test_long_headers_are_refused(running: Any) -> None:
-    with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))) as connection:
+    with socket.create_connection(("127.0.0.1", running.port)) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000)
         connection.settimeout(10)
         with contextlib.suppress(ConnectionResetError):
