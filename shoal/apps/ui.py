@@ -80,6 +80,8 @@ def main() -> None:
 def _connect(service: str) -> bool:
     """Find the service with the key at hand; whether it answers."""
     given = os.environ.get(KEY, "")
+    if "typed_key" not in st.session_state:  # Streamlit forgets it when a button leads to another page
+        st.session_state.typed_key = st.session_state.get("kept_key", "")
     typed = st.text_input(
         "API key",
         type="password",
@@ -88,6 +90,7 @@ def _connect(service: str) -> bool:
         help="Made by `shoal keys create NAME`. It stays in this session and goes to the service alone. "
         "A service that runs with `--open` needs none.",
     )
+    st.session_state.kept_key = typed
     who = (service, typed.strip() or given)
     if st.session_state.get("who") != who:
         st.session_state.pop("base", None)

@@ -74,7 +74,7 @@ def _list() -> str | None:
             hide_index=True,
             on_select="rerun",
             selection_mode="single-row",
-            selection_default={"selection": {"rows": [0]}},
+            selection_default={"selection": {"rows": [min(state.get("registry_row", 0), len(rows) - 1)]}},
             key=f"adapters_{pages[-1]}_{search}_{state.get('registry_round', 0)}",
             column_config={
                 "name": st.column_config.TextColumn("Name", width=195),
@@ -83,6 +83,7 @@ def _list() -> str | None:
             },
         )
         index = next(iter(picked["selection"]["rows"]), None)
+        state.registry_shown = index or 0
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Previous",
@@ -106,15 +107,17 @@ def _list() -> str | None:
 
 
 def _first_page() -> None:
-    st.session_state.pages = [""]
+    st.session_state.pages, st.session_state.registry_row = [""], 0
 
 
 def _back() -> None:
     st.session_state.pages.pop()
+    st.session_state.registry_row = 0
 
 
 def _forward(after: str) -> None:
     st.session_state.pages.append(after)
+    st.session_state.registry_row = 0
 
 
 def _details(name: str) -> None:
@@ -138,8 +141,8 @@ def _details(name: str) -> None:
     public = st.toggle("Others may use it", value=adapter.public, key=f"public_{name}_{adapter.public}")
     if public != adapter.public:
         client().publish(name, public)
-        st.session_state.registry_done = f"{name} is {'public' if public else 'private'} now"
-        st.rerun()
+        st.session_state.registry_row = st.session_state.registry_shown
+        _changed(f"{name} is {'public' if public else 'private'} now")
     _actions(adapter)
 
 

@@ -81,11 +81,16 @@ class Tab:
         box = self.page.get_by_label(label, exact=True).and_(self.page.locator("input, textarea"))
         box.fill(text)
         box.press("Tab")
-        self.page.wait_for_timeout(100)  # until the page has begun to take it in
-        self.idle()
+        self.settle()
 
     def press(self, name: str) -> None:
+        self.settle()
         self.page.get_by_role("button", name=name, exact=True).click()
+
+    def settle(self) -> None:
+        """Wait until what is shown is what the last change made: a click on what goes away would be lost."""
+        self.page.wait_for_timeout(200)
+        self.idle()
 
     def choose(self, *names: str) -> None:
         box = self.page.get_by_role("combobox").first
@@ -254,15 +259,15 @@ def test_the_registry(site: Site, tab: Tab, tmp_path: Path, tiny_llama: Path) ->
     tab.go("Adapters")
     tab.write("Search", "book-")
     expect(page.locator("code", has_text="book-00")).to_be_visible()
-    expect(page.get_by_text(EVIL)).to_be_visible()  # as it is written
+    expect(page.locator("[data-testid=stText]", has_text=EVIL)).to_be_visible()  # as it is written
     assert page.locator("a[href*=evil], img[src*=evil]").count() == 0
     tab.press("Next")
     expect(page.locator("code", has_text="book-10")).to_be_visible()
     page.locator(".dvn-scroller").first.click(position={"x": 16, "y": 52 + 35})
     expect(page.locator("code", has_text="book-11")).to_be_visible()
+    tab.settle()
     page.get_by_text("Others may use it").last.click()
     expect(page.get_by_text("book-11 is public now")).to_be_visible()
-    page.locator(".dvn-scroller").first.click(position={"x": 16, "y": 52 + 35})
     expect(page.locator("code", has_text="book-11")).to_be_visible()
 
     with page.expect_download() as download:
