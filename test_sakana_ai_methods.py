@@ -56,12 +56,20 @@ def test_configurations() -> None:
         num_layers_to_adapt=8,
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
     )
-    result = SakanaAIIntegration(config).generate_adapter_from_text(next(iter(PROMPTS)), MODELS[1])
-    shapes = {tuple(t.shape) for n, t in result["adapter_info"]["adapters"].items() if "lora_A" in n}
-    assert shapes == {(16, 768)}
-    Transformer2Config(
-        expert_vector_dim=128, num_expert_vectors=8, adaptation_strength=0.1, adaptation_layers=[0, 1, 2, 3]
+    for model, width in ((MODELS[1], 768), (MODELS[0], 576)):
+        result = SakanaAIIntegration(config).generate_adapter_from_text(next(iter(PROMPTS)), model)
+        shapes = {tuple(t.shape) for n, t in result["adapter_info"]["adapters"].items() if "lora_A" in n}
+        assert shapes == {(16, width)}
+    whole = Transformer2Config(
+        expert_vector_dim=128, num_expert_vectors=8, adaptation_strength=0.1, adaptation_layers=None
     )
+    first = whole.model_copy(update={"adaptation_layers": (0, 1, 2, 3)})
+    integration = SakanaAIIntegration()
+    adapted = [
+        {int(n.split(".")[2]) for e in m.experts.values() for n, z in e.z.items() if bool((z != 1).any())}
+        for m in (integration.create_transformer2_model(MODELS[0], c) for c in (whole, first))
+    ]
+    assert adapted == [set(range(30)), {0, 1, 2, 3}]
 
 
 def test_model_comparison_loop() -> None:
@@ -77,13 +85,16 @@ def test_model_comparison_loop() -> None:
 
 def test_transformer2() -> None:
     """A model that adapts itself: forward, generate, and what it says of both."""
-    backbone = load_backbone()
-    config = Transformer2Config(num_expert_vectors=8)
-    model = SakanaAIIntegration().create_transformer2_model(backbone.model, config)
-    ids = torch.tensor([backbone.encode_prompt("What is 2 + 2?")])
+    model = SakanaAIIntegration().create_transformer2_model(MODELS[0], Transformer2Config())
+    output = model(torch.tensor([[1, 2, 3, 4, 5]]))
+    assert output.logits.shape[:2] == (1, 5) and output.detected_skill in {"none", *model.experts}
+    assert len(output.adaptations) == (0 if output.detected_skill == "none" else 90)  # 30 layers, 3 weights
+
+    request = "Which language is this sentence in, German or English?\n\nDas Wetter ist heute schön."
+    ids = torch.tensor([load_backbone().encode_prompt(request)])
     output = model(ids)
-    assert output.logits.shape[:2] == ids.shape and output.detected_skill in {"none", *model.experts}
-    assert isinstance(output.adaptations, list)
+    assert output.detected_skill == "languages" and len(output.adaptations) == 90
+    assert all(a.skill == "languages" and a.change > 0 for a in output.adaptations)
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
 
 
@@ -95,6 +106,9 @@ def test_custom_skills() -> None:
         "Help me with pruning and compost in my garden", MODELS[1]
     )
     assert "gardening" in result["adapter_info"]["detected_skills"]
+    integration.add_custom_skills(["knitting"])
+    result = integration.generate_adapter_from_text("Explain knitting patterns to a beginner", MODELS[0])
+    assert "knitting" in result["adapter_info"]["detected_skills"]
 
 
 def test_monitoring_metrics() -> None:
@@ -108,6 +122,9 @@ def test_monitoring_metrics() -> None:
     assert metrics.avg_response_time > 0 and metrics.avg_memory_usage > 1e6
     assert 0.7 < metrics.skill_detection_accuracy <= 1
     assert "shoal_skill_detection_accuracy" in integration.prometheus_metrics()
+    before = metrics.skill_detection_accuracy
+    integration.add_custom_skills({"anything": ["the", "a", "of", "to", "and", "in"]})
+    assert integration.metrics().skill_detection_accuracy < before
 
 
 def test_an_adapter_at_work() -> None:

@@ -10,6 +10,7 @@ request, adapters get the question alone. Finished cells are kept under --work: 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import statistics
@@ -23,6 +24,8 @@ from _machine import DATA, ROOT, machine, table
 
 from shoal.adapter_store import load_adapter
 from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
+from shoal.config import Transformer2Config
+from shoal.environment import commit
 from shoal.files import read_json, write_file
 from shoal.integration import SakanaAIIntegration
 from shoal.metrics import bootstrap_interval
@@ -65,6 +68,7 @@ def main() -> None:
         if sets:
             print(f"Accuracy in percent, {about}, at most {args.examples} questions each:\n")
             print(table(["", *sets, "mean"], [[n, *cells(r, sets, how)] for n, r in results.items()]) + "\n")
+    notes = {TEXT_TO_LORA: "the test set's one description, where papers average several", **notes}
     for name, note in notes.items():
         print(f"* {name}: {note}")
 
@@ -99,7 +103,8 @@ def respondents(args: argparse.Namespace, backbone: Backbone) -> tuple[dict[str,
         sys.exit(f"no hypernetwork is trained for {args.base}: give one with --hypernetwork")
     checkpoint = generator.checkpoint
     shared = load_adapter(args.multi_task).lora if args.multi_task else checkpoint.network.offset_lora()
-    wrapped = SakanaAIIntegration().create_transformer2_model(backbone.model)
+    full_strength = Transformer2Config(expert_vector_dim=None, adaptation_strength=1.0)
+    wrapped = SakanaAIIntegration().create_transformer2_model(backbone.model, full_strength)
     rows: dict[str, Row] = {
         BASE: lambda description: AdaptedModel(backbone),
         MULTI_TASK: lambda description: AdaptedModel(backbone, shared),
@@ -120,7 +125,9 @@ def measured(
 ) -> dict[str, list[float]]:
     """How -> 0 or 1 of every question, from the work directory if it is there."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {test_set['name']}".lower())
-    path = args.work / f"{slug}-{args.examples}-{args.max_new_tokens}.json"
+    depends_on = (args.base, args.hypernetwork, args.multi_task, args.examples, args.max_new_tokens, commit())
+    key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:12]
+    path = args.work / f"{slug}-{key}.json"
     if path.is_file():
         return read_json(path)
     respondent = row(test_set["description"])

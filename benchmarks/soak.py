@@ -32,12 +32,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import httpx2
 from _machine import machine
 
-TIE, FLAT, ROWS = 0.26, 0.05, 12
+from shoal.backbone import load_wording
+
+TIE, FLAT, ROWS, TOP = 0.26, 0.05, 12, 5
 TASKS = (
     "Sort the words",
     "Count the letters",
@@ -56,6 +59,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--base", default="smollm2-135m-instruct")
     arguments = parser.parse_args()
+    words = load_wording(arguments.base)
+    end_of_turn = words.tokenizer.decode([words.end_of_turn])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,7 +73,7 @@ def main() -> None:
         try:
             model, begin = wait(url), time.monotonic()
             end = begin + 60 * arguments.minutes
-            clients = [Client(url, model, number, end) for number in range(arguments.clients)]
+            clients = [Client(url, model, number, end, end_of_turn) for number in range(arguments.clients)]
             for client in clients:
                 client.start()
             curve = []
@@ -130,9 +135,10 @@ def report_memory(curve: Sequence[int], minutes: float) -> list[str]:
 class Client(threading.Thread):
     """One of those who ask."""
 
-    def __init__(self, url: str, model: str, number: int, end: float) -> None:
+    def __init__(self, url: str, model: str, number: int, end: float, end_of_turn: str) -> None:
         super().__init__()
         self.url, self.model, self.number, self.end = url, model, number, end
+        self.end_of_turn = end_of_turn
         self.statuses: Counter[int] = Counter()
         self.compared = self.wrong = self.ties = self.pairs = self.told_apart = self.rude = self.lost = 0
         self.finished, self.gap = False, 0.0
@@ -153,23 +159,25 @@ class Client(threading.Thread):
                 second = self.answer({"model": name})
                 if first is not None and second is not None:
                     self.compared += 1
-                    changed, another = differ(first, second), is_another(first, second)
+                    another = is_another(first, second, self.end_of_turn)
                     self.wrong += another
-                    self.ties += changed and not another
-                    self.gap = max(self.gap, gap(first, second) if changed else 0.0)
+                    self.ties += differ(first, second) and not another
+                    self.gap = max(self.gap, gap(first, second, self.end_of_turn))
+                    if another:
+                        print(f"{texts(first)} became {texts(second)}", file=sys.stderr)
                 if first is not None:
                     if before is not None and before[0] != task:
                         self.pairs += 1
-                        self.told_apart += is_another(before[1], first)
+                        self.told_apart += is_another(before[1], first, self.end_of_turn)
                     before = (task, first)
                 self.ask("DELETE", f"/v1/adapters/{name}")
         self.finished = True
 
     def answer(self, which: dict) -> list[dict] | None:
-        """Its tokens, each with the two likeliest."""
+        """Its tokens, each with the likeliest."""
         messages = [{"role": "user", "content": "The film of 3 May 2021 was long and loud."}]
         options = {"messages": messages, "max_tokens": 16, "temperature": 0}
-        options |= {"logprobs": True, "top_logprobs": 2}
+        options |= {"logprobs": True, "top_logprobs": TOP}
         whole = self.ask("POST", "/v1/chat/completions", {**which, **options})
         return None if whole is None else whole["choices"][0]["logprobs"]["content"]
 
@@ -187,24 +195,39 @@ class Client(threading.Thread):
         return answer.json() if answer.status_code < 400 else None
 
 
+def texts(answer: list[dict]) -> str:
+    """Each token with those that were nearly as likely."""
+    said = []
+    for score in answer:
+        near = [s for s in score["top_logprobs"] if s["token"] != score["token"]]
+        near = [f"{s['token']!r} {s['logprob'] - score['logprob']:.2f}" for s in near[:2]]
+        said.append(f"{score['token']!r} ({', '.join(near)})")
+    return " ".join(said)
+
+
 def differ(first: list[dict], second: list[dict]) -> bool:
     """Whether two answers have other tokens."""
     return [score["token"] for score in first] != [score["token"] for score in second]
 
 
-def gap(first: list[dict], second: list[dict]) -> float:
-    """Nats by which the first token in which two answers differ was likelier than the other one, at least."""
-    pairs = zip(first, second, strict=False)
-    one, other = next(((a, b) for a, b in pairs if a["token"] != b["token"]), (None, None))
-    if one is None:  # one ends where the other goes on
-        return math.inf
-    best, next_best = one["top_logprobs"]
-    return best["logprob"] - next_best["logprob"] if other["token"] == next_best["token"] else math.inf
+def gap(first: list[dict], second: list[dict], end: str) -> float:
+    """Nats by which the first token in which two answers differ was likelier than the other one.
+
+    Where one answer ends, its token there is `end`, which is not among its tokens. Infinite where the other
+    one is none of the likeliest `TOP`.
+    """
+    ended = {"token": end, "top_logprobs": []}
+    for one, other in zip_longest(first, second, fillvalue=ended):
+        if one["token"] != other["token"]:
+            one, other = (one, other) if one is not ended else (other, one)
+            likely = {score["token"]: score["logprob"] for score in one["top_logprobs"]}
+            return one["logprob"] - likely.get(other["token"], -math.inf)
+    return 0.0
 
 
-def is_another(first: list[dict], second: list[dict]) -> bool:
+def is_another(first: list[dict], second: list[dict], end: str) -> bool:
     """Whether two answers differ in more than ties."""
-    return differ(first, second) and gap(first, second) >= TIE
+    return gap(first, second, end) >= TIE
 
 
 def mean(values: Sequence[int]) -> float:

@@ -88,7 +88,7 @@ class SelfAdaptingModel:
             asked = [requests[i] for i in rows]
             return plain.answers(asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
-        return self._skill_by_skill(requests, of, max_new_tokens)
+        return self._skill_by_skill(requests, of)
 
     def losses(
         self,
@@ -105,18 +105,22 @@ class SelfAdaptingModel:
             asked, said = [requests[i] for i in rows], [continuations[i] for i in rows]
             return plain.losses(asked, said, closed=closed, batch_size=batch_size)
 
-        return self._skill_by_skill(requests, of, 1)
+        return self._skill_by_skill(requests, of)
 
     def _skill_by_skill(
-        self, requests: Sequence[str], of: Callable[[Sequence[int]], list[Result]], uses: int
+        self, requests: Sequence[str], of: Callable[[Sequence[int]], list[Result]]
     ) -> list[Result]:
-        """What a function of rows gives, asked once a skill, with that skill's expert attached."""
+        """What a function of rows gives, asked once a skill, with that skill's expert attached.
+
+        The expert is always a delta: chosen by time, the way it is attached, and with it the rounding of
+        close calls, could differ between two runs.
+        """
         prompts = [(ids, ()) for ids in self.backbone.encode_prompts(requests)]
         asked = pad_sequences(prompts, PAD, self.backbone.device)
         decisions = self.wrapped.decide(asked.ids, asked.real.long())
         found: dict[int, Result] = {}
         for skill in dict.fromkeys(d.skill for d in decisions):
             rows = [row for row, decision in enumerate(decisions) if decision.skill == skill]
-            with self.wrapped.adapted([decisions[rows[0]]], uses):
+            with self.wrapped.adapted([decisions[rows[0]]], uses=1):
                 found |= zip(rows, of(rows), strict=True)
         return [found[row] for row in range(len(prompts))]

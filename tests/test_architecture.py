@@ -20,6 +20,7 @@ LEVELS = {
     "file_failures": 0,
     "files": 0,
     "memory": 0,
+    "leash": 0,
     "environment": 0,
     "lora": 1,
     "attachment": 1,

@@ -79,7 +79,7 @@ class CellFolder:
             ShoalError: it cannot be written.
         """
         path = self.folder / IDENTITY_FILE
-        wanted = config.model_dump(mode="json", exclude={"methods"})
+        wanted = config.model_dump(mode="json")
         identity: dict[str, Any] = {"settings": wanted, "commit": commit()}
         if not path.is_file():
             check_writable(self.folder)
@@ -96,9 +96,14 @@ class CellFolder:
         check_writable(path)
 
     def read(self, method: str, task: str) -> Cell | None:
-        """The finished cell, if there is one."""
+        """What is kept of a method on a task, if anything is."""
         path = self._path(method, task)
         return Cell.from_json(read_json(path)) if path.is_file() else None
+
+    def is_finished(self, method: str, task: str) -> bool:
+        """Whether it was measured; what failed is tried again."""
+        cell = self.read(method, task)
+        return cell is not None and cell.failure is None
 
     def write(self, cell: Cell) -> None:
         """Keep a finished cell.

@@ -14,7 +14,7 @@ import torch
 def utilisation_counter() -> Callable[[], float] | None:
     """Reads the share of the last moments in which the device computed, in [0, 1].
 
-    None where there is no CUDA device, or no nvidia-ml-py, by which PyTorch reads the counter.
+    None where there is no CUDA device, or no nvidia-ml-py (extra `reports`), by which PyTorch reads it.
     """
     if not torch.cuda.is_available() or importlib.util.find_spec("pynvml") is None:
         return None

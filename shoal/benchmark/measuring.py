@@ -21,7 +21,8 @@ from shoal.benchmark.device_use import DeviceUse, utilisation_counter
 from shoal.benchmark.methods import Adapted, method
 from shoal.benchmark.tasks import benchmark_tasks
 from shoal.config import BenchmarkConfig
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, reason
+from shoal.leash import end_with_holder
 from shoal.memory import forget_peak, peak
 from shoal.metrics import exact_match, rouge_l
 from shoal.reports import Answer
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def measure_method(folder: Path, name: str, config: BenchmarkConfig) -> None:
-    """Measure every task of a method that has no cell yet.
+    """Measure every task of a method that was not measured yet.
 
     A task whose adaptation fails has a cell that says why, and the others go on.
 
@@ -41,7 +42,7 @@ def measure_method(folder: Path, name: str, config: BenchmarkConfig) -> None:
         ShoalError: the model is damaged, the method cannot work at all, or the folder cannot be written.
     """
     chosen, cells = method(name), CellFolder(folder)
-    tasks = [task for task in benchmark_tasks(config) if cells.read(name, task.name) is None]
+    tasks = [task for task in benchmark_tasks(config) if not cells.is_finished(name, task.name)]
     if not tasks:
         return
     backbone = load_backbone(config.base)
@@ -57,8 +58,8 @@ def measure_method(folder: Path, name: str, config: BenchmarkConfig) -> None:
             if ability is None or chosen.per_task:
                 ability = base_ability(adapted.respondent, config.base_questions)
             cell = _cell(name, task, adapted, ability, config, started)
-        except ShoalError as error:
-            cell = Cell(name, task.name, failure=str(error), seconds=time.perf_counter() - started)
+        except (ShoalError, RuntimeError, MemoryError) as error:  # out of memory, for example
+            cell = Cell(name, task.name, failure=reason(error), seconds=time.perf_counter() - started)
         cells.write(cell)
         log.info("%s %d of %d, %s: %.1f s", chosen.title, number, len(tasks), task.name, cell.seconds)
 
@@ -135,6 +136,7 @@ def main() -> None:
     """Measure one method, as the command line says; one line on standard error where it cannot be."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     folder, name, settings = sys.argv[1:]
+    end_with_holder()
     try:
         measure_method(Path(folder), name, BenchmarkConfig.model_validate_json(settings))
     except ShoalError as error:

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from shoal.backbone import Backbone
-from shoal.config import BenchmarkConfig, LoraTrainingConfig, TextToLoRAConfig
+from shoal.config import BenchmarkConfig, LoraTrainingConfig, TextToLoRAConfig, Transformer2Config
 from shoal.errors import ShoalError, UsageError
 from shoal.integration import SakanaAIIntegration
 from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
@@ -110,7 +112,7 @@ def _lora(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task], Adapt
             seconds,
             run.tokens / run.seconds,
             tuple(float(json.loads(line)["loss"]) for line in lines),
-            f"{run.steps} steps of {config.lora_batch} examples, {run.tokens:,} tokens",
+            f"{run.steps} steps of {config.lora_batch} examples of each task",
         )
 
     return adapt
@@ -133,33 +135,34 @@ def _text_to_lora(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task
             started = time.perf_counter()
             adapter = generator.generate(description)
             seconds.append(time.perf_counter() - started)
-        trust = adapter.hypernetwork.get("confidence")
-        note = "one forward pass" + ("" if trust is None else f", confidence {trust:.2f}")
-        return Adapted(
-            AdaptedModel(backbone, adapter.lora), _input_alone, statistics.median(seconds), note=note
-        )
+        model = AdaptedModel(backbone, adapter.lora)
+        return Adapted(model, _input_alone, statistics.median(seconds), note="one forward pass, no examples")
 
     return adapt
 
 
 def _transformer2(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task], Adapted]:
-    wrapped = SakanaAIIntegration().create_transformer2_model(backbone.model)
+    full_strength = Transformer2Config(expert_vector_dim=None, adaptation_strength=1.0)
+    wrapped = SakanaAIIntegration().create_transformer2_model(backbone.model, full_strength)
     respondent = SelfAdaptingModel(backbone, wrapped)
     if not wrapped.experts:
         note = "no experts are released: the mixture is the identity, and answers are the base model's"
         identity = Adapted(respondent, _described, note=note)
         return lambda task: identity
 
-    def adapt(task: Task) -> Adapted:
-        import torch
+    note = f"a first pass chooses one of {len(wrapped.experts)} experts, or none, for each request"
+    wrapped.decide(
+        torch.tensor(backbone.encode_prompts(["A first request warms the model."])).to(backbone.device)
+    )
 
+    def adapt(task: Task) -> Adapted:
         requests = [_described(task, example) for example in task.test[:GENERATIONS]]
-        prompts = backbone.encode_prompts(requests)
+        prompts = [torch.tensor([ids]).to(backbone.device) for ids in backbone.encode_prompts(requests)]
         started = time.perf_counter()
-        skills = [wrapped.decide(torch.tensor([ids]).to(backbone.device))[0].skill for ids in prompts]
+        for ids in prompts:
+            wrapped.decide(ids)
         seconds = (time.perf_counter() - started) / len(prompts)
-        most = max(set(skills), key=skills.count)
-        return Adapted(respondent, _described, seconds, note=f"{len(wrapped.experts)} experts, mostly {most}")
+        return Adapted(respondent, _described, seconds, note=note)
 
     return adapt
 

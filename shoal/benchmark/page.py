@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from shoal.benchmark.plots import Plot, colour_of
 from shoal.benchmark.summary import BenchmarkReport, MethodSummary
-from shoal.grading import CURVES, LETTERS, shown
+from shoal.grading import COMPONENTS, CURVES, LETTERS, shown
 from shoal.metrics import Interval
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -23,7 +24,7 @@ HEADER = (
     "task to adapter",
     "peak memory",
     "success",
-    "duration",
+    "duration of a task",
     "throughput",
 )
 
@@ -35,7 +36,8 @@ def render_markdown(report: BenchmarkReport) -> str:
     for m in report.methods:
         lines += [f"* {m.title} on {task} failed: {why}" for task, why in m.failures.items()]
         lines += [f"* {m.title}, not graded: {fault}" for fault in m.faults]
-    lines += ["", "## Grades by component", "", _component_table(report), "", _about(report), ""]
+    lines += ["", "## Grades by component", "", _component_table(report), ""]
+    lines += ["## Every metric, its curve and its values", "", _metric_table(report), "", _about(report), ""]
     return "\n".join(lines)
 
 
@@ -54,9 +56,9 @@ def row_of(m: MethodSummary) -> list[str]:
         _interval(m.intervals.get("rouge_l"), 100, 1),
         _interval(m.intervals.get("exact_match"), 100, 1),
         _seconds(m.intervals.get("adaptation_seconds")),
-        _interval(m.intervals.get("peak_memory"), 1e-9, 2, " GB"),
+        _value("peak_memory", m.metrics.get("peak_memory")),
         f"{100 * m.success_rate:.0f}%",
-        f"{m.seconds:.0f} s",
+        _seconds(m.intervals.get("seconds")),
         _interval(m.intervals.get("throughput"), 1, 0, " tokens/s"),
     ]
 
@@ -78,11 +80,34 @@ def render_html(report: BenchmarkReport, plots: Sequence[Plot]) -> str:
         letters=LETTERS,
         about=_about(report),
         measured={m.name: {n: _value(n, v) for n, v in m.metrics.items()} for m in report.methods},
+        kept={m.name: kept_of(m) for m in report.methods},
     )
 
 
+def kept_of(m: MethodSummary) -> list[str]:
+    """A method's accuracy and perplexity on general questions, before and after adapting."""
+    accuracy, perplexity = m.kept.get("accuracy"), m.kept.get("perplexity")
+    return [
+        "missing" if accuracy is None else f"{100 * accuracy[0]:.1f}% → {100 * accuracy[1]:.1f}%",
+        "missing" if perplexity is None else f"{perplexity[0]:.2f} → {perplexity[1]:.2f}",
+    ]
+
+
+def _metric_table(report: BenchmarkReport) -> str:
+    """One row for each metric that a grade is made of, whether or not it was measured."""
+    titles = [m.title for m in report.methods]
+    lines = ["| metric | component | unit | value → score | " + " | ".join(titles) + " |"]
+    lines.append("|---|---|---|---|" + "---:|" * len(titles))
+    for name, curve in CURVES.items():
+        points = "; ".join(f"{value:g} → {score:g}" for value, score in curve.points)
+        how = f"{points}{' (logarithmic)' if curve.logarithmic else ''}. {curve.why}."
+        values = [_value(name, m.metrics.get(name)) for m in report.methods]
+        lines.append("| " + " | ".join([name, curve.component, curve.unit, how, *values]) + " |")
+    return "\n".join(lines)
+
+
 def _component_table(report: BenchmarkReport) -> str:
-    names = [component.name for component in report.methods[0].grade.components]
+    names = [*COMPONENTS, "accuracy on general questions", "their perplexity"]
     lines = ["| method | " + " | ".join(names) + " |", "|---" + "|---" * len(names) + "|"]
     for m in report.methods:
         cells = [
@@ -90,7 +115,7 @@ def _component_table(report: BenchmarkReport) -> str:
             + (f" ({len(c.scores)} of {len(c.scores) + len(c.missing)} metrics)" if c.missing else "")
             for c in m.grade.components
         ]
-        lines.append("| " + " | ".join([m.title, *cells]) + " |")
+        lines.append("| " + " | ".join([m.title, *cells, *kept_of(m)]) + " |")
     return "\n".join(lines)
 
 
@@ -101,7 +126,9 @@ def _about(report: BenchmarkReport) -> str:
         f"{len(report.tasks)} tasks, at most {settings['examples']} test examples each, mean over tasks with "
         f"its 95% bootstrap interval; seed {settings['seed']}; {e['processor']}, {e['cores']} cores, "
         f"{e['threads']} threads{', ' + e['device'] if e['device'] else ''}; Python {e['python']}; "
-        f"{versions}; commit {e['commit'] or 'unknown'}. BLEU: {report.signatures['BLEU']}; "
+        f"{versions}; commit {e['commit'] or 'unknown'}; measuring took "
+        f"{math.fsum(m.seconds for m in report.methods) / 60:.0f} minutes in all, the last sitting with its "
+        f"report {report.sitting_seconds / 60:.0f}. BLEU: {report.signatures['BLEU']}; "
         f"chrF: {report.signatures['chrF']}. Command: `{report.command}`"
     )
 
@@ -121,7 +148,9 @@ def _seconds(interval: Interval | None) -> str:
     return _interval(interval, 1e3, 0, " ms") if interval.mean < 1 else _interval(interval, 1, 1, " s")
 
 
-def _value(name: str, value: float) -> str:
+def _value(name: str, value: float | None) -> str:
+    if value is None:
+        return "missing"
     if name.endswith("_memory"):
         return f"{value / 1e9:.2f} GB"
     return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -32,7 +32,6 @@ from shoal.scaling import GUIDE_SHAPES, ShapeCost, measure_shapes
 log = logging.getLogger(__name__)
 
 SHAPES_FILE = "shapes.json"
-REPORT = ("report.json", "report.md", "report.html")
 # What is changed by `quick`, where the caller has not said otherwise.
 QUICK: dict[str, Any] = {
     "num_tasks": 4,
@@ -77,7 +76,7 @@ def run_benchmark(
     started, broken = time.perf_counter(), {}
     for name in config.methods:
         on_method(method(name).title)
-        if any(cells.read(name, task.name) is None for task in tasks):
+        if not all(cells.is_finished(name, task.name) for task in tasks):
             failure = _measured_apart(folder, name, config)
             broken.update({name: failure} if failure else {})
     shapes = _shapes(folder) if config.shapes else []
@@ -116,7 +115,9 @@ def write_report(report: BenchmarkReport, folder: Path) -> None:
     plots = draw(report)
 
     def write(place: Path) -> None:
-        (place / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", "utf-8")
+        (place / "report.json").write_text(
+            json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n", "utf-8"
+        )
         (place / "report.md").write_text(render_markdown(report), "utf-8")
         (place / "report.html").write_text(render_html(report, plots), "utf-8")
         for plot in plots:
@@ -126,10 +127,10 @@ def write_report(report: BenchmarkReport, folder: Path) -> None:
 
 
 def _measured_apart(folder: Path, name: str, config: BenchmarkConfig) -> str | None:
-    """Measure a method in a process of its own; why that failed, if it did."""
+    """Measure a method in a process of its own, which ends with this one; why that failed, if it did."""
     command = [sys.executable, "-m", "shoal.benchmark.measuring", str(folder), name, config.model_dump_json()]
     lines: list[str] = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             lines.append(line.strip())

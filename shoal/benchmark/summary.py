@@ -32,6 +32,8 @@ class MethodSummary:
         intervals: mean over tasks with its 95% interval, of some metrics.
         task_scores: task -> ROUGE-L with its 95% interval over examples.
         losses: mean training loss of every step over tasks; empty without training.
+        kept: general ability before and after adapting, of what was measured: `accuracy` in [0, 1] and
+            `perplexity`, means over tasks.
         success_rate: share of the tasks that were adapted to and scored, in [0, 1].
         failures: task -> why it was not.
         faults: metrics that were measured but are no finite number of their range.
@@ -47,6 +49,7 @@ class MethodSummary:
     intervals: Mapping[str, Interval]
     task_scores: Mapping[str, Interval]
     losses: tuple[float, ...]
+    kept: Mapping[str, tuple[float, float]]
     success_rate: float
     failures: Mapping[str, str]
     faults: tuple[str, ...]
@@ -81,14 +84,15 @@ class BenchmarkReport:
     sitting_seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON values."""
-        return asdict(self)
+        """Everything as plain JSON values; null for what is no finite number."""
+        return _finite(asdict(self))
 
 
 def summarise_method(name: str, cells: Sequence[Cell], base: Mapping[str, Cell]) -> MethodSummary:
     """The row of a method from its cells; `base` has the base model's, for what was forgotten."""
     good = [cell for cell in cells if cell.failure is None]
-    measured, faults = _within_range({**_means(good), **_of_answers(good), **_retention(good, base)})
+    ratios, kept = _retention(good, base)
+    measured, faults = _within_range({**_means(good), **_of_answers(good), **ratios})
     notes = list(dict.fromkeys(cell.note for cell in good if cell.note))
     return MethodSummary(
         name=name,
@@ -99,6 +103,7 @@ def summarise_method(name: str, cells: Sequence[Cell], base: Mapping[str, Cell])
         intervals=_intervals(good),
         task_scores={c.task: bootstrap_interval([a.rouge_l for a in c.answers]) for c in good},
         losses=_mean_losses(good),
+        kept=kept,
         success_rate=len(good) / len(cells),
         failures={c.task: c.failure for c in cells if c.failure is not None},
         faults=faults,
@@ -147,19 +152,20 @@ def _of_answers(cells: Sequence[Cell]) -> dict[str, float]:
     return found
 
 
-def _retention(cells: Sequence[Cell], base: Mapping[str, Cell]) -> dict[str, float]:
-    """General questions after adapting, over before; nothing where the base model was not measured."""
-    pairs = [(c, base[c.task]) for c in cells if c.task in base and base[c.task].failure is None]
-    found: dict[str, float] = {}
-    for metric, name in (("retained_accuracy", "base_accuracy"), ("retained_perplexity", "base_perplexity")):
-        ratios = [
-            getattr(after, name) / getattr(before, name)
-            for after, before in pairs
-            if getattr(after, name) is not None and getattr(before, name)
-        ]
-        if ratios:
-            found[metric] = statistics.fmean(ratios)
-    return found
+def _retention(
+    cells: Sequence[Cell], base: Mapping[str, Cell]
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """General questions after adapting over before, and (before, after); nothing without a base model."""
+    pairs = [(base[c.task], c) for c in cells if c.task in base and base[c.task].failure is None]
+    ratios: dict[str, float] = {}
+    kept: dict[str, tuple[float, float]] = {}
+    for name in ("accuracy", "perplexity"):
+        both = [(getattr(b, f"base_{name}"), getattr(a, f"base_{name}")) for b, a in pairs]
+        both = [(before, after) for before, after in both if before and after is not None]
+        if both:
+            ratios[f"retained_{name}"] = statistics.fmean(after / before for before, after in both)
+            kept[name] = (statistics.fmean(b for b, _ in both), statistics.fmean(a for _, a in both))
+    return ratios, kept
 
 
 def _within_range(found: Mapping[str, float]) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -192,3 +198,12 @@ def _intervals(cells: Sequence[Cell]) -> dict[str, Interval]:
 def _mean_losses(cells: Sequence[Cell]) -> tuple[float, ...]:
     curves = [cell.losses for cell in cells if cell.losses]
     return tuple(statistics.fmean(step) for step in zip(*curves, strict=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same value with None for numbers that are not finite, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,21 +20,19 @@ def benchmark_tasks(config: BenchmarkConfig) -> list[Task]:
     """Tasks evenly chosen from all there are, so that each kind has its share.
 
     Raises:
-        UsageError: there are fewer tasks than wanted, or one has fewer test examples.
+        UsageError: there are fewer tasks than wanted, or none of them has a test example.
         ShoalError: the task data is damaged.
     """
     if config.tasks is None:
-        names = [family.name for family in FAMILIES]
-        chosen = _evenly(names, config.num_tasks)
-        tasks = procedural_tasks(
-            chosen,
-            size=TRAINING_EXAMPLES + config.examples,
-            test_size=config.examples,
-            seed=config.seed,
-        )
-        return [task for task in tasks if task.test]
-    validation = load_split(Path(config.tasks)).validation
-    return [t for t in _evenly(list(validation), config.num_tasks) if t.test]
+        names = _evenly([family.name for family in FAMILIES], config.num_tasks)
+        size = TRAINING_EXAMPLES + config.examples
+        tasks = procedural_tasks(names, size=size, test_size=config.examples, seed=config.seed)
+    else:
+        tasks = _evenly(list(load_split(Path(config.tasks)).validation), config.num_tasks)
+    tested = [task for task in tasks if task.test]
+    if not tested:
+        raise UsageError(f"none of {len(tasks)} tasks has test examples; give some a list under `test`")
+    return tested
 
 
 def _evenly(things: Sequence[T], count: int) -> list[T]:

@@ -24,6 +24,7 @@ import pytest
 
 from shoal.api_keys import ApiKeys
 from shoal.apps.affinity import REPLICA_HEADER
+from shoal.apps.cluster import application
 from shoal.registry import Registry
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install 'shoal[cluster]'")
@@ -294,3 +295,14 @@ def test_it_stops_when_asked(cluster: Cluster) -> None:
     cluster.up.send_signal(signal.SIGTERM)
     assert cluster.up.wait(SECONDS) == 0, cluster.log()
     assert cluster.log().rstrip().endswith("stopped") and not answers(cluster.port)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own declarations
+def test_replicas_follow_the_load_between_the_bounds_that_were_asked_for() -> None:
+    def declared(**replicas: float) -> Any:
+        return application({"replicas": replicas})._bound_deployment._deployment_config
+
+    scaling = declared(replicas=2, max_replicas=5, busy=3.0).autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3.0)
+    fixed = declared(replicas=2, max_replicas=2)
+    assert fixed.autoscaling_config is None and fixed.num_replicas == 2

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shoal.benchmark import run as running
@@ -16,14 +20,16 @@ from shoal.benchmark.cells import Cell, CellFolder
 from shoal.benchmark.device_use import DeviceUse
 from shoal.benchmark.measuring import measure_method
 from shoal.benchmark.methods import METHODS, method
-from shoal.benchmark.page import render_html, render_markdown
+from shoal.benchmark.page import kept_of, render_html, render_markdown
 from shoal.benchmark.plots import COLOURS, draw
 from shoal.benchmark.run import run_benchmark
-from shoal.benchmark.summary import summarise_method
+from shoal.benchmark.summary import BenchmarkReport, summarise_method
 from shoal.benchmark.tasks import benchmark_tasks
 from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError, UsageError
+from shoal.grading import CURVES
 from shoal.reports import Answer
+from shoal.scaling import ShapeCost
 
 SIZES = {
     "num_tasks": 2,
@@ -35,6 +41,7 @@ SIZES = {
     "base_questions": 2,
     "shapes": False,
 }
+ROOT = Path(__file__).resolve().parents[2]
 TINY_METHODS = ("base", "lora", "transformer2")
 
 
@@ -90,12 +97,20 @@ def test_every_method_is_measured_and_reported(config: BenchmarkConfig, tmp_path
     assert identity.metrics["retained_accuracy"] == identity.metrics["retained_perplexity"] == 1
     assert "device_memory" in identity.grade.missing
     place = tmp_path / "run" / "report"
-    written = {p.name for p in place.iterdir()}
-    assert written >= {"report.json", "report.md", "report.html", "tasks.png", "learning.png"}
+    plots = draw(report)
+    pictures = {f"{plot.name}.png" for plot in plots}
+    assert {p.name for p in place.iterdir()} == {"report.json", "report.md", "report.html", *pictures}
+    assert all((place / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     record = json.loads((place / "report.json").read_text())
     assert record["settings"]["seed"] == 0 and record["environment"]["versions"]["torch"]
     assert record["signatures"]["BLEU"].startswith("nrefs:")
-    page = (place / "report.html").read_text()
+    page, text = (place / "report.html").read_text(), (place / "report.md").read_text()
+    assert page.count("data:image/svg+xml;base64,") == len(plots) == 4
+    for name in CURVES:
+        assert f"<td>{name}</td>" in page and f"| {name} |" in text
+    before, after = identity.kept["accuracy"]
+    assert before == after and kept_of(identity)[0] == f"{100 * before:.1f}% → {100 * after:.1f}%"
+    assert all(said in page and said in text for said in kept_of(identity))
     assert not re.search(r"""(src|href)=["'](?!data:)""", page) and "<script" not in page
 
 
@@ -212,16 +227,98 @@ def test_a_process_of_its_own(config: BenchmarkConfig, tmp_path: Path) -> None:
         run_benchmark(broken, tmp_path / "broken")
 
 
+@pytest.mark.slow
+def test_a_killed_run_ends_its_process_and_goes_on(config: BenchmarkConfig, tmp_path: Path) -> None:
+    wanted = config.model_copy(update={"methods": ("base", "lora"), "num_tasks": 3, "lora_steps": 60})
+    code = (
+        "import sys; from pathlib import Path; from shoal.benchmark.run import run_benchmark\n"
+        "from shoal.config import BenchmarkConfig\n"
+        "run_benchmark(BenchmarkConfig.model_validate_json(sys.argv[2]), Path(sys.argv[1]))"
+    )
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", code, str(folder), wanted.model_dump_json()]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as whole:
+        while not list((folder / "cells").glob("lora-*.json")):
+            assert whole.poll() is None
+            time.sleep(0.02)
+        (measuring,) = psutil.Process(whole.pid).children()
+        whole.kill()
+    measuring.wait(30)
+    kept = {path: path.read_bytes() for path in (folder / "cells").iterdir() if not path.name.startswith(".")}
+    assert len(kept) < 6
+    one, other = run_benchmark(wanted, folder), run_benchmark(wanted, tmp_path / "other")
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    for a, b in zip(one.methods, other.methods, strict=True):
+        assert a.task_scores == b.task_scores and a.losses == b.losses and a.success_rate == 1
+
+
 def test_a_row_is_the_mean_of_its_cells() -> None:
     base = {"t": cell(method="base", base_accuracy=1.0, base_perplexity=2.0)}
     row = summarise_method("lora", [cell()], base)
     assert row.metrics["exact_match"] == row.metrics["rouge_l"] == row.metrics["rouge_1"] == 0.5
     assert row.metrics["perplexity"] == pytest.approx(math.exp(1.05))
     assert row.metrics["retained_accuracy"] == 0.5 and row.metrics["retained_perplexity"] == 2
+    assert row.kept == {"accuracy": (1.0, 0.5), "perplexity": (2.0, 4.0)}
     assert (row.metrics["latency_p50"], row.metrics["latency_p95"]) == (0.75, 1.0)
     assert row.losses == (2.0, 1.0) and row.seconds == 3
     assert row.intervals["rouge_l"].low is None  # one task alone
     assert "retained_accuracy" not in summarise_method("lora", [cell()], {}).metrics
+
+
+def test_larger_shapes_are_measured_once_and_drawn(
+    config: BenchmarkConfig, tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = [
+        ShapeCost(name, n, 20, 10, 40, 12, 0.1, 0.2, 10**9)
+        for name, n in (("small", 10**8), ("large", 10**9))
+    ]
+    asked: list[list[str]] = []
+    monkeypatch.setattr(running, "measure_shapes", lambda names: asked.append(names) or costs)
+    wanted = config.model_copy(update={"shapes": True, "methods": ("base",)})
+    for _ in range(2):
+        report = run_benchmark(wanted, tmp_path / "run")
+        assert list(report.shapes) == costs
+    assert len(asked) == 1 and (tmp_path / "run" / "report" / "scaling.png").is_file()
+    assert "Larger shapes: missing" not in render_html(report, draw(report))
+
+    def failing(names: list[str]) -> list[ShapeCost]:
+        raise ShoalError("too large")
+
+    monkeypatch.setattr(running, "measure_shapes", failing)
+    without = run_benchmark(wanted, tmp_path / "without")
+    assert without.shapes == () and "Larger shapes: missing" in render_html(without, draw(without))
+
+
+def test_what_failed_is_tried_again_and_any_failure_is_one_cell(
+    config: BenchmarkConfig, tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = METHODS["base"]
+
+    def exhausted(backbone, settings):  # type: ignore[no-untyped-def]
+        def adapt(task):  # type: ignore[no-untyped-def]
+            if task.name == tasks[0].name:
+                raise RuntimeError("out of memory")
+            return base.prepare(backbone, settings)(task)
+
+        return adapt
+
+    tasks, alone = benchmark_tasks(config), config.model_copy(update={"methods": ("base",)})
+    with monkeypatch.context() as patch:
+        patch.setitem(METHODS, "base", replace(base, prepare=exhausted))
+        report = run_benchmark(alone, tmp_path / "run")
+    assert report.methods[0].failures == {tasks[0].name: "out of memory"}
+    assert report.methods[0].success_rate == 0.5
+    assert run_benchmark(alone, tmp_path / "run").methods[0].success_rate == 1
+
+
+def test_the_report_has_null_for_what_is_no_number() -> None:
+    unlikely = replace(cell().answers[0], nll=math.nan)
+    row = summarise_method("lora", [cell(answers=(unlikely,))], {})
+    report = BenchmarkReport("m", ("t",), (row,), (), {}, {}, "", {}, 1.0)
+    assert (
+        json.loads(json.dumps(report.to_json(), allow_nan=False))["methods"][0]["answers"]["t"][0]["nll"]
+        is None
+    )
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -266,6 +363,24 @@ def test_validation_tasks_of_a_directory(config: BenchmarkConfig, shared_data: P
     assert len(tasks) == 3 and {t.name for t in tasks} <= set(held_out)
 
 
+def test_tasks_without_test_examples_are_no_benchmark(config: BenchmarkConfig, tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    for name in ("s", "t"):
+        examples = [{"input": f"a {name}", "outputs": ["b"]}]
+        about = {"category": "c", "source": ["s"], "license": "CC0", "definition": f"Say {name}."}
+        record = {
+            "name": name,
+            **about,
+            "descriptions": [f"Say {name} aloud."],
+            "train": examples,
+            "test": [],
+        }
+        (tmp_path / "tasks" / f"{name}.json").write_text(json.dumps(record))
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["s"], "validation": ["t"]}))
+    with pytest.raises(UsageError, match="none of 1 tasks has test examples"):
+        benchmark_tasks(config.model_copy(update={"tasks": str(tmp_path), "num_tasks": 1}))
+
+
 def test_every_method_has_a_colour_and_a_name() -> None:
     assert METHODS.keys() == COLOURS.keys() == set(BenchmarkConfig().methods)
     assert len(set(COLOURS.values())) == len(COLOURS)
@@ -281,3 +396,10 @@ def test_pictures_are_the_same_every_time(config: BenchmarkConfig, tmp_path: Pat
     hostile = replace(report.methods[0], note="<b>&", failures={"t": "<script>alert(1)</script>"})
     page = render_html(replace(report, methods=(hostile, *report.methods[1:])), first)
     assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_the_readme_has_the_table_of_the_published_report() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    published = (ROOT / "docs" / "results" / "benchmark.md").read_text("utf-8")
+    table = re.search(r"<!-- the table of shoal benchmark -->\n\n(.*?)\n\n<!--", readme, re.DOTALL)
+    assert table is not None and table[1].startswith("| method |") and table[1] in published
