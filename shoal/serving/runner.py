@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from shoal.errors import ShoalError, reason
 from shoal.serving.core import CLOSED, Engine
-from shoal.serving.records import EngineClosed, EngineState, Event, Request
+from shoal.serving.records import EngineClosed, EngineState, Event, Limits, Request
 from shoal.serving.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,13 @@ Result = TypeVar("Result")
 
 
 class Runner(Protocol):
-    """Whatever answers requests: an engine here, or one elsewhere. Any thread may call any of it."""
+    """Whatever answers requests: an engine here, or one elsewhere. Any thread may call any of it.
+
+    Attributes:
+        limits: what it takes on.
+    """
+
+    limits: Limits
 
     def submit(self, request: Request) -> Stream:
         """Ask; raises what `EngineRunner.submit` raises."""
@@ -41,7 +47,7 @@ class EngineRunner:
 
     def __init__(self, engine: Engine) -> None:
         """Start the thread; the engine is driven by it alone from now on."""
-        self._engine = engine
+        self._engine, self.limits = engine, engine.limits
         self._wanted = threading.Condition()  # over the next three
         self._calls: deque[Callable[[], None]] = deque()
         self._streams: dict[int, Stream] = {}
