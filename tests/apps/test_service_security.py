@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,7 @@ from starlette.testclient import TestClient
 
 from shoal.adapter_store import WEIGHTS_FILE
 from shoal.apps.service import create_app
+from shoal.backbone import load_backbone
 from shoal.config import ServiceConfig
 from shoal.registry import Registry
 from shoal.service.service import Service, open_service
@@ -185,6 +187,29 @@ def test_a_body_without_a_length_is_cut_off(http: TestClient) -> None:
             yield b" " * 2**16
 
     assert is_error(http.post("/v1/adapters", content=endless()), 413)
+
+
+def test_no_adapter_takes_the_name_of_the_base_model(tiny_llama: Path, tmp_path: Path) -> None:
+    """Else the base model would answer in its place, since its name is looked at first."""
+    loaded = load_backbone(str(tiny_llama))
+    backbone = replace(loaded, shape=replace(loaded.shape, base_model="gpt2"))  # as its hub id
+    service = open_service(Registry(tmp_path / "r"), str(tiny_llama), open=True, backbone=backbone)
+    http = TestClient(create_app(service), raise_server_exceptions=False)
+    try:
+        new = {"name": "gpt2", "description": "Write the plural of the given noun."}
+        lines = b'{"input": "a", "output": "b"}'
+        answers = {
+            "create": http.post("/v1/adapters", json=new),
+            "batch": http.post("/v1/adapters/batch", json={"adapters": [{**new, "name": "a"}, new]}),
+            "upload": http.post("/v1/adapters/import", data={"name": "gpt2"}, files={"file": b"PK"}),
+            "job": http.post("/v1/jobs", data={"name": "gpt2", "definition": "Copy."}, files={"file": lines}),
+        }
+        for what, answer in answers.items():
+            assert is_error(answer, 400) and "is a model's own" in answer.text, (what, answer.text)
+        assert service.registry.count(None) == 0 and not service.jobs.page(None)
+        assert http.post("/v1/completions", json={"model": "gpt2", "prompt": "a"}).status_code == 200
+    finally:
+        service.close()
 
 
 def test_rates_say_when_to_come_back(tiny_llama: Path, tmp_path: Path) -> None:
