@@ -67,7 +67,7 @@ class Service:
     def ready(self) -> None:
         """Do nothing, or raise what keeps requests from being answered."""
         self.registry.count(ANYONE)
-        self.runner.state()
+        self.runner.ready()
 
 
 def open_service(

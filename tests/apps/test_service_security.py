@@ -9,9 +9,12 @@ import logging
 import os
 import re
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,9 +34,10 @@ from starlette.testclient import TestClient
 from shoal.adapter_store import WEIGHTS_FILE
 from shoal.apps.service import create_app
 from shoal.backbone import load_backbone
-from shoal.config import ServiceConfig
+from shoal.config import EngineConfig, ServiceConfig
 from shoal.registry import Registry
 from shoal.service.service import Service, open_service
+from shoal.serving.records import Request
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
 FREELY = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9}
@@ -260,6 +264,61 @@ def test_a_lost_database_is_503(tiny_llama: Path, tmp_path: Path) -> None:
     for answer in (http.get("/v1/adapters"), http.get("/ready")):
         assert is_error(answer, 503) and answer.headers["retry-after"] == "5"
     assert http.get("/health").status_code == 200
+    service.close()
+
+
+def test_a_closed_engine_is_not_ready(tiny_llama: Path, tmp_path: Path) -> None:
+    service, http = small(tiny_llama, tmp_path / "r")
+    assert http.get("/ready").status_code == 200
+    service.runner.close()
+    answer = http.get("/ready")
+    assert is_error(answer, 503) and answer.headers["retry-after"] and http.get("/health").status_code == 200
+    service.close()
+
+
+@pytest.mark.filterwarnings("ignore:Exception in thread shoal-engine")
+def test_an_engine_whose_thread_has_ended_is_not_ready(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, http = small(tiny_llama, tmp_path / "r")
+    runner: Any = service.runner
+    monkeypatch.setattr(runner._engine, "step", sys.exit)
+    runner.submit(Request([1, 2]))
+    runner._thread.join(20)
+    answer = http.get("/ready")
+    assert is_error(answer, 503) and "thread has ended" in answer.text and answer.headers["retry-after"]
+    service.close()
+
+
+def test_a_vllm_that_is_gone_is_not_ready(tiny_llama: Path, tmp_path: Path) -> None:
+    served = [str(tiny_llama)]
+
+    class Models(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"data": [{"id": name} for name in served]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *said: object) -> None:
+            pass
+
+    vllm = HTTPServer(("127.0.0.1", 0), Models)
+    thread = threading.Thread(target=vllm.serve_forever)
+    thread.start()
+    engine = EngineConfig(engine="vllm", vllm_url=f"http://127.0.0.1:{vllm.server_port}")
+    service = open_service(Registry(tmp_path / "r"), str(tiny_llama), engine=engine, open=True)
+    http = TestClient(create_app(service), raise_server_exceptions=False)
+    assert http.get("/ready").status_code == 200
+    served[:] = ["another"]
+    answer = http.get("/ready")
+    assert is_error(answer, 503) and "serves another, not" in answer.text and answer.headers["retry-after"]
+    vllm.shutdown()
+    vllm.server_close()
+    thread.join()
+    answer = http.get("/ready")
+    assert is_error(answer, 503) and answer.headers["retry-after"] and http.get("/health").status_code == 200
     service.close()
 
 
