@@ -9,7 +9,9 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -395,6 +397,27 @@ def test_a_full_disk_is_503(tiny_llama: Path, small_disk: Path, tmp_path: Path) 
     service.close()
 
 
+def test_no_space_for_uploads_is_503(
+    tiny_llama: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the body is kept while it is read, nor where a ZIP is to be unpacked."""
+    service, http = small(tiny_llama, tmp_path / "r")
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    forms: dict[str, dict[str, str]] = {
+        "/v1/adapters/import": {"name": "a"},
+        "/v1/jobs": {"name": "a", "definition": "Copy."},
+    }
+    answers = [http.post(path, data=form, files={"file": b"x" * 2**21}) for path, form in forms.items()]
+    mount = ["mount", "-o", "remount,nr_inodes=1", str(small_disk)]  # the directory's own
+    subprocess.run(mount, check=True)
+    answers.append(http.post("/v1/adapters/import", data={"name": "a"}, files={"file": b"PK"}))
+    for answer in answers:
+        assert is_error(answer, 503) and "the disk is full" in answer.text, answer.text
+        assert answer.headers["retry-after"]
+    assert not list(small_disk.iterdir()) and not service.jobs.page(None)
+    service.close()
+
+
 def test_logs_hold_no_prompts_and_no_keys(
     http: TestClient, service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -530,10 +553,13 @@ def test_any_name_is_refused_or_stays_in_the_store(http: TestClient, service: Se
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_no_request_of_the_schema_breaks_the_service(
-    app: FastAPI, http: TestClient, service: Service, mode: str
-) -> None:
-    """About 2,000 cases over every route, of requests that the schema allows and that it does not."""
+def test_no_request_of_the_schema_breaks_the_service(tiny_llama: Path, tmp_path: Path, mode: str) -> None:
+    """About 2,000 cases over every route, of requests that the schema allows and that it does not.
+
+    A service of its own: schemathesis ends the application with the test, and nothing answers after that.
+    """
+    service, http = small(tiny_llama, tmp_path / "registry", max_tokens=8, max_adapters=50, **FREELY)
+    app: Any = http.app
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=dict(http.headers))
     tried, left_out = 0, []
     for found in schema.get_all_operations():
@@ -561,4 +587,5 @@ def test_no_request_of_the_schema_breaks_the_service(
             left_out.append(operation.label)
     print(f"{mode}: {tried} cases; left out: {left_out}")
     assert tried >= 200 and set(left_out) <= {"GET /health", "GET /ready"}
-    assert {p.name for p in service.registry.root.parent.iterdir()} == {"registry"}
+    assert {p.name for p in tmp_path.iterdir()} == {"registry"}
+    service.runner.ready()  # it was open to the end
