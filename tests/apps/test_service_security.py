@@ -34,6 +34,8 @@ from sqlalchemy import create_engine, make_url
 from starlette.testclient import TestClient
 
 from shoal.adapter_store import WEIGHTS_FILE
+from shoal.api_keys import ApiKeys
+from shoal.apps.json_lines import JsonLines
 from shoal.apps.service import create_app
 from shoal.backbone import load_backbone
 from shoal.config import EngineConfig, ServiceConfig
@@ -418,15 +420,74 @@ def test_no_space_for_uploads_is_503(
     service.close()
 
 
-def test_logs_hold_no_prompts_and_no_keys(
-    http: TestClient, service: Service, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    secret = "The launch code is tangerine."
-    ask = {**ASK, "model": service.base_names[0], "messages": [{"role": "user", "content": secret}]}
-    assert http.post("/v1/chat/completions", json=ask).status_code == 200
-    assert '"route": "/v1/chat/completions"' in caplog.text and '"owner": "ada"' in caplog.text
-    assert "tangerine" not in caplog.text and "sk-shoal" not in caplog.text
+def test_logs_hold_no_prompts_and_no_keys(tiny_llama: Path, tmp_path: Path) -> None:
+    """`shoal serve` itself, to its end: a JSON object a line, of every request and of nothing it said."""
+    registry = Registry(tmp_path / "r")
+    key = ApiKeys(registry.database).create("ada")
+    registry.close()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "shoal.apps.cli", "serve", "--base", str(tiny_llama), "--port", port]
+    command += ["--registry", str(tmp_path / "r")]
+    headers = {"Authorization": f"Bearer {key}"}
+    secret, said = "tangerine", "Write the plural of the word tangerine."
+    ask = {"model": str(tiny_llama), "max_tokens": 2}
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as http:
+            until = time.monotonic() + 120
+            while True:
+                with contextlib.suppress(httpx2.TransportError):
+                    http.get("/health")
+                    break
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.1)
+            form = {"name": secret, "definition": said}
+            example = json.dumps({"input": said, "output": secret}).encode()
+            chat = {**ask, "messages": [{"role": "user", "content": said}]}
+            answers = [
+                http.post("/v1/chat/completions", json=chat),
+                http.post("/v1/chat/completions", json={**chat, "adapter": {"describe": said}}),
+                http.post("/v1/chat/completions", json={**chat, "tools": [secret]}),
+                http.post("/v1/completions", json={**ask, "prompt": said, "stream": True}),
+                http.post("/generate-adapter", params={"prompt": said, "model_path": str(tiny_llama)}),
+                http.post("/v1/adapters", json={"name": secret, "description": said}),
+                http.get("/v1/adapters", params={"search": secret}),
+                http.get(f"/v1/adapters/{secret}/norms"),
+                http.post("/v1/adapters/import", data={"name": secret}, files={"file": said.encode()}),
+                http.post("/v1/skills", json={"name": secret, "keywords": [said]}),
+                http.post("/v1/skills/detect", json={"text": said}),
+                http.post("/v1/jobs", data={**form, "steps": "1"}, files={"file": example}),
+                http.post("/v1/jobs", data=form, files={"file": said.encode()}),
+                http.get(f"/{secret}"),
+                http.get("/v1/models", headers={"Authorization": f"Bearer {key}{secret}"}),
+            ]
+            statuses = [answer.status_code for answer in answers]
+            while http.get("/v1/jobs").json()["data"][0]["state"] in ("queued", "running"):
+                assert time.monotonic() < until
+                time.sleep(0.2)
+        process.terminate()
+    assert statuses == [200, 200, 400, 200, 200, 201, 200, 200, 400, 201, 200, 202, 400, 404, 401]
+    text = (tmp_path / "log").read_text()
+    assert secret not in text and "sk-shoal" not in text
+    written = [json.loads(line) for line in text.splitlines()]
+    assert all(set(line) >= {"time", "level", "logger", "message"} for line in written)
+    assert {line["logger"] for line in written} >= {"shoal.apps.guard", "uvicorn.error"}
+    known = [line for line in written if line.get("route") == "/v1/chat/completions"]
+    assert [(line["status"], line["owner"], line["method"]) for line in known[:2]] == [
+        (200, "ada", "POST")
+    ] * 2
+    assert {line["id"] for line in written if "id" in line} >= {a.headers["x-request-id"] for a in answers}
+
+
+def test_a_failure_is_one_line_of_the_log() -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "a %s", ("b\nc",), sys.exc_info())
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "a b\nc" and "two\nlines" in json.loads(line)["traceback"]
 
 
 def test_without_keys_only_this_machine_is_answered(tiny_llama: Path, tmp_path: Path) -> None:
