@@ -151,6 +151,23 @@ def test_nothing_unsafe_is_loaded(path: Path) -> None:
     assert not unsafe, f"{dotted_name(path)}: {unsafe}; tensors are kept as safetensors"
 
 
+def narrows(test: ast.expr) -> bool:
+    """Whether an asserted expression only tells a type checker what a value is."""
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        return all(map(narrows, test.values))
+    if isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.IsNot):
+        return ast.unparse(test.comparators[0]) == "None" and len(test.ops) == 1
+    return isinstance(test, ast.Call) and ast.unparse(test.func) == "isinstance"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted_name)
+def test_nothing_is_checked_by_assert(path: Path) -> None:
+    """`python -O` leaves assertions out (vLLM, CVE-2026-41523), so no check may be one."""
+    asserted = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Assert)]
+    checks = [f"line {node.lineno}: {ast.unparse(node.test)}" for node in asserted if not narrows(node.test)]
+    assert not checks, f"{dotted_name(path)} checks by assert: {checks}; raise an error"
+
+
 def test_every_module_is_in_the_documentation() -> None:
     pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
     documented = set(re.findall(r"automodule:: (\S+)", pages))
