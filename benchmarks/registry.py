@@ -25,16 +25,16 @@ from sqlalchemy import insert
 
 from shoal.backbone_shape import load_shape
 from shoal.lora import LoRA
+from shoal.memory import resident
 from shoal.model_card import AdapterCard
 from shoal.registry import Registry
 from shoal.registry_schema import ADAPTERS
-from shoal.service.monitoring import memory_bytes
 
 LOOKS = 1000
 READ = """
 import sys
+from shoal.memory import resident
 from shoal.registry import Registry
-from shoal.service.monitoring import memory_bytes
 registry = Registry(sys.argv[1], *sys.argv[2:])
 after = ""
 while after is not None:
@@ -42,7 +42,7 @@ while after is not None:
     for record in page.records[:5]:
         registry.get(record.name, None)
     after = page.after
-print(memory_bytes())
+print(resident())
 """
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     for what, (middle, high) in rows.items():
         print(f"| {what} | {middle:.2f} ms | {high:.2f} ms |")
     print(f"\nmemory of a process that read all of them, over an empty registry: {more / 2**20:.1f} MB")
-    print(f"this process: {memory_bytes() / 2**20:.0f} MB")
+    print(f"this process: {resident() / 2**20:.0f} MB")
 
 
 def fill(registry: Registry, number: int) -> None:

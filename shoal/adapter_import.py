@@ -1,4 +1,4 @@
-"""Adapters from elsewhere, checked before they are kept: size, rank, base model, shapes, finite values.
+"""Adapters from elsewhere, checked before they are kept: size, rank, base model, shapes, finite values, card.
 
 What is kept is written anew from the checked factors, so nothing else of a foreign directory is. Knows PEFT
 directories and the registry; nothing of where an adapter came from.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from shoal.adapter_store import CONFIG_FILE, WEIGHTS_FILE, StoredAdapter, load_adapter
+from shoal.adapter_store import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE, StoredAdapter, load_adapter
 from shoal.backbone_shape import BackboneShape
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.files import read_json
@@ -17,6 +17,7 @@ from shoal.model_card import AdapterCard
 from shoal.registry import AdapterRecord, Registry
 
 MAX_RANK, MAX_BYTES, MAX_CONFIG_BYTES = 128, 512 * 2**20, 2**20
+MAX_CARD = 2**14  # characters: a card is in every row of a list
 
 
 def read_foreign(
@@ -38,7 +39,8 @@ def read_foreign(
         UsageError: it is no plain LoRA of this base model within the limits.
     """
     folder = Path(directory)
-    for name, limit in ((CONFIG_FILE, MAX_CONFIG_BYTES), (WEIGHTS_FILE, max_bytes)):
+    sizes = {CONFIG_FILE: MAX_CONFIG_BYTES, FACTS_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: max_bytes}
+    for name, limit in sizes.items():
         path = folder / name
         if path.is_file() and (size := path.stat().st_size) > limit:
             raise UsageError(f"{name} has {size} bytes, the limit is {limit}; make the adapter smaller")
@@ -58,6 +60,11 @@ def read_foreign(
             f"model under another name, correct base_model_name_or_path in its {CONFIG_FILE}"
         )
     shape.adapted_by(stored.lora)
+    if stored.card is not None and (length := len(stored.card.model_dump_json())) > MAX_CARD:
+        raise UsageError(
+            f"the card in {FACTS_FILE} has {length} characters, the limit is {MAX_CARD}; shorten its "
+            "description and notes, or delete the file"
+        )
     return stored
 
 

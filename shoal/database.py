@@ -19,7 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
@@ -68,6 +68,7 @@ class Database:
         """A transaction that reads.
 
         Raises:
+            UsageError: a value that the database cannot compare with.
             UnavailableError: the database cannot be reached.
         """
         with self._transaction("read") as connection:
@@ -78,6 +79,7 @@ class Database:
         """A transaction that writes: committed at the end, rolled back on an error.
 
         Raises:
+            UsageError: a value that the database cannot keep.
             UnavailableError: the database cannot be reached, or stayed locked.
         """
         with self._transaction("write") as connection:
@@ -104,6 +106,10 @@ class Database:
                 yield raw
         except IntegrityError:
             raise
+        except DataError as error:  # NUL, which PostgreSQL keeps in no text
+            raise UsageError(
+                f"a value is none that a database takes ({reason(error.orig or error)}); correct it"
+            ) from error
         except (DBAPIError, PoolTimeout) as error:
             said = reason(error.orig if isinstance(error, DBAPIError) and error.orig else error)
             raise UnavailableError(

@@ -18,7 +18,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 class AdapterCard(BaseModel):
     """Provenance of one adapter."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     generator: str = Field(description="what made the adapter, for example `text-to-lora` or `lora training`")
     trained: bool = Field(description="False where the adapter is the identity because nothing was trained")

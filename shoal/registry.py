@@ -111,6 +111,10 @@ class Registry:
         self._files = AdapterFiles(self.root)
         self.database = Database(url or f"sqlite:///{self.root / 'registry.db'}")
 
+    def reserve(self, names: Collection[str]) -> None:
+        """Let no adapter take these names either."""
+        self._reserved |= frozenset(names)
+
     def close(self) -> None:
         """Close the database's connections."""
         self.database.close()
@@ -144,7 +148,7 @@ class Registry:
             ConflictError: the name is another owner's, or the quota is used up.
             UnavailableError: the database cannot be reached, or the disk is full.
         """
-        self.check(name, owner, quota=quota)  # before anything is written
+        self.check(name, owner, quota=quota, base=shape.base_model)  # before anything is written
         with self._files.writing():
             content = self._files.write(
                 lambda draft: save_adapter(draft, lora, shape=shape, card=card, revision=revision)
@@ -153,9 +157,9 @@ class Registry:
             facts |= {"public": public, **vars(content), **_card_columns(card)}
             return self._commit(name, facts, quota)
 
-    def check(self, name: str, owner: str, *, quota: int | None = None) -> None:
+    def check(self, name: str, owner: str, *, quota: int | None = None, base: str | None = None) -> None:
         """Refuse what `add` would refuse of a name, before the adapter is made; errors as there."""
-        if check_name(name) in self._reserved:
+        if check_name(name) in {*self._reserved, base}:
             raise UsageError(f"the name {name!r} is a model's own; choose another")
         with self.database.reading() as connection:
             _check_free(connection, name, owner, quota)
@@ -173,8 +177,8 @@ class Registry:
             rows = select(ADAPTERS).where(_A.name == check_name(name), which, _visible_to(viewer))
             row = connection.execute(rows).mappings().first()
         if row is None:
-            which_version = "" if version is None else f" of version {version}"
-            raise NotFoundError(f"there is no adapter {name!r}{which_version}; list those that there are")
+            named = repr(name) if version is None else f"{name!r} of version {version}"
+            raise NotFoundError(f"there is no adapter {named}; list those that there are")
         return _record(row)
 
     def page(
@@ -303,19 +307,15 @@ class Registry:
         return row is not None
 
 
-def open_registry(
-    root: str | os.PathLike[str] | None = None, url: str | None = None, *, reserved: Collection[str] = ()
-) -> Registry:
+def open_registry(root: str | os.PathLike[str] | None = None, url: str | None = None) -> Registry:
     """The registry of this machine, unless another is named; errors as `Registry`.
 
     Args:
         root: by default `$SHOAL_REGISTRY`, else `~/.local/share/shoal`.
         url: by default `$SHOAL_DATABASE`, else a SQLite file in `root`.
-        reserved: besides the default model's alias.
     """
     folder = root or os.environ.get("SHOAL_REGISTRY") or Path.home() / ".local" / "share" / "shoal"
-    database = url or os.environ.get("SHOAL_DATABASE") or None
-    return Registry(folder, database, reserved={DEFAULT_MODEL, *reserved})
+    return Registry(folder, url or os.environ.get("SHOAL_DATABASE"), reserved=[DEFAULT_MODEL])
 
 
 def _visible_to(viewer: str | None) -> ColumnElement[bool]:

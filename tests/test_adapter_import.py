@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from shoal.adapter_archive import MAX_ENTRIES, pack, unpack
 from shoal.adapter_import import read_foreign
-from shoal.adapter_store import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
+from shoal.adapter_store import ADAPTER_FILES, CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE
 from shoal.backbone_shape import BackboneShape, load_shape
 from shoal.errors import UsageError
 
@@ -44,6 +44,12 @@ def test_peft_adapters_are_taken(peft_directory: Path, shape: BackboneShape) -> 
     assert stored.lora.rank == 4 and stored.card is None
 
 
+def test_a_card_from_elsewhere_is_kept(peft_directory: Path, shape: BackboneShape) -> None:
+    add_card(description="x" * 8192, scores={"accuracy": 0.5})(peft_directory)
+    card = read_foreign(peft_directory, shape).card
+    assert card is not None and len(card.description or "") == 8192 and card.scores == {"accuracy": 0.5}
+
+
 def edit_config(**changes: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         path = folder / CONFIG_FILE
@@ -58,6 +64,11 @@ def edit_weights(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Pa
         save_file(tensors, folder / WEIGHTS_FILE)
 
     return edit
+
+
+def add_card(**facts: object) -> Callable[[Path], object]:
+    card = {"generator": "elsewhere", "trained": True, **facts}
+    return lambda folder: (folder / FACTS_FILE).write_text(json.dumps({"card": card}))
 
 
 def huge_header(folder: Path) -> None:
@@ -79,6 +90,16 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: (d / CONFIG_FILE).write_text(" " * 2**21),
         "2097152 bytes, the limit is 1048576",
     ),
+    "a large card": (
+        lambda d: (d / FACTS_FILE).write_text(" " * 2**21),
+        "shoal.json has 2097152 bytes, the limit is 1048576",
+    ),
+    "a long description": (add_card(description="x" * 2**15), "characters, the limit is 16384"),
+    "many scores": (add_card(scores={f"s{i}": i for i in range(5000)}), "characters, the limit is 16384"),
+    "many notes": (add_card(notes=["x"] * 2**15), "characters, the limit is 16384"),
+    "a score of NaN": (add_card(scores={"accuracy": float("nan")}), "scores.accuracy: .*finite"),
+    "a boundless score": (add_card(scores={"accuracy": float("inf")}), "scores.accuracy: .*finite"),
+    "no card": (lambda d: (d / FACTS_FILE).write_text("[]"), "not an object"),
 }
 
 

@@ -1,10 +1,12 @@
 """The rules of the house that no linter knows: imports go down, nothing unsafe is loaded, names hold."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -149,10 +151,56 @@ def test_nothing_unsafe_is_loaded(path: Path) -> None:
     assert not unsafe, f"{dotted_name(path)}: {unsafe}; tensors are kept as safetensors"
 
 
+def narrows(test: ast.expr) -> bool:
+    """Whether an asserted expression only tells a type checker what a value is."""
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        return all(map(narrows, test.values))
+    if isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.IsNot):
+        return ast.unparse(test.comparators[0]) == "None" and len(test.ops) == 1
+    return isinstance(test, ast.Call) and ast.unparse(test.func) == "isinstance"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted_name)
+def test_nothing_is_checked_by_assert(path: Path) -> None:
+    """`python -O` leaves assertions out (vLLM, CVE-2026-41523), so no check may be one."""
+    asserted = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Assert)]
+    checks = [f"line {node.lineno}: {ast.unparse(node.test)}" for node in asserted if not narrows(node.test)]
+    assert not checks, f"{dotted_name(path)} checks by assert: {checks}; raise an error"
+
+
 def test_every_module_is_in_the_documentation() -> None:
     pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
     documented = set(re.findall(r"automodule:: (\S+)", pages))
     assert documented == {dotted_name(path) for path in MODULES if path.name != "__init__.py"}
+
+
+SCRIPTS = sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py")])
+
+
+def borrowed(code: str) -> Iterator[tuple[str, str]]:
+    """Modules of `shoal` that code imports, with the names from them; also in code that is a string of it."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "__name__") for alias in node.names if is_ours(alias.name))
+        elif isinstance(node, ast.ImportFrom) and is_ours(node.module or ""):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import " in node.value:
+            with suppress(SyntaxError):  # a sentence
+                yield from borrowed(node.value)
+
+
+def is_ours(module: str) -> bool:
+    return module.split(".")[0] == "shoal"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_what_scripts_take_from_shoal_is_there(path: Path) -> None:
+    for module, name in borrowed(path.read_text("utf-8")):
+        found = importlib.import_module(module)
+        there = hasattr(found, name) or (
+            hasattr(found, "__path__") and importlib.util.find_spec(f"{module}.{name}")
+        )
+        assert there, f"{path.name} imports {name} from {module}, which has none"
 
 
 def run_python(code: str) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,11 @@ def test_limits_and_reserved_names(registry: Registry, shape: BackboneShape) -> 
     for name, message in (("smollm2-135m-instruct", "is a model's own"), ("../a", "is no adapter name")):
         with pytest.raises(UsageError, match=message):
             add(registry, shape, name)
+    registry.reserve(["gpt2"])
+    with pytest.raises(UsageError, match="the name 'gpt2' is a model's own"):
+        add(registry, shape, "gpt2")
+    with pytest.raises(UsageError, match="the name 'tiny' is a model's own"):
+        add(registry, replace(shape, base_model="tiny"), "tiny")
     assert len(files(registry)) == 1
 
 

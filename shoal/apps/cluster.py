@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shoal.apps import affinity
+from shoal.apps.json_lines import log_json_lines
 from shoal.apps.registry import Place
 from shoal.apps.serving import KEEP_ALIVE_SECONDS, LEAVING_SECONDS, Address, check_service
 from shoal.apps.settings import Output, check_extra
@@ -149,8 +150,7 @@ class _Signed:
         from shoal.service.service import open_service
 
         address = deployment.address
-        logging.getLogger("shoal").setLevel(logging.INFO)
-        logging.getLogger("shoal.text_to_lora").setLevel(logging.ERROR)  # its warnings quote descriptions
+        log_json_lines()
         service = open_service(
             deployment.place.open(),
             address.base or DEFAULT_MODEL,
@@ -247,7 +247,7 @@ def _serve(deployment: Deployment) -> Output:
         serve.run(application(deployment.model_dump()), name=NAME, route_prefix="/")
     except Exception as error:
         raise ShoalError(f"the replicas could not start: {reason(error, 600)}") from None
-    logging.getLogger("shoal").setLevel(logging.INFO)
+    log_json_lines()
     where = "every node with a replica" if everywhere else address.host
     log.info("listening on port %d of %s, %d replicas", address.port, where, deployment.replicas.replicas)
     stopped.wait()

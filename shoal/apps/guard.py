@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.api_keys import ANYONE
+from shoal.apps.json_lines import FACTS
 from shoal.config import ServiceConfig
 from shoal.errors import shorten
 from shoal.service.failures import Failure, failure_of
@@ -60,7 +61,7 @@ class Guard:
         try:
             await self._pass(scope, receive, answer)
         except (ClientDisconnect, TimeoutError):
-            log.info("%s: the client went away", answer.id)
+            log.info("the client went away", extra={FACTS: {"id": answer.id}})
         except Exception as error:
             failure = failure_of(error, self._service.config.retry_seconds)
             if not answer.started:
@@ -106,9 +107,9 @@ class Guard:
         route = getattr(scope.get("route"), "path", "unknown")
         status = answer.status or 499
         self._service.monitoring.answered(route, status, seconds)
-        line = {"id": answer.id, "method": scope["method"], "route": route, "status": status}
-        owner = scope.get("state", {}).get("owner")
-        log.info("%s", json.dumps({**line, "owner": owner, "seconds": round(seconds, 4)}))
+        facts = {"id": answer.id, "method": scope["method"], "route": route, "status": status}
+        facts |= {"owner": scope.get("state", {}).get("owner"), "seconds": round(seconds, 4)}
+        log.info("%s %s %d", scope["method"], route, status, extra={FACTS: facts})
 
 
 class _Answer:

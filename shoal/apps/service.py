@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from shoal.apps import routes_adapters, routes_answers, routes_operations
 from shoal.apps.guard import Guard
 from shoal.errors import ShoalError
-from shoal.service.failures import Failure, failure_of
+from shoal.service.failures import Failure, disk_full, failure_of
 from shoal.service.service import Service
 
 
@@ -61,7 +61,7 @@ def _failure(error: Exception, retry_seconds: int) -> Failure:
         return Failure(400, f"{where or 'the body'}: {first['msg']}"[:500], param=where[:200] or None)
     if isinstance(error.__cause__, Failure):  # raised while the body was read, which FastAPI words anew
         return error.__cause__
-    if isinstance(error, HTTPException):
+    if isinstance(error, HTTPException) and not disk_full(error):  # else of a body that was to be kept
         return Failure(
             error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None
         )

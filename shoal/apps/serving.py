@@ -10,6 +10,7 @@ import sys
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.adapting import BASE_HELP
+from shoal.apps.json_lines import log_json_lines
 from shoal.apps.registry import Place
 from shoal.apps.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
@@ -45,8 +46,7 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
     from shoal.service.service import open_service
 
     sockets = bound(address.host, address.port, config.send_seconds)
-    logging.getLogger("shoal").setLevel(logging.INFO)
-    logging.getLogger("shoal.text_to_lora").setLevel(logging.ERROR)  # its warnings quote descriptions
+    log_json_lines()
     if engine.engine == "vllm":
         check_extra("vLLM", "vllm", "httpx2")
     base = address.base or DEFAULT_MODEL
@@ -64,7 +64,6 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
             log_config=None,
         )
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.INFO)
     try:
         for one in sockets:
             log.info("listening on port %d of %s", one.getsockname()[1], address.host)

@@ -12,7 +12,7 @@ from shoal.adapter_archive import pack, unpack
 from shoal.adapter_import import keep_foreign
 from shoal.adapter_store import check_name
 from shoal.config import ServiceConfig
-from shoal.errors import UsageError
+from shoal.errors import ConflictError, UsageError
 from shoal.lora import LoRA
 from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS
 from shoal.registry import AdapterRecord, Registry
@@ -72,8 +72,13 @@ class Adapters:
             )
         if len({w.name for w in wanted}) < len(wanted):
             raise UsageError("a name is given twice; give every adapter its own")
+        most = self._config.max_adapters
         for new in wanted:
-            self._registry.check(new.name, owner, quota=self._config.max_adapters)
+            self._registry.check(new.name, owner, quota=most)
+        if len(wanted) > 1 and (used := self._registry.count(owner)) + len(wanted) > most:
+            raise ConflictError(
+                f"{owner} has {used} adapters, {len(wanted)} more are above the limit of {most}; delete some"
+            )
         with self._monitoring.adapter_seconds.time():
             descriptions = [w.description for w in wanted]
             single = len(descriptions) == 1

@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shoal.backbone import Backbone
@@ -23,6 +23,7 @@ from shoal.service.failures import failure_of
 from shoal.service.rate_limits import RateLimits
 from shoal.service.schemas import ChatRequest, CompletionRequest
 from shoal.serving.records import Delta, Request, TokenScore
+from shoal.serving.requests import check_numbers
 from shoal.serving.runner import Runner
 from shoal.serving.stream import Stream
 
@@ -90,13 +91,18 @@ class Answers:
                 f"{texts} prompts with n {asked.n} are {texts * asked.n} answers, the limit is "
                 f"{config.max_choices}; ask for fewer"
             )
+        if texts > 1 and asked.adapter == "auto":
+            raise UsageError(f"`auto` chooses for one prompt, these are {texts}; send a request for each")
         prompts = self._prompts(asked)
+        requests = [_request(asked, prompt, limit) for prompt in prompts]
+        for request in requests:  # before an adapter is made, or a prompt read, to choose one
+            check_numbers(request, self._backbone, self._runner.limits)
         self._limits.tokens(owner, sum(map(len, prompts)) + len(prompts) * asked.n * limit)
         chosen = self._choices.chosen(asked.model, asked.adapter, prompts[0], owner)
         streams: list[Stream] = []
         try:
-            for prompt in prompts:
-                streams.append(self._runner.submit(_request(asked, prompt, chosen, limit)))
+            for request in requests:
+                streams.append(self._runner.submit(replace(request, adapter=chosen.adapter)))
         except BaseException:
             for stream in streams:
                 stream.cancel()
@@ -202,9 +208,8 @@ def _number_of_prompts(asked: CompletionRequest) -> int:
     return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
 
 
-def _request(
-    asked: ChatRequest | CompletionRequest, prompt: Sequence[int], chosen: Chosen, limit: int
-) -> Request:
+def _request(asked: ChatRequest | CompletionRequest, prompt: Sequence[int], limit: int) -> Request:
+    """A prompt's request, whose adapter is yet to be chosen."""
     if isinstance(asked, ChatRequest):
         if asked.top_logprobs is not None and not asked.logprobs:
             raise UsageError("top_logprobs needs logprobs true")
@@ -218,7 +223,7 @@ def _request(
         top_k=asked.top_k or 0,
         seed=asked.seed,
     )
-    return Request(prompt, chosen.adapter, limit, asked.n, sampling, asked.stops, logprobs)
+    return Request(prompt, None, limit, asked.n, sampling, asked.stops, logprobs)
 
 
 async def _merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Delta]]:

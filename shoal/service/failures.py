@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
 
 log = logging.getLogger(__name__)
+
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
 @dataclass(eq=False)
@@ -46,6 +49,10 @@ def failure_of(error: BaseException, retry_seconds: int) -> Failure:
     if isinstance(error, Failure):
         return error
     message = " ".join(str(error).split())
+    if (full := disk_full(error)) is not None:
+        log.error("%s", message)
+        said = f"the service cannot write: {full}; try again later"
+        return Failure(503, said, "server_error", "unavailable", retry_after=retry_seconds)
     if isinstance(error, NotFoundError):
         return Failure(404, message, code="not_found")
     if isinstance(error, ConflictError):
@@ -59,6 +66,16 @@ def failure_of(error: BaseException, retry_seconds: int) -> Failure:
         return Failure(500, message, "server_error", "failed")
     log.error("a request failed in a way that is not foreseen", exc_info=error)
     return Failure(500, "the service failed; its log says more", "server_error", "failed")
+
+
+def disk_full(error: BaseException) -> str | None:
+    """What is used up, where an error comes of a full disk or quota; None where it does not."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and (full := _FULL.get(link.errno or 0)):
+            return full
+        link = link.__cause__ or link.__context__
+    return None
 
 
 def not_a_model(name: str) -> Failure:

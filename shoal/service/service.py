@@ -67,7 +67,7 @@ class Service:
     def ready(self) -> None:
         """Do nothing, or raise what keeps requests from being answered."""
         self.registry.count(ANYONE)
-        self.runner.state()
+        self.runner.ready()
 
 
 def open_service(
@@ -125,6 +125,7 @@ def open_service(
     adapters = Adapters(registry, generator, skills, monitoring, answering.discard, config)
     alias = (DEFAULT_MODEL,) if shape.base_model == DEFAULT_HUB_ID else ()
     names = (shape.base_model, *alias)
+    registry.reserve(names)
     choices = Choices(registry, names, adapters, answering.experts, runner.run, config.max_mix)
     jobs = Jobs(registry, shape, base, config)
     answers = Answers(answering.backbone, runner, choices, limits, config)

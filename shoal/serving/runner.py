@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Protocol, TypeVar
 
-from shoal.errors import ShoalError, reason
+from shoal.errors import ShoalError, UnavailableError, reason
 from shoal.serving.core import CLOSED, Engine
-from shoal.serving.records import EngineClosed, EngineState, Event, Request
+from shoal.serving.records import EngineClosed, EngineState, Event, Limits, Request
 from shoal.serving.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,13 @@ Result = TypeVar("Result")
 
 
 class Runner(Protocol):
-    """Whatever answers requests: an engine here, or one elsewhere. Any thread may call any of it."""
+    """Whatever answers requests: an engine here, or one elsewhere. Any thread may call any of it.
+
+    Attributes:
+        limits: what it takes on.
+    """
+
+    limits: Limits
 
     def submit(self, request: Request) -> Stream:
         """Ask; raises what `EngineRunner.submit` raises."""
@@ -32,6 +38,13 @@ class Runner(Protocol):
     def state(self) -> EngineState:
         """What it is busy with."""
 
+    def ready(self) -> None:
+        """Do nothing, or raise what keeps it from answering.
+
+        Raises:
+            UnavailableError: it was closed, or what it needs is gone.
+        """
+
     def close(self) -> None:
         """End every stream."""
 
@@ -41,7 +54,7 @@ class EngineRunner:
 
     def __init__(self, engine: Engine) -> None:
         """Start the thread; the engine is driven by it alone from now on."""
-        self._engine = engine
+        self._engine, self.limits = engine, engine.limits
         self._wanted = threading.Condition()  # over the next three
         self._calls: deque[Callable[[], None]] = deque()
         self._streams: dict[int, Stream] = {}
@@ -91,6 +104,19 @@ class EngineRunner:
     def state(self) -> EngineState:
         """What the engine is busy with, from any thread."""
         return self._engine.state()
+
+    def ready(self) -> None:
+        """See that the engine's thread runs.
+
+        Raises:
+            EngineClosed: the engine was closed.
+            UnavailableError: its thread has ended by itself.
+        """
+        with self._wanted:
+            if self._closing:
+                raise EngineClosed(CLOSED)
+        if not self._thread.is_alive():
+            raise UnavailableError("the engine's thread has ended, nothing is answered; restart the service")
 
     def close(self, timeout: float = 10.0) -> None:
         """End every stream with `EngineClosed` and the thread after its step; a second time does nothing.

@@ -63,7 +63,7 @@ class VllmClient:
             UnavailableError: the server cannot be reached.
         """
         with self._failures():
-            answer = self._http.get("/v1/models")
+            answer = self._http.get("/v1/models", timeout=CONNECT_SECONDS)
             if answer.status_code != 200:
                 raise UnavailableError(f"vLLM at {self.url} lists no models: {_said(answer)}")
             return list(answer.json()["data"])

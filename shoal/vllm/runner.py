@@ -142,6 +142,21 @@ class VllmRunner:
             running = len(self._open) - waiting
         return EngineState(waiting, running, 0, 0, self._adapters.statistics())
 
+    def ready(self) -> None:
+        """See that vLLM is there and still has the base model.
+
+        Raises:
+            EngineClosed: this was closed.
+            UnavailableError: vLLM cannot be reached, or serves another model.
+        """
+        with self._lock:
+            if self._closing:
+                raise EngineClosed(CLOSED)
+        try:
+            _base_of(self._client, self._backbone.shape.base_model)
+        except UsageError as error:  # no mistake of the one who asks whether we are ready
+            raise UnavailableError(str(error)) from None
+
     def close(self) -> None:
         """End every stream with `EngineClosed`; a second time does nothing."""
         with self._lock:

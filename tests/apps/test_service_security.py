@@ -7,9 +7,16 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,13 +30,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
+from sqlalchemy import create_engine, make_url
 from starlette.testclient import TestClient
 
 from shoal.adapter_store import WEIGHTS_FILE
+from shoal.api_keys import ApiKeys
+from shoal.apps.json_lines import JsonLines
 from shoal.apps.service import create_app
-from shoal.config import ServiceConfig
+from shoal.backbone import load_backbone
+from shoal.config import EngineConfig, ServiceConfig
 from shoal.registry import Registry
 from shoal.service.service import Service, open_service
+from shoal.serving.records import Request
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
 FREELY = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9}
@@ -187,6 +199,29 @@ def test_a_body_without_a_length_is_cut_off(http: TestClient) -> None:
     assert is_error(http.post("/v1/adapters", content=endless()), 413)
 
 
+def test_no_adapter_takes_the_name_of_the_base_model(tiny_llama: Path, tmp_path: Path) -> None:
+    """Else the base model would answer in its place, since its name is looked at first."""
+    loaded = load_backbone(str(tiny_llama))
+    backbone = replace(loaded, shape=replace(loaded.shape, base_model="gpt2"))  # as its hub id
+    service = open_service(Registry(tmp_path / "r"), str(tiny_llama), open=True, backbone=backbone)
+    http = TestClient(create_app(service), raise_server_exceptions=False)
+    try:
+        new = {"name": "gpt2", "description": "Write the plural of the given noun."}
+        lines = b'{"input": "a", "output": "b"}'
+        answers = {
+            "create": http.post("/v1/adapters", json=new),
+            "batch": http.post("/v1/adapters/batch", json={"adapters": [{**new, "name": "a"}, new]}),
+            "upload": http.post("/v1/adapters/import", data={"name": "gpt2"}, files={"file": b"PK"}),
+            "job": http.post("/v1/jobs", data={"name": "gpt2", "definition": "Copy."}, files={"file": lines}),
+        }
+        for what, answer in answers.items():
+            assert is_error(answer, 400) and "is a model's own" in answer.text, (what, answer.text)
+        assert service.registry.count(None) == 0 and not service.jobs.page(None)
+        assert http.post("/v1/completions", json={"model": "gpt2", "prompt": "a"}).status_code == 200
+    finally:
+        service.close()
+
+
 def test_rates_say_when_to_come_back(tiny_llama: Path, tmp_path: Path) -> None:
     service, http = small(tiny_llama, tmp_path / "r", requests_per_minute=5, tokens_per_minute=60)
     eve = service.keys.create("eve")
@@ -236,6 +271,97 @@ def test_a_lost_database_is_503(tiny_llama: Path, tmp_path: Path) -> None:
     service.close()
 
 
+def test_a_closed_engine_is_not_ready(tiny_llama: Path, tmp_path: Path) -> None:
+    service, http = small(tiny_llama, tmp_path / "r")
+    assert http.get("/ready").status_code == 200
+    service.runner.close()
+    answer = http.get("/ready")
+    assert is_error(answer, 503) and answer.headers["retry-after"] and http.get("/health").status_code == 200
+    service.close()
+
+
+@pytest.mark.filterwarnings("ignore:Exception in thread shoal-engine")
+def test_an_engine_whose_thread_has_ended_is_not_ready(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, http = small(tiny_llama, tmp_path / "r")
+    runner: Any = service.runner
+    monkeypatch.setattr(runner._engine, "step", sys.exit)
+    runner.submit(Request([1, 2]))
+    runner._thread.join(20)
+    answer = http.get("/ready")
+    assert is_error(answer, 503) and "thread has ended" in answer.text and answer.headers["retry-after"]
+    service.close()
+
+
+def test_a_vllm_that_is_gone_is_not_ready(tiny_llama: Path, tmp_path: Path) -> None:
+    served = [str(tiny_llama)]
+
+    class Models(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"data": [{"id": name} for name in served]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *said: object) -> None:
+            pass
+
+    vllm = HTTPServer(("127.0.0.1", 0), Models)
+    thread = threading.Thread(target=vllm.serve_forever)
+    thread.start()
+    engine = EngineConfig(engine="vllm", vllm_url=f"http://127.0.0.1:{vllm.server_port}")
+    service = open_service(Registry(tmp_path / "r"), str(tiny_llama), engine=engine, open=True)
+    http = TestClient(create_app(service), raise_server_exceptions=False)
+    assert http.get("/ready").status_code == 200
+    served[:] = ["another"]
+    answer = http.get("/ready")
+    assert is_error(answer, 503) and "serves another, not" in answer.text and answer.headers["retry-after"]
+    vllm.shutdown()
+    vllm.server_close()
+    thread.join()
+    answer = http.get("/ready")
+    assert is_error(answer, 503) and answer.headers["retry-after"] and http.get("/health").status_code == 200
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def on_postgresql(
+    tiny_llama: Path, postgresql: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TestClient]:
+    server = make_url(postgresql)
+    engine = create_engine(server.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE security")
+    engine.dispose()
+    url = server.set(database="security").render_as_string(hide_password=False)
+    service, http = small(tiny_llama, tmp_path_factory.mktemp("postgresql") / "r", url)
+    yield http
+    service.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/adapters", {"name": "nul", "description": "Write the \0 plural of the noun."}),
+        ("GET", "/v1/adapters?search=%00", None),
+        ("GET", "/v1/adapters?after=%00", None),
+        ("GET", "/v1/models?after=%00", None),
+        ("GET", "/v1/models/%00", None),
+        ("GET", "/v1/jobs/%00", None),
+        ("POST", "/v1/jobs/%00/cancel", None),
+        ("POST", "/v1/skills", {"name": "n\0", "keywords": ["contract"]}),
+    ],
+)
+def test_a_value_that_no_database_keeps_is_the_callers_mistake(
+    on_postgresql: TestClient, method: str, path: str, body: Any
+) -> None:
+    answer = on_postgresql.request(method, path, json=body)
+    assert is_error(answer, 404 if path == "/v1/models/%00" else 400), (answer.status_code, answer.text)
+    assert "security" not in answer.text and on_postgresql.get("/v1/adapters").json()["data"] == []
+
+
 def test_what_a_killed_service_left_is_swept(tiny_llama: Path, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "r")
     left = [tmp_path / "r" / "jobs" / ("0" * 32), tmp_path / "r" / "objects" / "00" / ("0" * 64)]
@@ -273,15 +399,95 @@ def test_a_full_disk_is_503(tiny_llama: Path, small_disk: Path, tmp_path: Path) 
     service.close()
 
 
-def test_logs_hold_no_prompts_and_no_keys(
-    http: TestClient, service: Service, caplog: pytest.LogCaptureFixture
+def test_no_space_for_uploads_is_503(
+    tiny_llama: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO)
-    secret = "The launch code is tangerine."
-    ask = {**ASK, "model": service.base_names[0], "messages": [{"role": "user", "content": secret}]}
-    assert http.post("/v1/chat/completions", json=ask).status_code == 200
-    assert '"route": "/v1/chat/completions"' in caplog.text and '"owner": "ada"' in caplog.text
-    assert "tangerine" not in caplog.text and "sk-shoal" not in caplog.text
+    """Neither where the body is kept while it is read, nor where a ZIP is to be unpacked."""
+    service, http = small(tiny_llama, tmp_path / "r")
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    forms: dict[str, dict[str, str]] = {
+        "/v1/adapters/import": {"name": "a"},
+        "/v1/jobs": {"name": "a", "definition": "Copy."},
+    }
+    answers = [http.post(path, data=form, files={"file": b"x" * 2**21}) for path, form in forms.items()]
+    mount = ["mount", "-o", "remount,nr_inodes=1", str(small_disk)]  # the directory's own
+    subprocess.run(mount, check=True)
+    answers.append(http.post("/v1/adapters/import", data={"name": "a"}, files={"file": b"PK"}))
+    for answer in answers:
+        assert is_error(answer, 503) and "the disk is full" in answer.text, answer.text
+        assert answer.headers["retry-after"]
+    assert not list(small_disk.iterdir()) and not service.jobs.page(None)
+    service.close()
+
+
+def test_logs_hold_no_prompts_and_no_keys(tiny_llama: Path, tmp_path: Path) -> None:
+    """`shoal serve` itself, to its end: a JSON object a line, of every request and of nothing it said."""
+    registry = Registry(tmp_path / "r")
+    key = ApiKeys(registry.database).create("ada")
+    registry.close()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "shoal.apps.cli", "serve", "--base", str(tiny_llama), "--port", port]
+    command += ["--registry", str(tmp_path / "r")]
+    headers = {"Authorization": f"Bearer {key}"}
+    secret, said = "tangerine", "Write the plural of the word tangerine."
+    ask = {"model": str(tiny_llama), "max_tokens": 2}
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as http:
+            until = time.monotonic() + 120
+            while True:
+                with contextlib.suppress(httpx2.TransportError):
+                    http.get("/health")
+                    break
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.1)
+            form = {"name": secret, "definition": said}
+            example = json.dumps({"input": said, "output": secret}).encode()
+            chat = {**ask, "messages": [{"role": "user", "content": said}]}
+            answers = [
+                http.post("/v1/chat/completions", json=chat),
+                http.post("/v1/chat/completions", json={**chat, "adapter": {"describe": said}}),
+                http.post("/v1/chat/completions", json={**chat, "tools": [secret]}),
+                http.post("/v1/completions", json={**ask, "prompt": said, "stream": True}),
+                http.post("/generate-adapter", params={"prompt": said, "model_path": str(tiny_llama)}),
+                http.post("/v1/adapters", json={"name": secret, "description": said}),
+                http.get("/v1/adapters", params={"search": secret}),
+                http.get(f"/v1/adapters/{secret}/norms"),
+                http.post("/v1/adapters/import", data={"name": secret}, files={"file": said.encode()}),
+                http.post("/v1/skills", json={"name": secret, "keywords": [said]}),
+                http.post("/v1/skills/detect", json={"text": said}),
+                http.post("/v1/jobs", data={**form, "steps": "1"}, files={"file": example}),
+                http.post("/v1/jobs", data=form, files={"file": said.encode()}),
+                http.get(f"/{secret}"),
+                http.get("/v1/models", headers={"Authorization": f"Bearer {key}{secret}"}),
+            ]
+            statuses = [answer.status_code for answer in answers]
+            while http.get("/v1/jobs").json()["data"][0]["state"] in ("queued", "running"):
+                assert time.monotonic() < until
+                time.sleep(0.2)
+        process.terminate()
+    assert statuses == [200, 200, 400, 200, 200, 201, 200, 200, 400, 201, 200, 202, 400, 404, 401]
+    text = (tmp_path / "log").read_text()
+    assert secret not in text and "sk-shoal" not in text
+    written = [json.loads(line) for line in text.splitlines()]
+    assert all(set(line) >= {"time", "level", "logger", "message"} for line in written)
+    assert {line["logger"] for line in written} >= {"shoal.apps.guard", "uvicorn.error"}
+    known = [line for line in written if line.get("route") == "/v1/chat/completions"]
+    assert [(line["status"], line["owner"], line["method"]) for line in known[:2]] == [
+        (200, "ada", "POST")
+    ] * 2
+    assert {line["id"] for line in written if "id" in line} >= {a.headers["x-request-id"] for a in answers}
+
+
+def test_a_failure_is_one_line_of_the_log() -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "a %s", ("b\nc",), sys.exc_info())
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "a b\nc" and "two\nlines" in json.loads(line)["traceback"]
 
 
 def test_without_keys_only_this_machine_is_answered(tiny_llama: Path, tmp_path: Path) -> None:
@@ -408,10 +614,13 @@ def test_any_name_is_refused_or_stays_in_the_store(http: TestClient, service: Se
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_no_request_of_the_schema_breaks_the_service(
-    app: FastAPI, http: TestClient, service: Service, mode: str
-) -> None:
-    """About 2,000 cases over every route, of requests that the schema allows and that it does not."""
+def test_no_request_of_the_schema_breaks_the_service(tiny_llama: Path, tmp_path: Path, mode: str) -> None:
+    """About 2,000 cases over every route, of requests that the schema allows and that it does not.
+
+    A service of its own: schemathesis ends the application with the test, and nothing answers after that.
+    """
+    service, http = small(tiny_llama, tmp_path / "registry", max_tokens=8, max_adapters=50, **FREELY)
+    app: Any = http.app
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=dict(http.headers))
     tried, left_out = 0, []
     for found in schema.get_all_operations():
@@ -425,7 +634,11 @@ def test_no_request_of_the_schema_breaks_the_service(
             tried += 1
             answer = case.call(headers={"Authorization": http.headers["Authorization"]})
             text = answer.text
-            busy = answer.status_code == 503 and "retry-after" in answer.headers
+            busy = (
+                answer.status_code == 503
+                and "retry-after" in answer.headers
+                and re.search(r"the limit is|requests wait|jobs wait", text)
+            )
             assert answer.status_code < 500 or busy, (case, text)
             assert "Traceback" not in text
 
@@ -435,4 +648,5 @@ def test_no_request_of_the_schema_breaks_the_service(
             left_out.append(operation.label)
     print(f"{mode}: {tried} cases; left out: {left_out}")
     assert tried >= 200 and set(left_out) <= {"GET /health", "GET /ready"}
-    assert {p.name for p in service.registry.root.parent.iterdir()} == {"registry"}
+    assert {p.name for p in tmp_path.iterdir()} == {"registry"}
+    service.runner.ready()  # it was open to the end
