@@ -12,8 +12,9 @@ oneDNN 1024 kernels for the shapes of batches) and the allocator has met the lar
 resident set, read every second; its growth is the mean of the last tenth over that of the tenth after the
 warm-up.
 
-In bfloat16 a batch rounds otherwise than one row alone: where the two likeliest tokens are within `TIE` nats,
-two steps of a bfloat16 logit between 16 and 32, the other one is a tie and not another adapter's answer.
+With `--dtype float32` an answer may not change at all. In bfloat16, the default on a CPU, a batch rounds
+otherwise than one row alone, through every layer: where another token was at most `TIE` nats less likely, four
+steps of a bfloat16 logit between 16 and 32, its choice is called a tie and not another adapter's answer.
 Whether the comparison would find an adapter taken for another is measured as well: on answers of two adapters
 for different tasks, which should differ.
 """
@@ -40,7 +41,7 @@ from _machine import machine
 
 from shoal.backbone import load_wording
 
-TIE, FLAT, ROWS, TOP = 0.26, 0.05, 12, 5
+TIE, FLAT, ROWS, TOP = 0.51, 0.05, 12, 5
 TASKS = (
     "Sort the words",
     "Count the letters",
@@ -58,8 +59,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--base", default="smollm2-135m-instruct")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as `shoal serve`")
     arguments = parser.parse_args()
     words = load_wording(arguments.base)
+    tie = 0.0 if arguments.dtype == "float32" else TIE
     end_of_turn = words.tokenizer.decode([words.end_of_turn])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -67,13 +70,16 @@ def main() -> None:
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--open", "--port", str(port), "--registry", folder, "--base", arguments.base]
+        flags += ["--dtype", arguments.dtype] if arguments.dtype else []
         flags += ["--requests-per-minute", "1000000", "--tokens-per-minute", "1000000000"]
         command = [sys.executable, "-m", "shoal.apps.cli", "serve", *flags]
         service = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
         try:
             model, begin = wait(url), time.monotonic()
             end = begin + 60 * arguments.minutes
-            clients = [Client(url, model, number, end, end_of_turn) for number in range(arguments.clients)]
+            clients = [
+                Client(url, model, number, end, end_of_turn, tie) for number in range(arguments.clients)
+            ]
             for client in clients:
                 client.start()
             curve = []
@@ -135,10 +141,10 @@ def report_memory(curve: Sequence[int], minutes: float) -> list[str]:
 class Client(threading.Thread):
     """One of those who ask."""
 
-    def __init__(self, url: str, model: str, number: int, end: float, end_of_turn: str) -> None:
+    def __init__(self, url: str, model: str, number: int, end: float, end_of_turn: str, tie: float) -> None:
         super().__init__()
         self.url, self.model, self.number, self.end = url, model, number, end
-        self.end_of_turn = end_of_turn
+        self.end_of_turn, self.tie = end_of_turn, tie
         self.statuses: Counter[int] = Counter()
         self.compared = self.wrong = self.ties = self.pairs = self.told_apart = self.rude = self.lost = 0
         self.finished, self.gap = False, 0.0
@@ -159,7 +165,7 @@ class Client(threading.Thread):
                 second = self.answer({"model": name})
                 if first is not None and second is not None:
                     self.compared += 1
-                    another = is_another(first, second, self.end_of_turn)
+                    another = is_another(first, second, self.end_of_turn, self.tie)
                     self.wrong += another
                     self.ties += differ(first, second) and not another
                     self.gap = max(self.gap, gap(first, second, self.end_of_turn))
@@ -168,7 +174,7 @@ class Client(threading.Thread):
                 if first is not None:
                     if before is not None and before[0] != task:
                         self.pairs += 1
-                        self.told_apart += is_another(before[1], first, self.end_of_turn)
+                        self.told_apart += is_another(before[1], first, self.end_of_turn, self.tie)
                     before = (task, first)
                 self.ask("DELETE", f"/v1/adapters/{name}")
         self.finished = True
@@ -225,9 +231,9 @@ def gap(first: list[dict], second: list[dict], end: str) -> float:
     return 0.0
 
 
-def is_another(first: list[dict], second: list[dict], end: str) -> bool:
+def is_another(first: list[dict], second: list[dict], end: str, tie: float) -> bool:
     """Whether two answers differ in more than ties."""
-    return gap(first, second, end) >= TIE
+    return differ(first, second) and gap(first, second, end) >= tie
 
 
 def mean(values: Sequence[int]) -> float:
