@@ -13,8 +13,8 @@ resident set, read every second; its growth is the mean of the last tenth over t
 warm-up.
 
 With `--dtype float32` an answer may not change at all. In bfloat16, the default on a CPU, a batch rounds
-otherwise than one row alone, through every layer: where another token was at most `TIE` nats less likely, four
-steps of a bfloat16 logit between 16 and 32, its choice is called a tie and not another adapter's answer.
+otherwise than one row alone, in every layer: where another token was at most `TIE` nats less likely, which is
+four steps of a bfloat16 logit between 16 and 32, its choice is called a tie and not another adapter's answer.
 Whether the comparison would find an adapter taken for another is measured as well: on answers of two adapters
 for different tasks, which should differ.
 """
