@@ -17,10 +17,15 @@ import openai
 import pytest
 import torch
 
+from shoal import released
 from shoal.adapter_store import load_adapter, save_adapter
 from shoal.backbone_shape import load_shape
+from shoal.config import TextToLoRAConfig
+from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
 from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
+from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder
+from shoal.text_to_lora import new_hypernetwork
 
 ASK: Any = [{"role": "user", "content": "Say something."}]
 GREEDY: dict[str, Any] = {"messages": ASK, "max_tokens": 8, "temperature": 0}
@@ -146,7 +151,6 @@ def test_adapters_by_mix_description_and_auto(running: Any, client: openai.OpenA
     assert text(running.model, {"mix": [{"name": loud, "weight": 0.0}]}) == base
     halves = [{"name": loud, "weight": 0.5}, {"name": loud, "weight": 0.5}]
     assert text(running.model, {"mix": halves}) == adapted
-    assert text(running.model, {"describe": "Write the plural of the given noun."}) == base  # the identity
     assert text(running.model, "auto") == base  # no experts
     for adapter in (
         {"mix": [{"name": "nobody"}]},
@@ -158,6 +162,60 @@ def test_adapters_by_mix_description_and_auto(running: Any, client: openai.OpenA
             text(running.model, adapter)
     with pytest.raises(openai.BadRequestError, match="`adapter` cannot name another"):
         text(loud, {"mix": [{"name": loud}]})
+
+
+def install_hypernetwork(model: Path, shipped: Path) -> None:
+    """A checkpoint for a tiny model, with random weights in its heads too: every description is heard."""
+    shape = load_shape(str(model))
+    sizes = TextToLoRAConfig(adapter_rank=2, target_modules=("q_proj", "v_proj"), num_layers_to_adapt=None)
+    network = new_hypernetwork(shape, sizes, TaskEncoder().dim)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    checkpoint = HypernetworkCheckpoint(network.eval(), shape.base_model, DEFAULT_ENCODER, True, {})
+    save_hypernetwork(checkpoint, shipped / model.name.lower())
+
+
+def test_a_description_is_answered_as_its_stored_adapter_is(
+    serve: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(released, "SHIPPED", tmp_path / "shipped")
+    install_hypernetwork(tiny_llama, tmp_path / "shipped")
+    wanted = {"plural": "Write the plural of the given noun.", "sum": "Add the two given numbers."}
+    with (
+        serve() as running,
+        httpx2.Client(base_url=running.url, headers={"Authorization": f"Bearer {running.ada}"}) as http,
+    ):
+
+        def answer(model: str, **more: Any) -> dict[str, Any]:
+            asked = http.post("/v1/chat/completions", json={"model": model, **GREEDY, **more})
+            assert asked.status_code == 200, asked.text
+            return asked.json()
+
+        base = answer(running.model)
+        texts = {base["choices"][0]["message"]["content"]}
+        assert "adapter" not in base
+        for name, description in wanted.items():
+            described = answer(running.model, adapter={"describe": description})
+            facts = described["adapter"]
+            assert facts["description"] == description and facts["trained"] is True
+            new = {"name": name, "description": description}
+            assert http.post("/v1/adapters", json=new).status_code == 201
+            named = answer(name)
+            assert named["choices"] == described["choices"]
+            assert named["adapter"] == {"name": name, "version": 1}
+            texts.add(described["choices"][0]["message"]["content"])
+        assert len(texts) == 3  # the base's, and one a description
+
+
+def test_without_a_hypernetwork_a_description_changes_nothing_and_says_so(
+    running: Any, http: httpx2.Client
+) -> None:
+    chat = {"model": running.model, **GREEDY}
+    described = {**chat, "adapter": {"describe": "Write the plural of the given noun."}}
+    base, same = (http.post("/v1/chat/completions", json=asked).json() for asked in (chat, described))
+    assert same["choices"] == base["choices"] and same["adapter"]["trained"] is False
 
 
 @pytest.mark.parametrize("name", ["loudd", "Loud", "../loud", "loud@1", "a" * 300])
