@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from shoal.apps.service import create_app
-from shoal.apps.serving import bound
+from shoal.apps.serving import bound, uvicorn_config
 from shoal.config import ServiceConfig
 from shoal.registry import Registry
 from shoal.service.service import Service, open_service
@@ -39,8 +39,7 @@ class Running:
 @contextmanager
 def serving(model: Path, root: Path, *, send_buffer: int = 0, **limits: float) -> Iterator[Running]:
     service = open_service(Registry(root), str(model), ServiceConfig(**limits))
-    settings = {"http": "h11", "ws": "none", "log_config": None}
-    server = uvicorn.Server(uvicorn.Config(create_app(service), timeout_graceful_shutdown=2, **settings))
+    server = uvicorn.Server(uvicorn_config(create_app(service), leaving_seconds=2))
     sockets = bound("127.0.0.1", 0, service.config.send_seconds)
     if send_buffer:
         sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
