@@ -1,4 +1,4 @@
-"""`shoal serve` as it is started: a process of its own, the routes, how it ends, and whom it does not let in."""
+"""`shoal serve` as it is started: a process of its own, its routes, how it ends, whom it does not let in."""
 
 from __future__ import annotations
 
