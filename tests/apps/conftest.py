@@ -21,7 +21,7 @@ from shoal.adapter_store import save_adapter
 from shoal.apps.service import create_app
 from shoal.apps.serving import bound, uvicorn_config
 from shoal.backbone_shape import load_shape
-from shoal.config import ServiceConfig
+from shoal.config import EngineConfig, ServiceConfig
 from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
 from shoal.registry import Registry
@@ -45,8 +45,11 @@ class Running:
 
 
 @contextmanager
-def serving(model: Path, root: Path, *, send_buffer: int = 0, **limits: float) -> Iterator[Running]:
-    service = open_service(Registry(root), str(model), ServiceConfig(**limits))
+def serving(
+    model: Path, root: Path, *, send_buffer: int = 0, dtype: str | None = None, **limits: float
+) -> Iterator[Running]:
+    engine = EngineConfig(dtype=dtype)
+    service = open_service(Registry(root), str(model), ServiceConfig(**limits), engine=engine)
     server = uvicorn.Server(uvicorn_config(create_app(service), leaving_seconds=2))
     sockets = bound("127.0.0.1", 0, service.config.send_seconds)
     if send_buffer:

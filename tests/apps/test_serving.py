@@ -15,13 +15,17 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
 
 from shoal.apps import cluster
 from shoal.apps.cluster import Deployment, Replicas
 from shoal.apps.registry import Place
 from shoal.apps.serving import MAX_HEADER_BYTES, Address, check_service
-from shoal.config import ServiceConfig
+from shoal.backbone import pick_device, pick_dtype
+from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UsageError
+from shoal.registry import Registry
+from shoal.service.engines import open_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120  # for what a busy machine may take long for; nothing is measured
@@ -35,9 +39,19 @@ def served(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     registry = tmp_path_factory.mktemp("serve") / "registry"
-    command = [sys.executable, "-m", "shoal.apps.cli", "serve", "--open", "--base", str(tiny_llama)]
+    command = [
+        sys.executable,
+        "-m",
+        "shoal.apps.cli",
+        "serve",
+        "--open",
+        "--dtype",
+        "float32",
+        "--base",
+        str(tiny_llama),
+    ]
     process = subprocess.Popen(
-        [*command, "--port", str(port), "--registry", str(registry)],
+        [*command, "--dtype", "float32", "--port", str(port), "--registry", str(registry)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -77,6 +91,32 @@ def test_the_command_serves_and_ends_when_it_is_told_to(
     said, complaints = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, complaints
     assert said == "stopped\n" and "Traceback" not in complaints
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
+def test_the_model_has_the_dtype_that_was_asked_for(
+    tiny_llama: Path, tmp_path: Path, dtype: str | None
+) -> None:
+    registry, engine = Registry(tmp_path / "r"), EngineConfig(dtype=dtype)
+    answering = open_engine(
+        registry, str(tiny_llama), engine, ServiceConfig(), lambda record: None, backbone=None, experts=None
+    )
+    chosen = getattr(torch, dtype) if dtype else pick_dtype(pick_device())
+    assert {w.dtype for w in answering.backbone.model.parameters()} == {chosen}
+    answering.close()
+    registry.close()
+
+
+def test_a_dtype_that_cannot_be_had_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="dtype int8: "):
+        EngineConfig(dtype="int8")
+    registry = Registry(tmp_path / "r")
+    engine = EngineConfig(engine="vllm", vllm_url="http://127.0.0.1:9", dtype="float32")
+    with pytest.raises(UsageError, match="--dtype float32 is not for --engine vllm"):
+        open_engine(
+            registry, str(tiny_llama), engine, ServiceConfig(), lambda _: None, backbone=None, experts=None
+        )
+    registry.close()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
