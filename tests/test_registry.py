@@ -335,3 +335,16 @@ def test_killed_writers_lose_nothing_acknowledged(
     registry.sweep()
     assert files(registry) == sorted({r.sha256 for r in records})
     registry.close()
+
+
+def test_content_that_was_deleted_is_not_found_and_a_damaged_one_is_a_failure(
+    registry: Registry, shape: BackboneShape
+) -> None:
+    kept, gone = add(registry, shape, "kept", 1.0), add(registry, shape, "gone", 2.0)
+    registry.delete("gone", "ada")
+    with pytest.raises(NotFoundError, match="was deleted meanwhile"):  # by one who looked it up before
+        registry.read(gone.sha256)
+    (registry.directory(kept) / WEIGHTS_FILE).unlink()
+    with pytest.raises(ShoalError) as caught:
+        registry.read(kept.sha256)
+    assert not isinstance(caught.value, NotFoundError)
