@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.adapting import BASE_HELP
+from shoal.apps.guard import MAX_HEADER_BYTES
 from shoal.apps.registry import Place
 from shoal.apps.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-MAX_HEADER_BYTES, KEEP_ALIVE_SECONDS, LEAVING_SECONDS = 2**15, 15, 20
+KEEP_ALIVE_SECONDS, LEAVING_SECONDS = 15, 20
 
 
 class Address(BaseModel):

@@ -19,8 +19,9 @@ import torch
 
 from shoal.apps import cluster
 from shoal.apps.cluster import Deployment, Replicas
+from shoal.apps.guard import MAX_HEADER_BYTES
 from shoal.apps.registry import Place
-from shoal.apps.serving import MAX_HEADER_BYTES, Address, check_service
+from shoal.apps.serving import Address, check_service
 from shoal.backbone import pick_device, pick_dtype
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UsageError
@@ -82,7 +83,7 @@ def test_the_command_serves_and_ends_when_it_is_told_to(
         assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 4
         assert "server" not in answer.headers
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: "
-    for length, status in ((MAX_HEADER_BYTES // 2, b"200"), (2**20, b"400")):
+    for length, status in ((MAX_HEADER_BYTES // 2, b"200"), (MAX_HEADER_BYTES, b"431"), (2**20, b"400")):
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), SECONDS) as connection:
             with suppress(ConnectionError):  # what is too much is not read
                 connection.sendall(head + b"a" * length + b"\r\n\r\n")
