@@ -411,14 +411,14 @@ def test_any_name_is_refused_or_stays_in_the_store(http: TestClient, service: Se
 def test_no_request_of_the_schema_breaks_the_service(
     app: FastAPI, http: TestClient, service: Service, mode: str
 ) -> None:
-    """About 2,000 cases over every route, of requests that the schema allows and that it does not."""
+    """More than 1,000 cases over every route, of requests that the schema allows or of others."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=dict(http.headers))
     tried, left_out = 0, []
     for found in schema.get_all_operations():
         operation = found.ok()
         cases = operation.as_strategy(generation_mode=GenerationMode(mode))
 
-        @settings(deadline=None, max_examples=45, suppress_health_check=list(HealthCheck), database=None)
+        @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), database=None)
         @given(case=cases)
         def check(case: Any) -> None:
             nonlocal tried
@@ -434,5 +434,5 @@ def test_no_request_of_the_schema_breaks_the_service(
         except Unsatisfiable:  # nothing is wrong to send where nothing is read
             left_out.append(operation.label)
     print(f"{mode}: {tried} cases; left out: {left_out}")
-    assert tried >= 200 and set(left_out) <= {"GET /health", "GET /ready"}
+    assert tried >= 1000 and set(left_out) <= {"GET /health", "GET /ready"}
     assert {p.name for p in service.registry.root.parent.iterdir()} == {"registry"}
