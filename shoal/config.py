@@ -214,6 +214,9 @@ class EngineConfig(_Frozen):
         None, description="where vLLM listens, such as http://127.0.0.1:8100; its key is in $VLLM_API_KEY"
     )
     vllm_adapters: int = Field(64, ge=1, description="adapters that are kept loaded in vLLM")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of the own engine's weights; none means what the device is fast in"
+    )
 
 
 class BenchmarkConfig(_Frozen):

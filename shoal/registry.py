@@ -225,8 +225,12 @@ class Registry:
             raise
 
     def read(self, sha256: str) -> StoredAdapter:
-        """Read files by their content; errors as `AdapterFiles.read`."""
-        return self._files.read(sha256)
+        """Read files by their content; NotFoundError if no name has it, else as `AdapterFiles.read`."""
+        with suppress(ShoalError):
+            return self._files.read(sha256)
+        if not self._used(sha256):
+            raise NotFoundError("the adapter was deleted meanwhile; choose another")
+        return self._files.read(sha256)  # damaged, or made again meanwhile
 
     def directory(self, record: AdapterRecord) -> Path:
         """Where its files are, as a PEFT adapter directory; not to be changed."""
@@ -302,9 +306,9 @@ class Registry:
         raise UnavailableError(f"the adapter {name!r} is written by too many at once; try again")
 
     def _used(self, sha256: str) -> bool:
+        wanted = select(_A.sha256).where(_A.sha256 == sha256).limit(1)
         with self.database.reading() as connection:
-            row = connection.execute(select(_A.sha256).where(_A.sha256 == sha256).limit(1)).first()
-        return row is not None
+            return connection.execute(wanted).first() is not None
 
 
 def open_registry(root: str | os.PathLike[str] | None = None, url: str | None = None) -> Registry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Callable
@@ -131,6 +132,38 @@ def test_any_damage_is_refused_or_harmless(
         assert "\n" not in str(error)
     else:
         assert all(f.isfinite().all() for pair in stored.lora.factors.values() for f in pair)
+
+
+CONFIG_KEYS = (
+    *("peft_type", "r", "lora_alpha", "bias", "use_rslora", "init_lora_weights", "base_model_name_or_path"),
+    *("revision", "task_type", "target_modules", "layers_to_transform", "exclude_modules", "fan_in_fan_out"),
+    *("lora_dropout", "loftq_config", "rank_pattern", "alpha_pattern", "modules_to_save", "use_dora"),
+    *("layer_replication", "trainable_token_indices", "lora_bias", "megatron_config", "target_parameters"),
+)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.sampled_from(CONFIG_KEYS), ANY_JSON, min_size=1, max_size=4))
+def test_any_value_of_a_known_key_is_refused_or_harmless(
+    peft_directory: Path, shape: BackboneShape, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir(exist_ok=True)
+    (odd / WEIGHTS_FILE).write_bytes((peft_directory / WEIGHTS_FILE).read_bytes())
+    config = json.loads((peft_directory / CONFIG_FILE).read_text())
+    (odd / CONFIG_FILE).write_text(json.dumps({**config, **changes}))
+    try:
+        lora = read_foreign(odd, shape).lora
+    except UsageError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+    else:
+        assert math.isfinite(lora.scaling) and lora.rank == 4
+        assert all(lora.delta_weight(name).isfinite().all() for name in lora.factors)
 
 
 def zip_of(entries: dict[str, bytes]) -> io.BytesIO:

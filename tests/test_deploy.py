@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,25 @@ def test_the_image_starts_a_command_as_nobody_in_particular() -> None:
     copied = [part for line in re.findall(r"^COPY (.*)", DOCKERFILE, re.M) for part in line.split()[:-1]]
     ignore = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert all((ROOT / name).exists() and f"!{name}" in ignore for name in (n.strip("./") for n in copied))
+
+
+def test_all_that_the_service_writes_is_on_the_volume(tmp_path: Path) -> None:
+    """With the image's variables alone, as the code itself reads them: the rest of compose's is read-only."""
+    (volume,) = re.findall(r"^VOLUME (\S+)", DOCKERFILE, re.M)
+    pairs = [pair for line in re.findall(r"^ENV (.*)", DOCKERFILE, re.M) for pair in line.split()]
+    variables = {n: v.replace(volume, str(tmp_path), 1) for n, v in (pair.split("=", 1) for pair in pairs)}
+    script = (
+        "from huggingface_hub.constants import HF_HUB_CACHE\n"
+        "from shoal.model_source import cache_root\n"
+        "from shoal.registry import open_registry\n"
+        "print(open_registry().root, cache_root(), HF_HUB_CACHE)"
+    )
+    environment = {**variables, "HOME": "/nowhere/that/can/be/made", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert len(said) == 3 and all(tmp_path in Path(folder).parents for folder in said), said
+    service = COMPOSE["services"]["service"]
+    assert service["read_only"] and [v.split(":")[1] for v in service["volumes"]] == [volume]
 
 
 def test_composes_files_and_names_are_there() -> None:

@@ -21,6 +21,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from shoal.adapter_store import WEIGHTS_FILE
+from shoal.api_keys import ApiKeys
 from shoal.backbone_shape import BackboneShape, load_shape
 from shoal.database import Database
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
@@ -172,8 +173,7 @@ def test_limits_and_reserved_names(registry: Registry, shape: BackboneShape) -> 
 
 
 def test_threads_and_registries_number_versions_once(registry: Registry, shape: BackboneShape) -> None:
-    url = registry.database._engine.url if "postgresql" in registry.database.shown else None
-    other = Registry(registry.root, url.render_as_string(False) if url else None)
+    other = Registry(registry.root, url_of(registry))
     with ThreadPoolExecutor(8) as pool:
         added = [pool.submit(add, (registry, other)[i % 2], shape, "plural", float(i + 1)) for i in range(16)]
         records = [f.result() for f in added]
@@ -209,6 +209,58 @@ def test_the_migrations_make_the_tables_of_the_schema(registry: Registry) -> Non
     with registry.database.writing() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, METADATA) == []
+
+
+def url_of(registry: Registry) -> str | None:
+    """The URL of a registry's PostgreSQL; None for the SQLite file in its directory."""
+    url = registry.database._engine.url
+    return url.render_as_string(False) if "postgresql" in registry.database.shown else None
+
+
+def test_a_database_of_the_first_version_keeps_its_rows(registry: Registry, shape: BackboneShape) -> None:
+    records = [add(registry, shape, name, float(number + 1)) for number, name in enumerate(("one", "two"))]
+    key = ApiKeys(registry.database).create("ada")
+    with registry.database.writing() as connection:  # as v1 left it
+        for statement in (
+            "DROP TABLE rates",
+            "DROP TABLE skills",
+            "UPDATE alembic_version SET version_num='v1'",
+        ):
+            connection.exec_driver_sql(statement)
+    newer = Registry(registry.root, url_of(registry))
+    assert list(newer.page(None).records) == records and newer.load(records[1]).lora == lora_of(shape, 2.0)
+    assert ApiKeys(newer.database).owner_of(key) == "ada"
+    with newer.database.writing() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, METADATA) == [] and context.get_current_revision() == "v2"
+    newer.close()
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_processes_that_open_a_fresh_database_at_once_make_its_tables_once(
+    tmp_path: Path, request: pytest.FixtureRequest, database: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'r.db'}"
+    if database == "postgresql":
+        url = fresh_database(request.getfixturevalue("postgresql"), "fresh")
+    script = (
+        "import sys\nfrom shoal.database import Database\nprint('ready', flush=True)\nsys.stdin.readline()\n"
+        "Database(sys.argv[1]).close()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", script, url], **pipes) for _ in range(4)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    ends = [(process.communicate()[1], process.returncode) for process in processes]
+    assert ends == [("", 0)] * 4
+    opened = Database(url)
+    with opened.writing() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").all() == [("v2",)]
+    opened.close()
 
 
 def test_a_newer_database_is_refused(tmp_path: Path) -> None:
@@ -341,3 +393,16 @@ def test_killed_writers_lose_nothing_acknowledged(
     registry.sweep()
     assert files(registry) == sorted({r.sha256 for r in records})
     registry.close()
+
+
+def test_content_that_was_deleted_is_not_found_and_a_damaged_one_is_a_failure(
+    registry: Registry, shape: BackboneShape
+) -> None:
+    kept, gone = add(registry, shape, "kept", 1.0), add(registry, shape, "gone", 2.0)
+    registry.delete("gone", "ada")
+    with pytest.raises(NotFoundError, match="was deleted meanwhile"):  # by one who looked it up before
+        registry.read(gone.sha256)
+    (registry.directory(kept) / WEIGHTS_FILE).unlink()
+    with pytest.raises(ShoalError) as caught:
+        registry.read(kept.sha256)
+    assert not isinstance(caught.value, NotFoundError)

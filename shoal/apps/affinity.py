@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shoal.apps.guard import body_limit, too_large
+from shoal.apps.guard import SAFE_HEADERS, body_limit, check_head, too_large
 from shoal.config import DEFAULT_MODEL, ServiceConfig
 from shoal.service.failures import Failure
 
@@ -62,13 +62,18 @@ class Affinity:
         if scope["type"] != "http" or scope["path"].startswith(OF_RAY):
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer = _Answer(send, self._config.send_seconds)
         try:
+            check_head(scope)
             limit = body_limit(scope["path"], self._config)
             _check_stated(scope, limit)
             await self._send_on(scope, _Incoming(receive, limit), answer)
         except Failure as failure:
             await answer.fail(failure)
+        except TimeoutError:
+            if not answer.unread:
+                raise
+            log.info("%s %s: the client does not read", scope["method"], scope["path"])
 
     async def _send_on(self, scope: Scope, incoming: _Incoming, answer: _Answer) -> None:
         asks = scope["path"] in ANSWERS and scope["method"] == "POST"
@@ -78,6 +83,8 @@ class Affinity:
         for attempt in range(ATTEMPTS if harmless else 1):
             await asyncio.sleep(PAUSE_SECONDS * attempt)
             await self._ask(scope, incoming, answer)
+            if answer.unread:
+                return
             if answer.started:
                 await answer.end()
             if answer.started or incoming.gone:
@@ -152,14 +159,21 @@ class _Incoming:
 
 
 class _Answer:
-    """The way out. What Ray Serve says of itself is not passed on: replicas sign their answers."""
+    """The way out. What Ray Serve says of itself is not passed on: replicas sign their answers.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    Attributes:
+        started: whether the client was told anything.
+        began: is set then.
+        unread: whether the client was left because it does not read.
+    """
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._client, self._seconds, self.unread = send, seconds, False
         self.started, self.began = False, asyncio.Event()
         self._rays = self._events = self._ended = False
 
     async def send(self, message: Message) -> None:
+        """Pass a message of the cluster on; TimeoutError where the client does not read."""
         if message["type"] == "http.response.start":
             headers = Headers(raw=message.get("headers", []))
             self._rays = REPLICA_HEADER not in headers
@@ -170,6 +184,15 @@ class _Answer:
         self.began.set()
         self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
+
+    async def _send(self, message: Message) -> None:
+        if self.unread:
+            raise TimeoutError
+        try:
+            await asyncio.wait_for(self._client(message), self._seconds)
+        except asyncio.TimeoutError:  # before Python 3.11 this is no TimeoutError
+            self.unread = True
+            raise TimeoutError from None
 
     async def end(self) -> None:
         """Say in a stream of events that it was cut off; any other answer shows it by its length."""
@@ -188,9 +211,8 @@ class _Answer:
         fixed = {
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
-            "Cache-Control": "no-store",
         }
-        for name, value in {**failure.headers(), **fixed}.items():
+        for name, value in {**SAFE_HEADERS, **failure.headers(), **fixed}.items():
             headers[name] = value
         if failure.status == 413:
             headers["Connection"] = "close"  # what is left of the body is not read

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 PUBLIC = frozenset({"/health", "/ready"})
 UPLOADS = frozenset({"/v1/adapters/import", "/v1/jobs"})
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+MAX_HEADER_BYTES = 2**15  # of a request's target and headers together
 FORM_BYTES = 2**16  # of an upload besides its file
 LENGTH_DIGITS = 19  # of a Content-Length: all that fit 64 bits
 UNREAD = frozenset({"body_too_large", "body_length"})  # failures after which a body is not read
@@ -70,6 +71,7 @@ class Guard:
             self._record(scope, answer, time.perf_counter() - started)
 
     async def _pass(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        check_head(scope)
         headers, service = Headers(scope=scope), self._service
         if service.open and _host(headers) not in LOCAL_HOSTS:  # a page of another site, by a name of its own
             raise Failure(403, "without keys only this machine is answered; use localhost", code="host")
@@ -141,6 +143,20 @@ class _Answer:
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": failure.status, "headers": raw})
         await self.send({"type": "http.response.body", "body": body})
+
+
+def check_head(scope: Scope) -> None:
+    """See that target and headers are not too long; a server that reads them in one piece lets more through.
+
+    Raises:
+        Failure: 431: they are.
+    """
+    size = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
+    size += sum(len(name) + len(value) for name, value in scope["headers"])
+    if size > MAX_HEADER_BYTES:
+        raise Failure(
+            431, f"the headers have {size} bytes, the limit is {MAX_HEADER_BYTES}; send less", code="headers"
+        )
 
 
 def body_limit(path: str, config: ServiceConfig) -> int:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.adapting import BASE_HELP
+from shoal.apps.guard import MAX_HEADER_BYTES
 from shoal.apps.json_lines import log_json_lines
 from shoal.apps.registry import Place
 from shoal.apps.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
 
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.types import ASGIApp
+
 log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-MAX_HEADER_BYTES, KEEP_ALIVE_SECONDS, LEAVING_SECONDS = 2**15, 15, 20
+KEEP_ALIVE_SECONDS, LEAVING_SECONDS = 15, 20
 
 
 class Address(BaseModel):
@@ -51,27 +58,41 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
         check_extra("vLLM", "vllm", "httpx2")
     base = address.base or DEFAULT_MODEL
     service = open_service(place.open(), base, config, engine=engine, open=address.open)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(service),
-            http="h11",  # the one whose headers are bounded
-            ws="none",
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=LEAVING_SECONDS,
-            server_header=False,
-            access_log=False,
-            log_config=None,
-        )
-    )
+    server = uvicorn.Server(uvicorn_config(create_app(service)))
+    # uvicorn raises it again when it has ended, for whoever listened before: that is no failure here.
+    before = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
         for one in sockets:
             log.info("listening on port %d of %s", one.getsockname()[1], address.host)
         server.run(sockets=sockets)
     except SystemExit:  # uvicorn has said why on standard error
         raise ShoalError(f"the service could not start on {address.host}:{address.port}") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.stdout.flush()
     return Output({"stopped": True}, "stopped")
+
+
+def uvicorn_config(app: ASGIApp, leaving_seconds: int = LEAVING_SECONDS) -> uvicorn.Config:
+    """How uvicorn serves an application: HTTP alone, with bounded headers, and without logs of its own.
+
+    Args:
+        app: the application.
+        leaving_seconds: that open requests have when the service is stopped.
+    """
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        http="h11",  # the one whose headers are bounded
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=leaving_seconds,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+    )
 
 
 def check_service(address: Address) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from shoal.adapter_files import AdapterFiles
 from shoal.adapter_store import save_adapter
 from shoal.backbone import Backbone, load_backbone, load_wording
@@ -23,6 +25,7 @@ from shoal.serving.core import Engine, Observer
 from shoal.serving.records import Limits
 from shoal.serving.runner import EngineRunner, Runner
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VLLM_KEY_VARIABLE = "VLLM_API_KEY"
 
 
@@ -135,10 +138,17 @@ def open_engine(
     backbone: Backbone | None,
     experts: ExpertSet | None,
 ) -> Answering:
-    """The engine that is wanted; errors as `load_backbone` and `vllm_engine`."""
+    """The engine that is wanted; errors as `load_backbone` and `vllm_engine`.
+
+    Raises:
+        UsageError: a dtype for vLLM, which was started with its own.
+    """
     if wanted.engine == "vllm":
+        if wanted.dtype:
+            raise UsageError(f"--dtype {wanted.dtype} is not for --engine vllm; give it to vLLM itself")
         return vllm_engine(registry, base, wanted, config, observe)
-    return own_engine(registry, backbone or load_backbone(base), experts, config, observe)
+    dtype = DTYPES[wanted.dtype] if wanted.dtype else None
+    return own_engine(registry, backbone or load_backbone(base, dtype=dtype), experts, config, observe)
 
 
 def _limits(config: ServiceConfig) -> Limits:

@@ -56,8 +56,12 @@ class AdapterCache:
         self._coming: dict[str, Future[LoRA]] = {}
         self._statistics = CacheStatistics()
 
-    def get(self, name: str) -> LoRA:
+    def get(self, name: str, *, again: bool = False) -> LoRA:
         """The adapter of a name, loaded if need be.
+
+        Args:
+            name: of the adapter.
+            again: for a request that has asked before, which is no other hit.
 
         Raises:
             Exception: whatever `load` raises, to everyone who waited for it; nothing of it is kept.
@@ -67,7 +71,7 @@ class AdapterCache:
             if here is None and coming is None:
                 own = self._coming[name] = Future()
                 self._count(misses=1)
-            else:
+            elif not again:
                 self._count(hits=1)
             if here is not None:
                 self._held.move_to_end(name)

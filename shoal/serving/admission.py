@@ -40,8 +40,8 @@ class Admission:
         adaptation = self.adaptation(request)
         check_adaptation(self._backbone.model, adaptation, self._basis)
 
-    def adaptation(self, request: Request) -> Adaptation:
-        """What a request's rows are adapted by.
+    def adaptation(self, request: Request, *, again: bool = False) -> Adaptation:
+        """What a request's rows are adapted by; `again` where it was checked before.
 
         Raises:
             UsageError: as `check`.
@@ -49,7 +49,7 @@ class Admission:
         """
         asked = request.adapter
         if isinstance(asked, str):
-            asked = self._named(asked)
+            asked = self._named(asked, again)
         elif isinstance(asked, Mapping):
             if not 1 <= len(asked) <= self._limits.max_rank:
                 raise UsageError(
@@ -59,7 +59,7 @@ class Admission:
                 raise UsageError(
                     f"the weights {list(asked.values())[:8]} must be finite numbers; correct them"
                 )
-            parts = [self._named(name) for name in asked]
+            parts = [self._named(name, again) for name in asked]
             self._check_rank(sum(part.rank for part in parts))
             asked = compose(parts, list(asked.values()))
         if isinstance(asked, LoRA):
@@ -87,10 +87,10 @@ class Admission:
             group.append(waiting.popleft())
         return group
 
-    def _named(self, name: str) -> LoRA:
+    def _named(self, name: str, again: bool) -> LoRA:
         if self._adapters is None:
             raise UsageError(f"adapter {name!r} cannot be found: the engine has no adapters; ask for none")
-        return self._adapters.get(name)
+        return self._adapters.get(name, again=again)
 
     def _check_rank(self, rank: int) -> None:
         if rank > self._limits.max_rank:

@@ -228,7 +228,7 @@ class Engine:
             for job in placed:
                 job.placed = self._clock()
                 try:
-                    job.adaptation = self._admission.adaptation(job.request)
+                    job.adaptation = self._admission.adaptation(job.request, again=True)
                 except (
                     Exception
                 ) as error:  # its own alone: the adapter is gone or broken since it was checked

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import uvicorn
 
+from shoal.adapter_archive import pack
+from shoal.adapter_store import save_adapter
 from shoal.apps.service import create_app
-from shoal.apps.serving import bound
-from shoal.config import ServiceConfig
+from shoal.apps.serving import bound, uvicorn_config
+from shoal.backbone_shape import load_shape
+from shoal.config import EngineConfig, ServiceConfig
+from shoal.lora import LoRA, LoraFactors
+from shoal.model_card import AdapterCard
 from shoal.registry import Registry
 from shoal.service.service import Service, open_service
 
@@ -37,10 +45,12 @@ class Running:
 
 
 @contextmanager
-def serving(model: Path, root: Path, *, send_buffer: int = 0, **limits: float) -> Iterator[Running]:
-    service = open_service(Registry(root), str(model), ServiceConfig(**limits))
-    settings = {"http": "h11", "ws": "none", "log_config": None}
-    server = uvicorn.Server(uvicorn.Config(create_app(service), timeout_graceful_shutdown=2, **settings))
+def serving(
+    model: Path, root: Path, *, send_buffer: int = 0, dtype: str | None = None, **limits: float
+) -> Iterator[Running]:
+    engine = EngineConfig(dtype=dtype)
+    service = open_service(Registry(root), str(model), ServiceConfig(**limits), engine=engine)
+    server = uvicorn.Server(uvicorn_config(create_app(service), leaving_seconds=2))
     sockets = bound("127.0.0.1", 0, service.config.send_seconds)
     if send_buffer:
         sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
@@ -75,3 +85,27 @@ def running(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def serve(tiny_llama: Path, tmp_path: Path) -> Callable[..., AbstractContextManager[Running]]:
     """A service of a test's own, with limits of its own."""
     return lambda **options: serving(tiny_llama, tmp_path / "registry", **options)
+
+
+@pytest.fixture(scope="session")
+def make_loud(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], bytes]:
+    """A PEFT ZIP of an adapter that changes every answer, by a seed."""
+    shape, folder = load_shape(str(tiny_llama)), tmp_path_factory.mktemp("loud")
+    card = AdapterCard(generator="test", trained=True, description="Loud.", scores={"exact match": 0.5})
+
+    @cache
+    def make(seed: int) -> bytes:
+        generator = torch.Generator().manual_seed(seed)
+        factors = {
+            t.name: LoraFactors(
+                torch.randn(4, t.in_features, generator=generator),
+                torch.randn(t.out_features, 4, generator=generator),
+            )
+            for t in shape.select(("q_proj", "v_proj"), None)
+        }
+        save_adapter(folder / str(seed), LoRA(factors, 8.0), shape=shape, card=card)
+        file = io.BytesIO()
+        pack(folder / str(seed), file)
+        return file.getvalue()
+
+    return make

@@ -11,6 +11,7 @@ import pytest
 
 from shoal.apps import affinity
 from shoal.apps.affinity import Affinity, session_of
+from shoal.apps.guard import SAFE_HEADERS
 from shoal.config import DEFAULT_MODEL, ServiceConfig
 
 App = Callable[..., Awaitable[None]]
@@ -40,7 +41,8 @@ def test_requests_of_one_adapter_share_a_session(body: Any, session: str | None)
 
 def ask(
     app: App, path: str = "/v1/chat/completions", method: str = "POST", parts: tuple[bytes, ...] = (b"{}",),
-    headers: tuple[tuple[bytes, bytes], ...] = (), gone: bool = False, **limits: int,
+    headers: tuple[tuple[bytes, bytes], ...] = (), gone: bool = False, reads: int = 10**6,
+    query: bytes = b"", **limits: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What a client gets."""
     sent: list[dict[str, Any]] = []
@@ -55,9 +57,11 @@ def ask(
         raise AssertionError
 
     async def send(message: Any) -> None:
+        if len(sent) >= reads:
+            await asyncio.Event().wait()
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers), "query_string": query}
     asyncio.run(Affinity(app, ServiceConfig(**limits))(scope, receive, send))
     return sent
 
@@ -187,3 +191,37 @@ def test_ray_has_its_own_paths() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     assert ask(app, "/-/healthz", "GET")[0]["status"] == 200
+
+
+@pytest.mark.parametrize("reads", [0, 1, 3])
+def test_a_client_that_never_reads_is_left(reads: int) -> None:
+    told: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await replica(EVENTS, *[b"data: {}\n\n"] * 5)(scope, receive, send)
+        except TimeoutError:
+            told.append(True)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})  # nor is this sent
+
+    sent = ask(app, reads=reads, send_seconds=0.05)
+    assert len(sent) == reads and told == [True]  # asked once, and its answer was ended
+
+
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [(((b"x", b"a" * 2**15),), b""), (((b"x", b"a" * 400),) * 100, b""), ((), b"a" * 2**16)],
+)
+def test_long_headers_go_nowhere(headers: Any, query: bytes) -> None:
+    app, bodies = failing(0, replica(SIGNED, b"{}"))
+    start, body = ask(app, headers=headers, query=query)
+    assert start["status"] == 431 and bodies == []
+    assert b"the limit is 32768" in body["body"]
+    assert ask(app, headers=((b"x", b"a" * 2**14),))[0]["status"] == 200
+
+
+def test_its_own_failures_have_safe_headers() -> None:
+    app, _ = failing(99, replica(SIGNED))
+    for start in (ask(app)[0], ask(app, parts=(b"x" * 2000,), max_body_bytes=1024)[0]):
+        headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        assert {name.lower(): value for name, value in SAFE_HEADERS.items()}.items() <= headers.items()

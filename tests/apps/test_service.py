@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import socket
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,16 @@ import httpx2
 import openai
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
-from shoal.adapter_store import load_adapter, save_adapter
+from shoal import released
+from shoal.adapter_store import load_adapter
+from shoal.backbone import pick_device, pick_dtype
 from shoal.backbone_shape import load_shape
-from shoal.lora import LoRA, LoraFactors
-from shoal.model_card import AdapterCard
+from shoal.config import TextToLoRAConfig
+from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
+from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder
+from shoal.text_to_lora import new_hypernetwork
 
 ASK: Any = [{"role": "user", "content": "Say something."}]
 GREEDY: dict[str, Any] = {"messages": ASK, "max_tokens": 8, "temperature": 0}
@@ -34,30 +38,13 @@ def client(running: Any) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture
 def http(running: Any) -> Iterator[httpx2.Client]:
-    headers = {"Authorization": f"Bearer {running.ada}"}
-    with httpx2.Client(base_url=running.url, headers=headers, timeout=60) as http:
+    with owner(running, running.ada) as http:
         yield http
 
 
 @pytest.fixture(scope="session")
-def zipped(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A PEFT ZIP of an adapter that changes every answer."""
-    shape, folder = load_shape(str(tiny_llama)), tmp_path_factory.mktemp("loud")
-    generator = torch.Generator().manual_seed(5)
-    factors = {
-        t.name: LoraFactors(
-            torch.randn(4, t.in_features, generator=generator),
-            torch.randn(t.out_features, 4, generator=generator),
-        )
-        for t in shape.select(("q_proj", "v_proj"), None)
-    }
-    card = AdapterCard(generator="test", trained=True, description="Loud.", scores={"exact match": 0.5})
-    save_adapter(folder / "a", LoRA(factors, 8.0), shape=shape, card=card)
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for path in (folder / "a").iterdir():
-            archive.write(path, path.name)
-    return file.getvalue()
+def zipped(make_loud: Callable[[int], bytes]) -> bytes:
+    return make_loud(5)
 
 
 @pytest.fixture
@@ -67,6 +54,11 @@ def loud(http: httpx2.Client, zipped: bytes) -> Iterator[str]:
     assert answer.status_code == 201, answer.text
     yield "loud"
     http.delete("/v1/adapters/loud")
+
+
+def owner(running: Any, key: str) -> httpx2.Client:
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx2.Client(base_url=running.url, headers=headers, timeout=60)
 
 
 def wait_until_idle(running: Any) -> None:
@@ -146,7 +138,6 @@ def test_adapters_by_mix_description_and_auto(running: Any, client: openai.OpenA
     assert text(running.model, {"mix": [{"name": loud, "weight": 0.0}]}) == base
     halves = [{"name": loud, "weight": 0.5}, {"name": loud, "weight": 0.5}]
     assert text(running.model, {"mix": halves}) == adapted
-    assert text(running.model, {"describe": "Write the plural of the given noun."}) == base  # the identity
     assert text(running.model, "auto") == base  # no experts
     for adapter in (
         {"mix": [{"name": "nobody"}]},
@@ -158,6 +149,57 @@ def test_adapters_by_mix_description_and_auto(running: Any, client: openai.OpenA
             text(running.model, adapter)
     with pytest.raises(openai.BadRequestError, match="`adapter` cannot name another"):
         text(loud, {"mix": [{"name": loud}]})
+
+
+def install_hypernetwork(model: Path, shipped: Path) -> None:
+    """A checkpoint for a tiny model, with random weights in its heads too: every description is heard."""
+    shape = load_shape(str(model))
+    sizes = TextToLoRAConfig(adapter_rank=2, target_modules=("q_proj", "v_proj"), num_layers_to_adapt=None)
+    network = new_hypernetwork(shape, sizes, TaskEncoder().dim)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    checkpoint = HypernetworkCheckpoint(network.eval(), shape.base_model, DEFAULT_ENCODER, True, {})
+    save_hypernetwork(checkpoint, shipped / model.name.lower())
+
+
+def test_a_description_is_answered_as_its_stored_adapter_is(
+    serve: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(released, "SHIPPED", tmp_path / "shipped")
+    install_hypernetwork(tiny_llama, tmp_path / "shipped")
+    wanted = {"plural": "Write the plural of the given noun.", "sum": "Add the two given numbers."}
+    with serve() as running, owner(running, running.ada) as http:
+
+        def answer(model: str, **more: Any) -> dict[str, Any]:
+            asked = http.post("/v1/chat/completions", json={"model": model, **GREEDY, **more})
+            assert asked.status_code == 200, asked.text
+            return asked.json()
+
+        base = answer(running.model)
+        texts = {base["choices"][0]["message"]["content"]}
+        assert "adapter" not in base
+        for name, description in wanted.items():
+            described = answer(running.model, adapter={"describe": description})
+            facts = described["adapter"]
+            assert facts["description"] == description and facts["trained"] is True
+            new = {"name": name, "description": description}
+            assert http.post("/v1/adapters", json=new).status_code == 201
+            named = answer(name)
+            assert named["choices"] == described["choices"]
+            assert named["adapter"] == {"name": name, "version": 1}
+            texts.add(described["choices"][0]["message"]["content"])
+        assert len(texts) == 3  # the base's, and one a description
+
+
+def test_without_a_hypernetwork_a_description_changes_nothing_and_says_so(
+    running: Any, http: httpx2.Client
+) -> None:
+    chat = {"model": running.model, **GREEDY}
+    described = {**chat, "adapter": {"describe": "Write the plural of the given noun."}}
+    base, same = (http.post("/v1/chat/completions", json=asked).json() for asked in (chat, described))
+    assert same["choices"] == base["choices"] and same["adapter"]["trained"] is False
 
 
 @pytest.mark.parametrize("name", ["loudd", "Loud", "../loud", "loud@1", "a" * 300])
@@ -260,34 +302,89 @@ def test_a_running_job_is_cancelled(running: Any, http: httpx2.Client) -> None:
     assert http.get("/v1/adapters/long").status_code == 404
 
 
-def test_metrics_and_the_guides_names(http: httpx2.Client, running: Any) -> None:
-    http.post("/v1/chat/completions", json={"model": running.model, **GREEDY})
-    usage = http.get("/v1/monitoring").json()
-    assert usage["total_requests"] >= usage["successful_requests"] > 0
-    assert usage["avg_response_time"] > 0 and usage["avg_memory_usage"] > 2**20
-    assert 0.8 < usage["skill_detection_accuracy"] < 1
-    text = http.get("/metrics").text
-    values = dict(re.findall(r"^(\S+?)(?:\{\S*?\})? (\S+)$", text, re.M))
-    for name in [
-        "shoal_requests_total",
-        "shoal_errors_total",
-        "shoal_queue_seconds_count",
-        "shoal_first_token_seconds_count",
-        "shoal_token_gap_seconds_count",
-        "shoal_tokens_total",
-        "shoal_batch_rows_count",
-        "shoal_memory_bytes",
-        "shoal_adapter_generation_seconds_count",
-        "shoal_adapter_cache_hits_total",
-        "shoal_adapter_cache_misses_total",
-        "shoal_adapter_cache_evictions_total",
-        "total_requests",
-        "successful_requests",
-        "avg_response_time",
-        "avg_memory_usage",
-        "skill_detection_accuracy",
-    ]:
-        assert float(values[name]) >= 0, name
+def samples(http: httpx2.Client) -> dict[tuple[str, ...], float]:
+    """(name, value of each label ...) -> number, of all that is told; but not what asking for it counts."""
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    found = {(one.name, *one.labels.values()): one.value for f in families for one in f.samples}
+    return {key: value for key, value in found.items() if "/metrics" not in key}
+
+
+def counted(http: httpx2.Client, before: Mapping[tuple[str, ...], float]) -> dict[tuple[str, ...], float]:
+    """What was added since, of what only counts: neither seconds nor memory."""
+    changes = {key: value - before.get(key, 0) for key, value in samples(http).items()}
+    counts = ("_total", "_count", "_rows_sum")
+    own = {k: v for k, v in changes.items() if k[0].startswith("shoal_") and k[0].endswith(counts)}
+    return {key: value for key, value in own.items() if value}
+
+
+def wait_until_counted(
+    http: httpx2.Client,
+    before: Mapping[tuple[str, ...], float],
+    wanted: Mapping[tuple[str, ...], float],
+) -> None:
+    """An answer is there a moment before it is counted."""
+    until = time.monotonic() + 20
+    while counted(http, before) != wanted and time.monotonic() < until:
+        time.sleep(0.05)
+    assert counted(http, before) == wanted
+
+
+def test_every_metric_counts_what_it_says(serve: Any, make_loud: Callable[[int], bytes]) -> None:
+    chats, adapters = "/v1/chat/completions", "/v1/adapters"
+    room = 2_000 * pick_dtype(pick_device()).itemsize  # for one adapter, of 1,344 numbers
+    with serve(cache_bytes=room) as running, owner(running, running.ada) as http:
+        for name, seed in (("loud", 5), ("other", 6)):
+            sent = {"data": {"name": name}, "files": {"file": ("x.zip", make_loud(seed))}}
+            assert http.post("/v1/adapters/import", **sent).status_code == 201
+        of_a_chat = {
+            ("shoal_requests_total", chats, "200"): 1,
+            ("shoal_request_seconds_count", chats): 1,
+            ("shoal_generations_total", "length"): 1,
+            ("shoal_queue_seconds_count",): 1,
+            ("shoal_first_token_seconds_count",): 1,
+            ("shoal_token_gap_seconds_count",): 7,  # between 8 tokens
+            ("shoal_tokens_total", "completion"): 8,
+            ("shoal_batch_rows_count",): 7,  # steps: the first token comes from reading the prompt
+            ("shoal_batch_rows_sum",): 7,  # rows in them
+        }
+        miss, hit = ("shoal_adapter_cache_misses_total",), ("shoal_adapter_cache_hits_total",)
+        evicted = ("shoal_adapter_cache_evictions_total",)
+        for model, cache in (("loud", {miss: 1}), ("loud", {hit: 1}), ("other", {miss: 1, evicted: 1})):
+            before = samples(http)
+            answer = http.post(chats, json={"model": model, **GREEDY})
+            prompt = answer.json()["usage"]["prompt_tokens"]
+            wait_until_counted(http, before, {**of_a_chat, **cache, ("shoal_tokens_total", "prompt"): prompt})
+            assert samples(http)["shoal_cached_adapters",] == 1
+        assert 0 < samples(http)["shoal_cached_adapter_bytes",] <= room
+
+        before = samples(http)
+        new = {"name": "made", "description": "Write the plural of the given noun."}
+        assert http.post(adapters, json=new).status_code == 201
+        made = {("shoal_requests_total", adapters, "201"): 1, ("shoal_request_seconds_count", adapters): 1}
+        wait_until_counted(http, before, {**made, ("shoal_adapter_generation_seconds_count",): 1})
+
+        before = samples(http)
+        assert http.post(chats, json={"model": "nobody", **GREEDY}).status_code == 404
+        refused = {("shoal_requests_total", chats, "404"): 1, ("shoal_request_seconds_count", chats): 1}
+        wait_until_counted(http, before, {**refused, ("shoal_errors_total", "404"): 1})
+
+
+def test_the_guides_names_count_too(serve: Any) -> None:
+    with serve() as running, owner(running, running.ada) as http:
+        assert http.post("/v1/chat/completions", json={"model": running.model, **GREEDY}).status_code == 200
+        assert http.post("/v1/chat/completions", json={"model": "nobody", **GREEDY}).status_code == 404
+        until = time.monotonic() + 20
+        while running.service.monitoring.usage().total_requests < 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        usage = http.get("/v1/monitoring").json()
+        assert (usage["total_requests"], usage["successful_requests"]) == (2, 1)
+        assert usage["avg_response_time"] > 0 and usage["avg_memory_usage"] > 2**20
+        assert 0.8 < usage["skill_detection_accuracy"] < 1
+        shown = samples(http)
+        assert {name for name in usage if usage[name] is not None} <= {key[0] for key in shown}
+        assert shown["successful_requests",] == shown["total_requests",] - 1
+        assert shown["shoal_memory_bytes",] > 2**20
 
 
 def test_a_client_that_goes_away_frees_its_place(running: Any) -> None:

@@ -615,7 +615,7 @@ def test_any_name_is_refused_or_stays_in_the_store(http: TestClient, service: Se
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_no_request_of_the_schema_breaks_the_service(tiny_llama: Path, tmp_path: Path, mode: str) -> None:
-    """About 2,000 cases over every route, of requests that the schema allows and that it does not.
+    """More than 1,000 cases over every route, of requests that the schema allows and that it does not.
 
     A service of its own: schemathesis ends the application with the test, and nothing answers after that.
     """
@@ -627,7 +627,7 @@ def test_no_request_of_the_schema_breaks_the_service(tiny_llama: Path, tmp_path:
         operation = found.ok()
         cases = operation.as_strategy(generation_mode=GenerationMode(mode))
 
-        @settings(deadline=None, max_examples=45, suppress_health_check=list(HealthCheck), database=None)
+        @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), database=None)
         @given(case=cases)
         def check(case: Any) -> None:
             nonlocal tried
@@ -647,6 +647,6 @@ def test_no_request_of_the_schema_breaks_the_service(tiny_llama: Path, tmp_path:
         except Unsatisfiable:  # nothing is wrong to send where nothing is read
             left_out.append(operation.label)
     print(f"{mode}: {tried} cases; left out: {left_out}")
-    assert tried >= 200 and set(left_out) <= {"GET /health", "GET /ready"}
+    assert tried >= 1000 and set(left_out) <= {"GET /health", "GET /ready"}
     assert {p.name for p in tmp_path.iterdir()} == {"registry"}
     service.runner.ready()  # it was open to the end
