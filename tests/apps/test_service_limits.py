@@ -152,11 +152,11 @@ def test_one_owner_sees_and_changes_nothing_of_anothers(start: Start, tiny_llama
 
 
 def test_a_range_of_a_download_is_not_worked_out(start: Start) -> None:
-    """Thousands of ranges in one header took minutes elsewhere (Starlette, CVE-2025-62727)."""
+    """Ranges by the thousand in one header took minutes elsewhere (Starlette, CVE-2025-62727)."""
     with start() as (ada, _):
         assert ada.post("/v1/adapters", json={"name": "a", "description": TEXT}).status_code == 201
         whole = ada.get("/v1/adapters/a/download")
-        for ranges in ("bytes=0-1", "bytes=" + ",".join(f"{i}-{i}" for i in range(5000))):
+        for ranges in ("bytes=0-1", "bytes=" + ",".join(f"{i}-{i}" for i in range(1500))):
             answer = ada.get("/v1/adapters/a/download", headers={"Range": ranges})
             assert answer.status_code == 200 and answer.content == whole.content
             assert "content-range" not in answer.headers
