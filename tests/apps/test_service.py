@@ -250,6 +250,25 @@ def test_adapters_are_made_listed_fetched_and_deleted(http: httpx2.Client, tmp_p
     assert http.get("/v1/adapters/made-1").status_code == 404
 
 
+def test_two_services_of_one_registry_know_the_same_adapters(
+    start_service: Any, tiny_llama: Path, tmp_path: Path, zipped: bytes
+) -> None:
+    def start() -> Any:
+        return start_service(tiny_llama, tmp_path / "registry")
+
+    with start() as one, start() as two, owner(one, one.ada) as first, owner(two, one.ada) as second:
+        sent = {"data": {"name": "loud"}, "files": {"file": ("x.zip", zipped)}}
+        assert first.post("/v1/adapters/import", **sent).status_code == 201
+        chats, ask = "/v1/chat/completions", {"model": "loud", **GREEDY}
+        base = first.post(chats, json={**ask, "model": one.model}).json()["choices"]
+        answers = [http.post(chats, json=ask).json()["choices"] for http in (first, second)]
+        assert answers[0] == answers[1] != base
+        assert second.delete("/v1/adapters/loud").status_code == 200
+        for http in (first, second):  # also where it is still in memory
+            assert http.post(chats, json=ask).status_code == 404
+            assert http.get("/v1/adapters/loud").status_code == 404
+
+
 def test_the_guides_route(http: httpx2.Client) -> None:
     question = {
         "prompt": "Make this model excel at code generation and debugging",
