@@ -14,15 +14,20 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import sqlalchemy
 import torch
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
 from shoal import released
 from shoal.adapter_store import load_adapter
+from shoal.apps.service import create_app
 from shoal.backbone import pick_device, pick_dtype
 from shoal.backbone_shape import load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
+from shoal.registry import Registry
+from shoal.service.service import open_service
 from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder
 from shoal.text_to_lora import new_hypernetwork
 
@@ -267,6 +272,32 @@ def test_two_services_of_one_registry_know_the_same_adapters(
         for http in (first, second):  # also where it is still in memory
             assert http.post(chats, json=ask).status_code == 404
             assert http.get("/v1/adapters/loud").status_code == 404
+
+
+def test_a_postgresql_that_is_lost_is_503_until_it_is_back(
+    postgresql: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    url = sqlalchemy.make_url(postgresql).set(drivername="postgresql+psycopg")
+    operator = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'lost'"
+    with operator.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE lost")
+        registry = Registry(tmp_path / "r", postgresql.replace("/postgres?", "/lost?"))
+        service = open_service(registry, str(tiny_llama))
+        headers = {"Authorization": f"Bearer {service.keys.create('ada')}"}
+        http = TestClient(create_app(service), headers=headers, raise_server_exceptions=False)
+        assert http.get("/v1/adapters").status_code == http.get("/ready").status_code == 200
+        connection.exec_driver_sql("ALTER DATABASE lost ALLOW_CONNECTIONS false")
+        connection.exec_driver_sql(end)
+        for path in ("/v1/adapters", "/ready"):
+            answer = http.get(path)
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "5", answer.text
+            assert set(answer.json()) == {"error"}
+        assert http.get("/health").status_code == 200
+        connection.exec_driver_sql("ALTER DATABASE lost ALLOW_CONNECTIONS true")
+        assert http.get("/v1/adapters").status_code == http.get("/ready").status_code == 200
+        service.close()
+    operator.dispose()
 
 
 def test_the_guides_route(http: httpx2.Client) -> None:
