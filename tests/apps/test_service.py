@@ -14,15 +14,20 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import sqlalchemy
 import torch
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
 from shoal import released
 from shoal.adapter_store import load_adapter
+from shoal.apps.service import create_app
 from shoal.backbone import pick_device, pick_dtype
 from shoal.backbone_shape import load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
+from shoal.registry import Registry
+from shoal.service.service import open_service
 from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder
 from shoal.text_to_lora import new_hypernetwork
 
@@ -248,6 +253,51 @@ def test_adapters_are_made_listed_fetched_and_deleted(http: httpx2.Client, tmp_p
     for new in wanted:
         assert http.delete(f"/v1/adapters/{new['name']}").json()["deleted"] is True
     assert http.get("/v1/adapters/made-1").status_code == 404
+
+
+def test_two_services_of_one_registry_know_the_same_adapters(
+    start_service: Any, tiny_llama: Path, tmp_path: Path, zipped: bytes
+) -> None:
+    def start() -> Any:
+        return start_service(tiny_llama, tmp_path / "registry")
+
+    with start() as one, start() as two, owner(one, one.ada) as first, owner(two, one.ada) as second:
+        sent = {"data": {"name": "loud"}, "files": {"file": ("x.zip", zipped)}}
+        assert first.post("/v1/adapters/import", **sent).status_code == 201
+        chats, ask = "/v1/chat/completions", {"model": "loud", **GREEDY}
+        base = first.post(chats, json={**ask, "model": one.model}).json()["choices"]
+        answers = [http.post(chats, json=ask).json()["choices"] for http in (first, second)]
+        assert answers[0] == answers[1] != base
+        assert second.delete("/v1/adapters/loud").status_code == 200
+        for http in (first, second):  # also where it is still in memory
+            assert http.post(chats, json=ask).status_code == 404
+            assert http.get("/v1/adapters/loud").status_code == 404
+
+
+def test_a_postgresql_that_is_lost_is_503_until_it_is_back(
+    postgresql: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    url = sqlalchemy.make_url(postgresql).set(drivername="postgresql+psycopg")
+    operator = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'lost'"
+    with operator.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE lost")
+        registry = Registry(tmp_path / "r", postgresql.replace("/postgres?", "/lost?"))
+        service = open_service(registry, str(tiny_llama))
+        headers = {"Authorization": f"Bearer {service.keys.create('ada')}"}
+        http = TestClient(create_app(service), headers=headers, raise_server_exceptions=False)
+        assert http.get("/v1/adapters").status_code == http.get("/ready").status_code == 200
+        connection.exec_driver_sql("ALTER DATABASE lost ALLOW_CONNECTIONS false")
+        connection.exec_driver_sql(end)
+        for path in ("/v1/adapters", "/ready"):
+            answer = http.get(path)
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "5", answer.text
+            assert set(answer.json()) == {"error"}
+        assert http.get("/health").status_code == 200
+        connection.exec_driver_sql("ALTER DATABASE lost ALLOW_CONNECTIONS true")
+        assert http.get("/v1/adapters").status_code == http.get("/ready").status_code == 200
+        service.close()
+    operator.dispose()
 
 
 def test_the_guides_route(http: httpx2.Client) -> None:
