@@ -89,7 +89,7 @@ def kept_of(m: MethodSummary) -> list[str]:
     accuracy, perplexity = m.kept.get("accuracy"), m.kept.get("perplexity")
     return [
         "missing" if accuracy is None else f"{100 * accuracy[0]:.1f}% → {100 * accuracy[1]:.1f}%",
-        "missing" if perplexity is None else f"{perplexity[0]:.2f} → {perplexity[1]:.2f}",
+        "missing" if perplexity is None else " → ".join(_value("perplexity", p) for p in perplexity),
     ]
 
 
@@ -107,7 +107,7 @@ def _metric_table(report: BenchmarkReport) -> str:
 
 
 def _component_table(report: BenchmarkReport) -> str:
-    names = [*COMPONENTS, "accuracy on general questions", "their perplexity"]
+    names = [*COMPONENTS, "accuracy on general questions", "perplexity of their right choices"]
     lines = ["| method | " + " | ".join(names) + " |", "|---" + "|---" * len(names) + "|"]
     for m in report.methods:
         cells = [
