@@ -5,7 +5,8 @@ every head emits zeros, so a fresh hypernetwork changes nothing.
 
 Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105, section 3 (heads L,
 M and S). The perceiver asks token states as Jaegle et al., "Perceiver", arXiv 2103.03206, section 3, with a
-latent for each rank row; it and the mixture head are Shoal's own.
+latent for each rank row. The reader asks the backbone's own states, as Doc-to-LoRA (arXiv 2602.15902) does of
+a document. These two and the mixture head are Shoal's own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,17 +26,22 @@ from shoal.lora import LoraFactors, TargetModule
 
 ATTENTION_HEADS = 4
 
+# Of a description: its sentence vector; that and its tokens' states, both the task encoder's; or the states
+# of its tokens in every layer of the backbone.
+Reading = Literal["sentence", "tokens", "states"]
+READINGS: dict[str, Reading] = {"perceiver": "tokens", "reader": "states"}
+
 
 @dataclass(frozen=True)
 class Tokens:
     """What a description says, token by token.
 
     Attributes:
-        states: (tasks, length, hidden).
+        states: (tasks, length, hidden), or other ones for every layer: (tasks, layers, length, hidden).
         real: False at padding; the first is always real.
     """
 
-    states: Float[Tensor, "tasks length hidden"]
+    states: Float[Tensor, "tasks *layers length hidden"]
     real: Bool[Tensor, "tasks length"]
 
 
@@ -43,10 +50,11 @@ class Architecture:
     """Sizes of a hypernetwork.
 
     Attributes:
-        task_dim: width of the task embedding.
+        task_dim: width of the task embedding, or of the backbone's states where those are read.
         rank: LoRA rank.
         alpha: LoRA alpha.
-        head: `L`, `M`, `S`, `mixture` or `perceiver`, which alone reads the tokens of a description.
+        head: `L`, `M`, `S`, `mixture`, `perceiver`, which reads the tokens of a description, or `reader`,
+            which reads what the backbone makes of them in every layer.
         latent_size: width of the encoder and trunk, a multiple of 4.
         hidden_size: width of the trunk's output.
         dropout: dropout probability while training.
@@ -68,9 +76,9 @@ class Architecture:
     offset: bool = True
 
     @property
-    def reads_tokens(self) -> bool:
-        """Whether token states of a description are read beside its sentence vector."""
-        return self.head == "perceiver"
+    def reads(self) -> Reading:
+        """What of a description is read: see `Reading`."""
+        return READINGS.get(self.head, "sentence")
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -80,9 +88,9 @@ class Architecture:
                 raise UsageError(
                     f"{name} {getattr(self, name)} of a hypernetwork must be at least 1; raise it"
                 )
-        if self.latent_size % 4 or (self.reads_tokens and self.hidden_size % ATTENTION_HEADS):
+        if self.latent_size % 4 or (self.reads != "sentence" and self.hidden_size % ATTENTION_HEADS):
             raise UsageError(
-                f"latent_size {self.latent_size} must be a multiple of 4, and with the head perceiver "
+                f"latent_size {self.latent_size} must be a multiple of 4, and with the head {self.head} "
                 f"hidden_size {self.hidden_size} too; choose such sizes"
             )
         if not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
@@ -204,23 +212,26 @@ class _PerceiverHead(nn.Module):
         self, hidden: Float[Tensor, "tasks layers hidden"], tokens: Tokens | None = None
     ) -> LoraFactors:
         assert tokens is not None
-        rows = self.query_norm(hidden[..., None, :] + self.rank_embedding.weight).flatten(1, 2)
-        query, key, value = (
-            projection(given).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)
-            for projection, given in (
-                (self.query, rows),
-                (self.key, tokens.states),
-                (self.value, tokens.states),
-            )
-        )
-        mask = tokens.real[:, None, None, :]
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-        rows = rows + self.attended(found)
+        rows = self.query_norm(hidden[..., None, :] + self.rank_embedding.weight)
+        rows = self._asked(rows, tokens)
         rows = self.output_norm(rows + self.mix(self.mix_norm(rows)))
-        rows = rows.unflatten(1, (hidden.shape[1], -1))
         # Rows have unit variance, so a step of Adam would move their products by sqrt(size) too much.
         rows = rows * rows.shape[-1] ** -0.5
         return LoraFactors(self.a(rows), self.b(rows).transpose(-1, -2))
+
+    def _asked(self, rows: Float[Tensor, "tasks layers rank hidden"], tokens: Tokens) -> Tensor:
+        """Rows with what they found; where tokens differ by layer, each layer's rows see their own."""
+        layers = rows.shape[1]
+        shared = tokens.states.dim() == 3
+        asking = rows.flatten(1, 2)[:, None] if shared else rows
+        states = tokens.states[:, None] if shared else tokens.states
+        query, key, value = (
+            projection(given).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(2, 3)
+            for projection, given in ((self.query, asking), (self.key, states), (self.value, states))
+        )
+        mask = tokens.real[:, None, None, None, :]
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(2, 3).flatten(3)
+        return rows + self.attended(found).view(len(rows), layers, -1, rows.shape[-1])
 
 
 HEADS: dict[str, type[nn.Module]] = {
@@ -229,6 +240,7 @@ HEADS: dict[str, type[nn.Module]] = {
     "S": _SmallHead,
     "mixture": _MixtureHead,
     "perceiver": _PerceiverHead,
+    "reader": _PerceiverHead,
 }
 
 

@@ -72,9 +72,11 @@ class Hypernetwork(nn.Module):
             nn.Linear(4 * latent, hidden),
             nn.SiLU(),
         )
-        if architecture.reads_tokens:
+        if architecture.reads != "sentence":
             self.token_encoder = nn.Sequential(nn.Linear(architecture.task_dim, hidden), nn.LayerNorm(hidden))
             self.null_token = nn.Parameter(torch.zeros(hidden))
+        if architecture.reads == "states":
+            self.state_layer = nn.Embedding(depth, hidden)
         self.heads = nn.ModuleList(HEADS[architecture.head](group, architecture) for group in self._groups)
         self.offsets: Any = nn.ModuleList(_Offset(group, architecture.rank) for group in self._groups)
         if not architecture.offset:
@@ -89,22 +91,26 @@ class Hypernetwork(nn.Module):
         """One adapter a task embedding, on the network's device.
 
         Args:
-            task_embeddings: sentence vectors, (tasks, task_dim), or each followed by the states of its
-                description's tokens, (tasks, 1 + length, task_dim). Zeros stand for no description, and for
-                padding after the last token.
+            task_embeddings: sentence vectors, (tasks, task_dim); or each followed by the states of its
+                description's tokens, (tasks, 1 + length, task_dim); or the backbone's states of those in
+                every layer, (tasks, layers, length, task_dim). Zeros stand for no description, and padding.
             confidence: share of the difference from the shared adapter that each adapter keeps; None means 1.
         """
         factors: dict[str, LoraFactors] = {}
         tasks = task_embeddings.shape[0]
-        sentences = task_embeddings if task_embeddings.dim() == 2 else task_embeddings[:, 0]
-        tokens = self._tokens(task_embeddings) if self.architecture.reads_tokens else None
-        task = self.task_encoder(sentences)[:, None, :]
+        sentences, tokens = self._sentences(task_embeddings), self._tokens(task_embeddings)
+        task = self.task_encoder(sentences)
         for index, group in enumerate(self._groups):
             layers = torch.tensor([t.layer for t in group], device=task.device)
             layer = self.layer_embedding(layers)[None].expand(tasks, -1, -1)
             kind = self.type_embedding(torch.full_like(layers, index))[None].expand(tasks, -1, -1)
-            hidden = self.trunk(torch.cat([task.expand(-1, len(group), -1), layer, kind], dim=-1))
-            delta, offset = self.heads[index](hidden, tokens), self.offsets[index]
+            own = task[:, layers] if task.shape[1] > 1 else task.expand(-1, len(group), -1)
+            hidden = self.trunk(torch.cat([own, layer, kind], dim=-1))
+            if tokens is not None and tokens.states.dim() == 4:
+                seen: Tokens | None = Tokens(tokens.states[:, layers], tokens.real)
+            else:
+                seen = tokens
+            delta, offset = self.heads[index](hidden, seen), self.offsets[index]
             if confidence is not None:
                 kept = confidence.view(-1, 1, 1, 1)
                 delta = LoraFactors(kept * delta.a, kept * delta.b)
@@ -114,13 +120,32 @@ class Hypernetwork(nn.Module):
                 factors[target.name] = LoraFactors(a[:, position], b[:, position])
         return BatchedLoRA({t.name: factors[t.name] for t in self.targets}, self.architecture.alpha)
 
-    def _tokens(self, embeddings: Float[Tensor, "tasks *rows task_dim"]) -> Tokens:
+    def _sentences(self, embeddings: Tensor) -> Float[Tensor, "tasks layers task_dim"]:
+        """What the trunk reads: one vector a task, or where states are read, their mean in every layer."""
+        if embeddings.dim() == 4:
+            real = (embeddings != 0).any(-1, keepdim=True)
+            return embeddings.sum(2) / real.sum(2).clamp(min=1)
+        return embeddings[:, None] if embeddings.dim() == 2 else embeddings[:, :1]
+
+    def _tokens(self, embeddings: Tensor) -> Tokens | None:
         """The encoded token states, after one learned token on which attention may rest."""
-        states = embeddings[:, 1:] if embeddings.dim() == 3 else embeddings[:, None, :][:, :0]
-        encoded = self.token_encoder(states)
-        rest = self.null_token.expand(len(encoded), 1, -1)
-        real = F.pad((states != 0).any(-1), (1, 0), value=True)
-        return Tokens(torch.cat([rest.to(encoded.dtype), encoded], dim=1), real)
+        if self.architecture.reads == "sentence":
+            return None
+        if embeddings.dim() == 4:
+            states, real = embeddings, (embeddings != 0).any(-1)[:, 0]
+            depth = torch.arange(states.shape[1], device=states.device)
+            encoded = self.token_encoder(states) + self.state_layer(depth)[:, None]
+        else:
+            states = embeddings[:, 1:] if embeddings.dim() == 3 else embeddings[:, None, :][:, :0]
+            encoded, real = self.token_encoder(states), (states != 0).any(-1)
+        rest = self.null_token.expand(*encoded.shape[:-2], 1, -1)
+        real = F.pad(real, (1, 0), value=True)
+        return Tokens(torch.cat([rest.to(encoded.dtype), encoded], dim=-2), real)
+
+    def null_input(self) -> Tensor:
+        """The input that stands for no description."""
+        rows = (len(self.layer_embedding[0].weight), 1) if self.architecture.reads == "states" else ()
+        return torch.zeros(1, *rows, self.architecture.task_dim, device=self.layer_embedding[0].weight.device)
 
     def offset_lora(self) -> LoRA:
         """The shared adapter that a zero difference leaves: the multi-task LoRA."""
@@ -159,6 +184,9 @@ class Hypernetwork(nn.Module):
 
 def stack_embeddings(embeddings: Sequence[Tensor]) -> Float[Tensor, "tasks *rows task_dim"]:
     """Embeddings of several descriptions as one input, float32; short ones are padded with zeros."""
+    if embeddings[0].dim() == 3:  # (layers, tokens, task_dim)
+        longest = max(e.shape[1] for e in embeddings)
+        return torch.stack([F.pad(e.float(), (0, 0, 0, longest - e.shape[1])) for e in embeddings])
     return nn.utils.rnn.pad_sequence([e.float() for e in embeddings], batch_first=True)
 
 

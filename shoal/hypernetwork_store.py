@@ -57,16 +57,14 @@ class HypernetworkCheckpoint:
         embeddings = embed_texts(encoder, self.network, descriptions).to(device)
         if self.known_tasks is None:
             return Emission(self.network(embeddings), None)
-        sentences = embeddings if embeddings.dim() == 2 else embeddings[:, 0]
-        familiarities = self.known_tasks.compare(sentences)
+        familiarities = self.known_tasks.compare(encoder.encode(descriptions))
         confidence = torch.tensor([f.confidence for f in familiarities], device=device)
         return Emission(self.network(embeddings, confidence), familiarities)
 
     @torch.no_grad()
     def emit_null(self) -> LoRA:
         """The adapter of no description, which description dropout trains."""
-        device = next(self.network.parameters()).device
-        return self.network(torch.zeros(1, self.network.architecture.task_dim, device=device)).row(0)
+        return self.network(self.network.null_input()).row(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,17 +156,23 @@ def _read(folder: Path) -> HypernetworkCheckpoint:
         checkpoint.network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise ShoalError(f"{path} is not this network's ({reason(error)}); copy or train it again") from None
-    return replace(checkpoint, known_tasks=_known_tasks(folder, checkpoint.network.architecture.task_dim))
+    architecture = checkpoint.network.architecture
+    dim = None if architecture.reads == "states" else architecture.task_dim
+    return replace(checkpoint, known_tasks=_known_tasks(folder, dim))
 
 
-def _known_tasks(folder: Path, dim: int) -> KnownTasks | None:
+def _known_tasks(folder: Path, dim: int | None) -> KnownTasks | None:
+    """Where tasks are, by sentence vectors of `dim` numbers; None: the network does not tell how many."""
     record = read_json(folder / CONFIG_FILE).get("known_tasks")
     if record is None:
         return None
     path = folder / KNOWN_TASKS_FILE
     centres = read_tensors(path).get("centres")
-    if centres is None or centres.shape[1:] != (dim,) or not bool(centres.isfinite().all()):
-        raise ShoalError(f"{path} does not hold finite centres of {dim} numbers; copy or train it again")
+    fits = centres is not None and centres.dim() == 2 and dim in (None, centres.shape[1])
+    if centres is None or not fits or not bool(centres.isfinite().all()):
+        raise ShoalError(
+            f"{path} does not hold finite centres of {dim or 'some'} numbers; copy or train it again"
+        )
     try:
         names = tuple(_typed(name, str) for name in _typed(record["names"], list))
         near, far = (float(_typed(record[end], int | float)) for end in ("near", "far"))

@@ -14,7 +14,7 @@ import re
 import threading
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -133,6 +133,9 @@ class TaskEncoder:
         batch_size: texts a forward pass.
         cache_size: texts whose embedding is kept; the least recently used is dropped first.
 
+    Attributes:
+        states: reads texts by the backbone, for hypernetworks that need that; None until it is set.
+
     Raises:
         UsageError: `path` is a folder that does not exist, or a size is below 1.
         ShoalError: the encoder cannot be loaded.
@@ -158,6 +161,7 @@ class TaskEncoder:
         self._tokenizer, self._model = _load(source, self.device)
         self._vocabulary = frozenset(self._tokenizer.get_vocab())
         self.dim: int = self._model.config.hidden_size
+        self.states: Callable[[Sequence[str]], list[Tensor]] | None = None
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -247,8 +251,21 @@ def embed_texts(encoder: TaskEncoder, network: Hypernetwork, texts: Sequence[str
 
 
 def read_texts(encoder: TaskEncoder, network: Hypernetwork, texts: Sequence[str]) -> list[Tensor]:
-    """What `network` reads of each text: (dim,), or (1 + tokens, dim) where it reads tokens."""
-    return encoder.read(texts) if network.architecture.reads_tokens else list(encoder.encode(texts))
+    """What `network` reads of each text: (dim,), (1 + tokens, dim), or (layers, tokens, backbone's width).
+
+    Raises:
+        ShoalError: it reads the backbone's states, and the encoder has no backbone to ask.
+    """
+    reads = network.architecture.reads
+    if reads == "sentence":
+        return list(encoder.encode(texts))
+    if reads == "tokens":
+        return encoder.read(texts)
+    if encoder.states is None:
+        raise ShoalError(
+            "this hypernetwork reads the base model's states; set the encoder's `states` to a reader"
+        )
+    return encoder.states(texts)
 
 
 def wheel_folder() -> str | None:

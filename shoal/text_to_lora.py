@@ -25,11 +25,13 @@ import torch
 
 from shoal.backbone import DEFAULT_MODEL, Backbone, BackboneShape, load_backbone, load_shape
 from shoal.config import TextToLoRAConfig
+from shoal.description_states import StateReader
 from shoal.errors import ShoalError, UsageError
 from shoal.familiarity import Familiarity
 from shoal.files import sha256_of
 from shoal.generated_adapter import GeneratedAdapter, familiarity_note
-from shoal.hypernetwork import Architecture, Hypernetwork
+from shoal.heads import READINGS, Architecture
+from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import (
     WEIGHTS_FILE,
     HypernetworkCheckpoint,
@@ -122,10 +124,13 @@ class TextToLoRA:
         """
         name = self.checkpoint.task_encoder if self.checkpoint else DEFAULT_ENCODER
         encoder = self.skills.encoder if name == DEFAULT_ENCODER else TaskEncoder(name)
-        if self.checkpoint and encoder.dim != self.checkpoint.network.architecture.task_dim:
+        wanted = self.checkpoint.network.architecture if self.checkpoint else None
+        if wanted and wanted.reads == "states":
+            encoder.states = self._states
+        elif wanted and encoder.dim != wanted.task_dim:
             raise ShoalError(
                 f"the task encoder {name} gives {encoder.dim} numbers, the hypernetwork reads "
-                f"{self.checkpoint.network.architecture.task_dim}; train the hypernetwork again"
+                f"{wanted.task_dim}; train the hypernetwork again"
             )
         return encoder
 
@@ -271,6 +276,10 @@ class TextToLoRA:
                 log.warning("%.60r: %s", text, familiarity_note(known))
         return rows, facts
 
+    def _states(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        with self._refining:  # as above
+            return StateReader(self.backbone).read(texts)
+
     def _remember(self, adapters: dict[str, GeneratedAdapter]) -> None:
         self._cache.update(adapters)
         for text in adapters:
@@ -295,7 +304,7 @@ def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: i
     """
     targets = shape.select(config.target_modules, config.num_layers_to_adapt)
     architecture = Architecture(
-        task_dim=task_dim,
+        task_dim=shape.targets[0].in_features if READINGS.get(config.head) == "states" else task_dim,
         rank=config.adapter_rank,
         alpha=float(config.adapter_alpha),
         head=config.head,

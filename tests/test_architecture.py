@@ -45,6 +45,7 @@ LEVELS = {
     "backbone_shape": 2,
     "backbone": 2,
     "kv_cache": 2,
+    "description_states": 3,
     "task_embedding": 2,
     "skills": 2,
     "skill_features": 2,

@@ -253,7 +253,40 @@ def test_the_perceiver_reads_tokens_and_other_heads_do_not() -> None:
     for head in HEADS:
         emitted = moved(make(head))(both)
         differ = any(not torch.allclose(f.a[0], f.a[1]) for f in emitted.factors.values())
-        assert differ == (head == "perceiver"), head
+        assert differ == (head in ("perceiver", "reader")), head
+
+
+def states(lengths: list[int], seed: int = 5) -> list[torch.Tensor]:
+    """States of the backbone in four layers, for descriptions of so many tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(4, n, SMALL.task_dim, generator=generator) for n in lengths]
+
+
+def test_padding_of_states_changes_nothing() -> None:
+    network, texts = moved(make("reader")), states([5, 2])
+    together = network(stack_embeddings(texts))
+    for row, text in enumerate(texts):
+        alone = network(text[None]).row(0)
+        for name, factors in together.row(row).factors.items():
+            torch.testing.assert_close(tuple(factors), tuple(alone.factors[name]), **CLOSE)
+
+
+def test_the_reader_reads_each_layers_own_states() -> None:
+    network, (before,) = moved(make("reader")), states([4])
+    after = before.clone()
+    after[3, 2] += 1.0  # one token's state in the last layer
+    one, other = (network(text[None]).row(0).factors for text in (before, after))
+    for t in TARGETS:
+        assert torch.equal(one[t.name].a, other[t.name].a) == (t.layer != 3)
+
+
+def test_no_states_are_the_null_description() -> None:
+    network = moved(make("reader"))
+    null, padded = network(network.null_input()), network(torch.zeros(1, 4, 3, SMALL.task_dim))
+    assert network.null_input().shape == (1, 4, 1, SMALL.task_dim)
+    for name, factors in null.factors.items():
+        torch.testing.assert_close(tuple(factors), tuple(padded.factors[name]), **CLOSE)
+    assert moved(make("L")).null_input().shape == (1, SMALL.task_dim)
 
 
 def test_no_tokens_are_the_null_description() -> None:

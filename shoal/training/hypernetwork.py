@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from shoal.backbone import Backbone
 from shoal.config import HypernetworkTrainingConfig
+from shoal.description_states import StateReader
 from shoal.errors import UsageError
 from shoal.forward import Sequences, adapted, answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
@@ -72,13 +74,15 @@ def train_hypernetwork(
     check_no_leakage(tasks, held_out)
     network.to(backbone.device)
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
-    objective = SftObjective(network, backbone, corpus, embed_descriptions(encoder, network, tasks), config)
+    if network.architecture.reads == "states":
+        encoder.states = StateReader(backbone).read
+    descriptions = Descriptions(encoder, network, tasks)
+    objective = SftObjective(network, backbone, corpus, descriptions, config)
     monitor = None
     if held_out and monitor_size:
         unseen = tokenise(held_out, backbone, config.max_length, describe=config.describe)
-        monitor = SteeringMonitor(
-            network, backbone, unseen, embed_descriptions(encoder, network, held_out), monitor_size
-        )
+        first = Descriptions(encoder, network, held_out).read([(task, 0) for task in range(len(held_out))])
+        monitor = SteeringMonitor(network, backbone, unseen, first, monitor_size)
     with set_for_training(backbone):
         return run(objective, config, folder, monitor=monitor, show_progress=show_progress)
 
@@ -119,23 +123,44 @@ def train_reconstruction(
             f"{len(adapters)} adapters for {len(tasks)} tasks; train them on the same base model and targets"
         )
     check_no_leakage(tasks, held_out)
-    objective = ReconstructionObjective(
-        network, embed_descriptions(encoder, network, tasks), adapters, config
-    )
+    objective = ReconstructionObjective(network, Descriptions(encoder, network, tasks), adapters, config)
     return run(objective, config, folder, show_progress=show_progress)
 
 
-def embed_descriptions(
-    encoder: TaskEncoder, network: Hypernetwork, tasks: Sequence[Task]
-) -> list[list[Float[Tensor, "*rows dim"]]]:
-    """What the network reads of every task's descriptions; asked for at once, as the encoder sorts by length.
+class Descriptions:
+    """What a network reads of every task's descriptions.
 
-    Token states are kept in bfloat16: there are many.
+    Sentence vectors and token states are asked for once and kept, the latter in bfloat16; states of the
+    backbone are read whenever they are needed, as those of all descriptions would fill any memory.
     """
-    texts = [text for task in tasks for text in task.descriptions]
-    read = read_texts(encoder, network, texts)
-    rows = iter([row.bfloat16() if row.dim() > 1 else row for row in read])
-    return [[next(rows) for _ in task.descriptions] for task in tasks]
+
+    def __init__(self, encoder: TaskEncoder, network: Hypernetwork, tasks: Sequence[Task]) -> None:
+        """Read the descriptions of `tasks`."""
+        self._texts = [task.descriptions for task in tasks]
+        self._read = partial(read_texts, encoder, network)
+        self._kept: dict[str, Tensor] = {}
+        if network.architecture.reads != "states":
+            texts = list(dict.fromkeys(text for own in self._texts for text in own))
+            rows = self._read(texts)  # at once, as the encoder sorts by length
+            self._kept = {
+                text: row.bfloat16() if row.dim() > 1 else row for text, row in zip(texts, rows, strict=True)
+            }
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def choose(self, task: int, chance: random.Random) -> tuple[int, int]:
+        """One of a task's descriptions: (task, number)."""
+        return task, chance.choice(range(len(self._texts[task])))
+
+    def read(self, chosen: Sequence[tuple[int, int]]) -> list[Float[Tensor, "*rows dim"]]:
+        """What is read of some descriptions, each named by its task and its number."""
+        texts = [self._texts[task][number] for task, number in chosen]
+        return [self._kept[text] for text in texts] if self._kept else self._read(texts)
+
+    def fingerprint(self) -> str:
+        """Names the texts."""
+        return hashlib.sha256(repr(self._texts).encode()).hexdigest()
 
 
 class SftObjective:
@@ -146,12 +171,12 @@ class SftObjective:
         network: Hypernetwork,
         backbone: Backbone,
         corpus: Corpus,
-        descriptions: Sequence[Sequence[Tensor]],
+        descriptions: Descriptions,
         config: HypernetworkTrainingConfig,
     ) -> None:
-        """`descriptions` holds, for every task of the corpus, the embeddings of its descriptions."""
+        """`descriptions` are those of the corpus's tasks, in their order."""
         self.module, self._backbone, self._corpus, self._config = network, backbone, corpus, config
-        self._descriptions = [[d.to(backbone.device) for d in own] for own in descriptions]
+        self._descriptions = descriptions
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
         self._prefix = PrefixCache(backbone, min(t.layer for t in network.targets))
 
@@ -185,8 +210,8 @@ class SftObjective:
 
     def fingerprint(self) -> str:
         """Names base model, data, descriptions and architecture."""
-        texts = hashlib.sha256(repr([task.descriptions for task in self._corpus.tasks]).encode()).hexdigest()
-        return fingerprint(self._backbone, self._corpus, texts, self.module.architecture, self.module.targets)
+        texts, module = self._descriptions.fingerprint(), self.module
+        return fingerprint(self._backbone, self._corpus, texts, module.architecture, module.targets)
 
     def _wrong_tasks(self, tasks: Sequence[int], chance: random.Random) -> dict[int, int]:
         """Row of `tasks` -> another task, for the rows of the contrastive term."""
@@ -204,13 +229,16 @@ class SftObjective:
     ) -> Float[Tensor, "rows *tokens dim"]:
         """One random description a task, noisy as configured, or the null description, which is zero."""
         config = self._config
-        embeddings = stack_embeddings([chance.choice(self._descriptions[task]) for task in tasks])
-        sentences = embeddings[:, 0] if embeddings.dim() == 3 else embeddings
-        if config.embedding_noise:
+        chosen = [self._descriptions.choose(task, chance) for task in tasks]
+        embeddings = stack_embeddings(self._descriptions.read(chosen)).to(self._backbone.device)
+        states = embeddings.dim() == 4
+        if config.embedding_noise and not states:
+            sentences = embeddings[:, 0] if embeddings.dim() == 3 else embeddings
             sentences += config.embedding_noise * torch.randn_like(sentences)
-        if config.token_dropout and embeddings.dim() == 3:
-            seen = torch.rand_like(embeddings[:, 1:, :1]) >= config.token_dropout
-            embeddings[:, 1:] *= seen
+        if config.token_dropout and embeddings.dim() > 2:
+            tokens = embeddings if states else embeddings[:, 1:]
+            seen = torch.rand(len(tokens), tokens.shape[-2], 1, device=tokens.device) >= config.token_dropout
+            tokens *= seen[:, None] if states else seen
         mask = torch.tensor(kept, device=embeddings.device)
         return embeddings * mask.view(-1, *[1] * (embeddings.dim() - 1))
 
@@ -243,7 +271,7 @@ class ReconstructionObjective:
     def __init__(
         self,
         network: Hypernetwork,
-        descriptions: Sequence[Sequence[Tensor]],
+        descriptions: Descriptions,
         adapters: Sequence[LoRA],
         config: HypernetworkTrainingConfig,
     ) -> None:
@@ -254,7 +282,7 @@ class ReconstructionObjective:
         """
         self.module, self._config = network, config
         device = next(network.parameters()).device
-        self._descriptions = [[d.to(device) for d in own] for own in descriptions]
+        self._descriptions, self._device = descriptions, device
         trained = stack(adapters)
         factors = {n: f.to(device, torch.float32) for n, f in trained.factors.items()}
         self._trained = BatchedLoRA(factors, trained.alpha)
@@ -271,7 +299,8 @@ class ReconstructionObjective:
         chance = random.Random(f"{self._config.seed}/{forward_pass}/tasks")
         count = len(self._descriptions)
         tasks = chance.sample(range(count), min(self._config.batch_size, count))
-        rows = stack_embeddings([chance.choice(self._descriptions[t]) for t in tasks])
+        chosen = [self._descriptions.choose(task, chance) for task in tasks]
+        rows = stack_embeddings(self._descriptions.read(chosen)).to(self._device)
         emitted = self.module(rows)
         trained = self._trained.select(torch.tensor(tasks, device=rows.device))
         # The difference of two low-rank products is one of the summed rank.
@@ -288,8 +317,8 @@ class ReconstructionObjective:
     def fingerprint(self) -> str:
         """Names architecture, descriptions and adapters."""
         digest = hashlib.sha256(repr((self.module.architecture, self.module.targets)).encode())
-        read = (d for own in self._descriptions for d in own)
-        for tensor in (*read, *(t for f in self._trained.factors.values() for t in f)):
+        digest.update(self._descriptions.fingerprint().encode())
+        for tensor in (t for f in self._trained.factors.values() for t in f):
             digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 

@@ -25,13 +25,13 @@ class SteeringMonitor:
         network: Hypernetwork,
         backbone: Backbone,
         corpus: Corpus,
-        descriptions: Sequence[Sequence[Tensor]],
+        descriptions: Sequence[Tensor],
         size: int,
     ) -> None:
-        """Takes the first `size` examples of every task, and its first description."""
+        """Takes the first `size` examples of every task, and what the network reads of one description."""
         self._network, self._backbone, self._size = network, backbone, size
         self._corpus = corpus
-        self._descriptions = stack_embeddings([own[0] for own in descriptions]).to(backbone.device)
+        self._descriptions = stack_embeddings(descriptions).to(backbone.device)
 
     @torch.no_grad()
     def __call__(self) -> Mapping[str, float]:

@@ -17,16 +17,17 @@ from torch import Tensor
 from shoal.attachment import attach
 from shoal.backbone import Backbone
 from shoal.config import HypernetworkTrainingConfig
+from shoal.description_states import StateReader
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, pad_sequences
-from shoal.hypernetwork import Hypernetwork
+from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.lora import LoRA, TargetModule
 from shoal.tasks import LeakageError
 from shoal.training.batches import tokenise
 from shoal.training.hypernetwork import (
+    Descriptions,
     ReconstructionObjective,
     SftObjective,
-    embed_descriptions,
     parameter_groups,
     train_hypernetwork,
     train_reconstruction,
@@ -75,13 +76,24 @@ def sft(
     targets = backbone.shape.select(MODULES, changes.pop("layers", None))
     corpus = tokenise(tasks, backbone, 512)
     network = network or moved(toy.toy_network(targets, dropout=0.0))
-    embeddings = embed_descriptions(toy.HashEncoder(), network, tasks)
-    return SftObjective(network, backbone, corpus, embeddings, config(**changes))
+    encoder = toy.HashEncoder()
+    encoder.states = StateReader(backbone).read
+    descriptions = Descriptions(encoder, network, tasks)
+    return SftObjective(network, backbone, corpus, descriptions, config(**changes))
 
 
 def recorded(toy: ModuleType, backbone: Backbone, **changes: Any) -> tuple[SftObjective, Recorded]:
     network = Recorded(toy.toy_network(backbone.shape.select(MODULES, None), dropout=0.0))
     return sft(toy, backbone, network, **changes), network
+
+
+def read_all(encoder: Any, network: Any, tasks: Sequence[Any]) -> list[list[Tensor]]:
+    """What a network reads of every task's descriptions."""
+    descriptions = Descriptions(encoder, network, tasks)
+    return [
+        descriptions.read([(number, i) for i in range(len(task.descriptions))])
+        for number, task in enumerate(tasks)
+    ]
 
 
 def rows_of(folder: Path) -> list[dict[str, float]]:
@@ -103,7 +115,7 @@ def test_every_row_is_scored_under_its_own_adapter(toy: ModuleType, backbone: Ba
 
 def test_every_row_reads_a_description_of_its_task(toy: ModuleType, backbone: Backbone) -> None:
     ours, network = recorded(toy, backbone)
-    own = embed_descriptions(toy.HashEncoder(), network, toy.toy_tasks())
+    own = read_all(toy.HashEncoder(), network, toy.toy_tasks())
     seen = set()
     for number in range(12):
         ours.loss(number)
@@ -153,7 +165,7 @@ def test_the_contrastive_term_asks_for_a_margin(toy: ModuleType, backbone: Backb
     result = ours.loss(0)
     right, wrong = network.given[0].chunk(2)
     assert not (right == wrong).all(dim=1).any()
-    own = embed_descriptions(toy.HashEncoder(), network, toy.toy_tasks())
+    own = read_all(toy.HashEncoder(), network, toy.toy_tasks())
     margin = result.metrics["train_margin"]
     assert result.metrics["answer_loss"] < float(result.loss.detach())
     if margin < 2.0:
@@ -258,7 +270,7 @@ def test_a_hypernetwork_learns_its_tasks(toy: ModuleType, sharp: Backbone, tmp_p
     monitored = [row for row in rows if "unseen_margin" in row]
     assert [row["step"] for row in monitored] == [20, 40]
     assert all(row["unseen_loss"] > 0 for row in monitored)
-    emitted = network(embed_descriptions(toy.HashEncoder(), network, toy.toy_tasks())[0][0][None])
+    emitted = network(read_all(toy.HashEncoder(), network, toy.toy_tasks())[0][0][None])
     assert any(f.b.abs().max() > 0 for f in emitted.factors.values())
     assert not network.training
 
@@ -278,12 +290,12 @@ def test_descriptions_are_embedded_task_by_task(toy: ModuleType) -> None:
     tasks = [dataclasses.replace(first, descriptions=first.descriptions[:1]), second]
     encoder = toy.HashEncoder()
     targets = [TargetModule("layers.0.q", 0, "q", 8, 8)]
-    rows = embed_descriptions(encoder, toy.toy_network(targets), tasks)
+    rows = read_all(encoder, toy.toy_network(targets), tasks)
     assert [len(own) for own in rows] == [1, 2]
     for task, own in zip(tasks, rows, strict=True):
         assert torch.equal(torch.stack(own), encoder.encode(task.descriptions))
     reading = toy.toy_network(targets, head="perceiver", hidden_size=8)
-    for task, own in zip(tasks, embed_descriptions(encoder, reading, tasks), strict=True):
+    for task, own in zip(tasks, read_all(encoder, reading, tasks), strict=True):
         for text, row in zip(task.descriptions, own, strict=True):
             assert torch.equal(row, encoder.read([text])[0].bfloat16())
 
@@ -300,6 +312,46 @@ def test_tokens_are_hidden_noised_and_dropped_as_configured(toy: ModuleType, bac
     kept = [row for row in given if not (row == 0).all()]
     hidden = torch.cat([(row[1:] == 0).all(dim=-1) for row in kept])
     assert 0.3 < float(hidden.float().mean()) < 0.8 and all((row[0] != 0).all() for row in kept)
+
+
+def test_a_reader_is_given_the_states_of_descriptions_of_its_tasks(
+    toy: ModuleType, backbone: Backbone
+) -> None:
+    targets, width = backbone.shape.select(MODULES, None), backbone.shape.targets[0].in_features
+    network = Recorded(toy.toy_network(targets, dropout=0.0, head="reader", task_dim=width))
+    ours = sft(toy, backbone, network, token_dropout=0.3, description_dropout=0.25, examples_a_task=2)
+    read = StateReader(backbone).read
+    states = [read(task.descriptions) for task in toy.toy_tasks()]
+    hidden = whole = null = 0
+    for number in range(8):
+        assert torch.isfinite(ours.loss(number).loss)
+        for example, row in zip(ours._order.batch(number)[::2], network.given[-1], strict=True):
+            tokens = (row != 0).any(-1).any(0)
+            null += not bool(tokens.any())
+            own = [
+                bool(torch.equal(row[:, : s.shape[1]][:, tokens[: s.shape[1]]], s[:, tokens[: s.shape[1]]]))
+                for s in states[example.task]
+            ]
+            assert any(own)
+            hidden, whole = hidden + int((~tokens).sum()), whole + len(tokens)
+    assert 0 < null < 20 and 0.2 < hidden / whole < 0.8
+    first, again = ours.loss(3).loss, ours.loss(3).loss
+    assert torch.equal(first, again)  # what a resumed run would read
+
+
+def test_a_reader_learns_what_its_descriptions_say(toy: ModuleType, sharp: Backbone, tmp_path: Path) -> None:
+    targets, width = sharp.shape.select(MODULES, None), sharp.shape.targets[0].in_features
+    network = toy.toy_network(targets, dropout=0.0, head="reader", task_dim=width)
+    tasks = toy.toy_tasks(2)
+    arguments = (network, sharp, toy.HashEncoder(), tasks, tmp_path)
+    settings = config(steps=60, batch_size=8, learning_rate=5e-3, offset_learning_rate=5e-3)
+    summary = train_hypernetwork(*arguments, settings, held_out=(), show_progress=False)
+    rows = rows_of(tmp_path)
+    assert summary.final_loss < 0.6 * rows[0]["loss"]
+    states = stack_embeddings(StateReader(sharp).read([task.descriptions[0] for task in tasks]))
+    with torch.no_grad():
+        one, other = (network(states).row(i).factors[targets[0].name].b for i in range(2))
+    assert not torch.allclose(one, other, atol=1e-4)
 
 
 def test_examples_of_one_task_share_an_adapter(toy: ModuleType, backbone: Backbone) -> None:
@@ -375,7 +427,7 @@ def test_reconstruction_recovers_adapters(toy: ModuleType, backbone: Backbone, t
     assert rows[0]["loss"] == pytest.approx(1.0, rel=1e-4)  # the identity is as far as the adapters are large
     assert summary.final_loss < 0.02
     with torch.no_grad():
-        described = embed_descriptions(toy.HashEncoder(), network, tasks)
+        described = read_all(toy.HashEncoder(), network, tasks)
         emitted = network(torch.stack([own[1] for own in described]))
     for row, adapter in enumerate(adapters):
         for t in targets:
@@ -391,8 +443,9 @@ def test_the_reconstruction_loss_is_the_distance_of_delta_weights(
     adapters = [lora * (number + 1.0) for number, lora in enumerate(adapters)]
     network = moved(toy.toy_network(targets, dropout=0.0))
     tasks = [dataclasses.replace(t, descriptions=t.descriptions[:1]) for t in toy.toy_tasks()]
-    embeddings = embed_descriptions(toy.HashEncoder(), network, tasks)
-    objective = ReconstructionObjective(network, embeddings, adapters, config(batch_size=9))
+    embeddings = read_all(toy.HashEncoder(), network, tasks)
+    descriptions = Descriptions(toy.HashEncoder(), network, tasks)
+    objective = ReconstructionObjective(network, descriptions, adapters, config(batch_size=9))
 
     def distance(ours: LoRA | None, theirs: LoRA) -> float:
         zero = {t.name: torch.zeros(t.out_features, t.in_features) for t in targets}

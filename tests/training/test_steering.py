@@ -10,7 +10,7 @@ import torch
 from shoal.backbone import Backbone
 from shoal.forward import adapted, answer_losses, pad_sequences
 from shoal.training.batches import tokenise
-from shoal.training.hypernetwork import embed_descriptions
+from shoal.training.hypernetwork import Descriptions
 from shoal.training.steering import SteeringMonitor
 
 
@@ -22,9 +22,8 @@ def monitor_of(toy: ModuleType, backbone: Backbone, count: int, *, fresh: bool =
             for p in network.parameters():
                 p.add_(0.2 * torch.randn_like(p))
     corpus = tokenise(tasks, backbone, 512)
-    return SteeringMonitor(
-        network, backbone, corpus, embed_descriptions(toy.HashEncoder(), network, tasks), 3
-    )
+    first = Descriptions(toy.HashEncoder(), network, tasks).read([(task, 0) for task in range(count)])
+    return SteeringMonitor(network, backbone, corpus, first, 3)
 
 
 def test_a_network_that_ignores_its_descriptions_has_no_margin(toy: ModuleType, backbone: Backbone) -> None:

@@ -72,7 +72,7 @@ def toy_network(targets: Sequence[TargetModule], **changes: Any) -> Hypernetwork
     sizes = {"rank": 2, "alpha": 4.0, "latent_size": 8, "hidden_size": 16, "dropout": 0.1, **changes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        return Hypernetwork(targets, Architecture(HashEncoder.dim, **sizes))
+        return Hypernetwork(targets, Architecture(**{"task_dim": HashEncoder.dim, **sizes}))
 
 
 def toy_adapters(targets: Sequence[TargetModule], count: int, rank: int = 2) -> list[LoRA]:
