@@ -25,7 +25,7 @@ from shoal.lora import LoRA
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import load_split
 from shoal.training.batches import tokenise
-from shoal.training.hypernetwork import SftObjective, embed_descriptions
+from shoal.training.hypernetwork import Descriptions, SftObjective
 from shoal.training.loop import adamw
 from shoal.training.lora import LoraObjective, set_for_training
 
@@ -75,7 +75,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     lora = LoRA.identity(targets, RANK, ALPHA)
     network = Hypernetwork(targets, Architecture(384, RANK, ALPHA, head=args.head)).train()
-    embeddings = embed_descriptions(TaskEncoder(), network, tasks)
+    embeddings = Descriptions(TaskEncoder(), network, tasks)
     wrong = {"contrastive_weight": 0.5, "contrastive_share": args.contrastive_share}
     config = HypernetworkTrainingConfig(**shared, **(wrong if args.contrastive_share else {}))
     sft = SftObjective(network, backbone, corpus, embeddings, config)

@@ -144,8 +144,9 @@ class Hypernetwork(nn.Module):
 
     def null_input(self) -> Tensor:
         """The input that stands for no description."""
-        rows = (len(self.layer_embedding[0].weight), 1) if self.architecture.reads == "states" else ()
-        return torch.zeros(1, *rows, self.architecture.task_dim, device=self.layer_embedding[0].weight.device)
+        rows = (1 + max(t.layer for t in self.targets), 1) if self.architecture.reads == "states" else ()
+        device = next(self.parameters()).device
+        return torch.zeros(1, *rows, self.architecture.task_dim, device=device)
 
     def offset_lora(self) -> LoRA:
         """The shared adapter that a zero difference leaves: the multi-task LoRA."""

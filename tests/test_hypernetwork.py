@@ -111,7 +111,8 @@ def test_tasks_layers_and_modules_get_adapters_of_their_own(head: str) -> None:
 def test_gradients_reach_every_parameter(head: str, offset: bool) -> None:
     """After one step; bases of A after two: B must leave zero first, and then A's coefficients."""
     network = make(head, offset)
-    tasks = stack_embeddings(described([3, 1, 4, 1, 5, 2]))
+    lengths = [3, 1, 4, 1, 5, 2]
+    tasks = stack_embeddings(states(lengths) if head == "reader" else described(lengths))
     aims = {t.name: torch.randn(6, t.out_features, t.in_features) for t in TARGETS}
 
     def loss() -> torch.Tensor:
