@@ -200,12 +200,8 @@ class Registry:
             raise UsageError(f"a page of {limit} is outside 1..{MAX_PAGE}; ask for less, then for the next")
         rows = select(ADAPTERS).where(_A.newest, _A.name > after, _visible_to(viewer))
         if search:
-            rows = rows.where(
-                or_(
-                    _A.name.icontains(search, autoescape=True),
-                    _A.description.icontains(search, autoescape=True),
-                )
-            )
+            searched = (_A.name, _A.description)
+            rows = rows.where(or_(*(column.icontains(search, autoescape=True) for column in searched)))
         with self.database.reading() as connection:
             found = connection.execute(rows.order_by(_A.name).limit(limit + 1)).mappings().all()
         records = tuple(_record(row) for row in found[:limit])
