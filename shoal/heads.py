@@ -41,7 +41,7 @@ class Tokens:
         real: False at padding; the first is always real.
     """
 
-    states: Float[Tensor, "tasks *layers length hidden"]
+    states: Float[Tensor, "tasks ... length hidden"]
     real: Bool[Tensor, "tasks length"]
 
 
