@@ -46,8 +46,10 @@ def read_foreign(
             raise UsageError(f"{name} has {size} bytes, the limit is {limit}; make the adapter smaller")
     try:
         if (folder / CONFIG_FILE).is_file():
-            rank = read_json(folder / CONFIG_FILE).get("r")
-            if isinstance(rank, int) and rank > max_rank:
+            config = read_json(folder / CONFIG_FILE)
+            pattern = config.get("rank_pattern")
+            ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+            if rank := max((r for r in ranks if isinstance(r, int) and r > max_rank), default=0):
                 raise UsageError(f"the adapter has rank {rank}, the limit is {max_rank}; truncate it")
         stored = load_adapter(folder)
     except UsageError:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from shoal.backbone import BackboneShape
 from shoal.config import MAX_ALPHA
@@ -29,9 +30,19 @@ _READ_OR_HARMLESS = frozenset(
     {"peft_type", "r", "lora_alpha", "bias", "use_rslora", "init_lora_weights"}
     | {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"}
     | {"target_modules", "layers_to_transform", "layers_pattern", "exclude_modules", "fan_in_fan_out"}
-    | {"lora_dropout", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"}
+    | {
+        "rank_pattern",
+        "alpha_pattern",
+        "lora_dropout",
+        "megatron_core",
+        "qalora_group_size",
+        "runtime_config",
+        "ensure_weight_tying",
+    }
     | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
 )
+# Names of modules as keys of a pattern. PEFT takes any regular expression, which a stranger could make slow.
+_PLAIN_NAME = re.compile(r"\^?[A-Za-z0-9_.-]{1,200}")
 # Ways of initialising A and B that leave the base weights alone; PiSSA, OLoRA, CorDA and LoftQ change them.
 _HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "lora_ga")
 
@@ -139,10 +150,13 @@ def peft_config(lora: LoRA, coverage: Coverage, *, base_model: str, revision: st
 def read_lora(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: object) -> LoRA:
     """The adapter that a PEFT configuration and its tensors describe; rsLoRA is folded into alpha.
 
+    Modules of a smaller rank than others (`rank_pattern`) are padded with zeros, and those of another alpha
+    (`alpha_pattern`) have it folded into B.
+
     Raises:
         ShoalError: the adapter is more than plain LoRA, incomplete, not finite, or of mixed dtypes.
     """
-    rank, alpha = _read_scaling(config, source)
+    scalings = _Scalings(config, source)
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
@@ -150,7 +164,7 @@ def read_lora(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: 
             raise ShoalError(
                 f"{source} holds {key[:120]!r}, which is no LoRA factor; only plain LoRA is supported"
             )
-        rank_axis = 0 if match["factor"] == "A" else 1
+        rank_axis, rank = 0 if match["factor"] == "A" else 1, scalings.rank(match["module"])
         if tensor.dim() != 2 or tensor.shape[rank_axis] != rank or 0 in tensor.shape:
             raise ShoalError(
                 f"{source}: {key[:120]} has shape {tuple(tensor.shape)}, not the configured rank {rank}; "
@@ -171,11 +185,71 @@ def read_lora(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: 
         raise ShoalError(
             f"{source}: {broken[:120]} holds NaN or infinity; the adapter is broken, make it again"
         )
-    return LoRA({name: LoraFactors(pair["A"], pair["B"]) for name, pair in pairs.items()}, alpha)
+    widest = max(scalings.rank(name) for name in pairs)
+    alpha = scalings.common * widest
+    return LoRA({name: scalings.evened(name, pair, widest) for name, pair in pairs.items()}, alpha)
 
 
-def _read_scaling(config: Mapping[str, Any], source: object) -> tuple[int, float]:
-    """Rank, and the alpha for which the scaling is alpha / rank; refuses all that is more than plain LoRA."""
+class _Scalings:
+    """Rank and scaling of every module, as a configuration states them.
+
+    Attributes:
+        common: scaling of modules that no pattern names.
+    """
+
+    def __init__(self, config: Mapping[str, Any], source: object) -> None:
+        """Read them.
+
+        Raises:
+            ShoalError: it is no plain LoRA, or a rank or alpha is outside its range.
+        """
+        _check_plain(config, source)
+        self._root = bool(config.get("use_rslora"))
+        self._rank = _whole(config.get("r"), "r", source)
+        self._alpha = _positive(config.get("lora_alpha", 8), "lora_alpha", source)
+        ranks, alphas = (_pattern(config, name, source) for name in ("rank_pattern", "alpha_pattern"))
+        self._ranks = {key: _whole(value, "rank_pattern", source) for key, value in ranks.items()}
+        self._alphas = {key: _positive(value, "alpha_pattern", source) for key, value in alphas.items()}
+        self.common = self._scaling(self._rank, self._alpha)
+
+    def rank(self, module: str) -> int:
+        """The rank of a module."""
+        return self._ranks.get(_named(module, self._ranks), self._rank)
+
+    def evened(self, module: str, pair: Mapping[str, Tensor], rank: int) -> LoraFactors:
+        """Its factors with this rank and the common scaling."""
+        own, a, b = self.rank(module), pair["A"], pair["B"]
+        scaling = self._scaling(own, self._alphas.get(_named(module, self._alphas), self._alpha))
+        if scaling != self.common:
+            b = b * (scaling / self.common)
+        if own < rank:
+            a, b = F.pad(a, (0, 0, 0, rank - own)), F.pad(b, (0, rank - own))
+        return LoraFactors(a, b)
+
+    def _scaling(self, rank: int, alpha: float) -> float:
+        return alpha / (math.sqrt(rank) if self._root else rank)
+
+
+def _named(module: str, pattern: Mapping[str, Any]) -> str:
+    """The first key that names a module, whole or by its end, as in PEFT; empty where none does."""
+    plain = ((key, key.removeprefix("^")) for key in pattern)
+    return next((k for k, p in plain if module == p or (k == p and module.endswith("." + p))), "")
+
+
+def _pattern(config: Mapping[str, Any], name: str, source: object) -> Mapping[str, Any]:
+    pattern = config.get(name) or {}
+    odd = None if isinstance(pattern, dict) else pattern
+    if isinstance(pattern, dict):
+        odd = next((key for key in pattern if not _PLAIN_NAME.fullmatch(key)), None)
+    if odd is not None:
+        raise ShoalError(
+            f"{source} has {json.dumps(odd)[:80]} in {name}; only names of modules or their ends will do"
+        )
+    return pattern
+
+
+def _check_plain(config: Mapping[str, Any], source: object) -> None:
+    """Refuse all that is more than plain LoRA."""
     if config.get("peft_type") != "LORA":
         kind = json.dumps(config.get("peft_type"))[:80]
         raise ShoalError(f"{source} has peft_type {kind}; only LORA is supported")
@@ -190,16 +264,22 @@ def _read_scaling(config: Mapping[str, Any], source: object) -> tuple[int, float
         raise ShoalError(
             f"{source} sets {extra[0][:80]} to {stated}; only plain LoRA is supported, convert the adapter"
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha", 8)
+
+
+def _whole(rank: Any, name: str, source: object) -> int:
     if type(rank) is not int or rank < 1:
         raise ShoalError(
-            f"{source} sets r to {json.dumps(rank)[:80]}; a rank is a whole number of at least 1"
+            f"{source} sets {name} to {json.dumps(rank)[:80]}; a rank is a whole number of at least 1"
         )
+    return rank
+
+
+def _positive(alpha: Any, name: str, source: object) -> float:
     if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
         raise ShoalError(
-            f"{source} sets lora_alpha to {json.dumps(alpha)[:80]}; it must be above 0, at most {MAX_ALPHA:g}"
+            f"{source} sets {name} to {json.dumps(alpha)[:80]}; it must be above 0, at most {MAX_ALPHA:g}"
         )
-    return rank, float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
+    return float(alpha)
 
 
 def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

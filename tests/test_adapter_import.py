@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from shoal.adapter_archive import MAX_ENTRIES, pack, unpack
 from shoal.adapter_import import read_foreign
 from shoal.adapter_store import ADAPTER_FILES, CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE
+from shoal.attachment import attach
 from shoal.backbone_shape import BackboneShape, load_shape
 from shoal.errors import UsageError
 
@@ -43,6 +44,32 @@ def peft_directory(llama: PreTrainedModel, tmp_path: Path) -> Path:
 def test_peft_adapters_are_taken(peft_directory: Path, shape: BackboneShape) -> None:
     stored = read_foreign(peft_directory, shape)
     assert stored.lora.rank == 4 and stored.card is None
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_modules_keep_their_own_rank_and_alpha(
+    llama: PreTrainedModel, shape: BackboneShape, tmp_path: Path, rslora: bool
+) -> None:
+    config = LoraConfig(
+        r=2,
+        lora_alpha=6,
+        target_modules=["q_proj", "v_proj", "down_proj"],
+        rank_pattern={"v_proj": 4, "^model.layers.0.self_attn.q_proj": 3, "layers.1.mlp.down_proj": 1},
+        alpha_pattern={"self_attn.q_proj": 16, "down_proj": 3},
+        use_rslora=rslora,
+        init_lora_weights=False,
+    )
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    theirs = get_peft_model(llama, config)
+    theirs.save_pretrained(tmp_path / "peft")
+    with torch.no_grad():
+        wanted, base = theirs(ids).logits, theirs.unload()
+        lora = read_foreign(tmp_path / "peft", shape).lora
+        assert lora.rank == 4 and len(lora.factors) == 9
+        plain = base(ids).logits
+        with attach(base, lora):
+            torch.testing.assert_close(base(ids).logits, wanted, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(plain, wanted, atol=1e-3)
 
 
 def test_a_card_from_elsewhere_is_kept(peft_directory: Path, shape: BackboneShape) -> None:
@@ -80,6 +107,10 @@ def huge_header(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "another base": (edit_config(base_model_name_or_path="gpt2"), "is for 'gpt2', not"),
     "a high rank": (edit_config(r=10**9), "rank 1000000000, the limit is 128"),
+    "a high rank of one module": (
+        edit_config(rank_pattern={"k_proj": 10**9}),
+        "rank 1000000000, the limit is 128",
+    ),
     "DoRA": (edit_config(use_dora=True), "only plain LoRA"),
     "NaN": (edit_weights(lambda t: t * float("nan")), "NaN or infinity"),
     "other shapes": (edit_weights(lambda t: t.repeat(1, 2) if t.shape[0] == 4 else t), "use the model"),
