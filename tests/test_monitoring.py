@@ -65,7 +65,7 @@ def test_the_peak_is_that_since_it_was_forgotten() -> None:
     if not forget_peak():
         return  # the kernel keeps one peak for a process's life
     before = peak()
-    held = bytearray(100_000_000)
-    assert peak() >= before + 90_000_000
+    held = bytearray(400_000_000)  # others in this process may give some back meanwhile
+    assert peak() >= before + 250_000_000
     del held
-    assert forget_peak() and peak() < before + 50_000_000
+    assert forget_peak() and peak() < before + 150_000_000

@@ -433,7 +433,8 @@ def test_logs_hold_no_prompts_and_no_keys(tiny_llama: Path, tmp_path: Path) -> N
     headers = {"Authorization": f"Bearer {key}"}
     secret, said = "tangerine", "Write the plural of the word tangerine."
     ask = {"model": str(tiny_llama), "max_tokens": 2}
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    out = subprocess.DEVNULL  # what the command says; its log is on standard error
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=out, stderr=log) as process:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as http:
             until = time.monotonic() + 120
             while True:
