@@ -22,8 +22,11 @@ from shoal.backbone_shape import ROLES, BackboneShape, decoder_layers, load_shap
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.model_source import DEFAULT_MODEL, ModelSource, find_model, quietly, read_config
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of weights
+
 __all__ = [
     "DEFAULT_MODEL",
+    "DTYPES",
     "ROLES",
     "Backbone",
     "BackboneShape",

@@ -6,7 +6,6 @@ Answers are read as they come. Whatever goes wrong, the service's own word or no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from urllib.parse import quote
 
 import httpx2
 
-from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, reason
+from shoal.client_failures import FOREIGN, failure_of_status, message_of, parsed
+from shoal.errors import ShoalError, UnavailableError, UsageError, reason
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0
@@ -30,7 +30,6 @@ GUIDE_NAMES = (
     "avg_memory_usage",
     "skill_detection_accuracy",
 )
-FOREIGN = "what answered is no Shoal service; check the address"
 
 
 @dataclass(frozen=True)
@@ -243,15 +242,15 @@ class Client:
                 content = line.removeprefix("data: ")
                 if content == line or content == "[DONE]":
                     continue
-                told = _parsed(content)
+                told = parsed(content)
                 if "error" in told:
-                    raise ShoalError(_message(told) or "the service failed on the way")
+                    raise ShoalError(message_of(told) or "the service failed on the way")
                 if text := _piece(told):
                     yield text
 
     def _ask(self, method: str, path: str, read: Callable[[dict[str, Any]], T], **asked: Any) -> T:
         with self._answer(method, path, **asked) as response:
-            told = _parsed(response.read())
+            told = parsed(response.read())
         try:
             return read(told)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
@@ -263,7 +262,7 @@ class Client:
             with self._http.stream(method, path, **asked) as response:
                 if not response.is_success:
                     response.read()
-                    raise _failure(response)
+                    raise failure_of_status(response)
                 yield response
         except httpx2.TimeoutException:
             raise UnavailableError(f"the service at {self.url} does not answer in time; try again") from None
@@ -297,53 +296,11 @@ def _path(*parts: str) -> str:
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
-def _parsed(content: str | bytes) -> dict[str, Any]:
-    try:
-        told = json.loads(content)
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise ShoalError(FOREIGN)
-    return told
-
-
 def _piece(told: Mapping[str, Any]) -> str:
     try:
         return "".join(str(choice["delta"].get("content") or "") for choice in told["choices"])
     except (KeyError, TypeError, AttributeError):
         raise ShoalError(FOREIGN) from None
-
-
-def _message(told: Mapping[str, Any]) -> str:
-    error = told.get("error")
-    return " ".join(str(error.get("message", "")).split())[:500] if isinstance(error, dict) else ""
-
-
-def _failure(response: httpx2.Response) -> ShoalError:
-    """What a status means, with the service's own line."""
-    status = response.status_code
-    try:
-        said = _message(_parsed(response.content))
-    except ShoalError:
-        said = ""
-    said = said or f"the service answered with status {status}"
-    later = response.headers.get("Retry-After", "")
-    again = f"; try again in {later} s" if later.isdecimal() else ""
-    if status in (401, 403):
-        return ShoalError(f"the service does not take this key ({status}): {said}")
-    if status == 404:
-        return NotFoundError(f"not found (404): {said}")
-    if status == 409:
-        return ConflictError(f"refused (409): {said}")
-    if status == 429:
-        return UnavailableError(f"too many requests (429): {said}{again}")
-    if status == 503:
-        return UnavailableError(f"the service is busy or cannot answer now (503): {said}{again}")
-    return (
-        UsageError(f"refused ({status}): {said}")
-        if status < 500
-        else ShoalError(f"failed ({status}): {said}")
-    )
 
 
 def _adapter(told: Mapping[str, Any]) -> Adapter:

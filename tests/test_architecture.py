@@ -39,6 +39,7 @@ LEVELS = {
     "reports": 1,
     "monitoring": 1,
     "client": 1,
+    "client_failures": 1,
     "readings": 1,
     "skill_check": 1,
     "model_source": 2,

@@ -206,16 +206,15 @@ def load(place: Place, base: str | None = None) -> Backbone:
     """
     import torch
 
-    from shoal.backbone import DEFAULT_MODEL, load_backbone
+    from shoal.backbone import DEFAULT_MODEL, DTYPES, load_backbone
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if place.dtype is not None and place.dtype not in dtypes:
-        raise UsageError(f"--dtype {place.dtype}: choose from {', '.join(dtypes)}")
+    if place.dtype is not None and place.dtype not in DTYPES:
+        raise UsageError(f"--dtype {place.dtype}: choose from {', '.join(DTYPES)}")
     try:
         device = torch.device(place.device) if place.device else None
     except RuntimeError:
         raise UsageError(f"--device {place.device}: choose from cuda, mps, cpu") from None
-    dtype = dtypes[place.dtype] if place.dtype else None
+    dtype = DTYPES[place.dtype] if place.dtype else None
     return load_backbone(base or place.base or DEFAULT_MODEL, device=device, dtype=dtype)
 
 

@@ -1,6 +1,8 @@
 """The command line for a process that another one holds, which ends with it (`shoal.leash`).
 
-python -m shoal.apps.leashed train lora --config settings.yaml
+    python -m shoal.apps.leashed train lora --config settings.yaml
+
+So the service runs a training.
 """
 
 from shoal.apps.cli import main

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from shoal.adapter_files import AdapterFiles
 from shoal.adapter_store import save_adapter
-from shoal.backbone import Backbone, load_backbone, load_wording
+from shoal.backbone import DTYPES, Backbone, load_backbone, load_wording
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.expert_set import ExpertSet, shipped_experts
@@ -25,7 +23,6 @@ from shoal.serving.core import Engine, Observer
 from shoal.serving.records import Limits
 from shoal.serving.runner import EngineRunner, Runner
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VLLM_KEY_VARIABLE = "VLLM_API_KEY"
 
 

@@ -105,6 +105,11 @@ class Tab:
         self.page.keyboard.press("Escape")
 
 
+def ui(service: str, port: int) -> list[str]:
+    """The command that serves the page."""
+    return [sys.executable, "-m", "shoal.apps.cli", "ui", "--service", service, "--port", str(port)]
+
+
 @pytest.fixture(scope="module")
 def site(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, start_service: Any) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("ui")
@@ -114,18 +119,8 @@ def site(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, start_servi
         port = probe.getsockname()[1]
         probe.close()
         environment = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"}
-        command = [
-            sys.executable,
-            "-m",
-            "shoal.apps.cli",
-            "ui",
-            "--service",
-            service.url,
-            "--port",
-            str(port),
-        ]
         with (folder / "log.txt").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            process = subprocess.Popen(ui(service.url, port), stdout=log, stderr=log, env=environment)
         try:
             yield _started(Site(f"http://127.0.0.1:{port}", port, service, folder / "log.txt"), process)
         finally:
@@ -409,16 +404,7 @@ def test_a_service_that_went_away_is_one_line(
     page = browser.new_page()
     environment = {**os.environ, "OPENAI_API_KEY": "sk-shoal-none"}
     port = site.port + 1
-    command = [
-        sys.executable,
-        "-m",
-        "shoal.apps.cli",
-        "ui",
-        "--service",
-        "http://127.0.0.1:1",
-        "--port",
-        str(port),
-    ]
+    command = ui("http://127.0.0.1:1", port)
     log = tmp_path / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)

@@ -1,0 +1,61 @@
+"""What answers of the service mean that are no success: its own word or none at all, as one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
+
+FOREIGN = "what answered is no Shoal service; check the address"
+
+
+def parsed(content: str | bytes) -> dict[str, Any]:
+    """The JSON object of an answer.
+
+    Raises:
+        ShoalError: it is none.
+    """
+    try:
+        told = json.loads(content)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise ShoalError(FOREIGN)
+    return told
+
+
+def message_of(told: Mapping[str, Any]) -> str:
+    """What an error says, in one line; empty where it says nothing."""
+    error = told.get("error")
+    return " ".join(str(error.get("message", "")).split())[:500] if isinstance(error, dict) else ""
+
+
+def failure_of_status(response: httpx2.Response) -> ShoalError:
+    """What a status means, with the service's own line."""
+    status = response.status_code
+    try:
+        said = message_of(parsed(response.content))
+    except ShoalError:
+        said = ""
+    said = said or f"the service answered with status {status}"
+    later = response.headers.get("Retry-After", "")
+    again = f"; try again in {later} s" if later.isdecimal() else ""
+    if status in (401, 403):
+        return ShoalError(f"the service does not take this key ({status}): {said}")
+    if status == 404:
+        return NotFoundError(f"not found (404): {said}")
+    if status == 409:
+        return ConflictError(f"refused (409): {said}")
+    if status == 429:
+        return UnavailableError(f"too many requests (429): {said}{again}")
+    if status == 503:
+        return UnavailableError(f"the service is busy or cannot answer now (503): {said}{again}")
+    return (
+        UsageError(f"refused ({status}): {said}")
+        if status < 500
+        else ShoalError(f"failed ({status}): {said}")
+    )
