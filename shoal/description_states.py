@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -16,25 +17,28 @@ from torch import Tensor, nn
 
 from shoal.backbone import Backbone
 from shoal.forward import pad_sequences
+from shoal.lora import TargetModule, group_by_type
 
 MAX_TOKENS = 128  # of a description; what is longer is read as far as that
 BATCH = 64
 
 
 class StateReader:
-    """Reads descriptions by a backbone."""
+    """Reads descriptions by a backbone, for adapters of certain modules."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        """Read by this one, as it is: no adapter may be attached meanwhile."""
-        self._backbone = backbone
+    def __init__(self, backbone: Backbone, targets: Sequence[TargetModule]) -> None:
+        """Read by this backbone, as it is: no adapter may be attached meanwhile."""
+        self._backbone, self._groups = backbone, group_by_type(targets)
         first = {t.layer: t.name for t in reversed(backbone.shape.targets)}
-        self._modules = [first[layer] for layer in sorted(first)]
+        self._first = [first[layer] for layer in range(1 + max(t.layer for t in targets))]
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> list[Float[Tensor, "layers _ width"]]:
-        """Each text's states: what the first linear map of every layer is given for its tokens, float32.
+        """Each text's states in every layer up to the last adapted one, in the backbone's dtype.
 
-        That is the hidden state behind the layer's normalisation, so all layers have one scale.
+        Of each token first what the layer's first linear map is given, which is the hidden state behind the
+        layer's normalisation, so that all layers have one scale; then, for each type of adapted module, what
+        it makes of the token, or zeros in layers that have none.
         """
         read: list[Tensor] = [torch.empty(0)] * len(texts)
         ids = [self._backbone.encode_text(text)[:MAX_TOKENS] for text in texts]
@@ -43,23 +47,40 @@ class StateReader:
             rows = order[start : start + BATCH]
             states = self._states([ids[i] for i in rows])
             for row, own in zip(rows, states, strict=True):
-                read[row] = own[:, : len(ids[row])].float()
+                read[row] = own[:, : len(ids[row])]
         return read
 
     def _states(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "texts layers _ width"]:
         batch = pad_sequences([(row, ()) for row in ids], self._backbone.end_of_turn, self._backbone.device)
-        model, caught = self._backbone.model, {}
+        model = self._backbone.model
+        given: dict[str, Tensor] = {}
+        made: dict[str, Tensor] = {}
 
-        def catch(name: str):  # type: ignore[no-untyped-def]
+        def keep_input(name: str):  # type: ignore[no-untyped-def]
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                caught[name] = args[0]
+                given[name] = args[0]
+
+            return hook
+
+        def keep_output(name: str):  # type: ignore[no-untyped-def]
+            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                made[name] = output
 
             return hook
 
         with ExitStack() as hooks:
-            for name in self._modules:
-                hooks.callback(model.get_submodule(name).register_forward_pre_hook(catch(name)).remove)
+            for name in self._first:
+                hooks.callback(model.get_submodule(name).register_forward_pre_hook(keep_input(name)).remove)
+            for target in chain.from_iterable(self._groups):
+                module = model.get_submodule(target.name)
+                hooks.callback(module.register_forward_hook(keep_output(target.name)).remove)
             mask = None if bool(batch.real.all()) else batch.real.long()
             decoder = getattr(model, model.base_model_prefix)  # no logits are needed
             decoder(input_ids=batch.ids, attention_mask=mask, use_cache=False)
-        return torch.stack([caught[name] for name in self._modules], dim=1)
+        parts = [torch.stack([given[name] for name in self._first], dim=1)]
+        for group in self._groups:
+            part = parts[0].new_zeros(*parts[0].shape[:-1], group[0].out_features)
+            for target in group:
+                part[:, target.layer] = made[target.name]
+            parts.append(part)
+        return torch.cat(parts, dim=-1)

@@ -6,7 +6,8 @@ every head emits zeros, so a fresh hypernetwork changes nothing.
 Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105, section 3 (heads L,
 M and S). The perceiver asks token states as Jaegle et al., "Perceiver", arXiv 2103.03206, section 3, with a
 latent for each rank row. The reader asks the backbone's own states, as Doc-to-LoRA (arXiv 2602.15902) does of
-a document. These two and the mixture head are Shoal's own.
+a document, and copies from them by pointing, as Vinyals et al., "Pointer Networks", arXiv 1506.03134, section
+2. These two and the mixture head are Shoal's own.
 """
 
 from __future__ import annotations
@@ -38,11 +39,16 @@ class Tokens:
 
     Attributes:
         states: (tasks, length, hidden), or other ones for every layer: (tasks, layers, length, hidden).
-        real: False at padding; the first is always real.
+        real: False at padding; the first is always real, and stands for no token.
+        inputs: what the adapted modules' layers are given for each token but the first, as unit vectors; None
+            where nothing is copied.
+        outputs: what the adapted modules make of them, as unit vectors; likewise.
     """
 
     states: Float[Tensor, "tasks ... length hidden"]
     real: Bool[Tensor, "tasks length"]
+    inputs: Float[Tensor, "tasks layers tokens width"] | None = None
+    outputs: Float[Tensor, "tasks layers tokens out"] | None = None
 
 
 @dataclass(frozen=True)
@@ -212,12 +218,17 @@ class _PerceiverHead(nn.Module):
         self, hidden: Float[Tensor, "tasks layers hidden"], tokens: Tokens | None = None
     ) -> LoraFactors:
         assert tokens is not None
+        rows = self._rows(hidden, tokens)
+        return LoraFactors(self.a(rows), self.b(rows).transpose(-1, -2))
+
+    def _rows(
+        self, hidden: Float[Tensor, "tasks layers hidden"], tokens: Tokens
+    ) -> Float[Tensor, "tasks layers rank hidden"]:
+        """y, scaled: of unit variance, a step of Adam would move its products by sqrt(size) too much."""
         rows = self.query_norm(hidden[..., None, :] + self.rank_embedding.weight)
         rows = self._asked(rows, tokens)
         rows = self.output_norm(rows + self.mix(self.mix_norm(rows)))
-        # Rows have unit variance, so a step of Adam would move their products by sqrt(size) too much.
-        rows = rows * rows.shape[-1] ** -0.5
-        return LoraFactors(self.a(rows), self.b(rows).transpose(-1, -2))
+        return rows * rows.shape[-1] ** -0.5
 
     def _asked(self, rows: Float[Tensor, "tasks layers rank hidden"], tokens: Tokens) -> Tensor:
         """Rows with what they found; where tokens differ by layer, each layer's rows see their own."""
@@ -234,13 +245,53 @@ class _PerceiverHead(nn.Module):
         return rows + self.attended(found).view(len(rows), layers, -1, rows.shape[-1])
 
 
+class _ReaderHead(_PerceiverHead):
+    """A perceiver whose rank rows also point at tokens and copy what the backbone makes of them.
+
+    A row of A gets, times a gate, what its layer is given for the tokens that one pointer chooses, and the
+    matching column of B what the adapted module makes of those that another one chooses: a request that
+    resembles the first is answered as if the second stood in it. Gates are linear in the row and start at
+    zero; a pointer may rest on no token, which copies nothing.
+    """
+
+    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
+        super().__init__(group, architecture)
+        size = architecture.hidden_size
+        self.copies_inputs = group[0].in_features == architecture.task_dim
+        self.pointers = nn.Linear(size, 2 * size)
+        self.pointed = nn.Linear(size, size, bias=False)
+        self.gates = _zero_linear(size, 2)
+
+    def forward(
+        self, hidden: Float[Tensor, "tasks layers hidden"], tokens: Tokens | None = None
+    ) -> LoraFactors:
+        assert tokens is not None and tokens.inputs is not None and tokens.outputs is not None
+        rows = self._rows(hidden, tokens)
+        a, b = self.a(rows), self.b(rows)
+        chosen = self._pointed(rows, tokens)
+        for_a, for_b = self.gates(rows).split(1, dim=-1)
+        if self.copies_inputs:
+            a = a + for_a * (chosen[:, :, 0] @ tokens.inputs.to(chosen.dtype))
+        b = b + for_b * (chosen[:, :, 1] @ tokens.outputs.to(chosen.dtype))
+        return LoraFactors(a, b.transpose(-1, -2))
+
+    def _pointed(self, rows: Tensor, tokens: Tokens) -> Float[Tensor, "tasks layers 2 rank tokens"]:
+        """Shares of every token in what the rows of A, and in what the columns of B, copy."""
+        size = rows.shape[-1]
+        asking = self.pointers(rows * size**0.5).unflatten(-1, (2, size)).transpose(2, 3)
+        keys = self.pointed(tokens.states)[:, :, None].transpose(-1, -2)
+        scores = (asking @ keys).float() * size**-0.5
+        scores = scores.masked_fill(~tokens.real[:, None, None, None, :], -math.inf)
+        return scores.softmax(dim=-1)[..., 1:].to(rows.dtype)
+
+
 HEADS: dict[str, type[nn.Module]] = {
     "L": _LargeHead,
     "M": _MediumHead,
     "S": _SmallHead,
     "mixture": _MixtureHead,
     "perceiver": _PerceiverHead,
-    "reader": _PerceiverHead,
+    "reader": _ReaderHead,
 }
 
 

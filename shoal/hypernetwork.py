@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from shoal.errors import UsageError
 from shoal.heads import HEADS, Architecture, Tokens
-from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, check_rank
+from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, check_rank, group_by_type
 
 
 class Hypernetwork(nn.Module):
@@ -47,7 +47,7 @@ class Hypernetwork(nn.Module):
             raise UsageError(f"{len(targets)} target modules share names; name each once")
         check_rank(targets, architecture.rank)
         self.targets, self.architecture = tuple(targets), architecture
-        self._groups = _group_by_type(targets)
+        self._groups = group_by_type(targets)
         latent, hidden, dropout = architecture.latent_size, architecture.hidden_size, architecture.dropout
         depth = 1 + max(t.layer for t in targets)
         self.task_encoder = nn.Sequential(
@@ -92,8 +92,9 @@ class Hypernetwork(nn.Module):
 
         Args:
             task_embeddings: sentence vectors, (tasks, task_dim); or each followed by the states of its
-                description's tokens, (tasks, 1 + length, task_dim); or the backbone's states of those in
-                every layer, (tasks, layers, length, task_dim). Zeros stand for no description, and padding.
+                description's tokens, (tasks, 1 + length, task_dim); or what the backbone makes of those in
+                every layer, (tasks, layers, length, `input_width`), as `StateReader` reads it. Zeros stand
+                for no description, and padding.
             confidence: share of the difference from the shared adapter that each adapter keeps; None means 1.
         """
         factors: dict[str, LoraFactors] = {}
@@ -106,10 +107,15 @@ class Hypernetwork(nn.Module):
             kind = self.type_embedding(torch.full_like(layers, index))[None].expand(tasks, -1, -1)
             own = task[:, layers] if task.shape[1] > 1 else task.expand(-1, len(group), -1)
             hidden = self.trunk(torch.cat([own, layer, kind], dim=-1))
-            if tokens is not None and tokens.states.dim() == 4:
-                seen: Tokens | None = Tokens(tokens.states[:, layers], tokens.real)
-            else:
-                seen = tokens
+            seen = tokens
+            if tokens is not None and task_embeddings.dim() == 4:
+                inputs, *outputs = self._parts(task_embeddings[:, layers])
+                seen = Tokens(
+                    tokens.states[:, layers],
+                    tokens.real,
+                    F.normalize(inputs, dim=-1),
+                    F.normalize(outputs[index], dim=-1),
+                )
             delta, offset = self.heads[index](hidden, seen), self.offsets[index]
             if confidence is not None:
                 kept = confidence.view(-1, 1, 1, 1)
@@ -123,8 +129,9 @@ class Hypernetwork(nn.Module):
     def _sentences(self, embeddings: Tensor) -> Float[Tensor, "tasks layers task_dim"]:
         """What the trunk reads: one vector a task, or where states are read, their mean in every layer."""
         if embeddings.dim() == 4:
-            real = (embeddings != 0).any(-1, keepdim=True)
-            return embeddings.sum(2) / real.sum(2).clamp(min=1)
+            states = self._parts(embeddings)[0]
+            real = (states != 0).any(-1, keepdim=True)
+            return states.sum(2) / real.sum(2).clamp(min=1)
         return embeddings[:, None] if embeddings.dim() == 2 else embeddings[:, :1]
 
     def _tokens(self, embeddings: Tensor) -> Tokens | None:
@@ -132,7 +139,8 @@ class Hypernetwork(nn.Module):
         if self.architecture.reads == "sentence":
             return None
         if embeddings.dim() == 4:
-            states, real = embeddings, (embeddings != 0).any(-1)[:, 0]
+            states = self._parts(embeddings)[0]
+            real = (states != 0).any(-1)[:, 0]
             depth = torch.arange(states.shape[1], device=states.device)
             encoded = self.token_encoder(states) + self.state_layer(depth)[:, None]
         else:
@@ -142,11 +150,20 @@ class Hypernetwork(nn.Module):
         real = F.pad(real, (1, 0), value=True)
         return Tokens(torch.cat([rest.to(encoded.dtype), encoded], dim=-2), real)
 
+    def _parts(self, embeddings: Tensor) -> tuple[Tensor, ...]:
+        """What the layers are given for each token, then what the modules of each group make of it."""
+        return embeddings.split([self.architecture.task_dim, *(g[0].out_features for g in self._groups)], -1)
+
+    @property
+    def input_width(self) -> int:
+        """Numbers in a row of its input."""
+        outputs = self._groups if self.architecture.reads == "states" else ()
+        return self.architecture.task_dim + sum(group[0].out_features for group in outputs)
+
     def null_input(self) -> Tensor:
         """The input that stands for no description."""
         rows = (1 + max(t.layer for t in self.targets), 1) if self.architecture.reads == "states" else ()
-        device = next(self.parameters()).device
-        return torch.zeros(1, *rows, self.architecture.task_dim, device=device)
+        return torch.zeros(1, *rows, self.input_width, device=next(self.parameters()).device)
 
     def offset_lora(self) -> LoRA:
         """The shared adapter that a zero difference leaves: the multi-task LoRA."""
@@ -222,11 +239,3 @@ class _Offset(nn.Module):
         one = torch.empty(rank, group[0].in_features).uniform_(-bound, bound)
         self.a = nn.Parameter(one.expand(len(group), -1, -1).clone())
         self.b = nn.Parameter(torch.zeros(len(group), group[0].out_features, rank))
-
-
-def _group_by_type(targets: Sequence[TargetModule]) -> list[list[TargetModule]]:
-    """Targets of one type and size together; layers of an odd size are a group of their own."""
-    groups: dict[tuple[str, int, int], list[TargetModule]] = {}
-    for t in targets:
-        groups.setdefault((t.type, t.in_features, t.out_features), []).append(t)
-    return list(groups.values())

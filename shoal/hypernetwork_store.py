@@ -50,6 +50,10 @@ class HypernetworkCheckpoint:
     provenance: Mapping[str, Any]
     known_tasks: KnownTasks | None = None
 
+    def made_for(self, base_model: str) -> bool:
+        """Whether its adapters fit a base model."""
+        return self.base_model == base_model
+
     @torch.no_grad()
     def emit(self, encoder: TaskEncoder, descriptions: Sequence[str]) -> Emission:
         """One adapter a description, of less than full strength where that is far from every known task."""

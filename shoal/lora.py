@@ -262,3 +262,11 @@ def _check_sizes(loras: Sequence[LoRA]) -> None:
                     f"{name} is {sizes[name]} (in, out) in one adapter and {own} in another; join adapters "
                     "of one base model"
                 )
+
+
+def group_by_type(targets: Sequence[TargetModule]) -> list[list[TargetModule]]:
+    """Targets of one type and size together; layers of an odd size are a group of their own."""
+    groups: dict[tuple[str, int, int], list[TargetModule]] = {}
+    for t in targets:
+        groups.setdefault((t.type, t.in_features, t.out_features), []).append(t)
+    return list(groups.values())

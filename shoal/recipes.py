@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from shoal.adapter_store import ADAPTER_FILES, StoredAdapter, save_adapter
+from shoal.adapter_store import ADAPTER_FILES, StoredAdapter, load_adapter, save_adapter
 from shoal.backbone import Backbone, BackboneShape
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.controls import gibberish
@@ -23,7 +23,13 @@ from shoal.errors import UsageError
 from shoal.familiarity import KnownTasks
 from shoal.files import check_place
 from shoal.hypernetwork import Hypernetwork
-from shoal.hypernetwork_store import HYPERNETWORK_FILES, HypernetworkCheckpoint, save_hypernetwork
+from shoal.hypernetwork_store import (
+    CONFIG_FILE,
+    HYPERNETWORK_FILES,
+    HypernetworkCheckpoint,
+    load_hypernetwork,
+    save_hypernetwork,
+)
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
 from shoal.task_embedding import TaskEncoder
@@ -36,6 +42,7 @@ from shoal.training.run_folder import check_run_folder
 
 log = logging.getLogger(__name__)
 
+Start = StoredAdapter | HypernetworkCheckpoint  # what a hypernetwork's training may go on from
 DESCRIPTIONS_A_TASK, NONSENSE = 24, 200  # what the distances between tasks are measured on
 
 
@@ -102,6 +109,17 @@ def make_lora(
     return summary
 
 
+def load_start(directory: Path) -> Start:
+    """The adapter or the hypernetwork of a directory.
+
+    Raises:
+        ShoalError: it holds neither, or one that is damaged.
+    """
+    if (directory / CONFIG_FILE).is_file():
+        return load_hypernetwork(directory)
+    return load_adapter(directory)
+
+
 def make_hypernetwork(
     backbone: Backbone,
     tasks: Sequence[Task],
@@ -110,7 +128,7 @@ def make_hypernetwork(
     sizes: TextToLoRAConfig,
     training: HypernetworkTrainingConfig,
     run: Path,
-    start: StoredAdapter | None = None,
+    start: Start | None = None,
     held_out: Sequence[Task] = (),
     monitor_examples: int = 0,
     max_descriptions: int | None = None,
@@ -125,7 +143,8 @@ def make_hypernetwork(
         sizes: of the adapters and of the hypernetwork.
         training: optimisation settings.
         run: folder of checkpoints and logs.
-        start: multi-task LoRA to start from; by default the identity.
+        start: multi-task LoRA to start from; or a hypernetwork, all of it where the architecture is the same,
+            else its shared adapter. By default the identity.
         held_out: tasks that must share no example with `tasks`.
         monitor_examples: examples of each held-out task whose loss is logged at every checkpoint; 0 for none.
         max_descriptions: the first so many descriptions of each task are used; None for all.
@@ -164,7 +183,7 @@ def make_hypernetwork_from_adapters(
     sizes: TextToLoRAConfig,
     training: HypernetworkTrainingConfig,
     run: Path,
-    start: StoredAdapter | None = None,
+    start: Start | None = None,
     max_descriptions: int | None = None,
     show_progress: bool = True,
 ) -> RunSummary:
@@ -207,21 +226,33 @@ def _fresh(
     sizes: TextToLoRAConfig,
     encoder: TaskEncoder,
     seed: int,
-    start: StoredAdapter | None,
+    start: Start | None,
 ) -> Hypernetwork:
     _check_start(start, shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = new_hypernetwork(shape, sizes, encoder.dim)
-    if start is not None:
+    if isinstance(start, StoredAdapter):
         network.start_from(start.lora)
+    elif start is not None and _same_weights(network, start.network):
+        network.load_state_dict(start.network.state_dict())
+    elif start is not None:
+        network.start_from(start.network.offset_lora())
     return network
 
 
-def _check_start(start: StoredAdapter | None, shape: BackboneShape) -> None:
+def _same_weights(one: Hypernetwork, other: Hypernetwork) -> bool:
+    """Whether the weights of one make sense in the other."""
+    shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (one, other)]
+    same_meaning = (one.targets, one.architecture.head) == (other.targets, other.architecture.head)
+    return same_meaning and shapes[0] == shapes[1]
+
+
+def _check_start(start: Start | None, shape: BackboneShape) -> None:
     if start is not None and not start.made_for(shape.base_model):
         raise UsageError(
-            f"the LoRA to start from is for {start.base_model}, not {shape.base_model}; train one for it"
+            f"what training is to start from is for {start.base_model}, not {shape.base_model}; train one "
+            "for it"
         )
 
 
@@ -249,15 +280,20 @@ def _provenance(
     summary: RunSummary,
     tasks: Sequence[Task],
     training: HypernetworkTrainingConfig,
-    start: StoredAdapter | None,
+    start: Start | None,
     max_descriptions: int | None,
 ) -> dict[str, Any]:
+    before: Mapping[str, Any] | None = None
+    if isinstance(start, HypernetworkCheckpoint):
+        before = {"generator": "hypernetwork", **start.provenance}
+    elif start is not None and start.card is not None:
+        before = start.card.model_dump(mode="json")
     return {
         **asdict(summary),
         "seed": training.seed,
         "tasks": len(tasks),
         "max_descriptions": max_descriptions,
-        "start": None if start is None or start.card is None else start.card.model_dump(mode="json"),
+        "start": before,
         "config": training.model_dump(mode="json"),
     }
 

@@ -277,8 +277,9 @@ class TextToLoRA:
         return rows, facts
 
     def _states(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        assert self.checkpoint is not None
         with self._refining:  # as above
-            return StateReader(self.backbone).read(texts)
+            return StateReader(self.backbone, self.checkpoint.network.targets).read(texts)
 
     def _remember(self, adapters: dict[str, GeneratedAdapter]) -> None:
         self._cache.update(adapters)

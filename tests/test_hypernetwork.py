@@ -30,6 +30,8 @@ with_and_without_offset = pytest.mark.parametrize("offset", [True, False], ids=[
 
 
 def make(head: str, offset: bool = True, **changes: object) -> Hypernetwork:
+    if head == "reader":  # as wide as most modules' inputs, so that it copies those
+        changes = {"task_dim": 8, **changes}
     return Hypernetwork(TARGETS, dataclasses.replace(SMALL, head=head, offset=offset, **changes)).eval()
 
 
@@ -42,14 +44,19 @@ def moved(network: Hypernetwork, seed: int = 0) -> Hypernetwork:
     return network
 
 
-def embeddings(count: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(count, SMALL.task_dim, generator=torch.Generator().manual_seed(seed))
+def embeddings(count: int, seed: int = 1, network: Hypernetwork | None = None) -> torch.Tensor:
+    """What a network is given for descriptions: sentence vectors, or states of five tokens in every layer."""
+    shape: tuple[int, ...] = (SMALL.task_dim,)
+    if network is not None and network.architecture.reads == "states":
+        shape = (1 + max(t.layer for t in network.targets), 5, network.input_width)
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 @every_head
 @with_and_without_offset
 def test_fresh_adapters_change_nothing(head: str, offset: bool) -> None:
-    emitted = make(head, offset)(embeddings(2))
+    network = make(head, offset)
+    emitted = network(embeddings(2, network=network))
     assert len(emitted) == 2 and emitted.alpha == SMALL.alpha
     assert list(emitted.factors) == [t.name for t in TARGETS]
     for t in TARGETS:
@@ -63,7 +70,8 @@ def test_fresh_adapters_change_nothing(head: str, offset: bool) -> None:
 @every_head
 @with_and_without_offset
 def test_factors_have_the_shapes_of_their_modules(head: str, offset: bool) -> None:
-    emitted = moved(make(head, offset))(embeddings(3))
+    network = moved(make(head, offset))
+    emitted = network(embeddings(3, network=network))
     for t in TARGETS:
         factors = emitted.factors[t.name]
         assert factors.a.shape == (3, SMALL.rank, t.in_features)
@@ -76,7 +84,8 @@ def test_factors_have_the_shapes_of_their_modules(head: str, offset: bool) -> No
 @every_head
 def test_no_number_of_a_factor_is_left_out(head: str) -> None:
     """Where d_out > d_in a head that emits max(d_in, d_out) numbers must not cut either factor short."""
-    emitted = moved(make(head))(embeddings(1))
+    network = moved(make(head))
+    emitted = network(embeddings(1, network=network))
     for t in TARGETS:
         for factor in emitted.factors[t.name]:
             assert factor.count_nonzero() == factor.numel()
@@ -86,7 +95,8 @@ def test_no_number_of_a_factor_is_left_out(head: str) -> None:
 
 @every_head
 def test_many_at_once_are_each_alone(head: str) -> None:
-    network, tasks = moved(make(head)), embeddings(5)
+    network = moved(make(head))
+    tasks = embeddings(5, network=network)
     together = network(tasks)
     for row in range(len(tasks)):
         alone = network(tasks[row : row + 1]).row(0)
@@ -98,7 +108,8 @@ def test_many_at_once_are_each_alone(head: str) -> None:
 
 @every_head
 def test_tasks_layers_and_modules_get_adapters_of_their_own(head: str) -> None:
-    emitted = moved(make(head))(embeddings(2))
+    network = moved(make(head))
+    emitted = network(embeddings(2, network=network))
     one, other = emitted.row(0), emitted.row(1)
     for kind in SIZES:
         first, last = f"layers.1.{kind}", f"layers.3.{kind}"
@@ -145,7 +156,7 @@ def test_starting_from_a_lora_gives_exactly_that_lora(head: str) -> None:
     lora = LoRA(factors, SMALL.alpha)
     network.start_from(lora)
     assert network.offset_lora() == lora
-    emitted = network(embeddings(2))
+    emitted = network(embeddings(2, network=network))
     assert emitted.row(0) == emitted.row(1) == lora
 
 
@@ -187,7 +198,8 @@ def test_published_heads_differ_in_size() -> None:
 @every_head
 def test_every_family_can_be_adapted(head: str, family: str, tiny_models: dict[str, Path]) -> None:
     targets = load_shape(str(tiny_models[family])).targets
-    emitted = moved(Hypernetwork(targets, dataclasses.replace(SMALL, head=head)))(embeddings(1)).row(0)
+    network = moved(Hypernetwork(targets, dataclasses.replace(SMALL, head=head)))
+    emitted = network(embeddings(1, network=network)).row(0)
     assert all(emitted.delta_weight(t.name).shape == (t.out_features, t.in_features) for t in targets)
 
 
@@ -251,16 +263,16 @@ def test_the_perceiver_reads_tokens_and_other_heads_do_not() -> None:
     first, second = described([4])[0], described([4], seed=4)[0]
     second[0] = first[0]  # the same sentence vector
     both = stack_embeddings([first, second])
-    for head in HEADS:
+    for head in HEADS.keys() - {"reader"}:
         emitted = moved(make(head))(both)
         differ = any(not torch.allclose(f.a[0], f.a[1]) for f in emitted.factors.values())
-        assert differ == (head in ("perceiver", "reader")), head
+        assert differ == (head == "perceiver"), head
 
 
 def states(lengths: list[int], seed: int = 5) -> list[torch.Tensor]:
     """States of the backbone in four layers, for descriptions of so many tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(4, n, SMALL.task_dim, generator=generator) for n in lengths]
+    generator, width = torch.Generator().manual_seed(seed), make("reader").input_width
+    return [torch.randn(4, n, width, generator=generator) for n in lengths]
 
 
 def test_padding_of_states_changes_nothing() -> None:
@@ -281,10 +293,30 @@ def test_the_reader_reads_each_layers_own_states() -> None:
         assert torch.equal(one[t.name].a, other[t.name].a) == (t.layer != 3)
 
 
+def test_a_row_copies_what_its_pointer_chooses() -> None:
+    """The copied part of a factor is the chosen token's input, or the module's output for it."""
+    network = make("reader")
+    (text,) = states([4])
+    index = next(i for i, head in enumerate(network.heads) if head.copies_inputs)
+    target, head = network._groups[index][0], network.heads[index]
+    chosen = torch.zeros(1, 2, 2, SMALL.rank, 4)
+    chosen[..., 0, 2] = 1.0  # the first row points at the third token, the others at none
+    head._pointed = lambda rows, tokens: chosen
+    with torch.no_grad():
+        head.gates.bias.copy_(torch.tensor([0.5, 0.25]))
+    after = network(text[None]).row(0)
+    given, *made = network._parts(text[target.layer, 2])
+    offset, (a, b) = network.offset_lora().factors[target.name], after.factors[target.name]
+    torch.testing.assert_close(a[0] - offset.a[0], 0.5 * given / given.norm(), **CLOSE)
+    torch.testing.assert_close(b[:, 0] - offset.b[:, 0], 0.25 * made[index] / made[index].norm(), **CLOSE)
+    assert torch.equal(a[1:], offset.a[1:]) and torch.equal(b[:, 1:], offset.b[:, 1:])
+
+
 def test_no_states_are_the_null_description() -> None:
     network = moved(make("reader"))
-    null, padded = network(network.null_input()), network(torch.zeros(1, 4, 3, SMALL.task_dim))
-    assert network.null_input().shape == (1, 4, 1, SMALL.task_dim)
+    width = 8 + sum({t.type: t.out_features for t in TARGETS}.values())
+    null, padded = network(network.null_input()), network(torch.zeros(1, 4, 3, width))
+    assert network.null_input().shape == (1, 4, 1, width)
     for name, factors in null.factors.items():
         torch.testing.assert_close(tuple(factors), tuple(padded.factors[name]), **CLOSE)
     assert moved(make("L")).null_input().shape == (1, SMALL.task_dim)

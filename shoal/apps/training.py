@@ -48,7 +48,8 @@ class Data(BaseModel):
         0, ge=0, description="copies with other label names to add of every task with a closed label set"
     )
     start: Path | None = Field(
-        None, description="directory of the LoRA to start from; for a hypernetwork, a multi-task LoRA"
+        None,
+        description="directory of the LoRA to start from; for a hypernetwork, a multi-task LoRA or a hypernetwork",
     )
     out: Path = Field(description="directory to write the result to")
     run: Path | None = Field(
@@ -118,13 +119,13 @@ def train_text_to_lora(
         )
     from shoal.adapter_store import load_adapter
     from shoal.backbone import DEFAULT_MODEL, load_shape
-    from shoal.recipes import make_hypernetwork, make_hypernetwork_from_adapters
+    from shoal.recipes import load_start, make_hypernetwork, make_hypernetwork_from_adapters
 
     common: dict[str, Any] = {
         "sizes": sizes,
         "training": training,
         "run": data.run_folder,
-        "start": load_adapter(data.start) if data.start else None,
+        "start": load_start(data.start) if data.start else None,
         "max_descriptions": steering.max_descriptions,
         "show_progress": sys.stderr.isatty(),
     }

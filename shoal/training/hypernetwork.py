@@ -75,7 +75,7 @@ def train_hypernetwork(
     network.to(backbone.device)
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
     if network.architecture.reads == "states":
-        encoder.states = StateReader(backbone).read
+        encoder.states = StateReader(backbone, network.targets).read
     descriptions = Descriptions(encoder, network, tasks)
     objective = SftObjective(network, backbone, corpus, descriptions, config)
     monitor = None

@@ -420,6 +420,26 @@ def test_train_text_to_lora_records_where_it_came_from(hypernetwork: Path) -> No
     assert facts["start"]["generator"] == "multi-task lora training"
 
 
+def test_training_a_hypernetwork_goes_on_from_another_one(
+    shoal: Shoal, hypernetwork: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    still = ("--learning-rate", 1e-9, "--offset-learning-rate", 1e-9)
+    where = ("train", "text-to-lora", "--base", tiny_llama, "--tasks", data, "--start", hypernetwork)
+    before = load_hypernetwork(hypernetwork)
+    for head, whole in (("L", True), ("M", False)):
+        out = tmp_path / head
+        ended = shoal(*where, *QUICK_NETWORK, *still, "--head", head, "--out", out)
+        assert ended.code == 0, ended.err
+        after = load_hypernetwork(out)
+        assert after.provenance["start"]["tokens"] == before.provenance["tokens"]
+        old, new = before.network.state_dict(), after.network.state_dict()
+        same = {name for name in old if name in new and torch.equal(old[name], new[name])}
+        shared = {name for name in old if name.startswith("offsets.")}
+        assert shared and shared <= same and (same == old.keys()) == whole
+    elsewhere = (*where[:3], "gpt2", *where[4:])
+    assert_one_line(shoal(*elsewhere, *QUICK_NETWORK, "--out", tmp_path / "other"), 2, "gpt2")
+
+
 def test_train_by_reconstruction(
     shoal: Shoal, multi_task: Path, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -77,7 +77,7 @@ def sft(
     corpus = tokenise(tasks, backbone, 512)
     network = network or moved(toy.toy_network(targets, dropout=0.0))
     encoder = toy.HashEncoder()
-    encoder.states = StateReader(backbone).read
+    encoder.states = StateReader(backbone, targets).read
     descriptions = Descriptions(encoder, network, tasks)
     return SftObjective(network, backbone, corpus, descriptions, config(**changes))
 
@@ -320,7 +320,7 @@ def test_a_reader_is_given_the_states_of_descriptions_of_its_tasks(
     targets, width = backbone.shape.select(MODULES, None), backbone.shape.targets[0].in_features
     network = Recorded(toy.toy_network(targets, dropout=0.0, head="reader", task_dim=width))
     ours = sft(toy, backbone, network, token_dropout=0.3, description_dropout=0.25, examples_a_task=2)
-    read = StateReader(backbone).read
+    read = StateReader(backbone, targets).read
 
     def close(row: Tensor, read: Tensor, kept: Tensor) -> bool:
         kept = kept[: read.shape[1]]  # a batch with other paddings rounds otherwise
@@ -350,7 +350,7 @@ def test_a_reader_learns_what_its_descriptions_say(toy: ModuleType, sharp: Backb
     summary = train_hypernetwork(*arguments, settings, held_out=(), show_progress=False)
     rows = rows_of(tmp_path)
     assert summary.final_loss < 0.6 * rows[0]["loss"]
-    states = stack_embeddings(StateReader(sharp).read([task.descriptions[0] for task in tasks]))
+    states = stack_embeddings(StateReader(sharp, targets).read([task.descriptions[0] for task in tasks]))
     with torch.no_grad():
         one, other = (network(states).row(i).factors[targets[0].name].b for i in range(2))
     assert not torch.allclose(one, other, atol=1e-4)
