@@ -3,7 +3,7 @@
     python benchmarks/generation.py
 
 Times are warm, with a description that was not asked before each time. Memory is that of a fresh process,
-imports and task encoder included; the base model's weights are never loaded. The Llama-7B shape is the
+imports, task encoder and, where the hypernetwork reads it, the base model included. The Llama-7B shape is the
 guide's configuration with noise in every weight, once built in memory and once read from a checkpoint.
 """
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ class Backbone:
     def layers_name(self) -> str:
         """The name of its list of decoder layers, for example `model.layers`."""
         return decoder_layers(self.model)[0]
+
+    def twin(self) -> Backbone:
+        """The same weights in modules of their own: what is attached to one is not at work in the other."""
+        weights = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        return replace(self, model=deepcopy(self.model, weights))
 
     @cached_property
     def end_of_turn(self) -> int:

@@ -33,7 +33,7 @@ class SakanaAIIntegration:
 
         Args:
             prompt: the task description, in English.
-            model_path: alias, directory or hub id of the base model; its weights are not loaded.
+            model_path: alias, directory or hub id of the base model.
 
         Returns:
             `success` (bool), `duration` (seconds) and `adapter_info`: `prompt`, `detected_skills` (names),

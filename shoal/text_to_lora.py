@@ -1,5 +1,6 @@
-"""Text-to-LoRA: a task description in, a LoRA out, without loading the model that it adapts.
+"""Text-to-LoRA: a task description in, a LoRA out.
 
+The base model's weights are loaded only for a hypernetwork that reads its states, as the shipped one does.
 Joins shape, task encoder, hypernetwork and skill detection; each knows nothing of the others. Where no
 hypernetwork was trained for a base model and configuration, the adapter is the identity and says so.
 
@@ -15,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +68,7 @@ class TextToLoRA:
         hypernetwork: str | Path | None = None,
         skills: SkillDetector | None = None,
     ) -> None:
-        """Find the hypernetwork; the base model's weights are not loaded.
+        """Find the hypernetwork; the base model's weights are not loaded yet.
 
         Args:
             base_model: alias, directory or hub id.
@@ -126,6 +127,7 @@ class TextToLoRA:
         encoder = self.skills.encoder if name == DEFAULT_ENCODER else TaskEncoder(name)
         wanted = self.checkpoint.network.architecture if self.checkpoint else None
         if wanted and wanted.reads == "states":
+            encoder = copy(encoder)  # of the same weights and cache, for other generators share it
             encoder.states = self._states
         elif wanted and encoder.dim != wanted.task_dim:
             raise ShoalError(
@@ -135,13 +137,19 @@ class TextToLoRA:
         return encoder
 
     @cached_property
+    def _reader(self) -> StateReader:
+        with self._refining:  # while nothing is attached that a twin would inherit
+            twin = self.backbone.twin()
+        return StateReader(twin, self._targets)
+
+    @cached_property
     def skills(self) -> SkillDetector:
         """The skill detector; its encoder is also that of the hypernetwork where both need the same."""
         return self._skills or SkillDetector()
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The base model with its weights, loaded when examples first need it; errors as `load_backbone`."""
+        """The base model with its weights, loaded when they are first needed; errors as `load_backbone`."""
         return load_backbone(self.shape.base_model)
 
     @property
@@ -244,7 +252,7 @@ class TextToLoRA:
                 f"examples need {error.name}, which is not installed; pip install 'shoal[train]'"
             ) from None
         records = [_example(e) for e in examples]
-        with self._refining:  # the adapter that is trained hangs on the one base model
+        with self._refining:  # the adapter that is trained hangs on the backbone
             refinement = refine(self.backbone, adapter.lora, records, description=adapter.description)
         facts = {f.name: getattr(refinement, f.name) for f in fields(refinement) if f.name != "lora"}
         return replace(
@@ -277,9 +285,7 @@ class TextToLoRA:
         return rows, facts
 
     def _states(self, texts: Sequence[str]) -> list[torch.Tensor]:
-        assert self.checkpoint is not None
-        with self._refining:  # as above
-            return StateReader(self.backbone, self.checkpoint.network.targets).read(texts)
+        return self._reader.read(texts)
 
     def _remember(self, adapters: dict[str, GeneratedAdapter]) -> None:
         self._cache.update(adapters)

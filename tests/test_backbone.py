@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shoal.attachment import attach
 from shoal.backbone import Backbone, load_backbone, pick_device, pick_dtype
 from shoal.errors import ShoalError, UsageError
+from shoal.lora import LoRA, LoraFactors
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
 WEIGHTS = "model.safetensors"
@@ -126,6 +128,18 @@ def test_damaged_models(
     assert not isinstance(caught.value, UsageError)
     assert "\n" not in str(caught.value) and "download or convert it again" in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+def test_what_hangs_on_a_model_is_not_at_work_in_its_twin(llama: Backbone) -> None:
+    ids = torch.tensor([llama.encode_prompt("some words")])
+    before, twin = llama.model(ids).logits, llama.twin()
+    lora = LoRA.identity(llama.shape.targets, 2, 4.0, generator=torch.Generator().manual_seed(0))
+    moved = {name: LoraFactors(f.a, f.b + 1) for name, f in lora.factors.items()}
+    with attach(llama.model, LoRA(moved, 4.0)):
+        assert not torch.allclose(llama.model(ids).logits, before, atol=1e-2)
+        assert torch.equal(twin.model(ids).logits, before)
+    own, shared = (b.model.get_input_embeddings().weight for b in (llama, twin))
+    assert own is shared and twin.shape == llama.shape
 
 
 def test_requests_are_encoded_as_by_the_tokenizer_itself(backbone: Backbone) -> None:

@@ -86,7 +86,7 @@ def generate(
 ) -> Output:
     """Turn a task description into a LoRA adapter.
 
-    The base model's weights are not loaded, unless --examples are given.
+    The base model's weights are loaded only if the hypernetwork reads its states, or with --examples.
     """
     from shoal.adapter_store import ADAPTER_FILES
     from shoal.backbone import DEFAULT_MODEL

@@ -49,7 +49,7 @@ class Data(BaseModel):
     )
     start: Path | None = Field(
         None,
-        description="directory of the LoRA to start from; for a hypernetwork, a multi-task LoRA or a hypernetwork",
+        description="directory of the LoRA to start from; for a hypernetwork, also that of another one",
     )
     out: Path = Field(description="directory to write the result to")
     run: Path | None = Field(
