@@ -379,3 +379,49 @@ def test_a_fresh_hypernetwork_has_the_sizes_of_its_configuration(base: str) -> N
     with torch.no_grad():
         lora = network(torch.zeros(1, DIM)).row(0)
     assert not any(lora.delta_weight(name).any() for name in lora.factors)
+
+
+def reading(folder: Path, base: Path) -> Path:
+    """A checkpoint whose network reads the base model's states, with noise in every weight."""
+    sizes = SIZES.model_copy(update={"head": "reader", "num_layers_to_adapt": 1})
+    network = new_hypernetwork(load_shape(str(base)), sizes, DIM).eval()
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=noise))
+    save_hypernetwork(HypernetworkCheckpoint(network, str(base), DEFAULT_ENCODER, True, {}), folder)
+    return folder
+
+
+def test_generators_that_share_an_encoder_read_their_own_base_models(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    bases = [tiny_models["llama"], tiny_models["qwen2"]]
+    folders = [reading(tmp_path / base.name, base) for base in bases]
+    alone = [TextToLoRA.load(folder).generate("Sort the words.").lora for folder in folders]
+    skills = FakeSkills()
+    both = [TextToLoRA(str(b), hypernetwork=f, skills=skills) for b, f in zip(bases, folders, strict=True)]  # type: ignore[arg-type]
+    assert both[0].encoder is not both[1].encoder
+    assert [generator.generate("Sort the words.").lora for generator in both] == alone
+    assert alone[0] != alone[1]
+
+
+def test_a_description_is_read_while_an_adapter_is_refined(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shoal.training import few_shot
+
+    generator = TextToLoRA.load(reading(tmp_path / "network", tiny_llama))
+    expected = TextToLoRA.load(tmp_path / "network").generate("Sort the words.").lora
+    made = []
+
+    def meanwhile(backbone, lora, examples, **others):  # type: ignore[no-untyped-def]
+        strong = LoRA({n: f._replace(b=f.b + 1) for n, f in lora.factors.items()}, lora.alpha)
+        with attach(backbone.model, strong):
+            made.append(generator.generate("Sort the words.").lora)
+        raise ShoalError("that is enough")
+
+    monkeypatch.setattr(few_shot, "refine", meanwhile)
+    with pytest.raises(ShoalError, match="that is enough"):
+        generator.generate("Count the words.", [("a", "b")] * 4)
+    assert made == [expected]
