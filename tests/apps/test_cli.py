@@ -285,14 +285,15 @@ def test_mistakes_in_flags(shoal: Shoal, arguments: str, says: str) -> None:
 
 
 def test_the_recipes_are_valid() -> None:
-    from shoal.apps.training import Steering
+    from shoal.apps.training import Data, Steering
 
     schema = {
+        *Data.model_fields,
         *HypernetworkTrainingConfig.model_fields,
         *TextToLoRAConfig.model_fields,
         *Steering.model_fields,
     }
-    for name in ("multi_task.yaml", "text_to_lora.yaml"):
+    for name in ("multi_task.yaml", "sentence_vectors.yaml", "text_to_lora.yaml"):
         recipe = yaml.safe_load((ROOT / "configs" / name).read_text())
         assert recipe.keys() <= schema
         assert recipe["num_layers_to_adapt"] == "none" and recipe["target_modules"] == ["q_proj", "v_proj"]
