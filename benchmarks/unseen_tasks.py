@@ -309,11 +309,14 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
 
 
 def tokens_of(provenance: Mapping[str, Any]) -> int | None:
-    """Tokens of all steps of a hypernetwork's training, the multi-task LoRA that it started from included."""
+    """Tokens of all steps of a hypernetwork's training, and of what it started from."""
     own, start = provenance.get("tokens"), provenance.get("start")
     if own is None or start is None:
         return own
-    return own + int(start["scores"]["training tokens"])
+    if "scores" in start:  # an adapter's card
+        return own + int(start["scores"]["training tokens"])
+    before = tokens_of(start)
+    return None if before is None else own + before
 
 
 def write(report: Report, args: argparse.Namespace, split: Split) -> None:

@@ -67,7 +67,8 @@ class KnownTasks:
         """Centres of the tasks' descriptions, and the two distances.
 
         `near` is the 95th percentile of the distance from a description to the nearest centre of another
-        task, as an unseen task's would be. `far` is the median distance of nonsense.
+        task, as an unseen task's would be. `far` is the distance that nine in ten nonsense texts
+        exceed: a network that reads states makes worse than nothing of the others.
 
         Raises:
             UsageError: fewer than two tasks, or nonsense that is no farther than descriptions.
@@ -82,7 +83,7 @@ class KnownTasks:
             away[:, task] = torch.inf
             others.append(away.min(-1).values)
         away = 1 - F.normalize(nonsense.float(), dim=-1) @ centres.T
-        near, far = float(torch.cat(others).quantile(0.95)), float(away.min(-1).values.median())
+        near, far = float(torch.cat(others).quantile(0.95)), float(away.min(-1).values.quantile(0.1))
         return cls(tuple(names), centres, near, far)
 
     def compare(self, sentences: Float[Tensor, "texts dim"], count: int = 3) -> list[Familiarity]:

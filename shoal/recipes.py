@@ -32,6 +32,7 @@ from shoal.hypernetwork_store import (
 )
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
+from shoal.procedural.relabel import is_copy
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task
 from shoal.text_to_lora import new_hypernetwork
@@ -207,8 +208,10 @@ def make_hypernetwork_from_adapters(
 def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | None:
     """Where training tasks are, by their first descriptions and against random letters.
 
+    Relabelled copies are left out: each is beside its original, as no unseen task is beside a trained one.
     None, with a warning, where that tells nothing: a few tasks are as far from one another as from nonsense.
     """
+    tasks = [task for task in tasks if not is_copy(task)]
     texts = [list(task.descriptions[:DESCRIPTIONS_A_TASK]) for task in tasks]
     encoder.encode([text for own in texts for text in own])  # in full batches; the cache keeps them
     nonsense = encoder.encode([gibberish(f"known tasks/{number}") for number in range(NONSENSE)])

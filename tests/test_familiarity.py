@@ -42,6 +42,8 @@ def test_distances_are_measured_on_other_tasks_and_on_nonsense() -> None:
     apart = float(between[~torch.eye(4, dtype=torch.bool)].mean())
     assert measured.near == pytest.approx(apart, abs=0.1)  # not the distance to their own centre, almost 0
     assert 1.5 < measured.far < 2
+    trusted = [f for f in measured.compare(nonsense) if f.confidence > 0]
+    assert 0 < len(trusted) <= 5  # one in ten
     for task, own in zip("abcd", descriptions, strict=True):
         assert all(next(iter(f.nearest)) == task and f.confidence == 1 for f in measured.compare(own))
 

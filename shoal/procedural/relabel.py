@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from shoal.task_records import Example, Task
 
+COPY = "-relabelled-"  # in the name of every copy
 MOST_LABELS = 12
 MOST_WORDS = 3
 MENTIONS_NEEDED = 4
@@ -79,6 +80,11 @@ MAPPINGS = (
 )
 
 
+def is_copy(task: Task) -> bool:
+    """Whether `relabel` made it."""
+    return COPY in task.name
+
+
 def relabel(task: Task, seed: int) -> Task | None:
     """`task` with its labels renamed one to one, in its examples, definition and descriptions; else None.
 
@@ -97,7 +103,7 @@ def relabel(task: Task, seed: int) -> Task | None:
     renamed = _neutral(task, labels, rng) if form is None else {label: form.write(label) for label in labels}
     return replace(
         task,
-        name=f"{task.name}-relabelled-{seed}",
+        name=f"{task.name}{COPY}{seed}",
         definition=f"{task.definition} {_mapping(renamed, form, rng)}",
         descriptions=tuple(_restate(text, renamed, form, rng) for text in task.descriptions),
         train=_rename(task.train, renamed),

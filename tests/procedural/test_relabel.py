@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from shoal.errors import UsageError
 from shoal.procedural.catalogue import procedural_tasks
-from shoal.procedural.relabel import relabel
+from shoal.procedural.relabel import is_copy, relabel
+from shoal.recipes import known_tasks
 from shoal.task_records import Example, Task
 
 CLOSED = procedural_tasks(["number-parity", "review-sentiment", "sentence-type", "price-class"], size=60)
@@ -19,6 +24,7 @@ CLOSED = procedural_tasks(["number-parity", "review-sentiment", "sentence-type",
 def test_labels_are_renamed_one_to_one(task: Task, seed: int) -> None:
     other = relabel(task, seed)
     assert other is not None and other.name == f"{task.name}-relabelled-{seed}"
+    assert is_copy(other) and not is_copy(task)
     assert other == relabel(task, seed)
     renamed = {}
     for part in ("train", "test"):
@@ -91,3 +97,21 @@ def test_too_many_labels_are_left_alone() -> None:
     task = dataclasses.replace(CLOSED[0], definition=named, train=train, test=train[:0])
     assert relabel(task, 0) is None
     assert relabel(dataclasses.replace(task, train=train[:12]), 0) is not None
+
+
+class Directions:
+    """Descriptions point one way, each in its own manner, and everything else the other way."""
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        known = {text for task in CLOSED for text in task.descriptions}
+        seeds = [torch.Generator().manual_seed(sum(text.encode())) for text in texts]
+        signs = torch.tensor([1.0 if text in known else -1.0 for text in texts])
+        return signs[:, None] * (1 + 0.5 * torch.stack([torch.randn(8, generator=s) for s in seeds]))
+
+
+def test_copies_say_nothing_of_how_near_unseen_tasks_are() -> None:
+    copies = [copy for task in CLOSED if (copy := relabel(task, 0)) is not None]
+    encoder: Any = Directions()
+    alone, with_copies = known_tasks(encoder, CLOSED), known_tasks(encoder, [*CLOSED, *copies])
+    assert alone is not None and with_copies is not None and len(copies) == len(CLOSED)
+    assert (alone.names, alone.near, alone.far) == (with_copies.names, with_copies.near, with_copies.far)
