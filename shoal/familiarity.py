@@ -66,12 +66,12 @@ class KnownTasks:
     ) -> KnownTasks:
         """Centres of the tasks' descriptions, and the two distances.
 
-        `near` is the 95th percentile of the distance from a description to the nearest centre of another
-        task, as an unseen task's would be. `far` is the distance that nine in ten nonsense texts
-        exceed: a network that reads states makes worse than nothing of the others.
+        `far` is the distance that nine in ten nonsense texts exceed: a network that reads states makes worse
+        than nothing of them. `near` is the 95th percentile of the distance from a description to the nearest
+        centre of another task, as an unseen task's would be, or a little less than `far` where that is less.
 
         Raises:
-            UsageError: fewer than two tasks, or nonsense that is no farther than descriptions.
+            UsageError: fewer than two tasks, or nonsense that is no farther than most descriptions.
         """
         if len(names) < 2:
             raise UsageError(f"distances between tasks need at least 2 of them, got {len(names)}; add one")
@@ -83,8 +83,14 @@ class KnownTasks:
             away[:, task] = torch.inf
             others.append(away.min(-1).values)
         away = 1 - F.normalize(nonsense.float(), dim=-1) @ centres.T
-        near, far = float(torch.cat(others).quantile(0.95)), float(away.min(-1).values.quantile(0.1))
-        return cls(tuple(names), centres, near, far)
+        usual, far = torch.cat(others), float(away.min(-1).values.quantile(0.1))
+        middle = float(usual.median())
+        if middle >= far:
+            raise UsageError(
+                f"nonsense is {far:.3g} from the nearest task and most descriptions {middle:.3g} from another "
+                "one: distances tell nothing here; add tasks"
+            )
+        return cls(tuple(names), centres, min(float(usual.quantile(0.95)), 0.95 * far), far)
 
     def compare(self, sentences: Float[Tensor, "texts dim"], count: int = 3) -> list[Familiarity]:
         """Where some descriptions stand, with the `count` nearest tasks of each."""

@@ -52,7 +52,9 @@ def test_what_tells_nothing_is_refused() -> None:
     rows = torch.eye(4)
     with pytest.raises(UsageError, match="at least 2 of them, got 1"):
         KnownTasks.measure(("a",), [rows], rows)
-    with pytest.raises(UsageError, match="near < far"):
+    with pytest.raises(UsageError, match="nonsense is 0 from the nearest task and most descriptions 1 from"):
         KnownTasks.measure(("a", "b"), [rows[:1], rows[1:2]], rows[:2])
+    with pytest.raises(UsageError, match="near < far"):
+        KnownTasks(("a", "b"), rows[:2], 0.3, 0.2)
     with pytest.raises(UsageError, match="got 2 for 1"):
         KnownTasks(("a",), rows[:2], 0.1, 0.2)
