@@ -87,8 +87,8 @@ class KnownTasks:
         middle = float(usual.median())
         if middle >= far:
             raise UsageError(
-                f"nonsense is {far:.3g} from the nearest task and most descriptions {middle:.3g} from another "
-                "one: distances tell nothing here; add tasks"
+                f"nonsense is {far:.3g} from the nearest task and most descriptions {middle:.3g} from another"
+                " one: distances tell nothing here; add tasks"
             )
         return cls(tuple(names), centres, min(float(usual.quantile(0.95)), 0.95 * far), far)
 
