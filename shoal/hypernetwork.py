@@ -83,11 +83,7 @@ class Hypernetwork(nn.Module):
             # The published start: A is one Kaiming-uniform matrix for all layers and tasks, B is zero.
             self.offsets.requires_grad_(False)
 
-    def forward(
-        self,
-        task_embeddings: Float[Tensor, "tasks *rows task_dim"],
-        confidence: Float[Tensor, " tasks"] | None = None,
-    ) -> BatchedLoRA:
+    def forward(self, task_embeddings: Float[Tensor, "tasks *rows task_dim"]) -> BatchedLoRA:
         """One adapter a task embedding, on the network's device.
 
         Args:
@@ -95,7 +91,6 @@ class Hypernetwork(nn.Module):
                 description's tokens, (tasks, 1 + length, task_dim); or what the backbone makes of those in
                 every layer, (tasks, layers, length, `input_width`), as `StateReader` reads it. Zeros stand
                 for no description, and padding.
-            confidence: share of the difference from the shared adapter that each adapter keeps; None means 1.
         """
         factors: dict[str, LoraFactors] = {}
         tasks = task_embeddings.shape[0]
@@ -117,9 +112,6 @@ class Hypernetwork(nn.Module):
                     F.normalize(outputs[index], dim=-1),
                 )
             delta, offset = self.heads[index](hidden, seen), self.offsets[index]
-            if confidence is not None:
-                kept = confidence.view(-1, 1, 1, 1)
-                delta = LoraFactors(kept * delta.a, kept * delta.b)
             # In the head's dtype: under autocast the sum is rounded once more anyway where it is attached.
             a, b = offset.a.to(delta.a.dtype) + delta.a, offset.b.to(delta.b.dtype) + delta.b
             for position, target in enumerate(group):

@@ -20,7 +20,7 @@ from shoal.errors import ShoalError, UsageError, reason
 from shoal.familiarity import Familiarity, KnownTasks
 from shoal.files import read_directory, read_json, read_tensors, write_directory
 from shoal.hypernetwork import Architecture, Hypernetwork
-from shoal.lora import BatchedLoRA, LoRA, TargetModule
+from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule
 from shoal.task_embedding import TaskEncoder, embed_texts
 
 WEIGHTS_FILE = "hypernetwork.safetensors"
@@ -56,14 +56,28 @@ class HypernetworkCheckpoint:
 
     @torch.no_grad()
     def emit(self, encoder: TaskEncoder, descriptions: Sequence[str]) -> Emission:
-        """One adapter a description, of less than full strength where that is far from every known task."""
+        """One adapter a description; the farther that is from every known task, the nearer to `fallback`."""
         device = next(self.network.parameters()).device
-        embeddings = embed_texts(encoder, self.network, descriptions).to(device)
+        own = self.network(embed_texts(encoder, self.network, descriptions).to(device))
         if self.known_tasks is None:
-            return Emission(self.network(embeddings), None)
+            return Emission(own, None)
         familiarities = self.known_tasks.compare(encoder.encode(descriptions))
-        confidence = torch.tensor([f.confidence for f in familiarities], device=device)
-        return Emission(self.network(embeddings, confidence), familiarities)
+        confidence = torch.tensor([f.confidence for f in familiarities], device=device).view(-1, 1, 1)
+        if bool((confidence < 1).any()):
+            rest = self.fallback().factors
+            factors = {
+                name: LoraFactors(
+                    *(torch.lerp(r, f, confidence) for r, f in zip(rest[name], pair, strict=True))
+                )
+                for name, pair in own.factors.items()
+            }
+            own = BatchedLoRA(factors, own.alpha)
+        return Emission(own, familiarities)
+
+    def fallback(self) -> LoRA:
+        """For descriptions far from all known tasks: the adapter of none if trained, else the shared one."""
+        dropped = self.provenance.get("config", {}).get("description_dropout", 0)
+        return self.emit_null() if dropped else self.network.offset_lora()
 
     @torch.no_grad()
     def emit_null(self) -> LoRA:

@@ -63,7 +63,8 @@ def test_what_was_saved_comes_back_bit_for_bit(head: str, offset: bool, tmp_path
     assert state_of(loaded).keys() == state_of(checkpoint).keys()
     assert all(torch.equal(value, state_of(checkpoint)[name]) for name, value in state_of(loaded).items())
     assert not loaded.network.training
-    tasks = torch.randn(2, ARCHITECTURE.task_dim)
+    shape = (2, 3, loaded.network.input_width) if head == "reader" else (ARCHITECTURE.task_dim,)
+    tasks = torch.randn(2, *shape)
     assert loaded.network(tasks).row(1) == checkpoint.network.eval()(tasks).row(1)
     trained = [p.requires_grad for p in checkpoint.network.parameters()]
     assert [p.requires_grad for p in loaded.network.parameters()] == trained
@@ -246,6 +247,31 @@ def test_a_strange_description_gets_the_shared_adapter() -> None:
     assert emission.adapters.row(0) == plain.adapters.row(0)
     assert emission.adapters.row(1) == checkpoint.network.offset_lora() != plain.adapters.row(1)
     assert [f.confidence for f in emission.familiarities] == [1, 0]
+
+
+def test_where_no_description_was_trained_a_strange_one_gets_its_adapter() -> None:
+    facts = {"config": {"description_dropout": 0.05}}
+    plain = dataclasses.replace(checkpoint_of(), provenance=facts)
+    plain.network.eval()
+    emission = dataclasses.replace(plain, known_tasks=known()).emit(FixedEncoder(), ["near", "strange"])
+    assert emission.adapters.row(0) == plain.emit(FixedEncoder(), ["near", "strange"]).adapters.row(0)
+    assert emission.adapters.row(1) == plain.emit_null() == plain.fallback() != plain.network.offset_lora()
+
+
+def test_a_description_between_gets_an_adapter_between() -> None:
+    plain = checkpoint_of()
+    plain.network.eval()
+    aside = KnownTasks(("one", "other"), torch.eye(ARCHITECTURE.task_dim)[:2], 0.0, 2.0)
+    emission = dataclasses.replace(plain, known_tasks=aside).emit(FixedEncoder(), ["near"])
+    assert emission.familiarities is not None
+    kept = emission.familiarities[0].confidence
+    assert 0.5 < kept < 0.8
+    shared, own = plain.network.offset_lora(), plain.emit(FixedEncoder(), ["near"]).adapters.row(0)
+    for name, (a, b) in emission.adapters.row(0).factors.items():
+        expected = [
+            kept * f + (1 - kept) * s for f, s in zip(own.factors[name], shared.factors[name], strict=True)
+        ]
+        torch.testing.assert_close([a, b], expected)
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "names", "ends"])
