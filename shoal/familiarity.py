@@ -1,9 +1,9 @@
 """How near a description is to the tasks that a hypernetwork was trained on, and what trust that earns.
 
 Knows sentence vectors and names; nothing of encoders, texts or adapters. A hypernetwork gives an adapter for
-any text. Far from its training tasks, and for nonsense, that adapter is noise, so its difference from the
-shared adapter is scaled by the confidence found here. The two distances between which confidence falls are
-measured on the training tasks alone; the rule is Shoal's own.
+any text. Far from its training tasks, and for nonsense, that adapter is noise, so it is mixed with that of no
+description by the confidence found here. The two distances between which confidence falls are measured on the
+training tasks alone; the rule is Shoal's own.
 """
 
 from __future__ import annotations
