@@ -502,7 +502,7 @@ def test_without_keys_only_this_machine_is_answered(tiny_llama: Path, tmp_path: 
 
 def test_a_client_that_never_reads_is_left(serve: Any) -> None:
     """Its answers' places are freed, its connection ends, little of it is kept, and others are answered."""
-    with serve(send_seconds=0.1, send_buffer=4096, **FREELY) as running:
+    with serve(send_seconds=1, send_buffer=4096, **FREELY) as running:  # long enough to fill the kernel
         runner, ask = running.service.runner, {"model": running.model, **ASK}
         long = {**ask, "max_tokens": 400, "stream": True, "logprobs": True, "top_logprobs": 20}
         with socket.socket() as silent:
@@ -517,7 +517,7 @@ def test_a_client_that_never_reads_is_left(serve: Any) -> None:
             (its,) = connections
             meanwhile, kept = 0, list[int]()
 
-            def watch() -> None:  # it is left within a tenth of a second, which one request can take
+            def watch() -> None:  # beside the requests, which can take as long as it is kept
                 while its in connections:
                     kept.append(its.transport.get_write_buffer_size())
                     time.sleep(0.001)
@@ -538,7 +538,7 @@ def test_a_client_that_never_reads_is_left(serve: Any) -> None:
         outcomes = running.service.monitoring.outcomes
         assert outcomes.labels("cancelled")._value.get() == 1  # it was not answered to its end
         assert outcomes.labels("length")._value.get() + outcomes.labels("stop")._value.get() == meanwhile
-        assert len(kept) > 10 and max(kept) < 2**18, "what it does not read is kept for it"
+        assert 0 < max(kept) < 2**18, "what it does not read is kept for it"
 
 
 @pytest.mark.parametrize(
