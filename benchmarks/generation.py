@@ -61,7 +61,7 @@ import sys, time, torch
 from shoal.backbone import load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.task_embedding import TaskEncoder
-from shoal.text_to_lora import new_hypernetwork
+from shoal.released import new_hypernetwork
 def noisy(network):
     with torch.no_grad():
         for parameter in network.parameters():

@@ -20,7 +20,7 @@ from shoal.forward import pad_sequences
 from shoal.lora import TargetModule, group_by_type
 
 MAX_TOKENS = 128  # of a description; what is longer is read as far as that
-BATCH = 64
+BATCH = 32
 
 
 class StateReader:

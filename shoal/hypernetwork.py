@@ -94,8 +94,9 @@ class Hypernetwork(nn.Module):
         """
         factors: dict[str, LoraFactors] = {}
         tasks = task_embeddings.shape[0]
-        sentences, tokens = self._sentences(task_embeddings), self._tokens(task_embeddings)
-        task = self.task_encoder(sentences)
+        states, *outputs = self._parts(task_embeddings)
+        tokens, task = self._tokens(states), self.task_encoder(self._sentences(states))
+        copied = [F.normalize(part, dim=-1) for part in (states, *outputs)] if outputs else []
         for index, group in enumerate(self._groups):
             layers = torch.tensor([t.layer for t in group], device=task.device)
             layer = self.layer_embedding(layers)[None].expand(tasks, -1, -1)
@@ -103,14 +104,9 @@ class Hypernetwork(nn.Module):
             own = task[:, layers] if task.shape[1] > 1 else task.expand(-1, len(group), -1)
             hidden = self.trunk(torch.cat([own, layer, kind], dim=-1))
             seen = tokens
-            if tokens is not None and task_embeddings.dim() == 4:
-                inputs, *outputs = self._parts(task_embeddings[:, layers])
-                seen = Tokens(
-                    tokens.states[:, layers],
-                    tokens.real,
-                    F.normalize(inputs, dim=-1),
-                    F.normalize(outputs[index], dim=-1),
-                )
+            if tokens is not None and copied:
+                inputs, made = copied[0][:, layers], copied[1 + index][:, layers]
+                seen = Tokens(tokens.states[:, layers], tokens.real, inputs, made)
             delta, offset = self.heads[index](hidden, seen), self.offsets[index]
             # In the head's dtype: under autocast the sum is rounded once more anyway where it is attached.
             a, b = offset.a.to(delta.a.dtype) + delta.a, offset.b.to(delta.b.dtype) + delta.b
@@ -121,9 +117,8 @@ class Hypernetwork(nn.Module):
     def _sentences(self, embeddings: Tensor) -> Float[Tensor, "tasks layers task_dim"]:
         """What the trunk reads: one vector a task, or where states are read, their mean in every layer."""
         if embeddings.dim() == 4:
-            states = self._parts(embeddings)[0]
-            real = (states != 0).any(-1, keepdim=True)
-            return states.sum(2) / real.sum(2).clamp(min=1)
+            real = (embeddings != 0).any(-1, keepdim=True)
+            return embeddings.sum(2) / real.sum(2).clamp(min=1)
         return embeddings[:, None] if embeddings.dim() == 2 else embeddings[:, :1]
 
     def _tokens(self, embeddings: Tensor) -> Tokens | None:
@@ -131,8 +126,7 @@ class Hypernetwork(nn.Module):
         if self.architecture.reads == "sentence":
             return None
         if embeddings.dim() == 4:
-            states = self._parts(embeddings)[0]
-            real = (states != 0).any(-1)[:, 0]
+            states, real = embeddings, (embeddings != 0).any(-1)[:, 0]
             depth = torch.arange(states.shape[1], device=states.device)
             encoded = self.token_encoder(states) + self.state_layer(depth)[:, None]
         else:
@@ -143,14 +137,18 @@ class Hypernetwork(nn.Module):
         return Tokens(torch.cat([rest.to(encoded.dtype), encoded], dim=-2), real)
 
     def _parts(self, embeddings: Tensor) -> tuple[Tensor, ...]:
-        """What the layers are given for each token, then what the modules of each group make of it."""
-        return embeddings.split([self.architecture.task_dim, *(g[0].out_features for g in self._groups)], -1)
+        """What is read of a description; if that is states, then what each group's modules make of them."""
+        return embeddings.split(self._widths, dim=-1)
+
+    @property
+    def _widths(self) -> list[int]:
+        outputs = self._groups if self.architecture.reads == "states" else ()
+        return [self.architecture.task_dim, *(group[0].out_features for group in outputs)]
 
     @property
     def input_width(self) -> int:
         """Numbers in a row of its input."""
-        outputs = self._groups if self.architecture.reads == "states" else ()
-        return self.architecture.task_dim + sum(group[0].out_features for group in outputs)
+        return sum(self._widths)
 
     def null_input(self) -> Tensor:
         """The input that stands for no description."""

@@ -76,7 +76,8 @@ class HypernetworkCheckpoint:
 
     def fallback(self) -> LoRA:
         """For descriptions far from all known tasks: the adapter of none if trained, else the shared one."""
-        dropped = self.provenance.get("config", {}).get("description_dropout", 0)
+        recipe = self.provenance.get("config")  # free JSON, which may come from outside
+        dropped = isinstance(recipe, Mapping) and recipe.get("description_dropout")
         return self.emit_null() if dropped else self.network.offset_lora()
 
     @torch.no_grad()

@@ -33,9 +33,9 @@ from shoal.hypernetwork_store import (
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
 from shoal.procedural.relabel import is_copy
+from shoal.released import new_hypernetwork
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task
-from shoal.text_to_lora import new_hypernetwork
 from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora
@@ -55,7 +55,7 @@ def make_lora(
     sizes: TextToLoRAConfig,
     training: LoraTrainingConfig,
     run: Path,
-    start: StoredAdapter | None = None,
+    start: Start | None = None,
     held_out: Sequence[Task] = (),
     show_progress: bool = True,
 ) -> RunSummary:
@@ -68,7 +68,7 @@ def make_lora(
         sizes: layers and modules of the adapter; without `start`, its rank and alpha too.
         training: optimisation settings.
         run: folder of checkpoints and logs.
-        start: adapter to go on from; by default a fresh identity.
+        start: adapter to go on from, or a hypernetwork for its shared adapter; by default a fresh identity.
         held_out: tasks that must share no example with `tasks`.
         show_progress: draw a progress bar.
 
@@ -79,7 +79,8 @@ def make_lora(
     check_place(directory, ADAPTER_FILES)
     check_run_folder(run, directory)
     _check_start(start, backbone.shape)
-    _check_sizes(start, sizes)
+    before = _lora_of(start)
+    _check_sizes(before, sizes)
     targets = backbone.shape.select(sizes.target_modules, sizes.num_layers_to_adapt)
     lora, summary = train_lora(
         backbone,
@@ -89,7 +90,7 @@ def make_lora(
         training,
         rank=sizes.adapter_rank,
         alpha=sizes.adapter_alpha,
-        start=start.lora if start else None,
+        start=before,
         held_out=held_out,
         show_progress=show_progress,
     )
@@ -235,13 +236,19 @@ def _fresh(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = new_hypernetwork(shape, sizes, encoder.dim)
-    if isinstance(start, StoredAdapter):
-        network.start_from(start.lora)
-    elif start is not None and _same_weights(network, start.network):
+    before = _lora_of(start)
+    if isinstance(start, HypernetworkCheckpoint) and _same_weights(network, start.network):
         network.load_state_dict(start.network.state_dict())
-    elif start is not None:
-        network.start_from(start.network.offset_lora())
+    elif before is not None:
+        network.start_from(before)
     return network
+
+
+def _lora_of(start: Start | None) -> LoRA | None:
+    """The adapter to start from; of a hypernetwork, its shared one."""
+    if isinstance(start, HypernetworkCheckpoint):
+        return start.network.offset_lora()
+    return start.lora if start is not None else None
 
 
 def _same_weights(one: Hypernetwork, other: Hypernetwork) -> bool:
@@ -259,18 +266,20 @@ def _check_start(start: Start | None, shape: BackboneShape) -> None:
         )
 
 
-def _check_sizes(start: StoredAdapter | None, sizes: TextToLoRAConfig) -> None:
+def _check_sizes(start: LoRA | None, sizes: TextToLoRAConfig) -> None:
     """Rank and alpha are those of the adapter at the start: others that were asked for cannot be had."""
     if start is None:
         return
-    for name, has in (("adapter_rank", start.lora.rank), ("adapter_alpha", start.lora.alpha)):
+    for name, has in (("adapter_rank", start.rank), ("adapter_alpha", start.alpha)):
         asked = getattr(sizes, name)
         if name in sizes.model_fields_set and asked != has:
             raise UsageError(f"{name} {asked:g}: the LoRA to start from has {has:g}; leave it out")
 
 
-def _before(start: StoredAdapter) -> str:
+def _before(start: Start) -> str:
     """What the adapter that training went on from had behind it."""
+    if isinstance(start, HypernetworkCheckpoint):
+        return "It went on from the shared adapter of a hypernetwork."
     tokens = None if start.card is None else start.card.scores.get("training tokens")
     return "It went on from an adapter" + (f" of {tokens:,.0f} training tokens." if tokens else ".")
 

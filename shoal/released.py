@@ -1,4 +1,4 @@
-"""Which trained hypernetwork serves a base model and a configuration.
+"""Hypernetworks and their configurations: a fresh one, that of a given one, and which trained one serves.
 
 Knows checkpoints and settings; nothing of descriptions.
 """
@@ -11,6 +11,7 @@ from typing import cast
 from shoal.backbone import BackboneShape
 from shoal.config import HeadName, TextToLoRAConfig
 from shoal.files import read_json
+from shoal.heads import READINGS, Architecture
 from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import CONFIG_FILE, HypernetworkCheckpoint
 
@@ -23,6 +24,27 @@ def shipped_for(base_model: str) -> Path | None:
     if not (folder / CONFIG_FILE).is_file():
         return None
     return folder if read_json(folder / CONFIG_FILE).get("base_model") == base_model else None
+
+
+def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: int) -> Hypernetwork:
+    """A fresh hypernetwork of a configuration for a base model.
+
+    Raises:
+        UsageError: the model has no such modules or layers, or is too small for the rank.
+    """
+    targets = shape.select(config.target_modules, config.num_layers_to_adapt)
+    architecture = Architecture(
+        task_dim=shape.targets[0].in_features if READINGS.get(config.head) == "states" else task_dim,
+        rank=config.adapter_rank,
+        alpha=float(config.adapter_alpha),
+        head=config.head,
+        latent_size=config.skill_embeddings_dim,
+        hidden_size=config.hyper_network_size,
+        dropout=config.dropout,
+        num_bases=config.num_bases,
+        offset=config.offset,
+    )
+    return Hypernetwork(targets, architecture)
 
 
 def config_of(network: Hypernetwork, shape: BackboneShape) -> TextToLoRAConfig:

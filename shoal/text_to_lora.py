@@ -24,15 +24,13 @@ from typing import Any
 
 import torch
 
-from shoal.backbone import DEFAULT_MODEL, Backbone, BackboneShape, load_backbone, load_shape
+from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone, load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.description_states import StateReader
 from shoal.errors import ShoalError, UsageError
 from shoal.familiarity import Familiarity
 from shoal.files import sha256_of
 from shoal.generated_adapter import GeneratedAdapter, familiarity_note
-from shoal.heads import READINGS, Architecture
-from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import (
     WEIGHTS_FILE,
     HypernetworkCheckpoint,
@@ -301,27 +299,6 @@ class TextToLoRA:
             text = ",".join(value) if isinstance(value, tuple) else "none" if value is None else str(value)
             flags += [f"--{name.replace('_', '-')}", text]
         return f"shoal train text-to-lora {shlex.join(flags)} --tasks DATA --out OUT"
-
-
-def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: int) -> Hypernetwork:
-    """A fresh hypernetwork of a configuration for a base model.
-
-    Raises:
-        UsageError: the model has no such modules or layers, or is too small for the rank.
-    """
-    targets = shape.select(config.target_modules, config.num_layers_to_adapt)
-    architecture = Architecture(
-        task_dim=shape.targets[0].in_features if READINGS.get(config.head) == "states" else task_dim,
-        rank=config.adapter_rank,
-        alpha=float(config.adapter_alpha),
-        head=config.head,
-        latent_size=config.skill_embeddings_dim,
-        hidden_size=config.hyper_network_size,
-        dropout=config.dropout,
-        num_bases=config.num_bases,
-        offset=config.offset,
-    )
-    return Hypernetwork(targets, architecture)
 
 
 def _example(given: Example | tuple[str, str]) -> Example:

@@ -17,9 +17,9 @@ from shoal.backbone import load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
+from shoal.released import new_hypernetwork
 from shoal.task_embedding import DEFAULT_ENCODER
 from shoal.tasks import load_task_directory
-from shoal.text_to_lora import new_hypernetwork
 
 ROOT = Path(__file__).resolve().parents[1]
 

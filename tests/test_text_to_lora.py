@@ -21,9 +21,10 @@ from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork, save_hypernetwork
 from shoal.lora import LoRA
+from shoal.released import new_hypernetwork
 from shoal.task_embedding import DEFAULT_ENCODER
 from shoal.tasks import Example, Task
-from shoal.text_to_lora import CACHED_ADAPTERS, TextToLoRA, new_hypernetwork
+from shoal.text_to_lora import CACHED_ADAPTERS, TextToLoRA
 
 DIM = 12
 SIZES = TextToLoRAConfig(

@@ -49,7 +49,7 @@ class Data(BaseModel):
     )
     start: Path | None = Field(
         None,
-        description="directory of the LoRA to start from; for a hypernetwork, also that of another one",
+        description="directory of the LoRA to start from, or of a hypernetwork",
     )
     out: Path = Field(description="directory to write the result to")
     run: Path | None = Field(
@@ -211,8 +211,7 @@ def _train_adapter(
     held_out: Sequence[Task],
 ) -> Output:
     check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
-    from shoal.adapter_store import load_adapter
-    from shoal.recipes import make_lora
+    from shoal.recipes import load_start, make_lora
 
     summary = make_lora(
         load(place),
@@ -221,7 +220,7 @@ def _train_adapter(
         sizes=sizes,
         training=training,
         run=data.run_folder,
-        start=load_adapter(data.start) if data.start else None,
+        start=load_start(data.start) if data.start else None,
         held_out=held_out,
         show_progress=sys.stderr.isatty(),
     )

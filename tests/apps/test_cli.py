@@ -435,8 +435,14 @@ def test_training_a_hypernetwork_goes_on_from_another_one(
         assert after.provenance["start"]["tokens"] == before.provenance["tokens"]
         old, new = before.network.state_dict(), after.network.state_dict()
         same = {name for name in old if name in new and torch.equal(old[name], new[name])}
-        shared = {name for name in old if name.startswith("offsets.")}
-        assert shared and shared <= same and (same == old.keys()) == whole
+        offsets = {name for name in old if name.startswith("offsets.")}
+        assert offsets and offsets <= same and (same == old.keys()) == whole
+    lora = ("train", "multi-task", *where[2:], *QUICK, *still[:2], "--out", tmp_path / "lora")
+    assert shoal(*lora).code == 0
+    kept, shared = load_adapter(tmp_path / "lora"), before.network.offset_lora()
+    assert kept.card is not None and "shared adapter" in kept.card.notes[1]
+    for name, (a, b) in kept.lora.factors.items():
+        torch.testing.assert_close([a, b], list(shared.factors[name]), atol=1e-6, rtol=0)
     elsewhere = (*where[:3], "gpt2", *where[4:])
     assert_one_line(shoal(*elsewhere, *QUICK_NETWORK, "--out", tmp_path / "other"), 2, "gpt2")
 

@@ -27,9 +27,9 @@ from shoal.backbone_shape import load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
 from shoal.registry import Registry
+from shoal.released import new_hypernetwork
 from shoal.service.service import open_service
 from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder
-from shoal.text_to_lora import new_hypernetwork
 
 ASK: Any = [{"role": "user", "content": "Say something."}]
 GREEDY: dict[str, Any] = {"messages": ASK, "max_tokens": 8, "temperature": 0}
