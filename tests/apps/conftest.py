@@ -20,6 +20,7 @@ from shoal.adapter_archive import pack
 from shoal.adapter_store import save_adapter
 from shoal.apps.service import create_app
 from shoal.apps.serving import bound, uvicorn_config
+from shoal.backbone import Backbone
 from shoal.backbone_shape import load_shape
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.lora import LoRA, LoraFactors
@@ -46,10 +47,16 @@ class Running:
 
 @contextmanager
 def serving(
-    model: Path, root: Path, *, send_buffer: int = 0, dtype: str | None = None, **limits: float
+    model: Path,
+    root: Path,
+    *,
+    send_buffer: int = 0,
+    dtype: str | None = None,
+    backbone: Backbone | None = None,
+    **limits: float,
 ) -> Iterator[Running]:
-    engine = EngineConfig(dtype=dtype)
-    service = open_service(Registry(root), str(model), ServiceConfig(**limits), engine=engine)
+    engine, config = EngineConfig(dtype=dtype), ServiceConfig(**limits)
+    service = open_service(Registry(root), str(model), config, engine=engine, backbone=backbone)
     server = uvicorn.Server(uvicorn_config(create_app(service), leaving_seconds=2))
     sockets = bound("127.0.0.1", 0, service.config.send_seconds)
     if send_buffer:

@@ -500,11 +500,16 @@ def test_without_keys_only_this_machine_is_answered(tiny_llama: Path, tmp_path: 
     service.close()
 
 
-def test_a_client_that_never_reads_is_left(serve: Any) -> None:
+def test_a_client_that_never_reads_is_left(serve: Any, tiny_llama: Path) -> None:
     """Its answers' places are freed, its connection ends, little of it is kept, and others are answered."""
-    with serve(send_seconds=1, send_buffer=4096, **FREELY) as running:  # long enough to fill the kernel
+    slow = load_backbone(str(tiny_llama))  # 400 tokens take 8 seconds: longer than the connection is kept
+    first = slow.model.get_submodule(slow.shape.targets[0].name)
+    first.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    # A second is long enough to fill what the kernel keeps.
+    with serve(backbone=slow, send_seconds=1, send_buffer=4096, **FREELY) as running:
         runner, ask = running.service.runner, {"model": running.model, **ASK}
-        long = {**ask, "max_tokens": 400, "stream": True, "logprobs": True, "top_logprobs": 20}
+        long = {**ask, "max_tokens": 400, "temperature": 0, "stream": True}
+        long |= {"logprobs": True, "top_logprobs": 20}
         with socket.socket() as silent:
             silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             silent.connect(("127.0.0.1", running.port))
@@ -530,7 +535,6 @@ def test_a_client_that_never_reads_is_left(serve: Any) -> None:
                     assert time.monotonic() < until, "a connection that nobody reads is kept"
                     assert http.post("/v1/chat/completions", json=ask).status_code == 200
                     meanwhile += 1
-                    runner.run(lambda: time.sleep(0.05))  # a model that takes its time
             watching.join()
         while runner.state().running or runner.state().waiting:
             assert time.monotonic() < until, "an answer that nobody reads keeps its place"
