@@ -130,6 +130,9 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
     description_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of rows given the null description"
     )
+    nonsense: float = Field(
+        0.0, ge=0, lt=1, description="share of rows given random letters or words instead of a description"
+    )
     embedding_noise: float = Field(0.0, ge=0, description="standard deviation of noise on sentence vectors")
     token_dropout: float = Field(0.0, ge=0, lt=1, description="share of description tokens that are hidden")
 

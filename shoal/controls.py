@@ -8,7 +8,6 @@ Source: Charakorn et al., arXiv 2506.06105, section 5 (descriptions that fit the
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from shoal.errors import UsageError
 from shoal.evaluation import Method
 from shoal.hypernetwork_store import HypernetworkCheckpoint
+from shoal.nonsense import gibberish
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task
 
@@ -56,13 +56,6 @@ def gibberish_description(
 def no_description(checkpoint: HypernetworkCheckpoint, name: str = NONE) -> Method:
     """The adapter of the null description: the zero vector, which description dropout trains."""
     return Method(name, lambda task: checkpoint.emit_null())
-
-
-def gibberish(seed: int | str, words: int = 12) -> str:
-    """A description of random letters."""
-    chance = random.Random(seed)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return " ".join("".join(chance.choices(letters, k=chance.randint(3, 9))) for _ in range(words))
 
 
 def nearest_tasks(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -29,8 +28,9 @@ class StateReader:
     def __init__(self, backbone: Backbone, targets: Sequence[TargetModule]) -> None:
         """Read by this backbone, as it is: no adapter may be attached meanwhile."""
         self._backbone, self._groups = backbone, group_by_type(targets)
-        first = {t.layer: t.name for t in reversed(backbone.shape.targets)}
+        first = {t.layer: t for t in reversed(backbone.shape.targets)}
         self._first = [first[layer] for layer in range(1 + max(t.layer for t in targets))]
+        self._widths = [self._first[0].in_features, *(group[0].out_features for group in self._groups)]
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> list[Float[Tensor, "layers _ width"]]:
@@ -52,35 +52,33 @@ class StateReader:
 
     def _states(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "texts layers _ width"]:
         batch = pad_sequences([(row, ()) for row in ids], self._backbone.end_of_turn, self._backbone.device)
-        model = self._backbone.model
-        given: dict[str, Tensor] = {}
-        made: dict[str, Tensor] = {}
+        model, (texts, length) = self._backbone.model, batch.ids.shape
+        states = batch.ids.new_zeros(
+            texts, len(self._first), length, sum(self._widths), dtype=self._backbone.dtype
+        )
+        inputs, *outputs = states.split(self._widths, dim=-1)
 
-        def keep_input(name: str):  # type: ignore[no-untyped-def]
+        def keep_input(layer: int):  # type: ignore[no-untyped-def]
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                given[name] = args[0]
+                inputs[:, layer] = args[0]
 
             return hook
 
-        def keep_output(name: str):  # type: ignore[no-untyped-def]
+        def keep_output(made: Tensor, layer: int):  # type: ignore[no-untyped-def]
             def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                made[name] = output
+                made[:, layer] = output
 
             return hook
 
         with ExitStack() as hooks:
-            for name in self._first:
-                hooks.callback(model.get_submodule(name).register_forward_pre_hook(keep_input(name)).remove)
-            for target in chain.from_iterable(self._groups):
+            for target in self._first:
                 module = model.get_submodule(target.name)
-                hooks.callback(module.register_forward_hook(keep_output(target.name)).remove)
+                hooks.callback(module.register_forward_pre_hook(keep_input(target.layer)).remove)
+            for made, group in zip(outputs, self._groups, strict=True):
+                for target in group:
+                    module = model.get_submodule(target.name)
+                    hooks.callback(module.register_forward_hook(keep_output(made, target.layer)).remove)
             mask = None if bool(batch.real.all()) else batch.real.long()
             decoder = getattr(model, model.base_model_prefix)  # no logits are needed
             decoder(input_ids=batch.ids, attention_mask=mask, use_cache=False)
-        parts = [torch.stack([given[name] for name in self._first], dim=1)]
-        for group in self._groups:
-            part = parts[0].new_zeros(*parts[0].shape[:-1], group[0].out_features)
-            for target in group:
-                part[:, target.layer] = made[target.name]
-            parts.append(part)
-        return torch.cat(parts, dim=-1)
+        return states

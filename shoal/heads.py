@@ -234,15 +234,16 @@ class _PerceiverHead(nn.Module):
         """Rows with what they found; where tokens differ by layer, each layer's rows see their own."""
         layers = rows.shape[1]
         shared = tokens.states.dim() == 3
-        asking = rows.flatten(1, 2)[:, None] if shared else rows
-        states = tokens.states[:, None] if shared else tokens.states
+        # (tasks, layers * rank, hidden), or each layer of each task by itself: (tasks * layers, rank, hidden)
+        asking = rows.flatten(1, 2) if shared else rows.flatten(0, 1)
+        states = tokens.states if shared else tokens.states.flatten(0, 1)
         query, key, value = (
-            projection(given).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(2, 3)
+            projection(given).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)
             for projection, given in ((self.query, asking), (self.key, states), (self.value, states))
         )
-        mask = tokens.real[:, None, None, None, :]
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(2, 3).flatten(3)
-        return rows + self.attended(found).view(len(rows), layers, -1, rows.shape[-1])
+        real = tokens.real if shared else tokens.real.repeat_interleave(layers, 0)
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=real[:, None, None, :])
+        return rows + self.attended(found.transpose(1, 2).flatten(2)).view(rows.shape)
 
 
 class _ReaderHead(_PerceiverHead):

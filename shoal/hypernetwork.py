@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -94,19 +94,23 @@ class Hypernetwork(nn.Module):
         """
         factors: dict[str, LoraFactors] = {}
         tasks = task_embeddings.shape[0]
+        if not torch.is_autocast_enabled(task_embeddings.device.type):
+            task_embeddings = task_embeddings.to(self.offsets[0].a.dtype)
         states, *outputs = self._parts(task_embeddings)
         tokens, task = self._tokens(states), self.task_encoder(self._sentences(states))
         copied = [F.normalize(part, dim=-1) for part in (states, *outputs)] if outputs else []
         for index, group in enumerate(self._groups):
-            layers = torch.tensor([t.layer for t in group], device=task.device)
-            layer = self.layer_embedding(layers)[None].expand(tasks, -1, -1)
-            kind = self.type_embedding(torch.full_like(layers, index))[None].expand(tasks, -1, -1)
-            own = task[:, layers] if task.shape[1] > 1 else task.expand(-1, len(group), -1)
+            layers = [t.layer for t in group]
+            places = torch.tensor(layers, device=task.device)
+            layer = self.layer_embedding(places)[None].expand(tasks, -1, -1)
+            kind = self.type_embedding(torch.full_like(places, index))[None].expand(tasks, -1, -1)
+            own = _of_layers(task, layers) if task.shape[1] > 1 else task.expand(-1, len(group), -1)
             hidden = self.trunk(torch.cat([own, layer, kind], dim=-1))
             seen = tokens
             if tokens is not None and copied:
-                inputs, made = copied[0][:, layers], copied[1 + index][:, layers]
-                seen = Tokens(tokens.states[:, layers], tokens.real, inputs, made)
+                every = (tokens.states, copied[0], copied[1 + index])
+                heard, inputs, made = (_of_layers(part, layers) for part in every)
+                seen = Tokens(heard, tokens.real, inputs, made)
             delta, offset = self.heads[index](hidden, seen), self.offsets[index]
             # In the head's dtype: under autocast the sum is rounded once more anyway where it is attached.
             a, b = offset.a.to(delta.a.dtype) + delta.a, offset.b.to(delta.b.dtype) + delta.b
@@ -117,8 +121,7 @@ class Hypernetwork(nn.Module):
     def _sentences(self, embeddings: Tensor) -> Float[Tensor, "tasks layers task_dim"]:
         """What the trunk reads: one vector a task, or where states are read, their mean in every layer."""
         if embeddings.dim() == 4:
-            real = (embeddings != 0).any(-1, keepdim=True)
-            return embeddings.sum(2) / real.sum(2).clamp(min=1)
+            return embeddings.sum(2) / _real(embeddings[:, 0]).sum(-1).clamp(min=1)[:, None, None]
         return embeddings[:, None] if embeddings.dim() == 2 else embeddings[:, :1]
 
     def _tokens(self, embeddings: Tensor) -> Tokens | None:
@@ -126,12 +129,12 @@ class Hypernetwork(nn.Module):
         if self.architecture.reads == "sentence":
             return None
         if embeddings.dim() == 4:
-            states, real = embeddings, (embeddings != 0).any(-1)[:, 0]
-            depth = torch.arange(states.shape[1], device=states.device)
-            encoded = self.token_encoder(states) + self.state_layer(depth)[:, None]
+            depth = torch.arange(embeddings.shape[1], device=embeddings.device)
+            encoded = self.token_encoder(embeddings) + self.state_layer(depth)[:, None]
+            real = _real(embeddings[:, 0])
         else:
             states = embeddings[:, 1:] if embeddings.dim() == 3 else embeddings[:, None, :][:, :0]
-            encoded, real = self.token_encoder(states), (states != 0).any(-1)
+            encoded, real = self.token_encoder(states), _real(states)
         rest = self.null_token.expand(*encoded.shape[:-2], 1, -1)
         real = F.pad(real, (1, 0), value=True)
         return Tokens(torch.cat([rest.to(encoded.dtype), encoded], dim=-2), real)
@@ -191,11 +194,30 @@ class Hypernetwork(nn.Module):
 
 
 def stack_embeddings(embeddings: Sequence[Tensor]) -> Float[Tensor, "tasks *rows task_dim"]:
-    """Embeddings of several descriptions as one input, float32; short ones are padded with zeros."""
-    if embeddings[0].dim() == 3:  # (layers, tokens, task_dim)
-        longest = max(e.shape[1] for e in embeddings)
-        return torch.stack([F.pad(e.float(), (0, 0, 0, longest - e.shape[1])) for e in embeddings])
-    return nn.utils.rnn.pad_sequence([e.float() for e in embeddings], batch_first=True)
+    """Embeddings of several descriptions as one input; short ones are padded with zeros.
+
+    The backbone's states keep their dtype, all else is float32.
+    """
+    first = embeddings[0]
+    if first.dim() < 3:
+        return nn.utils.rnn.pad_sequence([e.float() for e in embeddings], batch_first=True)
+    lengths = [e.shape[1] for e in embeddings]  # (layers, tokens, width)
+    stacked = first.new_zeros(len(embeddings), first.shape[0], max(lengths), first.shape[2])
+    for row, own, length in zip(stacked, embeddings, lengths, strict=True):
+        row[:, :length] = own
+    return stacked
+
+
+def _real(tokens: Tensor) -> Bool[Tensor, "tasks tokens"]:
+    """Which tokens are there: padding is zero."""
+    return (tokens != 0).any(-1)
+
+
+def _of_layers(rows: Tensor, layers: Sequence[int]) -> Tensor:
+    """The rows (tasks, layer, ...) of some layers; a view where one follows the other."""
+    first, last = layers[0], layers[-1] + 1
+    follow = list(layers) == list(range(first, last))
+    return rows[:, first:last] if follow else rows[:, list(layers)]
 
 
 class _ResidualBlock(nn.Module):

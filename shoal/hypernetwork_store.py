@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -58,13 +60,16 @@ class HypernetworkCheckpoint:
     def emit(self, encoder: TaskEncoder, descriptions: Sequence[str]) -> Emission:
         """One adapter a description; the farther that is from every known task, the nearer to `fallback`."""
         device = next(self.network.parameters()).device
-        own = self.network(embed_texts(encoder, self.network, descriptions).to(device))
+        read = embed_texts(encoder, self.network, descriptions).to(device)
+        emitted = (self._short if read.dtype == torch.bfloat16 else self.network)(read)
+        factors = {name: LoraFactors(f.a.float(), f.b.float()) for name, f in emitted.factors.items()}
+        own = BatchedLoRA(factors, emitted.alpha)
         if self.known_tasks is None:
             return Emission(own, None)
         familiarities = self.known_tasks.compare(encoder.encode(descriptions))
         confidence = torch.tensor([f.confidence for f in familiarities], device=device).view(-1, 1, 1)
         if bool((confidence < 1).any()):
-            rest = self.fallback().factors
+            rest = self.fallback.factors
             factors = {
                 name: LoraFactors(
                     *(torch.lerp(r, f, confidence) for r, f in zip(rest[name], pair, strict=True))
@@ -74,11 +79,17 @@ class HypernetworkCheckpoint:
             own = BatchedLoRA(factors, own.alpha)
         return Emission(own, familiarities)
 
+    @cached_property
     def fallback(self) -> LoRA:
         """For descriptions far from all known tasks: the adapter of none if trained, else the shared one."""
         recipe = self.provenance.get("config")  # free JSON, which may come from outside
         dropped = isinstance(recipe, Mapping) and recipe.get("description_dropout")
         return self.emit_null() if dropped else self.network.offset_lora()
+
+    @cached_property
+    def _short(self) -> Hypernetwork:
+        """The network in bfloat16, as it was trained to read the states of a backbone in bfloat16."""
+        return deepcopy(self.network).bfloat16()
 
     @torch.no_grad()
     def emit_null(self) -> LoRA:

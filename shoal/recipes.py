@@ -18,7 +18,6 @@ from accelerate import PartialState
 from shoal.adapter_store import ADAPTER_FILES, StoredAdapter, load_adapter, save_adapter
 from shoal.backbone import Backbone, BackboneShape
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
-from shoal.controls import gibberish
 from shoal.errors import UsageError
 from shoal.familiarity import KnownTasks
 from shoal.files import check_place
@@ -32,6 +31,7 @@ from shoal.hypernetwork_store import (
 )
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
+from shoal.nonsense import gibberish
 from shoal.procedural.relabel import is_copy
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import TaskEncoder

@@ -36,6 +36,7 @@ LEVELS = {
     "merging": 1,
     "grading": 1,
     "metrics": 1,
+    "nonsense": 1,
     "reports": 1,
     "monitoring": 1,
     "client": 1,

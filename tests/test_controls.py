@@ -11,7 +11,6 @@ from shoal.controls import (
     NONE,
     OTHER,
     RIGHT,
-    gibberish,
     gibberish_description,
     nearest_tasks,
     no_description,
@@ -23,6 +22,7 @@ from shoal.heads import Architecture
 from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import HypernetworkCheckpoint
 from shoal.lora import TargetModule
+from shoal.nonsense import gibberish
 from shoal.tasks import Example, Task
 
 DIM = 8
@@ -111,13 +111,6 @@ def test_an_adapter_is_the_networks_without_gradients(checkpoint: HypernetworkCh
 def test_another_tasks_description_needs_another_task(checkpoint: HypernetworkCheckpoint) -> None:
     with pytest.raises(UsageError, match="at least 2 tasks, got 1"):
         other_description(checkpoint, FakeEncoder(), TASKS[:1])
-
-
-def test_gibberish_is_random_letters_by_seed() -> None:
-    assert gibberish(1) == gibberish(1) != gibberish(2)
-    words = gibberish("seed", words=5).split()
-    assert len(words) == 5
-    assert all(3 <= len(word) <= 9 and word.isascii() and word.islower() for word in words)
 
 
 def test_the_nearest_task_is_by_mean_direction() -> None:

@@ -255,7 +255,7 @@ def test_where_no_description_was_trained_a_strange_one_gets_its_adapter() -> No
     plain.network.eval()
     emission = dataclasses.replace(plain, known_tasks=known()).emit(FixedEncoder(), ["near", "strange"])
     assert emission.adapters.row(0) == plain.emit(FixedEncoder(), ["near", "strange"]).adapters.row(0)
-    assert emission.adapters.row(1) == plain.emit_null() == plain.fallback() != plain.network.offset_lora()
+    assert emission.adapters.row(1) == plain.emit_null() == plain.fallback != plain.network.offset_lora()
 
 
 def test_a_description_between_gets_an_adapter_between() -> None:
@@ -272,6 +272,35 @@ def test_a_description_between_gets_an_adapter_between() -> None:
             kept * f + (1 - kept) * s for f, s in zip(own.factors[name], shared.factors[name], strict=True)
         ]
         torch.testing.assert_close([a, b], expected)
+
+
+class StatesEncoder(FixedEncoder):
+    """States of two tokens a description, in a dtype."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self.width, self.dtype = width, dtype
+
+    def states(self, texts: list[str]) -> list[Tensor]:
+        return [
+            torch.randn(2, 2, self.width, generator=torch.Generator().manual_seed(len(text))).to(self.dtype)
+            for text in texts
+        ]
+
+
+def test_states_in_bfloat16_are_computed_with_in_bfloat16() -> None:
+    checkpoint = checkpoint_of("reader")
+    width = checkpoint.network.eval().input_width
+    before = {name: tensor.clone() for name, tensor in state_of(checkpoint).items()}
+    exact, short = (
+        checkpoint.emit(StatesEncoder(width, dtype), ["near", "strange"]).adapters.row(1)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    for name, factors in exact.factors.items():
+        for whole, rounded in zip(factors, short.factors[name], strict=True):
+            assert whole.dtype == rounded.dtype == torch.float32
+            assert 0 < float((rounded - whole).norm() / whole.norm()) < 0.03
+            assert torch.equal(rounded, rounded.bfloat16().float())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(checkpoint).items())
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "names", "ends"])

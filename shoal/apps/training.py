@@ -47,6 +47,9 @@ class Data(BaseModel):
     relabelled: int = Field(
         0, ge=0, description="copies with other label names to add of every task with a closed label set"
     )
+    label_sets: int = Field(
+        0, ge=0, description="tasks to add that have a few of the labels of others, and name them"
+    )
     start: Path | None = Field(
         None,
         description="directory of the LoRA to start from, or of a hypernetwork",
@@ -177,7 +180,7 @@ def _named(parts: Sequence[Sequence[Task]], names: Sequence[str]) -> tuple[tuple
 
 
 def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-    """(training tasks, held-out tasks): those of the files, then procedural ones, then relabelled copies.
+    """(training tasks, held-out tasks): those of the files, then procedural ones, then those made of both.
 
     Where tasks are made, training examples that are evaluation data of another task are left out; among files
     alone such a leak is an error of the training that follows.
@@ -185,6 +188,7 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     if data.tasks is None and not data.procedural:
         raise UsageError("there is nothing to train on: give --tasks, or --procedural for tasks made in code")
     from shoal.procedural.catalogue import procedural_tasks
+    from shoal.procedural.label_sets import label_sets
     from shoal.procedural.relabel import relabel
     from shoal.tasks import remove_leaks
 
@@ -197,8 +201,9 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     if data.procedural:
         procedural = tuple(procedural_tasks(size=data.procedural, test_size=data.procedural // 8))
     filed, held_out, procedural = _named((filed, held_out, procedural), data.task)
-    copies = (relabel(task, seed) for seed in range(data.relabelled) for task in (*filed, *procedural))
-    made = [*procedural, *(copy for copy in copies if copy is not None)]
+    own = (*filed, *procedural)
+    copies = (relabel(task, seed) for seed in range(data.relabelled) for task in own)
+    made = [*procedural, *(copy for copy in copies if copy is not None), *label_sets(own, data.label_sets)]
     return remove_leaks((*filed, *made), held_out) if made else filed, held_out
 
 

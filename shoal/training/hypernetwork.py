@@ -27,6 +27,7 @@ from shoal.errors import UsageError
 from shoal.forward import Sequences, adapted, answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.lora import BatchedLoRA, LoRA, LoraFactors, stack
+from shoal.nonsense import gibberish, word_salad
 from shoal.task_embedding import TaskEncoder, read_texts
 from shoal.tasks import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
@@ -81,7 +82,7 @@ def train_hypernetwork(
     monitor = None
     if held_out and monitor_size:
         unseen = tokenise(held_out, backbone, config.max_length, describe=config.describe)
-        first = Descriptions(encoder, network, held_out).read([(task, 0) for task in range(len(held_out))])
+        first = Descriptions(encoder, network, held_out).read([task.descriptions[0] for task in held_out])
         monitor = SteeringMonitor(network, backbone, unseen, first, monitor_size)
     with set_for_training(backbone):
         return run(objective, config, folder, monitor=monitor, show_progress=show_progress)
@@ -137,6 +138,7 @@ class Descriptions:
     def __init__(self, encoder: TaskEncoder, network: Hypernetwork, tasks: Sequence[Task]) -> None:
         """Read the descriptions of `tasks`."""
         self._texts = [task.descriptions for task in tasks]
+        self._vocabulary = sorted({word for own in self._texts for text in own for word in text.split()})
         self._read = partial(read_texts, encoder, network)
         self._kept: dict[str, Tensor] = {}
         if network.architecture.reads != "states":
@@ -149,14 +151,20 @@ class Descriptions:
     def __len__(self) -> int:
         return len(self._texts)
 
-    def choose(self, task: int, chance: random.Random) -> tuple[int, int]:
-        """One of a task's descriptions: (task, number)."""
-        return task, chance.choice(range(len(self._texts[task])))
+    def choose(self, task: int, chance: random.Random) -> str:
+        """One of a task's descriptions."""
+        return chance.choice(self._texts[task])
 
-    def read(self, chosen: Sequence[tuple[int, int]]) -> list[Float[Tensor, "*rows dim"]]:
-        """What is read of some descriptions, each named by its task and its number."""
-        texts = [self._texts[task][number] for task, number in chosen]
-        return [self._kept[text] for text in texts] if self._kept else self._read(texts)
+    def nonsense(self, chance: random.Random) -> str:
+        """Random letters, or words of the descriptions at random, as many as a short description has."""
+        seed, words = chance.random(), chance.randint(3, 16)
+        return gibberish(seed, words) if seed < 0.5 else word_salad(seed, self._vocabulary, words)
+
+    def read(self, texts: Sequence[str]) -> list[Float[Tensor, "*rows dim"]]:
+        """What is read of some descriptions."""
+        new = [text for text in texts if text not in self._kept]
+        read = {**self._kept, **dict(zip(new, self._read(new), strict=True))} if new else self._kept
+        return [read[text] for text in texts]
 
     def fingerprint(self) -> str:
         """Names the texts."""
@@ -190,9 +198,13 @@ class SftObjective:
         examples, group = self._order.batch(forward_pass), config.examples_a_task
         tasks = [e.task for e in examples[::group]]
         others = self._wrong_tasks(tasks, chance)
-        # With a null description there is nothing to be right about.
+        # With a null description, or nonsense, there is nothing to be right about.
         kept = [row in others or chance.random() >= config.description_dropout for row in range(len(tasks))]
-        embeddings = self._embed([*tasks, *others.values()], kept + [True] * len(others), chance)
+        texts = [self._descriptions.choose(task, chance) for task in (*tasks, *others.values())]
+        for row in range(len(tasks)):
+            if row not in others and chance.random() < config.nonsense:
+                texts[row] = self._descriptions.nonsense(chance)
+        embeddings = self._embed(texts, kept + [True] * len(others))
         compared = [row * group + i for row in others for i in range(group)]
         losses, batch = self._answer_losses(
             [*examples, *(examples[i] for i in compared)], self._emit(embeddings)
@@ -224,13 +236,10 @@ class SftObjective:
             wrong[row] = other + (other >= tasks[row])
         return wrong
 
-    def _embed(
-        self, tasks: Sequence[int], kept: Sequence[bool], chance: random.Random
-    ) -> Float[Tensor, "rows *tokens dim"]:
-        """One random description a task, noisy as configured, or the null description, which is zero."""
+    def _embed(self, texts: Sequence[str], kept: Sequence[bool]) -> Float[Tensor, "rows *tokens dim"]:
+        """What is read of each text, noisy as configured; where not `kept`, the null description: zero."""
         config = self._config
-        chosen = [self._descriptions.choose(task, chance) for task in tasks]
-        embeddings = stack_embeddings(self._descriptions.read(chosen)).to(self._backbone.device)
+        embeddings = stack_embeddings(self._descriptions.read(texts)).to(self._backbone.device)
         states = embeddings.dim() == 4
         if config.embedding_noise and not states:
             sentences = embeddings[:, 0] if embeddings.dim() == 3 else embeddings

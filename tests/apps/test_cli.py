@@ -379,6 +379,9 @@ def test_train_on_tasks_made_in_code(shoal: Shoal, tiny_llama: Path, tmp_path: P
     both = shoal(*common, "--out", tmp_path / "both", "--procedural", 8, "--relabelled", 1)
     assert both.code == 0, both.err
     assert 60 <= plain.record["tasks"] < both.record["tasks"] < 2 * plain.record["tasks"]
+    sets = shoal(*common, "--out", tmp_path / "sets", "--procedural", 64, "--label-sets", 3)
+    assert sets.code == 0, sets.err
+    assert sets.record["tasks"] == plain.record["tasks"] + 3
 
 
 def test_training_goes_on_from_an_adapter(

@@ -90,10 +90,7 @@ def recorded(toy: ModuleType, backbone: Backbone, **changes: Any) -> tuple[SftOb
 def read_all(encoder: Any, network: Any, tasks: Sequence[Any]) -> list[list[Tensor]]:
     """What a network reads of every task's descriptions."""
     descriptions = Descriptions(encoder, network, tasks)
-    return [
-        descriptions.read([(number, i) for i in range(len(task.descriptions))])
-        for number, task in enumerate(tasks)
-    ]
+    return [descriptions.read(task.descriptions) for task in tasks]
 
 
 def rows_of(folder: Path) -> list[dict[str, float]]:
@@ -232,6 +229,26 @@ def test_compared_rows_keep_their_descriptions(toy: ModuleType, backbone: Backbo
     (given,) = network.given
     assert len(given) == 12 and (given[8:] != 0).all()
     assert int((given[:8] != 0).all(dim=1).sum()) >= 4
+
+
+def test_nonsense_stands_for_descriptions_but_not_for_compared_rows(
+    toy: ModuleType, backbone: Backbone
+) -> None:
+    options = {"contrastive_weight": 0.5, "contrastive_share": 0.5, "nonsense": 0.9}
+    ours, network = recorded(toy, backbone, **options)
+    for number in range(6):
+        ours.loss(number)
+    own = {
+        row.numpy().tobytes()
+        for kind in read_all(toy.HashEncoder(), network, toy.toy_tasks())
+        for row in kind
+    }
+    strange = torch.tensor([[row.numpy().tobytes() not in own for row in rows] for rows in network.given])
+    assert strange.shape == (6, 12) and not strange[:, 8:].any()
+    assert 0.3 < strange[:, :8].float().mean() <= 0.5  # nine in ten of those that are not compared
+    again, second = recorded(toy, backbone, **options)
+    again.loss(0)
+    assert torch.equal(second.given[0], network.given[0])
 
 
 def test_noise_is_added_to_the_embedding(toy: ModuleType, backbone: Backbone) -> None:

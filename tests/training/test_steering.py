@@ -22,7 +22,7 @@ def monitor_of(toy: ModuleType, backbone: Backbone, count: int, *, fresh: bool =
             for p in network.parameters():
                 p.add_(0.2 * torch.randn_like(p))
     corpus = tokenise(tasks, backbone, 512)
-    first = Descriptions(toy.HashEncoder(), network, tasks).read([(task, 0) for task in range(count)])
+    first = Descriptions(toy.HashEncoder(), network, tasks).read([task.descriptions[0] for task in tasks])
     return SteeringMonitor(network, backbone, corpus, first, 3)
 
 
