@@ -22,6 +22,7 @@ from shoal.service.schemas import NewAdapter
 from shoal.service.skills import OwnersSkills
 from shoal.text_to_lora import TextToLoRA
 
+LINGER_SECONDS = 0.02  # a fraction of what one description takes
 MAX_GENERATORS = 3  # base models besides the served one whose generators are kept
 
 
@@ -40,7 +41,7 @@ class Adapters:
         self._discard = discard
         self._registry, self._generator, self._skills = registry, generator, skills
         self._monitoring, self._config = monitoring, config
-        self._one = Combined(generator.generate_many, config.max_generated)
+        self._one = Combined(generator.generate_many, config.max_generated, LINGER_SECONDS)
         self._others: dict[str, TextToLoRA] = {}
         self._lock = threading.Lock()
 

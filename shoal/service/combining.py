@@ -20,16 +20,21 @@ Value = TypeVar("Value")
 class Combined(Generic[Key, Value]):
     """A function of one thing, out of a function of many; for any number of threads."""
 
-    def __init__(self, work: Callable[[Sequence[Key]], Sequence[Value]], limit: int) -> None:
+    def __init__(
+        self, work: Callable[[Sequence[Key]], Sequence[Value]], limit: int, linger: float = 0.0
+    ) -> None:
         """Nothing runs yet.
 
         Args:
             work: gives a value for every key, in order; always called on the same thread.
             limit: keys of one batch.
+            linger: seconds that a batch waits at most until it has as many keys as the last one: who was
+                answered together asks again together.
         """
-        self._work, self._limit = work, limit
-        self._thread, self._lock = ThreadPoolExecutor(1, "shoal-combined"), threading.Lock()
+        self._work, self._limit, self._linger = work, limit, linger
+        self._thread, self._arrived = ThreadPoolExecutor(1, "shoal-combined"), threading.Condition()
         self._pending: list[tuple[Key, Future[Value]]] = []
+        self._last = 0
 
     def __call__(self, key: Key) -> Value:
         """The value of a key.
@@ -39,8 +44,9 @@ class Combined(Generic[Key, Value]):
             Exception: what `work` raises for this key alone.
         """
         own: Future[Value] = Future()
-        with self._lock:
+        with self._arrived:
             self._pending.append((key, own))
+            self._arrived.notify()
         try:
             self._thread.submit(self._next)
         except RuntimeError:
@@ -52,10 +58,13 @@ class Combined(Generic[Key, Value]):
         self._thread.shutdown(wait=False)
 
     def _next(self) -> None:
-        with self._lock:
+        with self._arrived:
+            if not self._pending:  # an earlier one took them along
+                return
+            self._arrived.wait_for(lambda: len(self._pending) >= self._last, self._linger)
             batch, self._pending = self._pending[: self._limit], self._pending[self._limit :]
-        if batch:  # else an earlier one took them along
-            self._run(batch)
+            self._last = len(batch)
+        self._run(batch)
 
     def _run(self, batch: list[tuple[Key, Future[Value]]]) -> None:
         try:
