@@ -110,6 +110,41 @@ class Emission:
     familiarities: list[Familiarity] | None
 
 
+def average(checkpoints: Sequence[HypernetworkCheckpoint]) -> HypernetworkCheckpoint:
+    """One whose weights are the mean of several networks' weights; all else is the last one's.
+
+    Of a network and what it was trained on to, that can be better on unseen tasks than either.
+
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903, section 3.
+
+    Raises:
+        UsageError: fewer than two, or they differ in base model, task encoder, targets or architecture.
+    """
+    if len(checkpoints) < 2:
+        raise UsageError(f"an average needs at least 2 hypernetworks, got {len(checkpoints)}; name another")
+    *others, last = checkpoints
+    for other in others:
+        for name, one, own in (
+            ("base model", other.base_model, last.base_model),
+            ("task encoder", other.task_encoder, last.task_encoder),
+            ("targets", other.network.targets, last.network.targets),
+            ("architecture", _without_dropout(other.network), _without_dropout(last.network)),
+        ):
+            if one != own:
+                raise UsageError(
+                    f"hypernetworks of another {name} have no average; name those of one training"
+                )
+    states = [checkpoint.network.state_dict() for checkpoint in checkpoints]
+    network = deepcopy(last.network)
+    network.load_state_dict({name: sum(s[name] for s in states) / len(states) for name in states[0]})
+    facts = {**last.provenance, "averaged_with": [other.provenance for other in others]}
+    return replace(last, network=network, provenance=facts)
+
+
+def _without_dropout(network: Hypernetwork) -> Architecture:
+    return replace(network.architecture, dropout=0.0)
+
+
 def save_hypernetwork(
     checkpoint: HypernetworkCheckpoint, folder: Path, dtype: torch.dtype | None = None
 ) -> None:

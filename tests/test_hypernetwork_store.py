@@ -22,6 +22,7 @@ from shoal.hypernetwork_store import (
     KNOWN_TASKS_FILE,
     WEIGHTS_FILE,
     HypernetworkCheckpoint,
+    average,
     load_hypernetwork,
     save_hypernetwork,
 )
@@ -301,6 +302,28 @@ def test_states_in_bfloat16_are_computed_with_in_bfloat16() -> None:
             assert 0 < float((rounded - whole).norm() / whole.norm()) < 0.03
             assert torch.equal(rounded, rounded.bfloat16().float())
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(checkpoint).items())
+
+
+def test_an_average_has_mean_weights_and_the_last_ones_facts() -> None:
+    one, other = checkpoint_of(), dataclasses.replace(checkpoint_of(), known_tasks=known())
+    one.network.architecture = dataclasses.replace(ARCHITECTURE, dropout=0.4)  # which no weight shows
+    before = {name: tensor.clone() for name, tensor in state_of(other).items()}
+    mean = average([dataclasses.replace(one, provenance={"tokens": 1}), other])
+    for name, tensor in state_of(mean).items():
+        torch.testing.assert_close(tensor, (state_of(one)[name] + before[name]) / 2)
+        assert torch.equal(state_of(other)[name], before[name])
+    assert mean.known_tasks is other.known_tasks and mean.trained
+    assert mean.provenance == {**other.provenance, "averaged_with": [{"tokens": 1}]}
+
+
+def test_what_has_no_average() -> None:
+    one = checkpoint_of()
+    with pytest.raises(UsageError, match="at least 2 hypernetworks, got 1"):
+        average([one])
+    with pytest.raises(UsageError, match="of another base model have no average"):
+        average([dataclasses.replace(one, base_model="someone/other"), one])
+    with pytest.raises(UsageError, match="of another architecture have no average"):
+        average([checkpoint_of("M"), one])
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "names", "ends"])

@@ -36,7 +36,7 @@ from shoal.apps.registry import (
 from shoal.apps.scoring import evaluate
 from shoal.apps.serving import serve
 from shoal.apps.settings import Output, command
-from shoal.apps.training import train_lora, train_multi_task, train_text_to_lora
+from shoal.apps.training import average_networks, train_lora, train_multi_task, train_text_to_lora
 from shoal.errors import ShoalError, UsageError
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., Output]]]] = {
             "lora": train_lora,
             "multi-task": train_multi_task,
             "text-to-lora": train_text_to_lora,
+            "average": average_networks,
             "expert": train_expert,
             "dispatch": train_dispatch,
         },

@@ -146,6 +146,34 @@ def train_text_to_lora(
     return summarised(summary, data, len(tasks), "hypernetwork")
 
 
+class Averaged(BaseModel):
+    """Which hypernetworks, and where their mean goes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: tuple[Path, ...] = Field((), description="directory of a hypernetwork; give at least two")
+    out: Path = Field(description="directory to write the result to")
+
+
+def average_networks(averaged: Averaged) -> Output:
+    """Average the weights of hypernetworks.
+
+    They must be of one architecture, such as one and what it was trained on to; facts are the last one's.
+    """
+    import torch
+
+    from shoal.files import check_place
+    from shoal.hypernetwork_store import HYPERNETWORK_FILES, average, load_hypernetwork, save_hypernetwork
+
+    check_place(averaged.out, HYPERNETWORK_FILES)
+    mean = average([load_hypernetwork(folder) for folder in averaged.network])
+    save_hypernetwork(mean, averaged.out, torch.bfloat16)
+    count = len(averaged.network)
+    return Output(
+        {"averaged": count, "path": str(averaged.out)}, f"mean of {count} written to {averaged.out}"
+    )
+
+
 def read_tasks(data: Path, definition: str | None, names: Sequence[str] = ()) -> Split:
     """The tasks of a path; those without a splits.json are all training tasks.
 

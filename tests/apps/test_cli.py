@@ -366,6 +366,24 @@ def test_train_lora_needs_one_task(shoal: Shoal, tiny_llama: Path, data: Path, t
     assert ended.code == 0, ended.err
 
 
+def test_two_hypernetworks_are_averaged(shoal: Shoal, tiny_llama: Path, tmp_path: Path) -> None:
+    common = ("train", "text-to-lora", "--base", tiny_llama, *QUICK, "--procedural", 8)
+    for seed in (0, 1):
+        ended = shoal(*common, "--seed", seed, "--out", tmp_path / str(seed))
+        assert ended.code == 0, ended.err
+    both = ("--network", tmp_path / "0", "--network", tmp_path / "1")
+    ended = shoal("train", "average", *both, "--out", tmp_path / "mean", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.record == {"averaged": 2, "path": str(tmp_path / "mean")}
+    one, other, mean = (
+        load_hypernetwork(tmp_path / name).network.state_dict() for name in ("0", "1", "mean")
+    )
+    for name, tensor in mean.items():
+        assert torch.equal(tensor, ((one[name] + other[name]) / 2).bfloat16().float())
+    ended = shoal("train", "average", *both[:2], "--out", tmp_path / "alone")
+    assert ended.code == 2 and "at least 2 hypernetworks, got 1" in ended.err
+
+
 def test_train_multi_task_on_the_training_split(multi_task: Path) -> None:
     card = load_adapter(multi_task).card
     assert card is not None and card.trained and card.notes == ("Trained on 2 tasks.",)
