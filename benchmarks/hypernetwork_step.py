@@ -25,7 +25,8 @@ from shoal.lora import LoRA
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import load_split
 from shoal.training.batches import tokenise
-from shoal.training.hypernetwork import Descriptions, SftObjective
+from shoal.training.descriptions import Descriptions
+from shoal.training.hypernetwork import SftObjective
 from shoal.training.loop import adamw
 from shoal.training.lora import LoraObjective, set_for_training
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,10 @@ from shoal.errors import UsageError
 from shoal.forward import Sequences, adapted, answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.lora import BatchedLoRA, LoRA, LoraFactors, stack
-from shoal.nonsense import gibberish, word_salad
-from shoal.task_embedding import TaskEncoder, read_texts
+from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
+from shoal.training.descriptions import Descriptions
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
 from shoal.training.prefix import PrefixCache
@@ -126,49 +125,6 @@ def train_reconstruction(
     check_no_leakage(tasks, held_out)
     objective = ReconstructionObjective(network, Descriptions(encoder, network, tasks), adapters, config)
     return run(objective, config, folder, show_progress=show_progress)
-
-
-class Descriptions:
-    """What a network reads of every task's descriptions.
-
-    Sentence vectors and token states are asked for once and kept, the latter in bfloat16; states of the
-    backbone are read whenever they are needed, as those of all descriptions would fill any memory.
-    """
-
-    def __init__(self, encoder: TaskEncoder, network: Hypernetwork, tasks: Sequence[Task]) -> None:
-        """Read the descriptions of `tasks`."""
-        self._texts = [task.descriptions for task in tasks]
-        self._vocabulary = sorted({word for own in self._texts for text in own for word in text.split()})
-        self._read = partial(read_texts, encoder, network)
-        self._kept: dict[str, Tensor] = {}
-        if network.architecture.reads != "states":
-            texts = list(dict.fromkeys(text for own in self._texts for text in own))
-            rows = self._read(texts)  # at once, as the encoder sorts by length
-            self._kept = {
-                text: row.bfloat16() if row.dim() > 1 else row for text, row in zip(texts, rows, strict=True)
-            }
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def choose(self, task: int, chance: random.Random) -> str:
-        """One of a task's descriptions."""
-        return chance.choice(self._texts[task])
-
-    def nonsense(self, chance: random.Random) -> str:
-        """Random letters, or words of the descriptions at random, as many as a short description has."""
-        seed, words = chance.random(), chance.randint(3, 16)
-        return gibberish(seed, words) if seed < 0.5 else word_salad(seed, self._vocabulary, words)
-
-    def read(self, texts: Sequence[str]) -> list[Float[Tensor, "*rows dim"]]:
-        """What is read of some descriptions."""
-        new = [text for text in texts if text not in self._kept]
-        read = {**self._kept, **dict(zip(new, self._read(new), strict=True))} if new else self._kept
-        return [read[text] for text in texts]
-
-    def fingerprint(self) -> str:
-        """Names the texts."""
-        return hashlib.sha256(repr(self._texts).encode()).hexdigest()
 
 
 class SftObjective:

@@ -24,8 +24,8 @@ from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.lora import LoRA, TargetModule
 from shoal.tasks import LeakageError
 from shoal.training.batches import tokenise
+from shoal.training.descriptions import Descriptions
 from shoal.training.hypernetwork import (
-    Descriptions,
     ReconstructionObjective,
     SftObjective,
     parameter_groups,

@@ -10,7 +10,7 @@ import torch
 from shoal.backbone import Backbone
 from shoal.forward import adapted, answer_losses, pad_sequences
 from shoal.training.batches import tokenise
-from shoal.training.hypernetwork import Descriptions
+from shoal.training.descriptions import Descriptions
 from shoal.training.steering import SteeringMonitor
 
 

@@ -1,0 +1,62 @@
+"""What a hypernetwork in training reads: its tasks' descriptions, and nonsense in their place.
+
+Knows texts and what an encoder makes of them, nothing of examples, losses or steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor
+
+from shoal.hypernetwork import Hypernetwork
+from shoal.nonsense import gibberish, word_salad
+from shoal.task_embedding import TaskEncoder, read_texts
+from shoal.tasks import Task
+
+
+class Descriptions:
+    """What a network reads of every task's descriptions.
+
+    Sentence vectors and token states are asked for once and kept, the latter in bfloat16; states of the
+    backbone are read whenever they are needed, as those of all descriptions would fill any memory.
+    """
+
+    def __init__(self, encoder: TaskEncoder, network: Hypernetwork, tasks: Sequence[Task]) -> None:
+        """Read the descriptions of `tasks`."""
+        self._texts = [task.descriptions for task in tasks]
+        self._vocabulary = sorted({word for own in self._texts for text in own for word in text.split()})
+        self._read = partial(read_texts, encoder, network)
+        self._kept: dict[str, Tensor] = {}
+        if network.architecture.reads != "states":
+            texts = list(dict.fromkeys(text for own in self._texts for text in own))
+            rows = self._read(texts)  # at once, as the encoder sorts by length
+            self._kept = {
+                text: row.bfloat16() if row.dim() > 1 else row for text, row in zip(texts, rows, strict=True)
+            }
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def choose(self, task: int, chance: random.Random) -> str:
+        """One of a task's descriptions."""
+        return chance.choice(self._texts[task])
+
+    def nonsense(self, chance: random.Random) -> str:
+        """Random letters, or words of the descriptions at random, as many as a short description has."""
+        seed, words = chance.random(), chance.randint(3, 16)
+        return gibberish(seed, words) if seed < 0.5 else word_salad(seed, self._vocabulary, words)
+
+    def read(self, texts: Sequence[str]) -> list[Float[Tensor, "*rows dim"]]:
+        """What is read of some descriptions."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._kept]
+        read = dict(zip(new, self._read(new), strict=True)) if new else {}
+        return [read[text] if text in read else self._kept[text] for text in texts]
+
+    def fingerprint(self) -> str:
+        """Names the texts."""
+        return hashlib.sha256(repr(self._texts).encode()).hexdigest()
