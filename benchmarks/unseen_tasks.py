@@ -206,7 +206,7 @@ def description_rows(
 ) -> dict[str, list[Repetition]]:
     """Every row of Text-to-LoRA, once a hypernetwork; the right one also once a description."""
     rows: dict[str, list[Repetition]] = {RIGHT: [], OTHER: [], GIBBERISH: [], NONE: []}
-    for generator in generators:
+    for folder, generator in zip(args.hypernetwork, generators, strict=True):
         checkpoint, encoder = generator.checkpoint, generator.encoder
         methods = [
             (right_description(checkpoint, encoder, i), f"description {i}") for i in range(args.descriptions)
@@ -215,7 +215,7 @@ def description_rows(
         methods += [(gibberish_description(checkpoint, encoder, args.seed), f"seed {args.seed}")]
         methods += [(no_description(checkpoint), "")]
         for method, setting in methods:
-            rows[method.name].append(Repetition(method, f"{generator.facts()['sha256']} {setting}"))
+            rows[method.name].append(Repetition(method, f"{tensors_of(folder)} {setting}"))
     return {name: repetitions for name, repetitions in rows.items() if repetitions}
 
 
@@ -233,7 +233,8 @@ def few_shot_row(args: argparse.Namespace, backbone: Backbone, generator: TextTo
         )
         return refinement.lora
 
-    setting = digest(generator.facts()["sha256"], args.seed, EXAMPLES_TO_REFINE, REFINING.model_dump_json())
+    network, recipe = tensors_of(args.hypernetwork[0]), REFINING.model_dump_json()
+    setting = digest(network, args.seed, EXAMPLES_TO_REFINE, recipe)
     return Repetition(Method(FEW_SHOT, refined), setting)
 
 
@@ -333,6 +334,11 @@ def content(lora: LoRA) -> str:
         f.float().contiguous().numpy().tobytes() for name in sorted(lora.factors) for f in lora.factors[name]
     ]
     return digest(lora.alpha, *sorted(lora.factors), *tensors)
+
+
+def tensors_of(folder: Path) -> str:
+    """Names all that decides which adapter a hypernetwork gives."""
+    return digest(*(path.read_bytes() for path in sorted(folder.glob("*.safetensors"))))
 
 
 def digest(*parts: Any) -> str:

@@ -54,8 +54,8 @@ def gibberish_description(
 
 
 def no_description(checkpoint: HypernetworkCheckpoint, name: str = NONE) -> Method:
-    """The adapter of the null description: the zero vector, which description dropout trains."""
-    return Method(name, lambda task: checkpoint.emit_null())
+    """What a description that says nothing gets."""
+    return Method(name, lambda task: checkpoint.fallback)
 
 
 def nearest_tasks(

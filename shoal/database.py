@@ -146,7 +146,9 @@ class _SqliteFile:
         self._path = path
         with failures_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):  # to open and close one in use would drop this process's locks on it
+            with suppress(
+                FileExistsError
+            ):  # to open and close one in use would drop this process's locks on it
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             self._identity = self._stat()
 
@@ -185,7 +187,7 @@ class _SqliteFile:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Let readers and a writer work at once. SQLite itself does not wait for the lock that this change takes."""
+    """Let readers and a writer work at once. SQLite itself does not wait for the lock that this takes."""
     end = time.monotonic() + BUSY_SECONDS
     while True:
         try:

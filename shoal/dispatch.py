@@ -24,6 +24,7 @@ from shoal.backbone import Backbone
 from shoal.backbone_shape import decoder_layers
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, hidden_before, pad_sequences
+from shoal.logistic import fit_logistic
 
 NONE = "none"
 QUESTION = (
@@ -193,7 +194,7 @@ def train_probe(
     penalty: float = 1e-3,
     steps: int = 200,
 ) -> Probe:
-    """Multinomial logistic regression by L-BFGS, which has one optimum and no seed.
+    """Logistic regression of standardised states.
 
     Args:
         states: of the requests, from `mean_states`.
@@ -214,19 +215,8 @@ def train_probe(
             "give every state a label of 0 to the number of skills"
         )
     mean, scale = states.mean(0), states.std(0, correction=0).clamp(min=1e-6)
-    x = (states - mean) / scale
-    weight = torch.zeros(classes, states.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + penalty * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return Probe(tuple(skills), layer, mean, scale, weight.detach(), bias.detach())
+    weight, bias = fit_logistic((states - mean) / scale, labels, classes, penalty=penalty, steps=steps)
+    return Probe(tuple(skills), layer, mean, scale, weight, bias)
 
 
 def check_prompts(prompts: Sequence[Sequence[int]]) -> None:

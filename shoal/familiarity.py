@@ -1,13 +1,14 @@
-"""How near a description is to the tasks that a hypernetwork was trained on, and what trust that earns.
+"""How near a description is to the tasks that a hypernetwork was trained on, and whether it says anything.
 
 Knows sentence vectors and names; nothing of encoders, texts or adapters. A hypernetwork gives an adapter for
-any text. Far from its training tasks, and for nonsense, that adapter is noise, so it is mixed with that of no
-description by the confidence found here. The two distances between which confidence falls are measured on the
-training tasks alone; the rule is Shoal's own.
+any text, and of nonsense it makes a harmful one, so nonsense is told apart: by a probe, as its distance does
+not tell it from a sensible task of a new kind. Both are measured on the training tasks alone; the rules are
+Shoal's own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoal.errors import UsageError
+from shoal.logistic import fit_logistic
+
+SENSE_PENALTY = 1e-5  # of the probe's squared weights
+NONSENSE_SHARE = 0.1  # of texts, as the probe takes it: to call a description nonsense is the worse mistake
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,15 @@ class Familiarity:
     Attributes:
         nearest: names of the nearest training tasks -> their distance, nearest first.
         distance: of the nearest one, 1 - cosine, from 0 to 2.
-        confidence: 1 where descriptions of other tasks are usual, 0 where nonsense is, linear between.
+        confidence: 1 where descriptions of other tasks are usual, 0 where random letters are, linear between;
+            0 for nonsense.
+        nonsense: whether it reads as random letters or words rather than as a description.
     """
 
     nearest: Mapping[str, float]
     distance: float
     confidence: float
+    nonsense: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +51,26 @@ class KnownTasks:
         centres: unit vectors, (tasks, dim), float32.
         near: distance up to which confidence is 1.
         far: distance from which it is 0.
+        sense: weights and, last, bias of a linear probe of unit vectors, (dim + 1,), float32; its value
+            is below 0 for nonsense.
     """
 
     names: tuple[str, ...]
     centres: Float[Tensor, "tasks dim"]
     near: float
     far: float
+    sense: Float[Tensor, " dim_and_1"]
 
     def __post_init__(self) -> None:
-        if not self.names or len(self.names) != len(self.centres) or not 0 <= self.near < self.far <= 2:
+        count, dim = self.centres.shape
+        if not self.names or len(self.names) != count or not 0 <= self.near < self.far <= 2:
             raise UsageError(
-                f"known tasks need one centre a name, got {len(self.centres)} for {len(self.names)}, and "
+                f"known tasks need one centre a name, got {count} for {len(self.names)}, and "
                 f"0 <= near < far <= 2, got {self.near:.3g} and {self.far:.3g}; measure them again"
+            )
+        if self.sense.shape != (dim + 1,):
+            raise UsageError(
+                f"the probe for nonsense has {self.sense.numel()} numbers, not {dim + 1}; measure it again"
             )
 
     @classmethod
@@ -62,16 +78,24 @@ class KnownTasks:
         cls,
         names: Sequence[str],
         descriptions: Sequence[Float[Tensor, "_ dim"]],
-        nonsense: Float[Tensor, "_ dim"],
+        letters: Float[Tensor, "_ dim"],
+        words: Float[Tensor, "_ dim"],
     ) -> KnownTasks:
-        """Centres of the tasks' descriptions, and the two distances.
+        """Centres of the tasks' descriptions, the two distances, and the probe.
 
-        `far` is the distance that nine in ten nonsense texts exceed: a network that reads states makes worse
-        than nothing of them. `near` is the 95th percentile of the distance from a description to the nearest
-        centre of another task, as an unseen task's would be, or a little less than `far` where that is less.
+        `far` is the distance that nine in ten texts of random letters exceed. `near` is the 95th percentile
+        of the distance from a description to the nearest centre of another task, as an unseen task's would
+        be, or a little less than `far` where that is less. The probe tells the descriptions from both kinds
+        of nonsense, by logistic regression.
+
+        Args:
+            names: of the tasks.
+            descriptions: sentence vectors of each task's descriptions.
+            letters: those of random letters.
+            words: those of random words of the descriptions.
 
         Raises:
-            UsageError: fewer than two tasks, or nonsense that is no farther than most descriptions.
+            UsageError: fewer than two tasks, or letters that are no farther than most descriptions.
         """
         if len(names) < 2:
             raise UsageError(f"distances between tasks need at least 2 of them, got {len(names)}; add one")
@@ -82,7 +106,8 @@ class KnownTasks:
             away = 1 - own @ centres.T
             away[:, task] = torch.inf
             others.append(away.min(-1).values)
-        away = 1 - F.normalize(nonsense.float(), dim=-1) @ centres.T
+        nonsense = F.normalize(torch.cat([letters, words]).float(), dim=-1)
+        away = 1 - nonsense[: len(letters)] @ centres.T
         usual, far = torch.cat(others), float(away.min(-1).values.quantile(0.1))
         middle = float(usual.median())
         if middle >= far:
@@ -90,21 +115,38 @@ class KnownTasks:
                 f"nonsense is {far:.3g} from the nearest task and most descriptions {middle:.3g} from another"
                 " one: distances tell nothing here; add tasks"
             )
-        return cls(tuple(names), centres, min(float(usual.quantile(0.95)), 0.95 * far), far)
+        near = min(float(usual.quantile(0.95)), 0.95 * far)
+        return cls(tuple(names), centres, near, far, _sense(torch.cat(directions), nonsense))
 
     def compare(self, sentences: Float[Tensor, "texts dim"], count: int = 3) -> list[Familiarity]:
         """Where some descriptions stand, with the `count` nearest tasks of each."""
-        away = 1 - F.normalize(sentences.float().cpu(), dim=-1) @ self.centres.T
+        directions = F.normalize(sentences.float().cpu(), dim=-1)
+        away = 1 - directions @ self.centres.T
         distances, tasks = away.topk(min(count, len(self.names)), dim=-1, largest=False)
+        nonsense = directions @ self.sense[:-1] + self.sense[-1] < 0
         return [
             Familiarity(
                 {self.names[i]: round(d, 4) for i, d in zip(row, near, strict=True)},
                 near[0],
-                self.confidence(near[0]),
+                0.0 if says_nothing else self.confidence(near[0]),
+                says_nothing,
             )
-            for row, near in zip(tasks.tolist(), distances.tolist(), strict=True)
+            for row, near, says_nothing in zip(
+                tasks.tolist(), distances.tolist(), nonsense.tolist(), strict=True
+            )
         ]
 
     def confidence(self, distance: float) -> float:
         """1 up to `near`, 0 from `far`, linear between."""
         return min(1.0, max(0.0, (self.far - distance) / (self.far - self.near)))
+
+
+def _sense(
+    descriptions: Float[Tensor, "_ dim"], nonsense: Float[Tensor, "_ dim"]
+) -> Float[Tensor, " dim_and_1"]:
+    labels = torch.cat([torch.ones(len(descriptions)), torch.zeros(len(nonsense))]).long()
+    weight, bias = fit_logistic(
+        torch.cat([descriptions, nonsense]), labels, 2, penalty=SENSE_PENALTY, balanced=True
+    )
+    rare = math.log((1 - NONSENSE_SHARE) / NONSENSE_SHARE)
+    return torch.cat([weight[1] - weight[0], bias[1:] - bias[:1] + rare])

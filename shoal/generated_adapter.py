@@ -26,8 +26,9 @@ class GeneratedAdapter:
         lora: the factors, float32 on the CPU.
         skills: skills that the description asks for.
         hypernetwork: facts of its generator; `trained` is False where the adapter is the identity, else there
-            are also `nearest_tasks` (name -> distance), `distance` and `confidence`: see `shoal.familiarity`;
-            with examples, `few_shot` says what they did: see `shoal.training.few_shot.Refinement`.
+            are also `nearest_tasks` (name -> distance), `distance`, `confidence` and `nonsense`: see
+            `shoal.familiarity`; with examples, `few_shot` says what they did: see
+            `shoal.training.few_shot.Refinement`.
         duration: seconds that generating took, of several made at once its share; 0 from the cache.
         shape: of the base model.
     """
@@ -65,10 +66,12 @@ class GeneratedAdapter:
 
 def familiarity_note(facts: Mapping[str, Any]) -> str:
     """What an adapter's facts say of how near its description is to the training tasks, as a sentence."""
+    if facts["nonsense"]:
+        return "The description reads as nonsense: this is the adapter that such descriptions share."
     nearest = next(iter(facts["nearest_tasks"]))
     return (
-        f"The nearest training task is {nearest}, at distance {facts['distance']:.2f}: the adapter keeps "
-        f"{100 * facts['confidence']:.0f}% of its difference from the adapter that all tasks share."
+        f"The nearest training task is {nearest}, at distance {facts['distance']:.2f}: "
+        f"confidence {facts['confidence']:.2f}."
     )
 
 

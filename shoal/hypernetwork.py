@@ -167,6 +167,18 @@ class Hypernetwork(nn.Module):
                 factors[target.name] = LoraFactors(a, b)
         return LoRA({t.name: factors[t.name] for t in self.targets}, self.architecture.alpha)
 
+    def check_fits(self, lora: LoRA) -> None:
+        """Raises UsageError where a LoRA's targets, rank or alpha are not those of this network."""
+        sizes = {t.name: (t.in_features, t.out_features) for t in self.targets}
+        rank, alpha = self.architecture.rank, self.architecture.alpha
+        given = {name: (f.a.shape[-1], f.b.shape[-2]) for name, f in lora.factors.items()}
+        if sizes != given or (lora.rank, lora.alpha) != (rank, alpha):
+            raise UsageError(
+                f"the LoRA (rank {lora.rank}, alpha {lora.alpha:g}, {len(given)} modules) does not fit the "
+                f"hypernetwork (rank {rank}, alpha {alpha:g}, {len(sizes)} modules); train it with the same "
+                "base model, targets, rank and alpha"
+            )
+
     @torch.no_grad()
     def start_from(self, lora: LoRA) -> None:
         """Set the shared adapter to a multi-task LoRA of the same targets, rank and alpha.
@@ -178,15 +190,7 @@ class Hypernetwork(nn.Module):
             raise UsageError(
                 "this hypernetwork has no offset to start from a LoRA; build it with offset=True"
             )
-        sizes = {t.name: (t.in_features, t.out_features) for t in self.targets}
-        rank, alpha = self.architecture.rank, self.architecture.alpha
-        given = {name: (f.a.shape[-1], f.b.shape[-2]) for name, f in lora.factors.items()}
-        if sizes != given or (lora.rank, lora.alpha) != (rank, alpha):
-            raise UsageError(
-                f"the LoRA (rank {lora.rank}, alpha {lora.alpha:g}, {len(given)} modules) does not fit the "
-                f"hypernetwork (rank {rank}, alpha {alpha:g}, {len(sizes)} modules); train it with the same "
-                "base model, targets, rank and alpha"
-            )
+        self.check_fits(lora)
         for group, offset in zip(self._groups, self.offsets, strict=True):
             for position, target in enumerate(group):
                 offset.a[position].copy_(lora.factors[target.name].a)

@@ -1,7 +1,8 @@
 """Hypernetworks on disk: weights as safetensors beside a JSON description, read back strictly or not at all.
 
-A checkpoint holds the hypernetwork, where its training tasks are, and the name and shapes of its base model,
-never the base model's weights. Knows nothing of adapters on disk or training.
+A checkpoint holds the hypernetwork, where its training tasks are, the adapter that nonsense gets, and the
+name and shapes of its base model, never the base model's weights. Knows nothing of adapters on disk or
+training.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.familiarity import Familiarity, KnownTasks
@@ -28,7 +30,8 @@ from shoal.task_embedding import TaskEncoder, embed_texts
 WEIGHTS_FILE = "hypernetwork.safetensors"
 CONFIG_FILE = "hypernetwork.json"
 KNOWN_TASKS_FILE = "known_tasks.safetensors"
-HYPERNETWORK_FILES = (CONFIG_FILE, WEIGHTS_FILE, KNOWN_TASKS_FILE)
+MULTI_TASK_FILE = "multi_task.safetensors"
+HYPERNETWORK_FILES = (CONFIG_FILE, WEIGHTS_FILE, KNOWN_TASKS_FILE, MULTI_TASK_FILE)
 FORMAT = 1
 
 
@@ -43,6 +46,7 @@ class HypernetworkCheckpoint:
         trained: False for a network that was only initialised.
         provenance: data, recipe, tokens seen, scores; free JSON.
         known_tasks: where its training tasks are; None where that was not measured.
+        multi_task: LoRA of the network's targets, rank and alpha that nonsense gets, trained on many tasks.
     """
 
     network: Hypernetwork
@@ -51,6 +55,12 @@ class HypernetworkCheckpoint:
     trained: bool
     provenance: Mapping[str, Any]
     known_tasks: KnownTasks | None = None
+    multi_task: LoRA | None = None
+
+    def __post_init__(self) -> None:
+        """Check that `multi_task` fits; raises UsageError."""
+        if self.multi_task is not None:
+            self.network.check_fits(self.multi_task)
 
     def made_for(self, base_model: str) -> bool:
         """Whether its adapters fit a base model."""
@@ -58,7 +68,7 @@ class HypernetworkCheckpoint:
 
     @torch.no_grad()
     def emit(self, encoder: TaskEncoder, descriptions: Sequence[str]) -> Emission:
-        """One adapter a description; the farther that is from every known task, the nearer to `fallback`."""
+        """One adapter a description; `fallback` for nonsense, where the training tasks are known."""
         device = next(self.network.parameters()).device
         read = embed_texts(encoder, self.network, descriptions).to(device)
         emitted = (self._short if read.dtype == torch.bfloat16 else self.network)(read)
@@ -67,21 +77,18 @@ class HypernetworkCheckpoint:
         if self.known_tasks is None:
             return Emission(own, None)
         familiarities = self.known_tasks.compare(encoder.encode(descriptions))
-        confidence = torch.tensor([f.confidence for f in familiarities], device=device).view(-1, 1, 1)
-        if bool((confidence < 1).any()):
-            rest = self.fallback.factors
-            factors = {
-                name: LoraFactors(
-                    *(torch.lerp(r, f, confidence) for r, f in zip(rest[name], pair, strict=True))
-                )
-                for name, pair in own.factors.items()
-            }
-            own = BatchedLoRA(factors, own.alpha)
+        nonsense = torch.tensor([f.nonsense for f in familiarities], device=device)
+        if bool(nonsense.any()):
+            for name, rest in self.fallback.factors.items():
+                for factor, other in zip(factors[name], rest, strict=True):
+                    factor[nonsense] = other.to(factor)
         return Emission(own, familiarities)
 
     @cached_property
     def fallback(self) -> LoRA:
-        """For descriptions far from all known tasks: the adapter of none if trained, else the shared one."""
+        """What nonsense gets: `multi_task`, else the adapter of none if trained, else the shared one."""
+        if self.multi_task is not None:
+            return self.multi_task
         recipe = self.provenance.get("config")  # free JSON, which may come from outside
         dropped = isinstance(recipe, Mapping) and recipe.get("description_dropout")
         return self.emit_null() if dropped else self.network.offset_lora()
@@ -102,7 +109,7 @@ class Emission:
     """Adapters of some descriptions.
 
     Attributes:
-        adapters: one a description.
+        adapters: one a description, float32.
         familiarities: how near each is to the training tasks; None where those are not known.
     """
 
@@ -167,14 +174,23 @@ def save_hypernetwork(
         "targets": [asdict(t) for t in checkpoint.network.targets],
         "provenance": dict(checkpoint.provenance),
     }
-    known = checkpoint.known_tasks
+    known, multi_task = checkpoint.known_tasks, checkpoint.multi_task
+    description["multi_task"] = multi_task is not None
     if known is not None:
         description["known_tasks"] = {"names": known.names, "near": known.near, "far": known.far}
 
     def write(temporary: Path) -> None:
         save_file(state, temporary / WEIGHTS_FILE)
         if known is not None:
-            save_file({"centres": known.centres.to(torch.float16)}, temporary / KNOWN_TASKS_FILE)
+            located = {"centres": known.centres.to(torch.float16), "sense": known.sense}
+            save_file(located, temporary / KNOWN_TASKS_FILE)
+        if multi_task is not None:
+            factors = {
+                f"{name}.{side}": factor.detach().to(dtype or factor.dtype).contiguous()
+                for name, pair in multi_task.factors.items()
+                for side, factor in zip("ab", pair, strict=True)
+            }
+            save_file(factors, temporary / MULTI_TASK_FILE)
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=1), "utf-8")
 
     write_directory(folder, write)
@@ -212,18 +228,24 @@ def load_hypernetwork(
 def _read(folder: Path) -> HypernetworkCheckpoint:
     checkpoint = _described(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    stored = read_tensors(path)
-    broken = next((name for name, tensor in stored.items() if not bool(tensor.isfinite().all())), None)
-    if broken is not None:
-        raise ShoalError(f"{path}: {broken} holds numbers that are not finite; copy or train it again")
-    state = {name: tensor.float() for name, tensor in stored.items()}
+    state = _finite_tensors(path)
     try:
         checkpoint.network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise ShoalError(f"{path} is not this network's ({reason(error)}); copy or train it again") from None
     architecture = checkpoint.network.architecture
     dim = None if architecture.reads == "states" else architecture.task_dim
-    return replace(checkpoint, known_tasks=_known_tasks(folder, dim))
+    known, multi_task = _known_tasks(folder, dim), _multi_task(folder, checkpoint.network)
+    return replace(checkpoint, known_tasks=known, multi_task=multi_task)
+
+
+def _finite_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, float32."""
+    stored = read_tensors(path)
+    broken = next((name for name, tensor in stored.items() if not bool(tensor.isfinite().all())), None)
+    if broken is not None:
+        raise ShoalError(f"{path}: {broken} holds numbers that are not finite; copy or train it again")
+    return {name: tensor.float() for name, tensor in stored.items()}
 
 
 def _known_tasks(folder: Path, dim: int | None) -> KnownTasks | None:
@@ -232,18 +254,35 @@ def _known_tasks(folder: Path, dim: int | None) -> KnownTasks | None:
     if record is None:
         return None
     path = folder / KNOWN_TASKS_FILE
-    centres = read_tensors(path).get("centres")
+    located = _finite_tensors(path)
+    centres, sense = located.get("centres"), located.get("sense")
     fits = centres is not None and centres.dim() == 2 and dim in (None, centres.shape[1])
-    if centres is None or not fits or not bool(centres.isfinite().all()):
+    if centres is None or sense is None or not fits:
         raise ShoalError(
-            f"{path} does not hold finite centres of {dim or 'some'} numbers; copy or train it again"
+            f"{path} does not hold centres of {dim or 'some'} numbers and a probe; copy or train it again"
         )
     try:
         names = tuple(_typed(name, str) for name in _typed(record["names"], list))
         near, far = (float(_typed(record[end], int | float)) for end in ("near", "far"))
-        return KnownTasks(names, torch.nn.functional.normalize(centres.float(), dim=-1), near, far)
+        return KnownTasks(names, torch.nn.functional.normalize(centres, dim=-1), near, far, sense)
     except (UsageError, KeyError, TypeError) as error:
         raise ShoalError(f"{folder / CONFIG_FILE}: known_tasks ({error}); copy or train it again") from None
+
+
+def _multi_task(folder: Path, network: Hypernetwork) -> LoRA | None:
+    if not read_json(folder / CONFIG_FILE).get("multi_task"):
+        return None
+    path = folder / MULTI_TASK_FILE
+    state = _finite_tensors(path)
+    try:
+        factors = {t.name: LoraFactors(state[f"{t.name}.a"], state[f"{t.name}.b"]) for t in network.targets}
+        lora = LoRA(factors, network.architecture.alpha)
+        network.check_fits(lora)
+    except (UsageError, KeyError, IndexError) as error:
+        raise ShoalError(
+            f"{path} is no LoRA of this network's modules ({reason(error)}); copy it again"
+        ) from None
+    return lora
 
 
 def _described(path: Path) -> HypernetworkCheckpoint:

@@ -20,3 +20,8 @@ def gibberish(seed: float | str, words: int = 12) -> str:
 def word_salad(seed: float | str, vocabulary: Sequence[str], words: int = 12) -> str:
     """`words` words of a vocabulary, at random."""
     return " ".join(random.Random(seed).choices(vocabulary, k=words))
+
+
+def vocabulary(texts: Sequence[Sequence[str]]) -> list[str]:
+    """The words of every task's texts, each once, sorted."""
+    return sorted({word for own in texts for text in own for word in text.split()})

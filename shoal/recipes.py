@@ -7,6 +7,7 @@ refused before it trains. Checkpoints and logs go to a folder of their own, from
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from shoal.hypernetwork_store import (
 )
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
-from shoal.nonsense import gibberish
+from shoal.nonsense import gibberish, vocabulary, word_salad
 from shoal.procedural.relabel import is_copy
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import TaskEncoder
@@ -44,7 +45,7 @@ from shoal.training.run_folder import check_run_folder
 log = logging.getLogger(__name__)
 
 Start = StoredAdapter | HypernetworkCheckpoint  # what a hypernetwork's training may go on from
-DESCRIPTIONS_A_TASK, NONSENSE = 24, 200  # what the distances between tasks are measured on
+DESCRIPTIONS_A_TASK, NONSENSE = 24, 1000  # texts that familiarity is measured on, the latter of each kind
 
 
 def make_lora(
@@ -207,18 +208,25 @@ def make_hypernetwork_from_adapters(
 
 
 def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | None:
-    """Where training tasks are, by their first descriptions and against random letters.
+    """Where training tasks are, by their first descriptions, and what tells those from nonsense.
 
     Relabelled copies are left out: each is beside its original, as no unseen task is beside a trained one.
     None, with a warning, where that tells nothing: a few tasks are as far from one another as from nonsense.
     """
     tasks = [task for task in tasks if not is_copy(task)]
     texts = [list(task.descriptions[:DESCRIPTIONS_A_TASK]) for task in tasks]
+    words = vocabulary(texts)
     encoder.encode([text for own in texts for text in own])  # in full batches; the cache keeps them
-    nonsense = encoder.encode([gibberish(f"known tasks/{number}") for number in range(NONSENSE)])
+    chance = random.Random("known tasks")
+    lengths = [chance.randint(3, 16) for _ in range(NONSENSE)]
+    letters = [gibberish(f"known tasks/{number}", length) for number, length in enumerate(lengths)]
+    salad = [word_salad(f"known tasks/{number}", words, length) for number, length in enumerate(lengths)]
     try:
         return KnownTasks.measure(
-            [task.name for task in tasks], [encoder.encode(own) for own in texts], nonsense
+            [task.name for task in tasks],
+            [encoder.encode(own) for own in texts],
+            encoder.encode(letters),
+            encoder.encode(salad),
         )
     except UsageError as error:
         log.warning("the hypernetwork cannot tell how near a description is to its tasks: %s", error)

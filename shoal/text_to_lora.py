@@ -322,6 +322,7 @@ def _known(familiarity: Familiarity | None) -> dict[str, Any]:
         "nearest_tasks": dict(familiarity.nearest),
         "distance": round(familiarity.distance, 4),
         "confidence": round(familiarity.confidence, 4),
+        "nonsense": familiarity.nonsense,
     }
 
 

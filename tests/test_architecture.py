@@ -30,6 +30,7 @@ LEVELS = {
     "expert_attachment": 1,
     "row_adapters": 1,
     "sampling": 1,
+    "logistic": 0,
     "familiarity": 1,
     "heads": 1,
     "hypernetwork": 1,

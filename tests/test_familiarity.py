@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from shoal.errors import UsageError
 from shoal.familiarity import KnownTasks
 
+SENSIBLE = torch.tensor([0.0, 0.0, 1.0])  # whatever the text
+
 
 def known(near: float = 0.2, far: float = 0.6) -> KnownTasks:
-    return KnownTasks(("east", "north", "west"), torch.tensor([[1.0, 0], [0, 1], [-1, 0]]), near, far)
+    return KnownTasks(
+        ("east", "north", "west"), torch.tensor([[1.0, 0], [0, 1], [-1, 0]]), near, far, SENSIBLE
+    )
 
 
 def test_the_nearest_tasks_are_by_direction() -> None:
@@ -26,35 +32,51 @@ def test_the_nearest_tasks_are_by_direction() -> None:
 def test_confidence_falls_between_near_and_far(distance: float, confidence: float) -> None:
     assert known().confidence(distance) == pytest.approx(confidence)
     angle = torch.acos(torch.tensor(1 - distance))
-    task = KnownTasks(("east",), torch.tensor([[1.0, 0.0]]), 0.2, 0.6)
+    task = KnownTasks(("east",), torch.tensor([[1.0, 0.0]]), 0.2, 0.6, SENSIBLE)
     (found,) = task.compare(torch.stack([angle.cos(), angle.sin()])[None])
-    assert found.confidence == pytest.approx(confidence, abs=1e-5)
+    assert found.confidence == pytest.approx(confidence, abs=1e-5) and not found.nonsense
+
+
+def test_nonsense_has_no_confidence_however_near() -> None:
+    north_is_nonsense = replace(known(), sense=torch.tensor([0.0, -1.0, 0.5]))
+    east, north = north_is_nonsense.compare(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+    assert (east.confidence, east.nonsense) == (1, False)
+    assert (north.confidence, north.nonsense) == (0, True) and north.distance == 0
 
 
 def test_distances_are_measured_on_other_tasks_and_on_nonsense() -> None:
     generator = torch.Generator().manual_seed(0)
     axes = torch.eye(8)[:4] + 0.5  # four tasks with something in common
     descriptions = [axis + 0.05 * torch.randn(6, 8, generator=generator) for axis in axes]
-    nonsense = -0.5 + 0.1 * torch.randn(50, 8, generator=generator)
-    measured = KnownTasks.measure(("a", "b", "c", "d"), descriptions, nonsense)
+    letters = -0.5 + 0.1 * torch.randn(50, 8, generator=generator)
+    words = axes.mean(0) * torch.tensor([1.0] * 4 + [-1.0] * 4) + 0.05 * torch.randn(
+        50, 8, generator=generator
+    )
+    measured = KnownTasks.measure(("a", "b", "c", "d"), descriptions, letters, words)
     torch.testing.assert_close(measured.centres.norm(dim=-1), torch.ones(4))
     between = 1 - (measured.centres @ measured.centres.T)
     apart = float(between[~torch.eye(4, dtype=torch.bool)].mean())
     assert measured.near == pytest.approx(apart, abs=0.1)  # not the distance to their own centre, almost 0
     assert 1.5 < measured.far < 2
-    trusted = [f for f in measured.compare(nonsense) if f.confidence > 0]
+    trusted = [f for f in measured.compare(letters) if measured.confidence(f.distance) > 0]
     assert 0 < len(trusted) <= 5  # one in ten
+    assert all(f.nonsense for f in measured.compare(torch.cat([letters, words])))
     for task, own in zip("abcd", descriptions, strict=True):
-        assert all(next(iter(f.nearest)) == task and f.confidence == 1 for f in measured.compare(own))
+        assert all(
+            next(iter(f.nearest)) == task and f.confidence == 1 and not f.nonsense
+            for f in measured.compare(own)
+        )
 
 
 def test_what_tells_nothing_is_refused() -> None:
     rows = torch.eye(4)
     with pytest.raises(UsageError, match="at least 2 of them, got 1"):
-        KnownTasks.measure(("a",), [rows], rows)
+        KnownTasks.measure(("a",), [rows], rows, rows)
     with pytest.raises(UsageError, match="nonsense is 0 from the nearest task and most descriptions 1 from"):
-        KnownTasks.measure(("a", "b"), [rows[:1], rows[1:2]], rows[:2])
+        KnownTasks.measure(("a", "b"), [rows[:1], rows[1:2]], rows[:2], rows[2:])
     with pytest.raises(UsageError, match="near < far"):
-        KnownTasks(("a", "b"), rows[:2], 0.3, 0.2)
+        KnownTasks(("a", "b"), rows[:2], 0.3, 0.2, torch.ones(5))
     with pytest.raises(UsageError, match="got 2 for 1"):
-        KnownTasks(("a",), rows[:2], 0.1, 0.2)
+        KnownTasks(("a",), rows[:2], 0.1, 0.2, torch.ones(5))
+    with pytest.raises(UsageError, match="the probe for nonsense has 4 numbers, not 5"):
+        KnownTasks(("a", "b"), rows[:2], 0.1, 0.2, torch.ones(4))

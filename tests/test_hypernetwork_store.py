@@ -20,13 +20,14 @@ from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import (
     CONFIG_FILE,
     KNOWN_TASKS_FILE,
+    MULTI_TASK_FILE,
     WEIGHTS_FILE,
     HypernetworkCheckpoint,
     average,
     load_hypernetwork,
     save_hypernetwork,
 )
-from shoal.lora import TargetModule
+from shoal.lora import LoRA, LoraFactors, TargetModule
 
 ARCHITECTURE = Architecture(task_dim=12, rank=2, alpha=4.0, latent_size=8, hidden_size=12)
 TARGETS = tuple(TargetModule(f"layers.{n}.q", n, "q", 8, 16) for n in range(2))
@@ -217,7 +218,7 @@ def test_there_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 class FixedEncoder:
-    """Two descriptions: one where a known task is, one far away."""
+    """Two descriptions: one where a known task is; one far away, nonsense to the probe of `known`."""
 
     dim = ARCHITECTURE.task_dim
 
@@ -227,7 +228,7 @@ class FixedEncoder:
 
 def known() -> KnownTasks:
     centres = torch.nn.functional.normalize(torch.ones(2, ARCHITECTURE.task_dim), dim=-1)
-    return KnownTasks(("one", "other"), centres, 0.5, 1.5)
+    return KnownTasks(("one", "other"), centres, 0.5, 1.5, torch.ones(ARCHITECTURE.task_dim + 1))
 
 
 def test_known_tasks_come_back(tmp_path: Path) -> None:
@@ -235,11 +236,12 @@ def test_known_tasks_come_back(tmp_path: Path) -> None:
     loaded = load_hypernetwork(tmp_path / "network").known_tasks
     assert loaded is not None and (loaded.names, loaded.near, loaded.far) == (("one", "other"), 0.5, 1.5)
     torch.testing.assert_close(loaded.centres, known().centres, atol=1e-3, rtol=0)
+    assert torch.equal(loaded.sense, known().sense)
     save_hypernetwork(checkpoint_of(), tmp_path / "without")
     assert load_hypernetwork(tmp_path / "without").known_tasks is None
 
 
-def test_a_strange_description_gets_the_shared_adapter() -> None:
+def test_nonsense_gets_the_shared_adapter() -> None:
     checkpoint = checkpoint_of()
     checkpoint.network.eval()
     plain = checkpoint.emit(FixedEncoder(), ["near", "strange"])
@@ -250,7 +252,7 @@ def test_a_strange_description_gets_the_shared_adapter() -> None:
     assert [f.confidence for f in emission.familiarities] == [1, 0]
 
 
-def test_where_no_description_was_trained_a_strange_one_gets_its_adapter() -> None:
+def test_where_no_description_was_trained_nonsense_gets_its_adapter() -> None:
     facts = {"config": {"description_dropout": 0.05}}
     plain = dataclasses.replace(checkpoint_of(), provenance=facts)
     plain.network.eval()
@@ -259,20 +261,57 @@ def test_where_no_description_was_trained_a_strange_one_gets_its_adapter() -> No
     assert emission.adapters.row(1) == plain.emit_null() == plain.fallback != plain.network.offset_lora()
 
 
-def test_a_description_between_gets_an_adapter_between() -> None:
+def test_a_far_description_keeps_its_own_adapter() -> None:
     plain = checkpoint_of()
     plain.network.eval()
-    aside = KnownTasks(("one", "other"), torch.eye(ARCHITECTURE.task_dim)[:2], 0.0, 2.0)
-    emission = dataclasses.replace(plain, known_tasks=aside).emit(FixedEncoder(), ["near"])
-    assert emission.familiarities is not None
-    kept = emission.familiarities[0].confidence
-    assert 0.5 < kept < 0.8
-    shared, own = plain.network.offset_lora(), plain.emit(FixedEncoder(), ["near"]).adapters.row(0)
-    for name, (a, b) in emission.adapters.row(0).factors.items():
-        expected = [
-            kept * f + (1 - kept) * s for f, s in zip(own.factors[name], shared.factors[name], strict=True)
-        ]
-        torch.testing.assert_close([a, b], expected)
+    sensible = dataclasses.replace(known(), sense=torch.zeros(ARCHITECTURE.task_dim + 1))
+    emission = dataclasses.replace(plain, known_tasks=sensible).emit(FixedEncoder(), ["strange"])
+    assert emission.familiarities is not None and emission.familiarities[0].confidence == 0
+    assert emission.adapters.row(0) == plain.emit(FixedEncoder(), ["strange"]).adapters.row(0)
+
+
+def multi_task(alpha: float = ARCHITECTURE.alpha) -> LoRA:
+    lora = LoRA.identity(TARGETS, ARCHITECTURE.rank, alpha, generator=torch.Generator().manual_seed(5))
+    return LoRA({n: LoraFactors(f.a, f.b + 0.25) for n, f in lora.factors.items()}, alpha)
+
+
+def test_a_multi_task_lora_comes_back_and_serves_nonsense(tmp_path: Path) -> None:
+    both = dataclasses.replace(checkpoint_of(), known_tasks=known(), multi_task=multi_task())
+    save_hypernetwork(both, tmp_path / "network")
+    loaded = load_hypernetwork(tmp_path / "network")
+    assert loaded.multi_task == loaded.fallback == multi_task()
+    emission = loaded.emit(FixedEncoder(), ["near", "strange", "near"])
+    assert emission.adapters.row(1) == multi_task()
+    plain = dataclasses.replace(loaded, known_tasks=None).emit(FixedEncoder(), ["near", "strange", "near"])
+    for row in (0, 2):
+        assert emission.adapters.row(row) == plain.adapters.row(row) != multi_task()
+    save_hypernetwork(checkpoint_of(), tmp_path / "without")
+    assert load_hypernetwork(tmp_path / "without").multi_task is None
+    assert not (tmp_path / "without" / MULTI_TASK_FILE).exists()
+
+
+def test_a_multi_task_lora_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match="alpha 3, 2 modules. does not fit the hypernetwork .rank 2, alpha 4"
+    ):
+        dataclasses.replace(checkpoint_of(), multi_task=multi_task(alpha=3.0))
+
+
+@pytest.mark.parametrize("damage", ["missing", "a tensor missing", "other shapes", "not a number"])
+def test_damaged_multi_task_loras(damage: str, tmp_path: Path) -> None:
+    save_hypernetwork(dataclasses.replace(checkpoint_of(), multi_task=multi_task()), tmp_path / "network")
+    path = tmp_path / "network" / MULTI_TASK_FILE
+    state = load_file(path)
+    name = f"{TARGETS[0].name}.a"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "a tensor missing":
+        save_file({n: t for n, t in state.items() if n != name}, path)
+    else:
+        broken = torch.full_like(state[name], torch.nan) if damage == "not a number" else torch.ones(3, 8)
+        save_file({**state, name: broken}, path)
+    with pytest.raises(ShoalError, match="multi_task"):
+        load_hypernetwork(tmp_path / "network")
 
 
 class StatesEncoder(FixedEncoder):
@@ -326,14 +365,18 @@ def test_what_has_no_average() -> None:
         average([checkpoint_of("M"), one])
 
 
-@pytest.mark.parametrize("damage", ["missing", "shape", "names", "ends"])
+@pytest.mark.parametrize("damage", ["missing", "shape", "probe", "short probe", "names", "ends"])
 def test_damaged_known_tasks(damage: str, tmp_path: Path) -> None:
     folder = tmp_path / "network"
     save_hypernetwork(dataclasses.replace(checkpoint_of(), known_tasks=known()), folder)
     if damage == "missing":
         (folder / KNOWN_TASKS_FILE).unlink()
     elif damage == "shape":
-        save_file({"centres": torch.ones(2, 5)}, folder / KNOWN_TASKS_FILE)
+        save_file({"centres": torch.ones(2, 5), "sense": torch.ones(13)}, folder / KNOWN_TASKS_FILE)
+    elif damage == "probe":
+        save_file({"centres": torch.ones(2, 12)}, folder / KNOWN_TASKS_FILE)
+    elif damage == "short probe":
+        save_file({"centres": torch.ones(2, 12), "sense": torch.ones(12)}, folder / KNOWN_TASKS_FILE)
     else:
         change = {"names": ["one", 2], "near": 0.1, "far": 1} if damage == "names" else {"names": ["a", "b"]}
         change_description(known_tasks=change)(folder)

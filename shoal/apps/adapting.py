@@ -301,4 +301,6 @@ def _nearest(facts: Mapping[str, Any]) -> str | None:
         return None
     name, confidence = next(iter(facts["nearest_tasks"])), facts["confidence"]
     text = f"{name}, distance {facts['distance']:.2f}, confidence {confidence:.2f}"
-    return text if confidence == 1 else f"{text}: far from all training tasks, so held back to that share"
+    if facts["nonsense"]:
+        return f"{text}: the description reads as nonsense, so it gets the adapter of no task"
+    return text if confidence == 1 else f"{text}: far from all training tasks, so less sure"

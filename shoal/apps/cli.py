@@ -36,7 +36,13 @@ from shoal.apps.registry import (
 from shoal.apps.scoring import evaluate
 from shoal.apps.serving import serve
 from shoal.apps.settings import Output, command
-from shoal.apps.training import average_networks, train_lora, train_multi_task, train_text_to_lora
+from shoal.apps.training import (
+    average_networks,
+    set_fallback,
+    train_lora,
+    train_multi_task,
+    train_text_to_lora,
+)
 from shoal.errors import ShoalError, UsageError
 
 log = logging.getLogger(__name__)
@@ -63,6 +69,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., Output]]]] = {
             "multi-task": train_multi_task,
             "text-to-lora": train_text_to_lora,
             "average": average_networks,
+            "fallback": set_fallback,
             "expert": train_expert,
             "dispatch": train_dispatch,
         },

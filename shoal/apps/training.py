@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,6 +171,42 @@ def average_networks(averaged: Averaged) -> Output:
     count = len(averaged.network)
     return Output(
         {"averaged": count, "path": str(averaged.out)}, f"mean of {count} written to {averaged.out}"
+    )
+
+
+class Fallback(BaseModel):
+    """Which hypernetwork, which adapter, and where both go."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: Path = Field(description="directory of a hypernetwork")
+    adapter: Path = Field(description="directory of the LoRA, as of `shoal train multi-task`")
+    out: Path = Field(description="directory to write the result to")
+
+
+def set_fallback(given: Fallback) -> Output:
+    """Give a hypernetwork the LoRA that nonsense gets.
+
+    Without one, nonsense gets the hypernetwork's own adapter of no description.
+    """
+    import torch
+
+    from shoal.adapter_store import load_adapter
+    from shoal.files import check_place
+    from shoal.hypernetwork_store import HYPERNETWORK_FILES, load_hypernetwork, save_hypernetwork
+
+    check_place(given.out, HYPERNETWORK_FILES)
+    network, adapter = load_hypernetwork(given.network), load_adapter(given.adapter)
+    if not adapter.made_for(network.base_model):
+        raise UsageError(
+            f"{given.adapter} is for {adapter.base_model}, not {network.base_model}; train another"
+        )
+    card = adapter.card.model_dump(mode="json") if adapter.card else None
+    facts = {**network.provenance, "multi_task": card}
+    both = replace(network, multi_task=adapter.lora, provenance=facts)
+    save_hypernetwork(both, given.out, torch.bfloat16)
+    return Output(
+        {"path": str(given.out)}, f"hypernetwork with {given.adapter} for nonsense written to {given.out}"
     )
 
 

@@ -43,8 +43,9 @@ def label_sets(tasks: Sequence[Task], count: int, seed: int = 0) -> list[Task]:
     """`count` tasks with labels of `tasks`, or none where no task has as many labels as are needed.
 
     A task gives labels if it has `LEAST_LABELS` to `MOST_LABELS` of them, of at most `MOST_WORDS` words and
-    without commas, with at least `EXAMPLES_A_LABEL` training examples each; numbers and letters are no labels. The results have no test part. They are named as
-    relabelled copies are, and depend on the tasks, the count and the seed alone.
+    without commas, with at least `EXAMPLES_A_LABEL` training examples each; numbers and letters are no labels.
+    The results have no test part. They are named as relabelled copies are, and depend on the tasks, the count
+    and the seed alone.
     """
     given = [labels for task in tasks if len(labels := _labels(task)) >= LEAST_LABELS]
     return [

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shoal.hypernetwork import Hypernetwork
-from shoal.nonsense import gibberish, word_salad
+from shoal.nonsense import gibberish, vocabulary, word_salad
 from shoal.task_embedding import TaskEncoder, read_texts
 from shoal.tasks import Task
 
@@ -29,7 +29,7 @@ class Descriptions:
     def __init__(self, encoder: TaskEncoder, network: Hypernetwork, tasks: Sequence[Task]) -> None:
         """Read the descriptions of `tasks`."""
         self._texts = [task.descriptions for task in tasks]
-        self._vocabulary = sorted({word for own in self._texts for text in own for word in text.split()})
+        self._vocabulary = vocabulary(self._texts)
         self._read = partial(read_texts, encoder, network)
         self._kept: dict[str, Tensor] = {}
         if network.architecture.reads != "states":

@@ -384,6 +384,18 @@ def test_two_hypernetworks_are_averaged(shoal: Shoal, tiny_llama: Path, tmp_path
     assert ended.code == 2 and "at least 2 hypernetworks, got 1" in ended.err
 
 
+def test_a_hypernetwork_gets_an_adapter_for_nonsense(
+    shoal: Shoal, multi_task: Path, hypernetwork: Path, tmp_path: Path
+) -> None:
+    given = ("train", "fallback", "--network", hypernetwork, "--adapter", multi_task)
+    ended = shoal(*given, "--out", tmp_path / "both", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.record == {"path": str(tmp_path / "both")}
+    checkpoint, adapter = load_hypernetwork(tmp_path / "both"), load_adapter(multi_task)
+    assert checkpoint.fallback == adapter.lora.to(torch.bfloat16).to(torch.float32)
+    assert checkpoint.provenance["multi_task"]["scores"] == adapter.card.scores
+
+
 def test_train_multi_task_on_the_training_split(multi_task: Path) -> None:
     card = load_adapter(multi_task).card
     assert card is not None and card.trained and card.notes == ("Trained on 2 tasks.",)

@@ -1,0 +1,276 @@
+"""Text-to-LoRA's score on unseen tasks by training tasks and tokens: short runs, some seeds.
+
+    python benchmarks/task_scaling.py --start DIR
+
+Each run trains the recipe of configs/text_to_lora.yaml for few steps on a share of the training tasks, from
+one multi-task LoRA, and is scored on the validation tasks. Runs are kept under --work and go on where they
+stopped; two processes may work on different --shares or --seeds, and --report joins what is there. Writes
+docs/results/task_scaling.json, .md and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from _machine import DATA, ROOT, machine, table
+from matplotlib.figure import Figure
+
+from shoal.adapter_store import load_adapter
+from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
+from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
+from shoal.controls import other_description, right_description
+from shoal.evaluation import Method, Report, evaluate
+from shoal.files import write_file
+from shoal.metrics import bootstrap_interval
+from shoal.procedural.catalogue import procedural_tasks
+from shoal.procedural.label_sets import label_sets
+from shoal.procedural.relabel import relabel
+from shoal.recipes import make_hypernetwork
+from shoal.tasks import Split, Task, load_split, remove_leaks
+from shoal.text_to_lora import TextToLoRA
+
+START = "multi-task LoRA that all start from"
+RECIPE = ROOT / "configs" / "text_to_lora.yaml"
+WARMUP = 0.04
+
+
+def main() -> None:
+    args = parse()
+    backbone = load_backbone(DEFAULT_MODEL)
+    split = load_split(args.data)
+    if not args.report:
+        for share in args.shares:
+            for seed in args.seeds:
+                one_run(args, backbone, split, share, seed)
+        start_report(args, backbone, split)
+    runs = sorted(args.work.glob("*/report.json"))
+    facts = [json.loads(path.read_text("utf-8")) for path in runs]
+    write(args, backbone, facts)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--start", type=Path, help="PEFT directory of the multi-task LoRA that every run starts from")
+    add("--shares", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0], help="of the training tasks")
+    add("--seeds", type=int, nargs="+", default=[0], help="of the drawn tasks, initialisation and batches")
+    add("--steps", type=int, default=240, help="of each run")
+    add("--examples", type=int, default=20, help="test examples a task")
+    add("--data", type=Path, default=DATA)
+    add(
+        "--work",
+        type=Path,
+        default=ROOT / "runs" / "task_scaling",
+        help="runs that are finished, and checkpoints",
+    )
+    add("--out", type=Path, default=ROOT / "docs" / "results")
+    add("--report", action="store_true", help="only write the results of the runs that are there")
+    args = parser.parse_args()
+    if not args.report and not args.start:
+        parser.error("--start DIR is needed to train")
+    return args
+
+
+def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: float, seed: int) -> None:
+    """Train and score one network, unless it was."""
+    place = args.work / f"share{share:g}-seed{seed}"
+    if (place / "report.json").is_file():
+        return
+    recipe = yaml.safe_load(RECIPE.read_text("utf-8"))
+    tasks = chosen_tasks(split, recipe, share, seed)
+    own = {name: value for name, value in recipe.items() if value != "none"}
+    sizes = TextToLoRAConfig(
+        num_layers_to_adapt=None, **{k: v for k, v in own.items() if k in TextToLoRAConfig.model_fields}
+    )
+    training = {k: v for k, v in own.items() if k in HypernetworkTrainingConfig.model_fields}
+    training |= {"steps": args.steps, "warmup": WARMUP, "seed": seed, "checkpoint_every": 40}
+    say(f"{place.name}: {len(tasks)} tasks")
+    if not (place / "network").is_dir():
+        make_hypernetwork(
+            backbone,
+            with_made_ones(tasks, recipe, share, split),
+            place / "network",
+            sizes=sizes,
+            training=HypernetworkTrainingConfig(**training),
+            run=place / "run",
+            start=load_adapter(args.start),
+            held_out=split.validation,
+            monitor_examples=recipe["monitor_examples"],
+            max_descriptions=recipe["max_descriptions"],
+            show_progress=False,
+        )
+    generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place / "network")
+    unguarded = replace(generator.checkpoint, known_tasks=None)  # few tasks make every description a far one
+    methods = [
+        right_description(unguarded, generator.encoder),
+        other_description(unguarded, generator.encoder, split.validation),
+    ]
+    facts = {"share": share, "seed": seed, "tasks": len(tasks), "steps": args.steps}
+    facts |= {
+        "tokens": generator.checkpoint.provenance["tokens"],
+        "curve": curve(place / "run" / "log.jsonl"),
+    }
+    score(args, backbone, split, methods, facts, place)
+
+
+def chosen_tasks(split: Split, recipe: dict[str, Any], share: float, seed: int) -> Sequence[Task]:
+    """The first tasks of a shuffled list: a smaller share is part of a larger one."""
+    size = recipe["procedural"]
+    given = [*split.train, *procedural_tasks(size=size, test_size=size // 8)]
+    random.Random(seed).shuffle(given)
+    return given[: max(2, round(share * len(given)))]
+
+
+def with_made_ones(tasks: Sequence[Task], recipe: dict[str, Any], share: float, split: Split) -> list[Task]:
+    """The tasks, their relabelled copies and label sets of theirs, as the recipe has them."""
+    copies = (relabel(task, number) for number in range(recipe["relabelled"]) for task in tasks)
+    sets = label_sets(tasks, round(share * recipe["label_sets"]))
+    return remove_leaks([*tasks, *(copy for copy in copies if copy is not None), *sets], split.validation)
+
+
+def start_report(args: argparse.Namespace, backbone: Backbone, split: Split) -> None:
+    """Score what every run starts from."""
+    place = args.work / "start"
+    if not (place / "report.json").is_file():
+        lora = load_adapter(args.start).lora
+        score(args, backbone, split, [Method(START, lambda task: lora)], {"share": 0}, place)
+
+
+def score(
+    args: argparse.Namespace,
+    backbone: Backbone,
+    split: Split,
+    methods: Sequence[Method],
+    facts: dict[str, Any],
+    place: Path,
+) -> None:
+    limits = {"examples": args.examples, "max_new_tokens": 40}
+    notes = {**facts, "machine": machine(backbone.dtype), **limits}
+    report = evaluate(backbone, split.validation, methods, samples=0, notes=notes, **limits)
+    place.mkdir(parents=True, exist_ok=True)
+    write_file(place / "report.json", json.dumps(report.to_json()))
+
+
+def curve(log: Path) -> list[dict[str, float]]:
+    """Unseen loss and steering margin at every checkpoint of a run."""
+    rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    return [
+        {key: row[key] for key in ("step", "unseen_loss", "unseen_margin")}
+        for row in rows
+        if "unseen_loss" in row
+    ]
+
+
+def write(args: argparse.Namespace, backbone: Backbone, facts: Sequence[dict[str, Any]]) -> None:
+    reports = [Report.from_json(f) for f in facts]
+    runs = sorted((r for r in reports if r.notes["share"]), key=lambda r: (r.notes["share"], r.notes["seed"]))
+    start = [r for r in reports if not r.notes["share"]]
+    rows = [result_row(r) for r in [*start, *runs]]
+    header = ["training tasks", "seed", "tokens", "ROUGE-L", "exact match", "NLL a token", "steering margin"]
+    notes = runs[0].notes
+    text = [
+        "# Text-to-LoRA's score on unseen tasks by the number of training tasks\n",
+        table(header, rows),
+        f"\n{len(runs[0].tasks)} validation tasks, at most {notes['examples']} test examples each, first "
+        "description; mean over tasks with its 95% bootstrap interval. ROUGE-L and exact match in percent, "
+        "NLL and margin (another task's description minus the right one) in nats. Every run has "
+        f"{notes['steps']} steps of the recipe in configs/text_to_lora.yaml, whose relabelled copies and "
+        "label sets are made of these tasks alone and are not counted. All start from one multi-task LoRA, "
+        "which was trained on all tasks: the number is that of tasks from which steering is learned.\n",
+        *seeds_said(runs),
+        "![Unseen loss and ROUGE-L by number of tasks, and unseen loss by step](task_scaling.png)\n",
+        f"{notes['machine']}.\n",
+        f"Command: `{shlex.join(['python', *sys.argv])}`\n",
+    ]
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_file(args.out / "task_scaling.md", "\n".join(text))
+    write_file(
+        args.out / "task_scaling.json", json.dumps([r.to_json() for r in [*start, *runs]], indent=1) + "\n"
+    )
+    draw(runs, start, args.out / "task_scaling.png")
+    print("\n".join(text))
+
+
+def result_row(report: Report) -> list[str]:
+    first, *others = report.results
+    cells = []
+    for metric, scale in (("rouge_l", 100), ("exact_match", 100), ("nll", 1)):
+        cells.append(interval(list(first.scores[metric].values()), scale))
+    margin = ""
+    if others:
+        pairs = zip(others[0].scores["nll"].values(), first.scores["nll"].values(), strict=True)
+        margin = interval([wrong - right for wrong, right in pairs], 1)
+    if not report.notes["share"]:
+        return [START, "", "", *cells, margin]
+    return [
+        str(report.notes["tasks"]),
+        str(report.notes["seed"]),
+        f"{report.notes['tokens']:,}",
+        *cells,
+        margin,
+    ]
+
+
+def interval(values: Sequence[float], scale: float) -> str:
+    found = bootstrap_interval(values)
+    digits = 1 if scale > 1 else 2
+    return (
+        f"{scale * found.mean:.{digits}f} ({scale * found.low:.{digits}f} to {scale * found.high:.{digits}f})"
+    )
+
+
+def mean(report: Report, metric: str) -> float:
+    return statistics.mean(report.results[0].scores[metric].values())
+
+
+def seeds_said(runs: Sequence[Report]) -> list[str]:
+    """The spread between seeds of the largest share, where there are several."""
+    largest = max(r.notes["share"] for r in runs)
+    scores = [100 * mean(r, "rouge_l") for r in runs if r.notes["share"] == largest]
+    if len(scores) < 2:
+        return []
+    return [
+        f"All tasks, {len(scores)} seeds: ROUGE-L {statistics.mean(scores):.1f}, standard deviation between "
+        f"seeds {statistics.stdev(scores):.1f}.\n"
+    ]
+
+
+def draw(runs: Sequence[Report], start: Sequence[Report], path: Path) -> None:
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    tasks = [r.notes["tasks"] for r in runs]
+    for axis, metric, scale, name in (
+        (axes[0], "nll", 1, "NLL a token"),
+        (axes[1], "rouge_l", 100, "ROUGE-L"),
+    ):
+        axis.plot(tasks, [scale * mean(r, metric) for r in runs], "o", color="#0072b2")
+        for report in start:
+            axis.axhline(scale * mean(report, metric), color="#7a8594", linestyle="--")
+        axis.set(xlabel="training tasks", ylabel=f"{name}, unseen tasks", xscale="log")
+        axis.set_xticks(tasks, [str(t) for t in tasks])
+        axis.minorticks_off()
+    for report in runs:
+        points = report.notes["curve"]
+        label = f"{report.notes['tasks']} tasks, seed {report.notes['seed']}"
+        axes[2].plot([p["step"] for p in points], [p["unseen_loss"] for p in points], label=label)
+    axes[2].set(xlabel="step", ylabel="unseen loss")
+    axes[2].legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The hypernetwork that ships tells descriptions from nonsense, which gets its multi-task LoRA."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.backbone import DEFAULT_MODEL, load_shape
+from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork
+from shoal.nonsense import gibberish
+from shoal.released import shipped_for
+from shoal.task_embedding import TaskEncoder
+
+SENSIBLE = (
+    "Decide whether a movie review is positive or negative.",
+    "Write the plural of an English noun.",
+    "Which team should handle this ticket: billing, shipping or returns?",
+    "German to English.",
+    "You are given a line of Python. Say which sign is missing.",
+    "Turn the date into ISO 8601.",
+    "I need a model that names the chemical symbol of an element.",
+    "Answer yes if the two sentences mean the same, otherwise no.",
+    "Make this model excel at code generation and debugging",
+    "summarise the patient's complaint in five words",
+)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> HypernetworkCheckpoint:
+    folder = shipped_for(load_shape(DEFAULT_MODEL).base_model)
+    assert folder is not None
+    return load_hypernetwork(folder)
+
+
+def test_nonsense_is_told_from_descriptions(shipped: HypernetworkCheckpoint) -> None:
+    known, encoder = shipped.known_tasks, TaskEncoder()
+    assert known is not None
+    letters = [gibberish(f"test/{number}", 3 + number % 12) for number in range(60)]
+    missed = [
+        t for t, f in zip(letters, known.compare(encoder.encode(letters)), strict=True) if not f.nonsense
+    ]
+    assert len(missed) <= 1, missed
+    found = known.compare(encoder.encode(SENSIBLE))
+    assert [t for t, f in zip(SENSIBLE, found, strict=True) if f.nonsense] == []
+
+
+def test_nonsense_gets_the_multi_task_lora(shipped: HypernetworkCheckpoint) -> None:
+    assert shipped.multi_task is not None and shipped.fallback is shipped.multi_task
+    card = shipped.provenance["multi_task"]
+    assert card["trained"] and card["generator"] == "multi-task lora training"
