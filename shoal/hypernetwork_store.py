@@ -77,11 +77,16 @@ class HypernetworkCheckpoint:
         if self.known_tasks is None:
             return Emission(own, None)
         familiarities = self.known_tasks.compare(encoder.encode(descriptions))
-        nonsense = torch.tensor([f.nonsense for f in familiarities], device=device)
+        nonsense = torch.tensor([f.nonsense for f in familiarities], device=device).view(-1, 1, 1)
         if bool(nonsense.any()):
-            for name, rest in self.fallback.factors.items():
-                for factor, other in zip(factors[name], rest, strict=True):
-                    factor[nonsense] = other.to(factor)
+            rest = self.fallback.to(device).factors
+            factors = {
+                name: LoraFactors(
+                    *(torch.where(nonsense, r, f) for r, f in zip(rest[name], pair, strict=True))
+                )
+                for name, pair in factors.items()
+            }
+            own = BatchedLoRA(factors, own.alpha)
         return Emission(own, familiarities)
 
     @cached_property

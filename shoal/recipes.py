@@ -45,7 +45,8 @@ from shoal.training.run_folder import check_run_folder
 log = logging.getLogger(__name__)
 
 Start = StoredAdapter | HypernetworkCheckpoint  # what a hypernetwork's training may go on from
-DESCRIPTIONS_A_TASK, NONSENSE = 24, 1000  # texts that familiarity is measured on, the latter of each kind
+DESCRIPTIONS_A_TASK = 24  # that familiarity is measured on
+LEAST_NONSENSE, MOST_NONSENSE = 100, 1000  # texts of each kind; between these, one for every 8 descriptions
 
 
 def make_lora(
@@ -218,7 +219,8 @@ def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | Non
     words = vocabulary(texts)
     encoder.encode([text for own in texts for text in own])  # in full batches; the cache keeps them
     chance = random.Random("known tasks")
-    lengths = [chance.randint(3, 16) for _ in range(NONSENSE)]
+    count = min(MOST_NONSENSE, max(LEAST_NONSENSE, sum(map(len, texts)) // 8))
+    lengths = [chance.randint(3, 16) for _ in range(count)]
     letters = [gibberish(f"known tasks/{number}", length) for number, length in enumerate(lengths)]
     salad = [word_salad(f"known tasks/{number}", words, length) for number, length in enumerate(lengths)]
     try:
