@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -46,16 +45,15 @@ WARMUP = 0.04
 
 def main() -> None:
     args = parse()
-    backbone = load_backbone(DEFAULT_MODEL)
-    split = load_split(args.data)
     if not args.report:
+        backbone, split = load_backbone(DEFAULT_MODEL), load_split(args.data)
         for share in args.shares:
             for seed in args.seeds:
                 one_run(args, backbone, split, share, seed)
         start_report(args, backbone, split)
     runs = sorted(args.work.glob("*/report.json"))
     facts = [json.loads(path.read_text("utf-8")) for path in runs]
-    write(args, backbone, facts)
+    write(args, facts)
 
 
 def parse() -> argparse.Namespace:
@@ -171,7 +169,7 @@ def curve(log: Path) -> list[dict[str, float]]:
     ]
 
 
-def write(args: argparse.Namespace, backbone: Backbone, facts: Sequence[dict[str, Any]]) -> None:
+def write(args: argparse.Namespace, facts: Sequence[dict[str, Any]]) -> None:
     reports = [Report.from_json(f) for f in facts]
     runs = sorted((r for r in reports if r.notes["share"]), key=lambda r: (r.notes["share"], r.notes["seed"]))
     start = [r for r in reports if not r.notes["share"]]
@@ -188,9 +186,11 @@ def write(args: argparse.Namespace, backbone: Backbone, facts: Sequence[dict[str
         "label sets are made of these tasks alone and are not counted. All start from one multi-task LoRA, "
         "which was trained on all tasks: the number is that of tasks from which steering is learned.\n",
         *seeds_said(runs),
-        "![Unseen loss and ROUGE-L by number of tasks, and unseen loss by step](task_scaling.png)\n",
+        "![NLL and ROUGE-L by number of tasks, and unseen loss by step](task_scaling.png)\n",
+        "Dashed: the multi-task LoRA at the start. The unseen loss is that on "
+        "6 `train` examples a validation task.\n",
         f"{notes['machine']}.\n",
-        f"Command: `{shlex.join(['python', *sys.argv])}`\n",
+        "Commands: " + ", ".join(f"`{command}`" for command in commands(runs)) + "\n",
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     write_file(args.out / "task_scaling.md", "\n".join(text))
@@ -199,6 +199,21 @@ def write(args: argparse.Namespace, backbone: Backbone, facts: Sequence[dict[str
     )
     draw(runs, start, args.out / "task_scaling.png")
     print("\n".join(text))
+
+
+def commands(runs: Sequence[Report]) -> list[str]:
+    """What trains and scores these runs: one command for the seeds that have the same shares."""
+    shares = {r.notes["seed"]: [] for r in runs}
+    for run in runs:
+        shares[run.notes["seed"]].append(f"{run.notes['share']:g}")
+    seeds: dict[str, list[str]] = {}
+    for seed, own in shares.items():
+        seeds.setdefault(" ".join(own), []).append(str(seed))
+    return [
+        f"python benchmarks/task_scaling.py --start DIR --steps {runs[0].notes['steps']} --shares {own} "
+        f"--seeds {' '.join(numbers)}"
+        for own, numbers in seeds.items()
+    ]
 
 
 def result_row(report: Report) -> list[str]:
@@ -246,7 +261,7 @@ def seeds_said(runs: Sequence[Report]) -> list[str]:
 
 
 def draw(runs: Sequence[Report], start: Sequence[Report], path: Path) -> None:
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     tasks = [r.notes["tasks"] for r in runs]
     for axis, metric, scale, name in (
@@ -257,14 +272,14 @@ def draw(runs: Sequence[Report], start: Sequence[Report], path: Path) -> None:
         for report in start:
             axis.axhline(scale * mean(report, metric), color="#7a8594", linestyle="--")
         axis.set(xlabel="training tasks", ylabel=f"{name}, unseen tasks", xscale="log")
-        axis.set_xticks(tasks, [str(t) for t in tasks])
+        axis.set_xticks(sorted(set(tasks)), [str(t) for t in sorted(set(tasks))])
         axis.minorticks_off()
     for report in runs:
         points = report.notes["curve"]
         label = f"{report.notes['tasks']} tasks, seed {report.notes['seed']}"
         axes[2].plot([p["step"] for p in points], [p["unseen_loss"] for p in points], label=label)
     axes[2].set(xlabel="step", ylabel="unseen loss")
-    axes[2].legend(frameon=False, fontsize=7)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
