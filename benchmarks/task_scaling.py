@@ -30,16 +30,16 @@ from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.controls import other_description, right_description
 from shoal.evaluation import Method, Report, evaluate
 from shoal.files import write_file
-from shoal.metrics import bootstrap_interval
+from shoal.metrics import bootstrap_difference
 from shoal.procedural.catalogue import procedural_tasks
 from shoal.procedural.label_sets import label_sets
 from shoal.procedural.relabel import relabel
 from shoal.recipes import make_hypernetwork
+from shoal.reports import METRICS, cell
 from shoal.tasks import Split, Task, load_split, remove_leaks
 from shoal.text_to_lora import TextToLoRA
 
 START = "multi-task LoRA that all start from"
-RECIPE = ROOT / "configs" / "text_to_lora.yaml"
 WARMUP = 0.04
 
 
@@ -82,11 +82,11 @@ def parse() -> argparse.Namespace:
 def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: float, seed: int) -> None:
     """Train and score one network, unless it was."""
     place = args.work / f"share{share:g}-seed{seed}"
-    if (place / "report.json").is_file():
+    if scored(args, place):
         return
-    recipe = yaml.safe_load(RECIPE.read_text("utf-8"))
-    tasks = chosen_tasks(split, recipe, share, seed)
-    own = {name: value for name, value in recipe.items() if value != "none"}
+    given = recipe()
+    tasks = chosen_tasks(split, given["procedural"], share, seed)
+    own = {name: value for name, value in given.items() if value != "none"}
     sizes = TextToLoRAConfig(
         num_layers_to_adapt=None, **{k: v for k, v in own.items() if k in TextToLoRAConfig.model_fields}
     )
@@ -96,15 +96,15 @@ def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: f
     if not (place / "network").is_dir():
         make_hypernetwork(
             backbone,
-            with_made_ones(tasks, recipe, share, split),
+            with_made_ones(tasks, given, share, split),
             place / "network",
             sizes=sizes,
             training=HypernetworkTrainingConfig(**training),
             run=place / "run",
             start=load_adapter(args.start),
             held_out=split.validation,
-            monitor_examples=recipe["monitor_examples"],
-            max_descriptions=recipe["max_descriptions"],
+            monitor_examples=given["monitor_examples"],
+            max_descriptions=given["max_descriptions"],
             show_progress=False,
         )
     generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place / "network")
@@ -121,27 +121,43 @@ def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: f
     score(args, backbone, split, methods, facts, place)
 
 
-def chosen_tasks(split: Split, recipe: dict[str, Any], share: float, seed: int) -> Sequence[Task]:
+def recipe() -> dict[str, Any]:
+    """What ships was trained with these settings."""
+    return yaml.safe_load((ROOT / "configs" / "text_to_lora.yaml").read_text("utf-8"))
+
+
+def chosen_tasks(split: Split, size: int, share: float, seed: int) -> Sequence[Task]:
     """The first tasks of a shuffled list: a smaller share is part of a larger one."""
-    size = recipe["procedural"]
     given = [*split.train, *procedural_tasks(size=size, test_size=size // 8)]
     random.Random(seed).shuffle(given)
     return given[: max(2, round(share * len(given)))]
 
 
-def with_made_ones(tasks: Sequence[Task], recipe: dict[str, Any], share: float, split: Split) -> list[Task]:
+def with_made_ones(tasks: Sequence[Task], given: dict[str, Any], share: float, split: Split) -> list[Task]:
     """The tasks, their relabelled copies and label sets of theirs, as the recipe has them."""
-    copies = (relabel(task, number) for number in range(recipe["relabelled"]) for task in tasks)
-    sets = label_sets(tasks, round(share * recipe["label_sets"]))
+    copies = (relabel(task, number) for number in range(given["relabelled"]) for task in tasks)
+    sets = label_sets(tasks, round(share * given["label_sets"]))
     return remove_leaks([*tasks, *(copy for copy in copies if copy is not None), *sets], split.validation)
 
 
 def start_report(args: argparse.Namespace, backbone: Backbone, split: Split) -> None:
     """Score what every run starts from."""
     place = args.work / "start"
-    if not (place / "report.json").is_file():
+    if not scored(args, place):
         lora = load_adapter(args.start).lora
-        score(args, backbone, split, [Method(START, lambda task: lora)], {"share": 0}, place)
+        facts = {"share": 0, "steps": args.steps}
+        score(args, backbone, split, [Method(START, lambda task: lora)], facts, place)
+
+
+def scored(args: argparse.Namespace, place: Path) -> bool:
+    """Whether a run is there; one of other limits would be told apart from this one by nothing."""
+    if not (place / "report.json").is_file():
+        return False
+    notes = json.loads((place / "report.json").read_text("utf-8"))["notes"]
+    for name in ("steps", "examples"):
+        if notes.get(name, getattr(args, name)) != getattr(args, name):
+            sys.exit(f"{place} was made with --{name} {notes[name]}; name another --work")
+    return True
 
 
 def score(
@@ -155,7 +171,6 @@ def score(
     limits = {"examples": args.examples, "max_new_tokens": 40}
     notes = {**facts, "machine": machine(backbone.dtype), **limits}
     report = evaluate(backbone, split.validation, methods, samples=0, notes=notes, **limits)
-    place.mkdir(parents=True, exist_ok=True)
     write_file(place / "report.json", json.dumps(report.to_json()))
 
 
@@ -187,12 +202,11 @@ def write(args: argparse.Namespace, facts: Sequence[dict[str, Any]]) -> None:
         "which was trained on all tasks: the number is that of tasks from which steering is learned.\n",
         *seeds_said(runs),
         "![NLL and ROUGE-L by number of tasks, and unseen loss by step](task_scaling.png)\n",
-        "Dashed: the multi-task LoRA at the start. The unseen loss is that on "
-        "6 `train` examples a validation task.\n",
+        "Dashed: the multi-task LoRA at the start. The unseen loss is that on at most "
+        f"{recipe()['monitor_examples']} `train` examples a validation task.\n",
         f"{notes['machine']}.\n",
         "Commands: " + ", ".join(f"`{command}`" for command in commands(runs)) + "\n",
     ]
-    args.out.mkdir(parents=True, exist_ok=True)
     write_file(args.out / "task_scaling.md", "\n".join(text))
     write_file(
         args.out / "task_scaling.json", json.dumps([r.to_json() for r in [*start, *runs]], indent=1) + "\n"
@@ -218,13 +232,11 @@ def commands(runs: Sequence[Report]) -> list[str]:
 
 def result_row(report: Report) -> list[str]:
     first, *others = report.results
-    cells = []
-    for metric, scale in (("rouge_l", 100), ("exact_match", 100), ("nll", 1)):
-        cells.append(interval(list(first.scores[metric].values()), scale))
+    cells = [cell(first.intervals[metric], metric) for metric in METRICS]
     margin = ""
     if others:
-        pairs = zip(others[0].scores["nll"].values(), first.scores["nll"].values(), strict=True)
-        margin = interval([wrong - right for wrong, right in pairs], 1)
+        wrong, right = (list(result.scores["nll"].values()) for result in (others[0], first))
+        margin = cell(bootstrap_difference(wrong, right), "nll")
     if not report.notes["share"]:
         return [START, "", "", *cells, margin]
     return [
@@ -236,16 +248,8 @@ def result_row(report: Report) -> list[str]:
     ]
 
 
-def interval(values: Sequence[float], scale: float) -> str:
-    found = bootstrap_interval(values)
-    digits = 1 if scale > 1 else 2
-    return (
-        f"{scale * found.mean:.{digits}f} ({scale * found.low:.{digits}f} to {scale * found.high:.{digits}f})"
-    )
-
-
 def mean(report: Report, metric: str) -> float:
-    return statistics.mean(report.results[0].scores[metric].values())
+    return report.results[0].intervals[metric].mean
 
 
 def seeds_said(runs: Sequence[Report]) -> list[str]:

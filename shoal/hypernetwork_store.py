@@ -231,7 +231,8 @@ def load_hypernetwork(
 
 
 def _read(folder: Path) -> HypernetworkCheckpoint:
-    checkpoint = _described(folder / CONFIG_FILE)
+    description = read_json(folder / CONFIG_FILE, format=FORMAT)
+    checkpoint = _described(folder / CONFIG_FILE, description)
     path = folder / WEIGHTS_FILE
     state = _finite_tensors(path)
     try:
@@ -240,8 +241,12 @@ def _read(folder: Path) -> HypernetworkCheckpoint:
         raise ShoalError(f"{path} is not this network's ({reason(error)}); copy or train it again") from None
     architecture = checkpoint.network.architecture
     dim = None if architecture.reads == "states" else architecture.task_dim
-    known, multi_task = _known_tasks(folder, dim), _multi_task(folder, checkpoint.network)
-    return replace(checkpoint, known_tasks=known, multi_task=multi_task)
+    known = description.get("known_tasks")
+    return replace(
+        checkpoint,
+        known_tasks=None if known is None else _known_tasks(folder, known, dim),
+        multi_task=_multi_task(folder, checkpoint.network) if description.get("multi_task") else None,
+    )
 
 
 def _finite_tensors(path: Path) -> dict[str, Tensor]:
@@ -253,11 +258,8 @@ def _finite_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in stored.items()}
 
 
-def _known_tasks(folder: Path, dim: int | None) -> KnownTasks | None:
+def _known_tasks(folder: Path, record: Any, dim: int | None) -> KnownTasks:
     """Where tasks are, by sentence vectors of `dim` numbers; None: the network does not tell how many."""
-    record = read_json(folder / CONFIG_FILE).get("known_tasks")
-    if record is None:
-        return None
     path = folder / KNOWN_TASKS_FILE
     located = _finite_tensors(path)
     centres, sense = located.get("centres"), located.get("sense")
@@ -274,9 +276,7 @@ def _known_tasks(folder: Path, dim: int | None) -> KnownTasks | None:
         raise ShoalError(f"{folder / CONFIG_FILE}: known_tasks ({error}); copy or train it again") from None
 
 
-def _multi_task(folder: Path, network: Hypernetwork) -> LoRA | None:
-    if not read_json(folder / CONFIG_FILE).get("multi_task"):
-        return None
+def _multi_task(folder: Path, network: Hypernetwork) -> LoRA:
     path = folder / MULTI_TASK_FILE
     state = _finite_tensors(path)
     try:
@@ -290,9 +290,8 @@ def _multi_task(folder: Path, network: Hypernetwork) -> LoRA | None:
     return lora
 
 
-def _described(path: Path) -> HypernetworkCheckpoint:
+def _described(path: Path, description: Mapping[str, Any]) -> HypernetworkCheckpoint:
     """The checkpoint whose network has no weights yet, so that a description cannot ask for any memory."""
-    description = read_json(path, format=FORMAT)
     try:
         targets = [_target(record) for record in description["targets"]]
         sizes = dict(description["architecture"])

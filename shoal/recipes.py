@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 Start = StoredAdapter | HypernetworkCheckpoint  # what a hypernetwork's training may go on from
 DESCRIPTIONS_A_TASK = 24  # that familiarity is measured on
-LEAST_NONSENSE, MOST_NONSENSE = 100, 1000  # texts of each kind; between these, one for every 8 descriptions
+LEAST_NONSENSE, MOST_NONSENSE = 100, 1000  # texts of each kind; between these, one for every 4 descriptions
 
 
 def make_lora(
@@ -219,7 +219,7 @@ def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | Non
     words = vocabulary(texts)
     encoder.encode([text for own in texts for text in own])  # in full batches; the cache keeps them
     chance = random.Random("known tasks")
-    count = min(MOST_NONSENSE, max(LEAST_NONSENSE, sum(map(len, texts)) // 8))
+    count = min(MOST_NONSENSE, max(LEAST_NONSENSE, sum(map(len, texts)) // 4))
     lengths = [chance.randint(3, 16) for _ in range(count)]
     letters = [gibberish(f"known tasks/{number}", length) for number, length in enumerate(lengths)]
     salad = [word_salad(f"known tasks/{number}", words, length) for number, length in enumerate(lengths)]

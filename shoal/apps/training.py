@@ -187,7 +187,8 @@ class Fallback(BaseModel):
 def set_fallback(given: Fallback) -> Output:
     """Give a hypernetwork the LoRA that nonsense gets.
 
-    Without one, nonsense gets the hypernetwork's own adapter of no description.
+    Without one, nonsense gets the hypernetwork's own adapter of no description. Only a hypernetwork that
+    knows where its training tasks are tells nonsense.
     """
     import torch
 
