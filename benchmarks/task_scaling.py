@@ -12,35 +12,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from _machine import DATA, ROOT, machine, table
+from _machine import DATA, ROOT, table
+from _short_runs import curve, score, scored, shipped_recipe, train, training_tasks, with_made_ones
 from matplotlib.figure import Figure
 
 from shoal.adapter_store import load_adapter
 from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
-from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.controls import other_description, right_description
-from shoal.evaluation import Method, Report, evaluate
+from shoal.evaluation import Method, Report
 from shoal.files import write_file
 from shoal.metrics import bootstrap_difference
-from shoal.procedural.catalogue import procedural_tasks
-from shoal.procedural.label_sets import label_sets
-from shoal.procedural.relabel import relabel
-from shoal.recipes import make_hypernetwork
 from shoal.reports import METRICS, cell
-from shoal.tasks import Split, Task, load_split, remove_leaks
+from shoal.tasks import Split, load_split
 from shoal.text_to_lora import TextToLoRA
 
 START = "multi-task LoRA that all start from"
-WARMUP = 0.04
 
 
 def main() -> None:
@@ -82,31 +74,13 @@ def parse() -> argparse.Namespace:
 def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: float, seed: int) -> None:
     """Train and score one network, unless it was."""
     place = args.work / f"share{share:g}-seed{seed}"
-    if scored(args, place):
+    if scored(place, limits(args)):
         return
-    given = recipe()
-    tasks = chosen_tasks(split, given["procedural"], share, seed)
-    own = {name: value for name, value in given.items() if value != "none"}
-    sizes = TextToLoRAConfig(
-        num_layers_to_adapt=None, **{k: v for k, v in own.items() if k in TextToLoRAConfig.model_fields}
-    )
-    training = {k: v for k, v in own.items() if k in HypernetworkTrainingConfig.model_fields}
-    training |= {"steps": args.steps, "warmup": WARMUP, "seed": seed, "checkpoint_every": 40}
-    say(f"{place.name}: {len(tasks)} tasks")
-    if not (place / "network").is_dir():
-        make_hypernetwork(
-            backbone,
-            with_made_ones(tasks, given, share, split),
-            place / "network",
-            sizes=sizes,
-            training=HypernetworkTrainingConfig(**training),
-            run=place / "run",
-            start=load_adapter(args.start),
-            held_out=split.validation,
-            monitor_examples=given["monitor_examples"],
-            max_descriptions=given["max_descriptions"],
-            show_progress=False,
-        )
+    recipe = shipped_recipe()
+    given = training_tasks(split, recipe, seed)
+    tasks = given[: max(2, round(share * len(given)))]
+    every = with_made_ones(tasks, split, recipe, share)
+    train(place, backbone, split, every, recipe, steps=args.steps, seed=seed, start=args.start)
     generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place / "network")
     unguarded = replace(generator.checkpoint, known_tasks=None)  # few tasks make every description a far one
     methods = [
@@ -114,74 +88,21 @@ def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: f
         other_description(unguarded, generator.encoder, split.validation),
     ]
     facts = {"share": share, "seed": seed, "tasks": len(tasks), "steps": args.steps}
-    facts |= {
-        "tokens": generator.checkpoint.provenance["tokens"],
-        "curve": curve(place / "run" / "log.jsonl"),
-    }
-    score(args, backbone, split, methods, facts, place)
+    facts |= {"tokens": generator.checkpoint.provenance["tokens"], "curve": curve(place)}
+    score(place, backbone, split, methods, args.examples, facts)
 
 
-def recipe() -> dict[str, Any]:
-    """What ships was trained with these settings."""
-    return yaml.safe_load((ROOT / "configs" / "text_to_lora.yaml").read_text("utf-8"))
-
-
-def chosen_tasks(split: Split, size: int, share: float, seed: int) -> Sequence[Task]:
-    """The first tasks of a shuffled list: a smaller share is part of a larger one."""
-    given = [*split.train, *procedural_tasks(size=size, test_size=size // 8)]
-    random.Random(seed).shuffle(given)
-    return given[: max(2, round(share * len(given)))]
-
-
-def with_made_ones(tasks: Sequence[Task], given: dict[str, Any], share: float, split: Split) -> list[Task]:
-    """The tasks, their relabelled copies and label sets of theirs, as the recipe has them."""
-    copies = (relabel(task, number) for number in range(given["relabelled"]) for task in tasks)
-    sets = label_sets(tasks, round(share * given["label_sets"]))
-    return remove_leaks([*tasks, *(copy for copy in copies if copy is not None), *sets], split.validation)
+def limits(args: argparse.Namespace) -> dict[str, int]:
+    return {"steps": args.steps, "examples": args.examples}
 
 
 def start_report(args: argparse.Namespace, backbone: Backbone, split: Split) -> None:
     """Score what every run starts from."""
     place = args.work / "start"
-    if not scored(args, place):
+    if not scored(place, limits(args)):
         lora = load_adapter(args.start).lora
         facts = {"share": 0, "steps": args.steps}
-        score(args, backbone, split, [Method(START, lambda task: lora)], facts, place)
-
-
-def scored(args: argparse.Namespace, place: Path) -> bool:
-    """Whether a run is there; one of other limits would be told apart from this one by nothing."""
-    if not (place / "report.json").is_file():
-        return False
-    notes = json.loads((place / "report.json").read_text("utf-8"))["notes"]
-    for name in ("steps", "examples"):
-        if notes.get(name, getattr(args, name)) != getattr(args, name):
-            sys.exit(f"{place} was made with --{name} {notes[name]}; name another --work")
-    return True
-
-
-def score(
-    args: argparse.Namespace,
-    backbone: Backbone,
-    split: Split,
-    methods: Sequence[Method],
-    facts: dict[str, Any],
-    place: Path,
-) -> None:
-    limits = {"examples": args.examples, "max_new_tokens": 40}
-    notes = {**facts, "machine": machine(backbone.dtype), **limits}
-    report = evaluate(backbone, split.validation, methods, samples=0, notes=notes, **limits)
-    write_file(place / "report.json", json.dumps(report.to_json()))
-
-
-def curve(log: Path) -> list[dict[str, float]]:
-    """Unseen loss and steering margin at every checkpoint of a run."""
-    rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    return [
-        {key: row[key] for key in ("step", "unseen_loss", "unseen_margin")}
-        for row in rows
-        if "unseen_loss" in row
-    ]
+        score(place, backbone, split, [Method(START, lambda task: lora)], args.examples, facts)
 
 
 def write(args: argparse.Namespace, facts: Sequence[dict[str, Any]]) -> None:
@@ -203,7 +124,7 @@ def write(args: argparse.Namespace, facts: Sequence[dict[str, Any]]) -> None:
         *seeds_said(runs),
         "![NLL and ROUGE-L by number of tasks, and unseen loss by step](task_scaling.png)\n",
         "Dashed: the multi-task LoRA at the start. The unseen loss is that on at most "
-        f"{recipe()['monitor_examples']} `train` examples a validation task.\n",
+        f"{shipped_recipe()['monitor_examples']} `train` examples a validation task.\n",
         f"{notes['machine']}.\n",
         "Commands: " + ", ".join(f"`{command}`" for command in commands(runs)) + "\n",
     ]
@@ -285,10 +206,6 @@ def draw(runs: Sequence[Report], start: Sequence[Report], path: Path) -> None:
     axes[2].set(xlabel="step", ylabel="unseen loss")
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

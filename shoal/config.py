@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shoal.errors import UsageError
 
 TargetModules = tuple[str, ...]
-HeadName = Literal["L", "M", "S", "mixture", "perceiver", "reader"]
+HeadName = Literal["L", "M", "S", "mixture", "modulation", "perceiver", "reader"]
 MAX_WIDTH, MAX_COUNT = 2**16, 2**31  # beyond what any machine holds or finishes
 MAX_ALPHA = 1e9  # of a LoRA
 DEFAULT_MODEL = "smollm2-135m-instruct"  # an alias of `shoal.model_source`
@@ -70,8 +70,8 @@ class TextToLoRAConfig(_Frozen):
     )
     head: HeadName = Field(
         "L",
-        description="output head: published L, M or S, mixture of learned bases, perceiver of tokens, or "
-        "reader of the base model's states",
+        description="output head: published L, M or S, mixture of learned bases, modulation of one, "
+        "perceiver of tokens, or reader of the base model's states",
     )
     num_bases: int = Field(
         16, le=MAX_WIDTH, ge=1, description="bases of the mixture head, per layer and module type"

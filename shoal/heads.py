@@ -4,10 +4,11 @@ Knows the sizes of one module type, nothing of descriptions, layers' names or tr
 every head emits zeros, so a fresh hypernetwork changes nothing.
 
 Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105, section 3 (heads L,
-M and S). The perceiver asks token states as Jaegle et al., "Perceiver", arXiv 2103.03206, section 3, with a
-latent for each rank row. The reader asks the backbone's own states, as Doc-to-LoRA (arXiv 2602.15902) does of
-a document, and copies from them by pointing, as Vinyals et al., "Pointer Networks", arXiv 1506.03134, section
-2. These two and the mixture head are Shoal's own.
+M and S). Modulation is that of Abdalla et al., "Zhyper", arXiv 2510.19733, with signals for A too, so that it
+starts at no change. The perceiver asks token states as Jaegle et al., "Perceiver", arXiv 2103.03206, section
+3, with a latent for each rank row. The reader asks the backbone's own states, as Doc-to-LoRA (arXiv
+2602.15902) does of a document, and copies from them by pointing, as Vinyals et al., "Pointer Networks", arXiv
+1506.03134, section 2. These two and the mixture head are Shoal's own.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Architecture:
         task_dim: width of the task embedding, or of the backbone's states where those are read.
         rank: LoRA rank.
         alpha: LoRA alpha.
-        head: `L`, `M`, `S`, `mixture`, `perceiver`, which reads the tokens of a description, or `reader`,
-            which reads what the backbone makes of them in every layer.
+        head: `L`, `M`, `S`, `mixture`, `modulation`, `perceiver`, which reads the tokens of a description, or
+            `reader`, which reads what the backbone makes of them in every layer.
         latent_size: width of the encoder and trunk, a multiple of 4.
         hidden_size: width of the trunk's output.
         dropout: dropout probability while training.
@@ -193,6 +194,26 @@ class _MixtureHead(nn.Module):
         return LoraFactors(a, torch.einsum("tlk,lkor->tlor", for_b, self.b))
 
 
+class _ModulationHead(nn.Module):
+    """One learned factor pair a layer, whose rank rows are scaled: one number a row of A, one a column of B.
+
+    The numbers are linear in the trunk's output and start at zero, the factors as noise of A's scale.
+    """
+
+    def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
+        super().__init__()
+        rank, bound = architecture.rank, 1 / math.sqrt(group[0].in_features)
+        self.a = nn.Parameter(torch.empty(len(group), rank, group[0].in_features).uniform_(-bound, bound))
+        self.b = nn.Parameter(torch.empty(len(group), group[0].out_features, rank).uniform_(-bound, bound))
+        self.signals = _zero_linear(architecture.hidden_size, 2 * rank)
+
+    def forward(
+        self, hidden: Float[Tensor, "tasks layers hidden"], tokens: Tokens | None = None
+    ) -> LoraFactors:
+        for_a, for_b = self.signals(hidden).chunk(2, dim=-1)
+        return LoraFactors(for_a[..., :, None] * self.a, for_b[..., None, :] * self.b)
+
+
 class _PerceiverHead(nn.Module):
     """Every rank row asks the description's tokens what it should hold, by cross-attention.
 
@@ -291,6 +312,7 @@ HEADS: dict[str, type[nn.Module]] = {
     "M": _MediumHead,
     "S": _SmallHead,
     "mixture": _MixtureHead,
+    "modulation": _ModulationHead,
     "perceiver": _PerceiverHead,
     "reader": _ReaderHead,
 }

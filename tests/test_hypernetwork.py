@@ -132,7 +132,7 @@ def test_gradients_reach_every_parameter(head: str, offset: bool) -> None:
         return sum(((delta - aims[name]) ** 2).sum() for name, delta in deltas)
 
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(2 if head == "mixture" else 1):
+    for _ in range(2 if head in ("mixture", "modulation") else 1):
         loss().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -50,6 +50,9 @@ class Data(BaseModel):
     label_sets: int = Field(
         0, ge=0, description="tasks to add that have a few of the labels of others, and name them"
     )
+    rewrites: int = Field(
+        0, ge=0, description="tasks to add that change the texts of others, or tell labels by their wording"
+    )
     start: Path | None = Field(
         None,
         description="directory of the LoRA to start from, or of a hypernetwork",
@@ -255,6 +258,7 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     from shoal.procedural.catalogue import procedural_tasks
     from shoal.procedural.label_sets import label_sets
     from shoal.procedural.relabel import relabel
+    from shoal.procedural.rewrites import rewrites
     from shoal.tasks import remove_leaks
 
     filed: tuple[Task, ...] = ()
@@ -268,7 +272,8 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     filed, held_out, procedural = _named((filed, held_out, procedural), data.task)
     own = (*filed, *procedural)
     copies = (relabel(task, seed) for seed in range(data.relabelled) for task in own)
-    made = [*procedural, *(copy for copy in copies if copy is not None), *label_sets(own, data.label_sets)]
+    drawn = (*label_sets(own, data.label_sets), *rewrites(own, data.rewrites))
+    made = (*procedural, *(copy for copy in copies if copy is not None), *drawn)
     return remove_leaks((*filed, *made), held_out) if made else filed, held_out
 
 

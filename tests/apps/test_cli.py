@@ -412,6 +412,9 @@ def test_train_on_tasks_made_in_code(shoal: Shoal, tiny_llama: Path, tmp_path: P
     sets = shoal(*common, "--out", tmp_path / "sets", "--procedural", 64, "--label-sets", 3)
     assert sets.code == 0, sets.err
     assert sets.record["tasks"] == plain.record["tasks"] + 3
+    texts = shoal(*common, "--out", tmp_path / "texts", "--procedural", 64, "--rewrites", 3)
+    assert texts.code == 0, texts.err
+    assert texts.record["tasks"] == plain.record["tasks"] + 3
 
 
 def test_training_goes_on_from_an_adapter(

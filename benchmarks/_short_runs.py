@@ -1,0 +1,141 @@
+"""Short trainings of hypernetworks, scored on the validation tasks: what several scripts compare.
+
+Runs that are finished are kept in a folder each and reused; one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from _machine import ROOT, machine
+
+from shoal.adapter_store import load_adapter
+from shoal.backbone import Backbone
+from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
+from shoal.evaluation import Method, evaluate
+from shoal.files import write_file
+from shoal.procedural.catalogue import procedural_tasks
+from shoal.procedural.label_sets import label_sets
+from shoal.procedural.relabel import relabel
+from shoal.procedural.rewrites import rewrites
+from shoal.recipes import make_hypernetwork
+from shoal.tasks import Split, Task, remove_leaks
+
+WARMUP = 0.04
+Recipe = Mapping[str, Any]
+
+
+def shipped_recipe() -> dict[str, Any]:
+    """The settings of configs/text_to_lora.yaml."""
+    return yaml.safe_load((ROOT / "configs" / "text_to_lora.yaml").read_text("utf-8"))
+
+
+def train(
+    place: Path,
+    backbone: Backbone,
+    split: Split,
+    tasks: Sequence[Task],
+    recipe: Recipe,
+    *,
+    steps: int,
+    seed: int,
+    start: Path | None,
+) -> None:
+    """Train a hypernetwork into `place`/network, unless it is there; its run goes beside it.
+
+    Args:
+        place: folder of this training alone.
+        backbone: the frozen model.
+        split: whose validation tasks are watched.
+        tasks: to train on.
+        recipe: settings, by the names of the flags of `shoal train text-to-lora`.
+        steps: of the optimiser.
+        seed: of initialisation and batches.
+        start: PEFT directory of the adapter to start from; None for the identity.
+    """
+    if (place / "network").is_dir():
+        return
+    own = {name: value for name, value in recipe.items() if value != "none"}
+    sizes = {k: v for k, v in own.items() if k in TextToLoRAConfig.model_fields}
+    training = {k: v for k, v in own.items() if k in HypernetworkTrainingConfig.model_fields}
+    training |= {"steps": steps, "warmup": WARMUP, "seed": seed, "checkpoint_every": 40}
+    say(f"{place.name}: {len(tasks)} tasks")
+    make_hypernetwork(
+        backbone,
+        tasks,
+        place / "network",
+        sizes=TextToLoRAConfig(**{"num_layers_to_adapt": None, **sizes}),
+        training=HypernetworkTrainingConfig(**training),
+        run=place / "run",
+        start=load_adapter(start) if start else None,
+        held_out=split.validation,
+        monitor_examples=recipe["monitor_examples"],
+        max_descriptions=recipe["max_descriptions"],
+        show_progress=False,
+    )
+
+
+def training_tasks(split: Split, recipe: Recipe, seed: int = 0) -> list[Task]:
+    """The training tasks and procedural ones, shuffled: a shorter list is part of a longer one."""
+    size = recipe["procedural"]
+    given = [*split.train, *(procedural_tasks(size=size, test_size=size // 8) if size else ())]
+    random.Random(seed).shuffle(given)
+    return given
+
+
+def with_made_ones(tasks: Sequence[Task], split: Split, recipe: Recipe, share: float = 1) -> list[Task]:
+    """The tasks, their relabelled copies and, in that share, drawn ones; as the recipe has them."""
+    copies = (relabel(task, number) for number in range(recipe["relabelled"]) for task in tasks)
+    drawn = (
+        *label_sets(tasks, round(share * recipe["label_sets"])),
+        *rewrites(tasks, round(share * recipe.get("rewrites", 0))),
+    )
+    return remove_leaks([*tasks, *(copy for copy in copies if copy is not None), *drawn], split.validation)
+
+
+def scored(place: Path, limits: Mapping[str, int]) -> bool:
+    """Whether a run's report is there; one of other limits would be told apart from this one by nothing."""
+    if not (place / "report.json").is_file():
+        return False
+    notes = json.loads((place / "report.json").read_text("utf-8"))["notes"]
+    for name, value in limits.items():
+        if notes.get(name, value) != value:
+            sys.exit(f"{place} was made with --{name} {notes[name]}; name another --work")
+    return True
+
+
+def score(
+    place: Path,
+    backbone: Backbone,
+    split: Split,
+    methods: Sequence[Method],
+    examples: int,
+    facts: Mapping[str, Any],
+) -> None:
+    """Score methods on the validation tasks and write their report, with these facts, to `place`."""
+    limits = {"examples": examples, "max_new_tokens": 40}
+    notes = {**facts, "machine": machine(backbone.dtype), **limits}
+    report = evaluate(backbone, split.validation, methods, samples=0, notes=notes, **limits)
+    write_file(place / "report.json", json.dumps(report.to_json()))
+
+
+def curve(place: Path) -> list[dict[str, float]]:
+    """Unseen loss and steering margin at every checkpoint of a run."""
+    log = (place / "run" / "log.jsonl").read_text("utf-8")
+    rows = [json.loads(line) for line in log.splitlines()]
+    return [
+        {key: row[key] for key in ("step", "unseen_loss", "unseen_margin")}
+        for row in rows
+        if "unseen_loss" in row
+    ]
+
+
+def say(line: str) -> None:
+    """Progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)

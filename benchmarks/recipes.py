@@ -1,0 +1,169 @@
+"""Which recipe steers unseen tasks after a short training: heads, data, losses, starts and adapted modules.
+
+    python benchmarks/recipes.py --start DIR
+
+Every recipe differs from configs/text_to_lora.yaml as its row says, and trains for as many steps of one seed.
+Runs are kept under --work and go on where they stopped; several processes may work on different --only, and
+--report joins what is there. Writes docs/results/recipes.md and recipes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from _machine import DATA, ROOT, table
+from _short_runs import curve, say, score, scored, shipped_recipe, train, training_tasks, with_made_ones
+
+from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
+from shoal.controls import right_description
+from shoal.evaluation import Report
+from shoal.files import write_file
+from shoal.metrics import bootstrap_difference
+from shoal.reports import METRICS, cell
+from shoal.tasks import Split, load_split
+from shoal.text_to_lora import TextToLoRA
+
+# What configs/sentence_vectors.yaml sets for a head that reads one vector a description.
+SENTENCE = {"learning_rate": 3e-4, "dropout": 0.05, "embedding_noise": 0.1, "token_dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a recipe differs from the shipped one, and whether it starts from the multi-task LoRA."""
+
+    said: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    started: bool = True
+
+
+FIRST = "reader"
+RECIPES = {
+    FIRST: Change("head reader, as it ships"),
+    "perceiver": Change("head perceiver", {"head": "perceiver"}),
+    "large": Change("head L", {"head": "L", **SENTENCE}),
+    "medium": Change("head M", {"head": "M", **SENTENCE}),
+    "small": Change("head S", {"head": "S", **SENTENCE}),
+    "mixture": Change("head mixture, 16 bases", {"head": "mixture", **SENTENCE}),
+    "modulation": Change("head modulation", {"head": "modulation", **SENTENCE}),
+    "no-contrast": Change("without the wrong-description term", {"contrastive_weight": 0.0}),
+    "more-contrast": Change("that term on a quarter of the batch", {"contrastive_share": 0.25}),
+    "dropped": Change("a fifth of the descriptions dropped", {"description_dropout": 0.2}),
+    "few-texts": Change("4 descriptions a task", {"max_descriptions": 4}),
+    "data-alone": Change("data tasks alone", {"procedural": 0, "label_sets": 0, "relabelled": 0}),
+    "rewrites": Change("and 120 tasks over the texts of others", {"rewrites": 120}),
+    "scratch": Change("from zero", started=False),
+    "last-layers": Change(
+        "from zero, last 8 layers, q k v o, rank 16",
+        {
+            "target_modules": ("q_proj", "k_proj", "v_proj", "o_proj"),
+            "num_layers_to_adapt": 8,
+            "adapter_rank": 16,
+            "adapter_alpha": 32,
+        },
+        started=False,
+    ),
+    "mlp": Change(
+        "from zero, up and down projections, rank 4",
+        {"target_modules": ("up_proj", "down_proj"), "adapter_rank": 4, "adapter_alpha": 8},
+        started=False,
+    ),
+}
+
+
+def main() -> None:
+    args = parse()
+    if not args.report:
+        backbone, split = load_backbone(DEFAULT_MODEL), load_split(args.data)
+        for name in args.only:
+            one_run(args, backbone, split, name)
+    write(args)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--start", type=Path, help="PEFT directory of the multi-task LoRA that most recipes start from")
+    add("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="recipes to train; default all")
+    add("--steps", type=int, default=120, help="of each run")
+    add("--examples", type=int, default=20, help="test examples a task")
+    add("--data", type=Path, default=DATA)
+    add("--work", type=Path, default=ROOT / "runs" / "recipes", help="finished runs, and checkpoints")
+    add("--out", type=Path, default=ROOT / "docs" / "results")
+    add("--report", action="store_true", help="only write the results of the runs that are there")
+    args = parser.parse_args()
+    if not args.report and not args.start:
+        parser.error("--start DIR is needed to train")
+    return args
+
+
+def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, name: str) -> None:
+    """Train and score one recipe, unless it was."""
+    place, change = args.work / name, RECIPES[name]
+    if scored(place, {"steps": args.steps, "examples": args.examples}):
+        return
+    recipe = {**shipped_recipe(), **change.settings}
+    tasks = with_made_ones(training_tasks(split, recipe), split, recipe)
+    start = args.start if change.started else None
+    train(place, backbone, split, tasks, recipe, steps=args.steps, seed=0, start=start)
+    generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place / "network")
+    facts = {"recipe": name, "tasks": len(tasks), "steps": args.steps, "curve": curve(place)}
+    facts["tokens"] = generator.checkpoint.provenance["tokens"]
+    facts["seconds"] = generator.checkpoint.provenance["seconds"]
+    method = right_description(generator.checkpoint, generator.encoder)
+    score(place, backbone, split, [method], args.examples, facts)
+    say(f"{name}: {facts['curve'][-1]}")
+
+
+def write(args: argparse.Namespace) -> None:
+    paths = [args.work / name / "report.json" for name in RECIPES]
+    reports = [Report.from_json(json.loads(path.read_text("utf-8"))) for path in paths if path.is_file()]
+    if not reports or reports[0].notes["recipe"] != FIRST:
+        sys.exit(f"{args.work} has no run of {FIRST}, which the others are compared with; train it first")
+    header = ["recipe", "tasks", "tokens", "unseen loss, by step", "margin, by step"]
+    header += [*METRICS.values(), f"NLL minus that of {FIRST}"]
+    notes, tasks = reports[0].notes, len(reports[0].tasks)
+    text = [
+        "# Recipes, trained for a short time\n",
+        table(header, [result_row(report, reports[0]) for report in reports]),
+        "\nEach differs from configs/text_to_lora.yaml as its row says, and has "
+        f"{notes['steps']} steps of one seed, from one multi-task LoRA or from zero. Unseen loss and "
+        "steering margin (another task's description minus the right one) on at most "
+        f"{shipped_recipe()['monitor_examples']} `train` examples of each of {tasks} validation "
+        "tasks; ROUGE-L, exact match (percent) and NLL (nats) on at most "
+        f"{notes['examples']} `test` examples, first description, mean over tasks with its 95% bootstrap "
+        "interval; the last column paired over tasks.\n",
+        f"{notes['machine']}.\n",
+        f"Command: `{shlex.join(command(args))}`\n",
+    ]
+    write_file(args.out / "recipes.md", "\n".join(text))
+    write_file(args.out / "recipes.json", json.dumps([r.to_json() for r in reports], indent=1) + "\n")
+    print("\n".join(text))
+
+
+def command(args: argparse.Namespace) -> list[str]:
+    return ["python", "benchmarks/recipes.py", "--start", "DIR", "--steps", str(args.steps)]
+
+
+def result_row(report: Report, first: Report) -> list[str]:
+    result, points = report.results[0], report.notes["curve"]
+    cells = [cell(result.intervals[metric], metric) for metric in METRICS]
+    own, other = (list(r.results[0].scores["nll"].values()) for r in (report, first))
+    return [
+        RECIPES[report.notes["recipe"]].said,
+        str(report.notes["tasks"]),
+        f"{report.notes['tokens']:,}",
+        ", ".join(f"{point['unseen_loss']:.2f}" for point in points),
+        ", ".join(f"{point['unseen_margin']:.2f}" for point in points),
+        *cells,
+        "" if report is first else cell(bootstrap_difference(own, other), "nll"),
+    ]
+
+
+if __name__ == "__main__":
+    main()
