@@ -21,13 +21,11 @@ from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.evaluation import Method, evaluate
 from shoal.files import write_file
 from shoal.procedural.catalogue import procedural_tasks
-from shoal.procedural.label_sets import label_sets
-from shoal.procedural.relabel import relabel
-from shoal.procedural.rewrites import rewrites
+from shoal.procedural.made import made_of
 from shoal.recipes import make_hypernetwork
 from shoal.tasks import Split, Task, remove_leaks
 
-WARMUP = 0.04
+WARMUP = 0.04  # of the steps: few of a short run
 Recipe = Mapping[str, Any]
 
 
@@ -82,31 +80,33 @@ def train(
 
 
 def training_tasks(split: Split, recipe: Recipe, seed: int = 0) -> list[Task]:
-    """The training tasks and procedural ones, shuffled: a shorter list is part of a longer one."""
+    """The training tasks and procedural ones in an order of the seed."""
     size = recipe["procedural"]
     given = [*split.train, *(procedural_tasks(size=size, test_size=size // 8) if size else ())]
     random.Random(seed).shuffle(given)
     return given
 
 
-def with_made_ones(tasks: Sequence[Task], split: Split, recipe: Recipe, share: float = 1) -> list[Task]:
-    """The tasks, their relabelled copies and, in that share, drawn ones; as the recipe has them."""
-    copies = (relabel(task, number) for number in range(recipe["relabelled"]) for task in tasks)
-    drawn = (
-        *label_sets(tasks, round(share * recipe["label_sets"])),
-        *rewrites(tasks, round(share * recipe.get("rewrites", 0))),
-    )
-    return remove_leaks([*tasks, *(copy for copy in copies if copy is not None), *drawn], split.validation)
+def with_made_ones(tasks: Sequence[Task], split: Split, recipe: Recipe, share: float = 1) -> Sequence[Task]:
+    """The tasks, their relabelled copies and, in that share, others made of them, as the recipe has them."""
+    sets, texts = (round(share * recipe.get(name, 0)) for name in ("label_sets", "rewrites"))
+    made = made_of(tasks, copies=recipe["relabelled"], sets=sets, texts=texts)
+    return remove_leaks([*tasks, *made], split.validation)
 
 
-def scored(place: Path, limits: Mapping[str, int]) -> bool:
-    """Whether a run's report is there; one of other limits would be told apart from this one by nothing."""
+def scored(place: Path, limits: Mapping[str, Any]) -> bool:
+    """Whether a run's report is there; ends the script if that run was another one.
+
+    Args:
+        place: folder of the run.
+        limits: what its notes must say, by flag.
+    """
     if not (place / "report.json").is_file():
         return False
     notes = json.loads((place / "report.json").read_text("utf-8"))["notes"]
     for name, value in limits.items():
         if notes.get(name, value) != value:
-            sys.exit(f"{place} was made with --{name} {notes[name]}; name another --work")
+            sys.exit(f"{place} was made with {name} {notes[name]}, not {value}; name another --work")
     return True
 
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from shoal.reports import METRICS, cell
 from shoal.tasks import Split, load_split
 from shoal.text_to_lora import TextToLoRA
 
-# What configs/sentence_vectors.yaml sets for a head that reads one vector a description.
+# For heads that read one vector a description, as in configs/sentence_vectors.yaml: noise, not dropout.
 SENTENCE = {"learning_rate": 3e-4, "dropout": 0.05, "embedding_noise": 0.1, "token_dropout": 0.0}
 
 
@@ -82,7 +81,10 @@ def main() -> None:
         backbone, split = load_backbone(DEFAULT_MODEL), load_split(args.data)
         for name in args.only:
             one_run(args, backbone, split, name)
-    write(args)
+    if args.report or (args.work / FIRST / "report.json").is_file():
+        write(args)
+    else:
+        say(f"no report: it compares with {FIRST}, which was not trained yet")
 
 
 def parse() -> argparse.Namespace:
@@ -105,17 +107,19 @@ def parse() -> argparse.Namespace:
 def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, name: str) -> None:
     """Train and score one recipe, unless it was."""
     place, change = args.work / name, RECIPES[name]
-    if scored(place, {"steps": args.steps, "examples": args.examples}):
-        return
     recipe = {**shipped_recipe(), **change.settings}
+    same = {"steps": args.steps, "examples": args.examples, "settings": json.loads(json.dumps(recipe))}
+    if scored(place, same):
+        return
     tasks = with_made_ones(training_tasks(split, recipe), split, recipe)
     start = args.start if change.started else None
     train(place, backbone, split, tasks, recipe, steps=args.steps, seed=0, start=start)
     generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place / "network")
-    facts = {"recipe": name, "tasks": len(tasks), "steps": args.steps, "curve": curve(place)}
+    facts = {**same, "recipe": name, "tasks": len(tasks), "curve": curve(place)}
     facts["tokens"] = generator.checkpoint.provenance["tokens"]
     facts["seconds"] = generator.checkpoint.provenance["seconds"]
-    method = right_description(generator.checkpoint, generator.encoder)
+    unguarded = replace(generator.checkpoint, known_tasks=None)
+    method = right_description(unguarded, generator.encoder)
     score(place, backbone, split, [method], args.examples, facts)
     say(f"{name}: {facts['curve'][-1]}")
 
@@ -124,14 +128,17 @@ def write(args: argparse.Namespace) -> None:
     paths = [args.work / name / "report.json" for name in RECIPES]
     reports = [Report.from_json(json.loads(path.read_text("utf-8"))) for path in paths if path.is_file()]
     if not reports or reports[0].notes["recipe"] != FIRST:
-        sys.exit(f"{args.work} has no run of {FIRST}, which the others are compared with; train it first")
+        sys.exit(f"{args.work} has no run of {FIRST}, which the others are compared with; train it")
     header = ["recipe", "tasks", "tokens", "unseen loss, by step", "margin, by step"]
     header += [*METRICS.values(), f"NLL minus that of {FIRST}"]
     notes, tasks = reports[0].notes, len(reports[0].tasks)
     text = [
         "# Recipes, trained for a short time\n",
         table(header, [result_row(report, reports[0]) for report in reports]),
-        "\nEach differs from configs/text_to_lora.yaml as its row says, and has "
+        "\nEach differs from configs/text_to_lora.yaml as its row says (heads that read one vector a "
+        "description also in "
+        + ", ".join(f"{name} {value:g}" for name, value in SENTENCE.items())
+        + "), and has "
         f"{notes['steps']} steps of one seed, from one multi-task LoRA or from zero. Unseen loss and "
         "steering margin (another task's description minus the right one) on at most "
         f"{shipped_recipe()['monitor_examples']} `train` examples of each of {tasks} validation "
@@ -139,15 +146,12 @@ def write(args: argparse.Namespace) -> None:
         f"{notes['examples']} `test` examples, first description, mean over tasks with its 95% bootstrap "
         "interval; the last column paired over tasks.\n",
         f"{notes['machine']}.\n",
-        f"Command: `{shlex.join(command(args))}`\n",
+        f"Command: `python benchmarks/recipes.py --start DIR --steps {notes['steps']} --examples "
+        f"{notes['examples']}`\n",
     ]
     write_file(args.out / "recipes.md", "\n".join(text))
     write_file(args.out / "recipes.json", json.dumps([r.to_json() for r in reports], indent=1) + "\n")
     print("\n".join(text))
-
-
-def command(args: argparse.Namespace) -> list[str]:
-    return ["python", "benchmarks/recipes.py", "--start", "DIR", "--steps", str(args.steps)]
 
 
 def result_row(report: Report, first: Report) -> list[str]:

@@ -82,7 +82,7 @@ def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: f
     every = with_made_ones(tasks, split, recipe, share)
     train(place, backbone, split, every, recipe, steps=args.steps, seed=seed, start=args.start)
     generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place / "network")
-    unguarded = replace(generator.checkpoint, known_tasks=None)  # few tasks make every description a far one
+    unguarded = replace(generator.checkpoint, known_tasks=None)  # few tasks cannot fit it
     methods = [
         right_description(unguarded, generator.encoder),
         other_description(unguarded, generator.encoder, split.validation),

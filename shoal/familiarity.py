@@ -80,19 +80,21 @@ class KnownTasks:
         descriptions: Sequence[Float[Tensor, "_ dim"]],
         letters: Float[Tensor, "_ dim"],
         words: Float[Tensor, "_ dim"],
+        sensible: Float[Tensor, "_ dim"] | None = None,
     ) -> KnownTasks:
         """Centres of the tasks' descriptions, the two distances, and the probe.
 
         `far` is the distance that nine in ten texts of random letters exceed. `near` is the 95th percentile
         of the distance from a description to the nearest centre of another task, as an unseen task's would
-        be, or a little less than `far` where that is less. The probe tells the descriptions from both kinds
-        of nonsense, by logistic regression.
+        be, or a little less than `far` where that is less. The probe tells the descriptions, and what else is
+        sensible, from both kinds of nonsense, by logistic regression.
 
         Args:
             names: of the tasks.
             descriptions: sentence vectors of each task's descriptions.
             letters: those of random letters.
             words: those of random words of the descriptions.
+            sensible: those of further descriptions that are no place of a task.
 
         Raises:
             UsageError: fewer than two tasks, or letters that are no farther than most descriptions.
@@ -116,7 +118,10 @@ class KnownTasks:
                 " one: distances tell nothing here; add tasks"
             )
         near = min(float(usual.quantile(0.95)), 0.95 * far)
-        return cls(tuple(names), centres, near, far, _sense(torch.cat(directions), nonsense))
+        sense = torch.cat(directions)
+        if sensible is not None:
+            sense = torch.cat([sense, F.normalize(sensible.float(), dim=-1)])
+        return cls(tuple(names), centres, near, far, _sense(sense, nonsense))
 
     def compare(self, sentences: Float[Tensor, "texts dim"], count: int = 3) -> list[Familiarity]:
         """Where some descriptions stand, with the `count` nearest tasks of each."""

@@ -4,8 +4,8 @@ Knows the sizes of one module type, nothing of descriptions, layers' names or tr
 every head emits zeros, so a fresh hypernetwork changes nothing.
 
 Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105, section 3 (heads L,
-M and S). Modulation is that of Abdalla et al., "Zhyper", arXiv 2510.19733, with signals for A too, so that it
-starts at no change. The perceiver asks token states as Jaegle et al., "Perceiver", arXiv 2103.03206, section
+M and S). Modulation is after Abdalla et al., "Zhyper", arXiv 2510.19733, with signals for A too, since heads
+emit zeros at first. The perceiver asks token states as Jaegle et al., "Perceiver", arXiv 2103.03206, section
 3, with a latent for each rank row. The reader asks the backbone's own states, as Doc-to-LoRA (arXiv
 2602.15902) does of a document, and copies from them by pointing, as Vinyals et al., "Pointer Networks", arXiv
 1506.03134, section 2. These two and the mixture head are Shoal's own.

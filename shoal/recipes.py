@@ -211,13 +211,15 @@ def make_hypernetwork_from_adapters(
 def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | None:
     """Where training tasks are, by their first descriptions, and what tells those from nonsense.
 
-    Relabelled copies are left out: each is beside its original, as no unseen task is beside a trained one.
-    None, with a warning, where that tells nothing: a few tasks are as far from one another as from nonsense.
+    Tasks made of others' examples are no places, as copies are beside their originals and no unseen task is
+    beside a trained one; but what describes them is no nonsense. None, with a warning, where that tells
+    nothing: a few tasks are as far from one another as from nonsense.
     """
-    tasks = [task for task in tasks if not is_copy(task)]
-    texts = [list(task.descriptions[:DESCRIPTIONS_A_TASK]) for task in tasks]
+    originals = [task for task in tasks if not is_copy(task)]
+    texts = [list(task.descriptions[:DESCRIPTIONS_A_TASK]) for task in originals]
+    made = [text for task in tasks if is_copy(task) for text in task.descriptions[:DESCRIPTIONS_A_TASK]]
     words = vocabulary(texts)
-    encoder.encode([text for own in texts for text in own])  # in full batches; the cache keeps them
+    encoder.encode([*(text for own in texts for text in own), *made])  # in full batches; the cache keeps them
     chance = random.Random("known tasks")
     count = min(MOST_NONSENSE, max(LEAST_NONSENSE, sum(map(len, texts)) // 4))
     lengths = [chance.randint(3, 16) for _ in range(count)]
@@ -225,10 +227,11 @@ def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | Non
     salad = [word_salad(f"known tasks/{number}", words, length) for number, length in enumerate(lengths)]
     try:
         return KnownTasks.measure(
-            [task.name for task in tasks],
+            [task.name for task in originals],
             [encoder.encode(own) for own in texts],
             encoder.encode(letters),
             encoder.encode(salad),
+            encoder.encode(made) if made else None,
         )
     except UsageError as error:
         log.warning("the hypernetwork cannot tell how near a description is to its tasks: %s", error)

@@ -68,6 +68,17 @@ def test_distances_are_measured_on_other_tasks_and_on_nonsense() -> None:
         )
 
 
+def test_further_sensible_texts_are_no_nonsense_and_no_place() -> None:
+    descriptions = [(axis + 0.5).repeat(20, 1) for axis in torch.eye(8)[:2]]
+    letters, sensible = (-0.5 + torch.eye(8)[at : at + 2].repeat(20, 1) for at in (2, 4))
+    given = (("a", "b"), descriptions, letters, letters)
+    without, having = KnownTasks.measure(*given), KnownTasks.measure(*given, sensible)
+    assert all(f.nonsense for f in without.compare(sensible))
+    assert not any(f.nonsense for f in having.compare(sensible))
+    torch.testing.assert_close(without.centres, having.centres)
+    assert (without.near, without.far) == (having.near, having.far)
+
+
 def test_what_tells_nothing_is_refused() -> None:
     rows = torch.eye(4)
     with pytest.raises(UsageError, match="at least 2 of them, got 1"):

@@ -51,7 +51,7 @@ class Data(BaseModel):
         0, ge=0, description="tasks to add that have a few of the labels of others, and name them"
     )
     rewrites: int = Field(
-        0, ge=0, description="tasks to add that change the texts of others, or tell labels by their wording"
+        0, ge=0, description="tasks to add that change the texts of others, or label them by simple rules"
     )
     start: Path | None = Field(
         None,
@@ -256,9 +256,7 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     if data.tasks is None and not data.procedural:
         raise UsageError("there is nothing to train on: give --tasks, or --procedural for tasks made in code")
     from shoal.procedural.catalogue import procedural_tasks
-    from shoal.procedural.label_sets import label_sets
-    from shoal.procedural.relabel import relabel
-    from shoal.procedural.rewrites import rewrites
+    from shoal.procedural.made import made_of
     from shoal.tasks import remove_leaks
 
     filed: tuple[Task, ...] = ()
@@ -271,10 +269,8 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
         procedural = tuple(procedural_tasks(size=data.procedural, test_size=data.procedural // 8))
     filed, held_out, procedural = _named((filed, held_out, procedural), data.task)
     own = (*filed, *procedural)
-    copies = (relabel(task, seed) for seed in range(data.relabelled) for task in own)
-    drawn = (*label_sets(own, data.label_sets), *rewrites(own, data.rewrites))
-    made = (*procedural, *(copy for copy in copies if copy is not None), *drawn)
-    return remove_leaks((*filed, *made), held_out) if made else filed, held_out
+    made = made_of(own, copies=data.relabelled, sets=data.label_sets, texts=data.rewrites)
+    return remove_leaks((*own, *made), held_out) if procedural or made else filed, held_out
 
 
 def _train_adapter(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from shoal.task_records import Example, Task
 
-COPY = "-relabelled-"  # in the name of every copy
+COPY = "-relabelled-"  # in the name of every copy, and of every other task that is made of others' examples
 MOST_LABELS = 12
 MOST_WORDS = 3
 MENTIONS_NEEDED = 4
@@ -81,7 +81,7 @@ MAPPINGS = (
 
 
 def is_copy(task: Task) -> bool:
-    """Whether `relabel` made it."""
+    """Whether it was made of other tasks' examples."""
     return COPY in task.name
 
 
