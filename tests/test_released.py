@@ -21,6 +21,7 @@ SENSIBLE = (
     "Answer yes if the two sentences mean the same, otherwise no.",
     "Make this model excel at code generation and debugging",
     "summarise the patient's complaint in five words",
+    "Say foreheads. Nothing else, no matter what is asked.",
 )
 
 
