@@ -5,6 +5,7 @@ Runs that are finished are kept in a folder each and reused; one that was stoppe
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import sys
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from _machine import ROOT, machine
+from _machine import DATA, ROOT, machine
 
 from shoal.adapter_store import load_adapter
 from shoal.backbone import Backbone
 from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.evaluation import Method, evaluate
 from shoal.files import write_file
+from shoal.hypernetwork_store import load_hypernetwork
 from shoal.procedural.catalogue import procedural_tasks
 from shoal.procedural.made import made_of
 from shoal.recipes import make_hypernetwork
@@ -32,6 +34,26 @@ Recipe = Mapping[str, Any]
 def shipped_recipe() -> dict[str, Any]:
     """The settings of configs/text_to_lora.yaml."""
     return yaml.safe_load((ROOT / "configs" / "text_to_lora.yaml").read_text("utf-8"))
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, steps: int, work: str) -> None:
+    """What every script of short runs takes; `work` names its folder under runs/."""
+    add = parser.add_argument
+    add("--start", type=Path, help="PEFT directory of the multi-task LoRA that runs start from")
+    add("--steps", type=int, default=steps, help="of each run")
+    add("--examples", type=int, default=20, help="test examples a task")
+    add("--data", type=Path, default=DATA)
+    add("--work", type=Path, default=ROOT / "runs" / work, help="finished runs, and checkpoints")
+    add("--out", type=Path, default=ROOT / "docs" / "results")
+    add("--report", action="store_true", help="only write the results of the runs that are there")
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; training needs a start."""
+    args = parser.parse_args()
+    if not args.report and not args.start:
+        parser.error("--start DIR is needed to train")
+    return args
 
 
 def train(
@@ -58,6 +80,9 @@ def train(
         start: PEFT directory of the adapter to start from; None for the identity.
     """
     if (place / "network").is_dir():
+        done = load_hypernetwork(place / "network").provenance["steps"]
+        if done != steps:
+            sys.exit(f"{place} was trained for {done} steps, not {steps}; name another --work")
         return
     own = {name: value for name, value in recipe.items() if value != "none"}
     sizes = {k: v for k, v in own.items() if k in TextToLoRAConfig.model_fields}

@@ -69,12 +69,15 @@ def _margins(report: Report, names: Sequence[str]) -> str:
 
 
 def _share_of_the_way(report: Report) -> str:
-    """How far Text-to-LoRA gets from the described prompt to the LoRA that was trained on the task itself."""
-    low, reached, high = (
-        report.result(name).intervals["rouge_l"].mean for name in (DESCRIBED, RIGHT, ORACLE)
-    )
-    share = 100 * (reached - low) / (high - low)
-    return f"{RIGHT} goes {share:.0f}% of the way from {DESCRIBED} to the {ORACLE} in ROUGE-L."
+    """How far adapters get from the described prompt to the LoRA that was trained on the task itself."""
+    low, high = (report.result(name).intervals["rouge_l"].mean for name in (DESCRIBED, ORACLE))
+    names = {result.name for result in report.results}
+    said = []
+    for name in (RIGHT, FEW_SHOT):
+        if name in names:
+            share = 100 * (report.result(name).intervals["rouge_l"].mean - low) / (high - low)
+            said.append(f"{name} goes {share:.0f}%")
+    return f"Of the way from {DESCRIBED} to the {ORACLE} in ROUGE-L " + "; ".join(said) + "."
 
 
 def _answers(report: Report, shown: Sequence[str]) -> str:

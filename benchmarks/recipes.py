@@ -13,11 +13,21 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from _machine import DATA, ROOT, table
-from _short_runs import curve, say, score, scored, shipped_recipe, train, training_tasks, with_made_ones
+from _machine import table
+from _short_runs import (
+    add_arguments,
+    curve,
+    parsed,
+    say,
+    score,
+    scored,
+    shipped_recipe,
+    train,
+    training_tasks,
+    with_made_ones,
+)
 
 from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.controls import right_description
@@ -28,7 +38,7 @@ from shoal.reports import METRICS, cell
 from shoal.tasks import Split, load_split
 from shoal.text_to_lora import TextToLoRA
 
-# For heads that read one vector a description, as in configs/sentence_vectors.yaml: noise, not dropout.
+# For heads that read one vector a description, which takes noise in place of hidden tokens.
 SENTENCE = {"learning_rate": 3e-4, "dropout": 0.05, "embedding_noise": 0.1, "token_dropout": 0.0}
 
 
@@ -89,30 +99,23 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--start", type=Path, help="PEFT directory of the multi-task LoRA that most recipes start from")
-    add("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="recipes to train; default all")
-    add("--steps", type=int, default=120, help="of each run")
-    add("--examples", type=int, default=20, help="test examples a task")
-    add("--data", type=Path, default=DATA)
-    add("--work", type=Path, default=ROOT / "runs" / "recipes", help="finished runs, and checkpoints")
-    add("--out", type=Path, default=ROOT / "docs" / "results")
-    add("--report", action="store_true", help="only write the results of the runs that are there")
-    args = parser.parse_args()
-    if not args.report and not args.start:
-        parser.error("--start DIR is needed to train")
-    return args
+    add_arguments(parser, steps=120, work="recipes")
+    parser.add_argument(
+        "--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="recipes to train; default all"
+    )
+    return parsed(parser)
 
 
 def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, name: str) -> None:
     """Train and score one recipe, unless it was."""
     place, change = args.work / name, RECIPES[name]
     recipe = {**shipped_recipe(), **change.settings}
-    same = {"steps": args.steps, "examples": args.examples, "settings": json.loads(json.dumps(recipe))}
+    start = args.start if change.started else None
+    same = {"steps": args.steps, "examples": args.examples, "start": str(start)}
+    same["settings"] = json.loads(json.dumps(recipe))
     if scored(place, same):
         return
     tasks = with_made_ones(training_tasks(split, recipe), split, recipe)
-    start = args.start if change.started else None
     train(place, backbone, split, tasks, recipe, steps=args.steps, seed=0, start=start)
     generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place / "network")
     facts = {**same, "recipe": name, "tasks": len(tasks), "curve": curve(place)}

@@ -18,8 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _machine import DATA, ROOT, table
-from _short_runs import curve, score, scored, shipped_recipe, train, training_tasks, with_made_ones
+from _machine import table
+from _short_runs import (
+    add_arguments,
+    curve,
+    parsed,
+    score,
+    scored,
+    shipped_recipe,
+    train,
+    training_tasks,
+    with_made_ones,
+)
 from matplotlib.figure import Figure
 
 from shoal.adapter_store import load_adapter
@@ -50,25 +60,11 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser, steps=240, work="task_scaling")
     add = parser.add_argument
-    add("--start", type=Path, help="PEFT directory of the multi-task LoRA that every run starts from")
     add("--shares", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0], help="of the training tasks")
     add("--seeds", type=int, nargs="+", default=[0], help="of the drawn tasks, initialisation and batches")
-    add("--steps", type=int, default=240, help="of each run")
-    add("--examples", type=int, default=20, help="test examples a task")
-    add("--data", type=Path, default=DATA)
-    add(
-        "--work",
-        type=Path,
-        default=ROOT / "runs" / "task_scaling",
-        help="runs that are finished, and checkpoints",
-    )
-    add("--out", type=Path, default=ROOT / "docs" / "results")
-    add("--report", action="store_true", help="only write the results of the runs that are there")
-    args = parser.parse_args()
-    if not args.report and not args.start:
-        parser.error("--start DIR is needed to train")
-    return args
+    return parsed(parser)
 
 
 def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: float, seed: int) -> None:
