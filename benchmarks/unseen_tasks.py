@@ -57,7 +57,7 @@ from shoal.reports import METRICS, cell
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Split, Task, load_split
 from shoal.text_to_lora import TextToLoRA
-from shoal.training.few_shot import REFINING, refine
+from shoal.training.few_shot import MAX_TOKENS, REFINING, refine
 from shoal.training.lora import train_lora
 
 SHIPPED = ROOT / "shoal" / "weights" / DEFAULT_MODEL
@@ -233,8 +233,8 @@ def few_shot_row(args: argparse.Namespace, backbone: Backbone, generator: TextTo
         )
         return refinement.lora
 
-    network, recipe = tensors_of(args.hypernetwork[0]), REFINING.model_dump_json()
-    setting = digest(network, args.seed, EXAMPLES_TO_REFINE, recipe)
+    network, recipe = tensors_of(args.hypernetwork[0]), (REFINING.model_dump_json(), MAX_TOKENS)
+    setting = digest(network, args.seed, EXAMPLES_TO_REFINE, *recipe)
     return Repetition(Method(FEW_SHOT, refined), setting)
 
 

@@ -27,6 +27,7 @@ from shoal.training.lora import LoraObjective, set_for_training
 MIN_EXAMPLES = 4
 REFINING = LoraTrainingConfig(steps=20, batch_size=8, learning_rate=1e-3)
 STEPS_BETWEEN_LOOKS = 4
+MAX_TOKENS = 10_000  # of training; long examples get fewer steps, so that two cores need no half minute
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,8 @@ def refine(
         lora: the adapter to start from.
         examples: at least 4 with different inputs; those of one input count as one.
         description: of the task, for error messages and logs.
-        config: optimisation settings; the learning rate stays at its peak.
+        config: optimisation settings; the learning rate stays at its peak, and training ends early at
+            `MAX_TOKENS` tokens.
 
     Raises:
         UsageError: too few examples, or none that fits into `config.max_length` tokens.
@@ -84,17 +86,22 @@ def refine(
     objective = LoraObjective(backbone, tokenise([task], backbone, config.max_length), targets, lora, config)
     optimizer = adamw(objective, config.weight_decay)
     before = after = _loss(backbone, held_out, lora)
-    best, kept = lora, 0
+    best, kept, tokens = lora, 0, 0
     for step in range(1, config.steps + 1):
         with set_for_training(backbone):
-            objective.loss(step - 1).loss.backward()
+            forward = objective.loss(step - 1)
+            forward.loss.backward()
+        tokens += forward.tokens
         nn.utils.clip_grad_norm_(objective.module.parameters(), config.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % STEPS_BETWEEN_LOOKS == 0 or step == config.steps:
+        last = step == config.steps or tokens >= MAX_TOKENS
+        if step % STEPS_BETWEEN_LOOKS == 0 or last:
             loss = _loss(backbone, held_out, candidate := objective.lora())
             if loss < after:
                 best, kept, after = candidate, step, loss
+        if last:
+            break
     seconds = time.perf_counter() - started
     return Refinement(best, len(fit), len(held_out), kept, before, after, seconds)
 

@@ -10,6 +10,7 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.lora import LoRA
 from shoal.tasks import Example
+from shoal.training import few_shot
 from shoal.training.few_shot import REFINING, refine
 
 FAST = REFINING.model_copy(update={"learning_rate": 1e-2})
@@ -63,3 +64,9 @@ def test_examples_that_are_too_long(sharp: Backbone, start: LoRA) -> None:
     long = [Example(f"{i} " + "word " * 400, ("yes",)) for i in range(8)]
     with pytest.raises(UsageError, match="at most 256 tokens"):
         refine(sharp, start, long, description="Answer yes.")
+
+
+def test_long_examples_get_fewer_steps(sharp: Backbone, start: LoRA, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_shot, "MAX_TOKENS", 1)
+    refinement = refine(sharp, start, SAME, description="Answer yes.", config=FAST)
+    assert refinement.steps == 1 and refinement.loss_after < refinement.loss_before
