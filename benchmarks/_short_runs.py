@@ -15,16 +15,17 @@ from typing import Any
 
 import yaml
 from _machine import DATA, ROOT, machine
+from pydantic import BaseModel
 
 from shoal.adapter_store import load_adapter
 from shoal.backbone import Backbone
-from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
+from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.evaluation import Method, evaluate
 from shoal.files import write_file
 from shoal.hypernetwork_store import load_hypernetwork
 from shoal.procedural.catalogue import procedural_tasks
 from shoal.procedural.made import made_of
-from shoal.recipes import make_hypernetwork
+from shoal.recipes import load_start, make_hypernetwork, make_hypernetwork_from_adapters, make_lora
 from shoal.tasks import Split, Task, remove_leaks
 
 WARMUP = 0.04  # of the steps: few of a short run
@@ -77,31 +78,82 @@ def train(
         recipe: settings, by the names of the flags of `shoal train text-to-lora`.
         steps: of the optimiser.
         seed: of initialisation and batches.
-        start: PEFT directory of the adapter to start from; None for the identity.
+        start: directory of the adapter or hypernetwork to start from; None for the identity.
     """
     if (place / "network").is_dir():
         done = load_hypernetwork(place / "network").provenance["steps"]
         if done != steps:
             sys.exit(f"{place} was trained for {done} steps, not {steps}; name another --work")
         return
-    own = {name: value for name, value in recipe.items() if value != "none"}
-    sizes = {k: v for k, v in own.items() if k in TextToLoRAConfig.model_fields}
-    training = {k: v for k, v in own.items() if k in HypernetworkTrainingConfig.model_fields}
+    training = settings(recipe, HypernetworkTrainingConfig)
     training |= {"steps": steps, "warmup": WARMUP, "seed": seed, "checkpoint_every": 40}
     say(f"{place.name}: {len(tasks)} tasks")
     make_hypernetwork(
         backbone,
         tasks,
         place / "network",
-        sizes=TextToLoRAConfig(**{"num_layers_to_adapt": None, **sizes}),
+        sizes=sizes_of(recipe),
         training=HypernetworkTrainingConfig(**training),
         run=place / "run",
-        start=load_adapter(start) if start else None,
+        start=load_start(start) if start else None,
         held_out=split.validation,
         monitor_examples=recipe["monitor_examples"],
         max_descriptions=recipe["max_descriptions"],
         show_progress=False,
     )
+
+
+def reproduce(
+    place: Path, backbone: Backbone, tasks: Sequence[Task], recipe: Recipe, *, start: Path, steps: int
+) -> tuple[Path, int]:
+    """A hypernetwork that was trained to reproduce each task's own LoRA, and the tokens that those read.
+
+    The LoRAs have 30 steps of 8 examples each, from `start`; they and the hypernetwork are kept in `place`.
+    """
+    config = LoraTrainingConfig(steps=30, batch_size=8, learning_rate=1e-3, checkpoint_every=30)
+    before, sizes = load_adapter(start), sizes_of(recipe)
+    tokens, adapters = 0, []
+    for task in tasks:
+        directory, run = place / "adapters" / task.name, place / "adapter_runs" / task.name
+        summary = make_lora(
+            backbone,
+            [task],
+            directory,
+            sizes=sizes,
+            training=config,
+            run=run,
+            start=before,
+            show_progress=False,
+        )
+        say(f"  LoRA of {task.name}: loss {summary.final_loss:.2f}, {summary.seconds:.0f} s")
+        tokens += summary.tokens
+        adapters.append(load_adapter(directory).lora)
+    training = settings(recipe, HypernetworkTrainingConfig) | {"contrastive_weight": 0.0, "batch_size": 8}
+    training |= {"objective": "reconstruction", "steps": steps, "warmup": WARMUP, "checkpoint_every": 40}
+    summary = make_hypernetwork_from_adapters(
+        backbone,
+        tasks,
+        adapters,
+        place / "reproducing",
+        sizes=sizes,
+        training=HypernetworkTrainingConfig(**training),
+        run=place / "reproducing.run",
+        start=before,
+        max_descriptions=recipe["max_descriptions"],
+        show_progress=False,
+    )
+    say(f"  {len(tasks)} LoRAs reproduced: distance {summary.final_loss:.3g}, {summary.seconds:.0f} s")
+    return place / "reproducing", tokens
+
+
+def sizes_of(recipe: Recipe) -> TextToLoRAConfig:
+    """Sizes of a recipe's adapters and network; all layers unless it says how many."""
+    return TextToLoRAConfig(**{"num_layers_to_adapt": None, **settings(recipe, TextToLoRAConfig)})
+
+
+def settings(recipe: Recipe, config: type[BaseModel]) -> dict[str, Any]:
+    """What a recipe says of this configuration."""
+    return {k: v for k, v in recipe.items() if k in config.model_fields and v != "none"}
 
 
 def training_tasks(split: Split, recipe: Recipe, seed: int = 0) -> list[Task]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,7 @@ from _short_runs import (
     add_arguments,
     curve,
     parsed,
+    reproduce,
     say,
     score,
     scored,
@@ -44,11 +46,19 @@ SENTENCE = {"learning_rate": 3e-4, "dropout": 0.05, "embedding_noise": 0.1, "tok
 
 @dataclass(frozen=True)
 class Change:
-    """How a recipe differs from the shipped one, and whether it starts from the multi-task LoRA."""
+    """How a recipe differs from the shipped one.
+
+    Attributes:
+        said: in words.
+        settings: other values of configs/text_to_lora.yaml.
+        started: whether it starts from the multi-task LoRA.
+        reproduced: so many training tasks' own LoRAs are reproduced first, for as many steps as follow.
+    """
 
     said: str
     settings: dict[str, Any] = field(default_factory=dict)
     started: bool = True
+    reproduced: int = 0
 
 
 FIRST = "reader"
@@ -66,6 +76,7 @@ RECIPES = {
     "few-texts": Change("4 descriptions a task", {"max_descriptions": 4}),
     "data-alone": Change("data tasks alone", {"procedural": 0, "label_sets": 0, "relabelled": 0}),
     "rewrites": Change("and 120 tasks over the texts of others", {"rewrites": 120}),
+    "reconstruction": Change("after reproducing the LoRAs of 24 training tasks", reproduced=24),
     "scratch": Change("from zero", started=False),
     "last-layers": Change(
         "from zero, last 8 layers, q k v o, rank 16",
@@ -115,11 +126,14 @@ def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, name: st
     same["settings"] = json.loads(json.dumps(recipe))
     if scored(place, same):
         return
-    tasks = with_made_ones(training_tasks(split, recipe), split, recipe)
+    tasks, tokens = with_made_ones(training_tasks(split, recipe), split, recipe), 0
+    if change.reproduced:
+        chosen = random.Random(0).sample(split.train, change.reproduced)
+        start, tokens = reproduce(place, backbone, chosen, recipe, start=start, steps=args.steps)
     train(place, backbone, split, tasks, recipe, steps=args.steps, seed=0, start=start)
     generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place / "network")
     facts = {**same, "recipe": name, "tasks": len(tasks), "curve": curve(place)}
-    facts["tokens"] = generator.checkpoint.provenance["tokens"]
+    facts["tokens"] = tokens + generator.checkpoint.provenance["tokens"]
     facts["seconds"] = generator.checkpoint.provenance["seconds"]
     unguarded = replace(generator.checkpoint, known_tasks=None)
     method = right_description(unguarded, generator.encoder)

@@ -179,7 +179,7 @@ def make_hypernetwork(
 
 
 def make_hypernetwork_from_adapters(
-    shape: BackboneShape,
+    base: Backbone | BackboneShape,
     tasks: Sequence[Task],
     adapters: Sequence[LoRA],
     directory: Path,
@@ -191,17 +191,19 @@ def make_hypernetwork_from_adapters(
     max_descriptions: int | None = None,
     show_progress: bool = True,
 ) -> RunSummary:
-    """Train a hypernetwork to reproduce one adapter a task, without the base model's weights, and write it.
+    """Train a hypernetwork to reproduce one adapter a task, and write it.
 
-    Args and errors as `make_hypernetwork`; `adapters` go task by task.
+    Args and errors as `make_hypernetwork`; `adapters` go task by task. A head that reads the base model's
+    states needs the model, the others its shape alone.
     """
     check_place(directory, HYPERNETWORK_FILES)
     check_run_folder(run, directory)
+    backbone, shape = (base, base.shape) if isinstance(base, Backbone) else (None, base)
     encoder = TaskEncoder()
     network = _fresh(shape, sizes, encoder, training.seed, start)
     described = _described(tasks, max_descriptions)
     summary = train_reconstruction(
-        network, encoder, described, adapters, run, training, show_progress=show_progress
+        network, encoder, described, adapters, run, training, backbone=backbone, show_progress=show_progress
     )
     facts = _provenance(summary, tasks, training, start, max_descriptions)
     _write(network, shape, encoder, tasks, directory, facts)

@@ -124,7 +124,8 @@ def train_text_to_lora(
             "which a wrong description could spoil; leave it out"
         )
     from shoal.adapter_store import load_adapter
-    from shoal.backbone import DEFAULT_MODEL, load_shape
+    from shoal.backbone import DEFAULT_MODEL, Backbone, load_shape
+    from shoal.heads import READINGS
     from shoal.recipes import load_start, make_hypernetwork, make_hypernetwork_from_adapters
 
     common: dict[str, Any] = {
@@ -136,13 +137,15 @@ def train_text_to_lora(
         "show_progress": sys.stderr.isatty(),
     }
     if steering.adapters is not None:
-        shape = load_shape(place.base or DEFAULT_MODEL)
+        reads_states = READINGS.get(sizes.head) == "states"
+        base = load(place) if reads_states else load_shape(place.base or DEFAULT_MODEL)
+        name = base.shape.base_model if isinstance(base, Backbone) else base.base_model
         folders = [steering.adapters / task.name for task in tasks]
         stored = [load_adapter(folder) for folder in folders]
         for adapter, folder in zip(stored, folders, strict=True):
-            warn_of_another_base(adapter, shape.base_model, folder)
+            warn_of_another_base(adapter, name, folder)
         loras = [adapter.lora for adapter in stored]
-        summary = make_hypernetwork_from_adapters(shape, tasks, loras, data.out, **common)
+        summary = make_hypernetwork_from_adapters(base, tasks, loras, data.out, **common)
     else:
         watched: dict[str, Any] = {"held_out": held_out, "monitor_examples": steering.monitor_examples}
         summary = make_hypernetwork(load(place), tasks, data.out, **watched, **common)

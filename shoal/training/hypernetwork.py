@@ -74,8 +74,7 @@ def train_hypernetwork(
     check_no_leakage(tasks, held_out)
     network.to(backbone.device)
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
-    if network.architecture.reads == "states":
-        encoder.states = StateReader(backbone, network.targets).read
+    _read_states(encoder, network, backbone)
     descriptions = Descriptions(encoder, network, tasks)
     objective = SftObjective(network, backbone, corpus, descriptions, config)
     monitor = None
@@ -95,6 +94,7 @@ def train_reconstruction(
     folder: Path,
     config: HypernetworkTrainingConfig,
     *,
+    backbone: Backbone | None = None,
     held_out: Sequence[Task] = (),
     show_progress: bool = True,
 ) -> RunSummary:
@@ -107,12 +107,14 @@ def train_reconstruction(
         adapters: one a task, of the network's targets.
         folder: of the run; training resumes from a checkpoint in it.
         config: optimisation settings; a batch is `batch_size` tasks.
+        backbone: the frozen model, for a network that reads its states.
         held_out: tasks that must share no example with `tasks`.
         show_progress: draw a progress bar.
 
     Raises:
         LeakageError: a held-out task, or a `test` example, is among the training examples.
-        UsageError: not one adapter a task, adapters of other modules or all zero, or a folder of another run.
+        UsageError: not one adapter a task, adapters of other modules or all zero, a network that reads states
+            without a backbone, or a folder of another run.
         Interrupted: Ctrl-C, after the checkpoint is written.
     """
     sizes = {t.name: (t.in_features, t.out_features) for t in network.targets}
@@ -123,8 +125,19 @@ def train_reconstruction(
             f"{len(adapters)} adapters for {len(tasks)} tasks; train them on the same base model and targets"
         )
     check_no_leakage(tasks, held_out)
+    _read_states(encoder, network, backbone)
     objective = ReconstructionObjective(network, Descriptions(encoder, network, tasks), adapters, config)
     return run(objective, config, folder, show_progress=show_progress)
+
+
+def _read_states(encoder: TaskEncoder, network: Hypernetwork, backbone: Backbone | None) -> None:
+    if network.architecture.reads != "states":
+        return
+    if backbone is None:
+        raise UsageError(
+            f"head {network.architecture.head} reads the base model's states and got no model; give it"
+        )
+    encoder.states = StateReader(backbone, network.targets).read
 
 
 class SftObjective:

@@ -497,6 +497,10 @@ def test_train_by_reconstruction(
     ended = shoal(*arguments, "--adapters", tmp_path / "adapters")
     assert ended.code == 0, ended.err
     assert load_hypernetwork(out).provenance["config"]["objective"] == "reconstruction"
+    reads_states = (*arguments, "--adapters", tmp_path / "adapters", "--head", "reader")
+    ended = shoal(*reads_states, "--out", tmp_path / "reader")
+    assert ended.code == 0, ended.err
+    assert load_hypernetwork(tmp_path / "reader").network.architecture.head == "reader"
 
 
 def test_train_expert(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, cache: Path) -> None:

@@ -480,6 +480,21 @@ def test_the_reconstruction_loss_is_the_distance_of_delta_weights(
     assert result.tokens == 0
 
 
+def test_a_reader_reproduces_adapters(toy: ModuleType, sharp: Backbone, tmp_path: Path) -> None:
+    targets, width = sharp.shape.select(MODULES, 1), sharp.model.config.hidden_size
+    adapters = toy.toy_adapters(targets, 3)
+    network = toy.toy_network(targets, dropout=0.0, head="reader", task_dim=width)
+    told = (network, toy.HashEncoder(), toy.toy_tasks(3), adapters, tmp_path)
+    settings = {"objective": "reconstruction", "learning_rate": 1e-2, "offset_learning_rate": 1e-2}
+    with pytest.raises(UsageError, match="head reader .* got no model; give it"):
+        train_reconstruction(*told, config(**settings))
+    summary = train_reconstruction(
+        *told, config(steps=60, batch_size=3, clip_norm=10.0, **settings), backbone=sharp, show_progress=False
+    )
+    assert rows_of(tmp_path)[0]["loss"] == pytest.approx(1.0, rel=1e-4)
+    assert summary.final_loss < 0.6
+
+
 def test_adapters_that_cannot_be_reproduced(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
     targets = backbone.shape.select(MODULES, 1)
     tasks, adapters = toy.toy_tasks(), toy.toy_adapters(targets, 4)
