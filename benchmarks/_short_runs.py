@@ -128,8 +128,8 @@ def reproduce(
         say(f"  LoRA of {task.name}: loss {summary.final_loss:.2f}, {summary.seconds:.0f} s")
         tokens += summary.tokens
         adapters.append(load_adapter(directory).lora)
-    training = settings(recipe, HypernetworkTrainingConfig) | {"contrastive_weight": 0.0, "batch_size": 8}
-    training |= {"objective": "reconstruction", "steps": steps, "warmup": WARMUP, "checkpoint_every": 40}
+    training = {k: recipe[k] for k in ("learning_rate", "offset_learning_rate", "weight_decay")}
+    training |= {"objective": "reconstruction", "steps": steps, "batch_size": 8, "warmup": WARMUP}
     summary = make_hypernetwork_from_adapters(
         backbone,
         tasks,

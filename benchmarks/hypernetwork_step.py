@@ -18,10 +18,11 @@ from _machine import DATA, machine, table
 from torch import nn
 
 from shoal.backbone import load_backbone
-from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig
-from shoal.heads import HEADS, Architecture
-from shoal.hypernetwork import Hypernetwork
+from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
+from shoal.description_states import StateReader
+from shoal.heads import HEADS
 from shoal.lora import LoRA
+from shoal.released import new_hypernetwork
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import load_split
 from shoal.training.batches import tokenise
@@ -30,7 +31,7 @@ from shoal.training.hypernetwork import SftObjective
 from shoal.training.loop import adamw
 from shoal.training.lora import LoraObjective, set_for_training
 
-RANK, ALPHA = 8, 16.0
+RANK, ALPHA = 8, 16
 
 
 class Step:
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument(
         "--contrastive-share", type=float, default=0.0, help="of the batch, read again under a wrong one"
     )
-    parser.add_argument("--head", default="L", choices=HEADS)
+    parser.add_argument("--head", default="reader", choices=HEADS, help="default: the shipped one")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -75,8 +76,17 @@ def main() -> None:
     corpus = tokenise(tasks, backbone, LoraTrainingConfig(**shared).max_length)
     torch.manual_seed(args.seed)
     lora = LoRA.identity(targets, RANK, ALPHA)
-    network = Hypernetwork(targets, Architecture(384, RANK, ALPHA, head=args.head)).train()
-    embeddings = Descriptions(TaskEncoder(), network, tasks)
+    encoder = TaskEncoder()
+    encoder.states = StateReader(backbone, targets).read
+    sizes = TextToLoRAConfig(
+        target_modules=("q_proj", "v_proj"),
+        num_layers_to_adapt=None,
+        adapter_rank=RANK,
+        adapter_alpha=ALPHA,
+        head=args.head,
+    )
+    network = new_hypernetwork(backbone.shape, sizes, encoder.dim).train()
+    embeddings = Descriptions(encoder, network, tasks)
     wrong = {"contrastive_weight": 0.5, "contrastive_share": args.contrastive_share}
     config = HypernetworkTrainingConfig(**shared, **(wrong if args.contrastive_share else {}))
     sft = SftObjective(network, backbone, corpus, embeddings, config)

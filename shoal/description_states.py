@@ -7,6 +7,7 @@ Source: Charakorn et al., "Doc-to-LoRA", arXiv 2602.15902: it reads the model's 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -15,8 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shoal.backbone import Backbone
+from shoal.errors import shorten
 from shoal.forward import pad_sequences
 from shoal.lora import TargetModule, group_by_type
+
+logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 128  # of a description; what is longer is read as far as that
 BATCH = 32
@@ -41,7 +45,7 @@ class StateReader:
         it makes of the token, or zeros in layers that have none.
         """
         read: list[Tensor] = [torch.empty(0)] * len(texts)
-        ids = [self._backbone.encode_text(text)[:MAX_TOKENS] for text in texts]
+        ids = [self._tokens(text) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
@@ -49,6 +53,12 @@ class StateReader:
             for row, own in zip(rows, states, strict=True):
                 read[row] = own[:, : len(ids[row])]
         return read
+
+    def _tokens(self, text: str) -> Sequence[int]:
+        ids = self._backbone.encode_text(text)
+        if len(ids) > MAX_TOKENS:
+            logger.warning("%s is read as far as %d of its %d tokens", shorten(text), MAX_TOKENS, len(ids))
+        return ids[:MAX_TOKENS]
 
     def _states(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "texts layers _ width"]:
         batch = pad_sequences([(row, ()) for row in ids], self._backbone.end_of_turn, self._backbone.device)

@@ -55,7 +55,7 @@ def generate_greedy(
         )
     check_adapters(adapters, len(requests))
     prompts = backbone.encode_prompts(requests)
-    _check_lengths(backbone, prompts, max_new_tokens)
+    check_lengths(backbone, prompts, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for begin in range(0, len(order), batch_size):
@@ -96,7 +96,7 @@ def sample_tokens(
         raise UsageError(
             f"{len(prompts)} prompts and max_new_tokens {max_new_tokens} must be at least 1; raise them"
         )
-    _check_lengths(backbone, prompts, max_new_tokens)
+    check_lengths(backbone, prompts, max_new_tokens)
 
     def choose(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
         likely = torch.softmax(logits.float() / temperature, -1).cpu()
@@ -139,7 +139,7 @@ def generate_with_experts(
             f"{len(prompts)} prompts and {experts.batch} experts must be as many, and max_new_tokens "
             f"{max_new_tokens} at least 1; correct what is not"
         )
-    _check_lengths(backbone, prompts, max_new_tokens)
+    check_lengths(backbone, prompts, max_new_tokens)
     own = [experts.row(row) for row in range(len(prompts))]
     return _continue(backbone, prompts, own, max_new_tokens, _most_likely, ModelBasis(backbone.model, basis))
 
@@ -203,7 +203,8 @@ def _continue(
             logits = rows.step(torch.tensor(tokens))
 
 
-def _check_lengths(backbone: Backbone, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def check_lengths(backbone: Backbone, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raise UsageError if a prompt and an answer of so many tokens do not fit into the model's positions."""
     longest = max((len(p) for p in prompts), default=0)
     limit = getattr(backbone.model.config, "max_position_embeddings", None)
     if limit is not None and longest + max_new_tokens > limit:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from shoal.backbone import Backbone
-from shoal.engine import adapters_of, attached, check_adapters, generate_greedy
+from shoal.engine import adapters_of, attached, check_adapters, check_lengths, generate_greedy
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, pad_sequences
 from shoal.lora import LoRA
@@ -156,6 +156,7 @@ def reference_losses(
     prompts, completions = backbone.encode_prompts(requests), backbone.encode_completions(references)
     completions = completions if closed else [ids[:-1] for ids in completions]
     pairs = list(zip(prompts, completions, strict=True))
+    check_lengths(backbone, [[*p, *c] for p, c in pairs], 0)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     losses = [0.0] * len(pairs)
     for begin in range(0, len(order), batch_size):

@@ -95,7 +95,9 @@ class HypernetworkCheckpoint:
         if self.multi_task is not None:
             return self.multi_task
         recipe = self.provenance.get("config")  # free JSON, which may come from outside
-        dropped = isinstance(recipe, Mapping) and recipe.get("description_dropout")
+        if not isinstance(recipe, Mapping) or recipe.get("objective") == "reconstruction":
+            recipe = {}  # whose network never saw the null description
+        dropped = recipe.get("description_dropout")
         return self.emit_null() if dropped else self.network.offset_lora()
 
     @cached_property

@@ -269,8 +269,8 @@ def _lora_of(start: Start | None) -> LoRA | None:
 def _same_weights(one: Hypernetwork, other: Hypernetwork) -> bool:
     """Whether the weights of one make sense in the other."""
     shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (one, other)]
-    same_meaning = (one.targets, one.architecture.head) == (other.targets, other.architecture.head)
-    return same_meaning and shapes[0] == shapes[1]
+    means = [(net.targets, net.architecture.head, net.architecture.alpha) for net in (one, other)]
+    return means[0] == means[1] and shapes[0] == shapes[1]
 
 
 def _check_start(start: Start | None, shape: BackboneShape) -> None:

@@ -47,7 +47,8 @@ def test_layers_without_a_module_of_a_type_have_zeros_for_it(tiny_llama: Path) -
     assert not made[:last].any() and made[last].any()
 
 
-def test_a_long_text_is_read_as_far_as_the_limit(tiny_llama: Path) -> None:
+def test_a_long_text_is_read_as_far_as_the_limit(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
     backbone = load_backbone(str(tiny_llama), dtype=torch.float32)
     (states,) = StateReader(backbone, backbone.shape.targets).read(["word " * 1000])
     assert states.shape[1] == MAX_TOKENS
+    assert f"is read as far as {MAX_TOKENS} of its " in caplog.text

@@ -61,6 +61,12 @@ def test_losses_are_means_over_the_tokens_of_each_reference(backbone: Backbone, 
     assert got == pytest.approx(by_hand, rel=1e-4)
 
 
+def test_a_reference_that_does_not_fit_into_the_model(backbone: Backbone) -> None:
+    positions = backbone.model.config.max_position_embeddings
+    with pytest.raises(UsageError, match=f"exceed the {positions} positions"):
+        reference_losses(backbone, ["a", "a"], ["b", "b " * positions])
+
+
 def test_answers_are_scored_against_every_reference(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

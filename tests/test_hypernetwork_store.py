@@ -261,6 +261,12 @@ def test_where_no_description_was_trained_nonsense_gets_its_adapter() -> None:
     assert emission.adapters.row(1) == plain.emit_null() == plain.fallback != plain.network.offset_lora()
 
 
+def test_a_network_of_reconstruction_was_shown_no_null_description() -> None:
+    facts = {"config": {"description_dropout": 0.05, "objective": "reconstruction"}}
+    plain = dataclasses.replace(checkpoint_of(), provenance=facts)
+    assert plain.fallback == plain.network.offset_lora() != plain.emit_null()
+
+
 def test_a_far_description_keeps_its_own_adapter() -> None:
     plain = checkpoint_of()
     plain.network.eval()

@@ -22,7 +22,9 @@ class Reporting(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: Path = Field(Path("runs/benchmark"), description="directory of the run; its report is in report/")
-    quick: bool = Field(False, description="few tasks and steps: two minutes instead of a quarter of an hour, wide intervals")
+    quick: bool = Field(
+        False, description="few tasks and steps: two minutes instead of fifteen, wide intervals"
+    )
     least: str | None = Field(
         None, description="grade that every method must reach, or the exit code is 1: A+, A, B+, B, C, D or F"
     )

@@ -28,6 +28,16 @@ HypernetworkTraining = Annotated[
     # a description in the prompt would make the adapter's own one superfluous
     Only(*(name for name in HypernetworkTrainingConfig.model_fields if name != "describe")),
 ]
+# What acts on descriptions or answers in SFT alone, each at 0 by default.
+ANSWERS_ALONE = (
+    "contrastive_weight",
+    "description_dropout",
+    "nonsense",
+    "embedding_noise",
+    "token_dropout",
+    "label_smoothing",
+)
+TEST_SIZE = 60  # of JSONL
 TASKS_HELP = (
     "data directory with splits.json, folder of task JSON files, one such file, or JSONL with --definition"
 )
@@ -40,6 +50,9 @@ class Data(BaseModel):
 
     tasks: Path | None = Field(None, description=TASKS_HELP)
     definition: str | None = Field(None, description="for JSONL: the instruction that its examples follow")
+    test_size: int = Field(
+        TEST_SIZE, ge=0, description="for JSONL: examples that are not trained on, at most half of them"
+    )
     task: tuple[str, ...] = Field((), description="take only the tasks of these names")
     procedural: int = Field(
         0, ge=0, description="examples of every procedural task to add, 0 for none; these need no --tasks"
@@ -118,11 +131,12 @@ def train_text_to_lora(
     if reconstruct != (steering.adapters is not None):
         fix = "needs --adapters DIR" if reconstruct else "takes no --adapters; add --objective reconstruction"
         raise UsageError(f"--objective {training.objective} {fix}")
-    if reconstruct and training.contrastive_weight:
-        raise UsageError(
-            f"--contrastive-weight {training.contrastive_weight:g}: reconstruction reads no answers, "
-            "which a wrong description could spoil; leave it out"
-        )
+    for name in ANSWERS_ALONE if reconstruct else ():
+        if value := getattr(training, name):
+            flag = name.replace("_", "-")
+            raise UsageError(
+                f"--{flag} {value:g}: reconstruction reads no answers and ignores it; set it to 0"
+            )
     from shoal.adapter_store import load_adapter
     from shoal.backbone import DEFAULT_MODEL, Backbone, load_shape
     from shoal.heads import READINGS
@@ -217,7 +231,9 @@ def set_fallback(given: Fallback) -> Output:
     )
 
 
-def read_tasks(data: Path, definition: str | None, names: Sequence[str] = ()) -> Split:
+def read_tasks(
+    data: Path, definition: str | None, names: Sequence[str] = (), test_size: int = TEST_SIZE
+) -> Split:
     """The tasks of a path; those without a splits.json are all training tasks.
 
     Raises:
@@ -229,7 +245,7 @@ def read_tasks(data: Path, definition: str | None, names: Sequence[str] = ()) ->
     if data.suffix == ".jsonl":
         if definition is None:
             raise UsageError(f"--tasks {data} is JSONL, which holds no instruction; add --definition TEXT")
-        split = Split((load_jsonl(data, definition=definition),), ())
+        split = Split((load_jsonl(data, definition=definition, test_size=test_size),), ())
     elif definition is not None:
         raise UsageError(f"--definition is for JSONL, but --tasks is {data}; leave it out")
     elif data.is_file():
@@ -266,7 +282,7 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     held_out: tuple[Task, ...] = ()
     procedural: tuple[Task, ...] = ()
     if data.tasks is not None:
-        split = read_tasks(data.tasks, data.definition)
+        split = read_tasks(data.tasks, data.definition, test_size=data.test_size)
         filed, held_out = split.train, split.validation
     if data.procedural:
         procedural = tuple(procedural_tasks(size=data.procedural, test_size=data.procedural // 8))

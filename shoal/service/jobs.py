@@ -218,6 +218,7 @@ class Jobs:
             "base": self._base,
             "tasks": str(folder / "examples.jsonl"),
             "definition": definition,
+            "test_size": 0,
         }
         settings |= {
             "steps": steps,

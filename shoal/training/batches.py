@@ -68,11 +68,13 @@ def tokenise(tasks: Sequence[Task], backbone: Backbone, max_length: int, *, desc
             adapter then need not carry it).
 
     Raises:
-        UsageError: a task has no example that fits.
+        UsageError: a task has no example, or none that fits.
     """
     examples, index, dropped = [], 0, 0
     same: dict[int, int] = {}  # one object a token id: a corpus has millions, and an int takes 28 bytes
     for number, task in enumerate(tasks):
+        if not task.train:
+            raise UsageError(f"task {task.name} has no training examples; add some, or leave the task out")
         texts = [task.described(e.input, i) if describe else e.input for i, e in enumerate(task.train)]
         prompts = backbone.encode_prompts(texts)
         completions = backbone.encode_completions([e.outputs[0] for e in task.train])

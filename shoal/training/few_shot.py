@@ -7,6 +7,7 @@ nothing leave the adapter as it was. Nothing is written to disk.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from shoal.tasks import Example, Task
 from shoal.training.batches import tokenise
 from shoal.training.loop import adamw
 from shoal.training.lora import LoraObjective, set_for_training
+
+log = logging.getLogger(__name__)
 
 MIN_EXAMPLES = 4
 REFINING = LoraTrainingConfig(steps=20, batch_size=8, learning_rate=1e-3)
@@ -72,14 +75,15 @@ def refine(
             `MAX_TOKENS` tokens.
 
     Raises:
-        UsageError: too few examples, or none that fits into `config.max_length` tokens.
+        UsageError: too few examples that fit into `config.max_length` tokens; longer ones are left out.
     """
     started = time.perf_counter()
+    examples = _fitting(backbone, examples, config.max_length)
     fit, held_out = divide(examples, test_size=max(1, len(examples) // 4), seed=config.seed)
-    if len(fit) + len(held_out) < MIN_EXAMPLES:
+    if (count := len(fit) + len(held_out)) < MIN_EXAMPLES:
         raise UsageError(
-            f"{len(fit) + len(held_out)} different examples are too few to refine an adapter with, the least "
-            f"is {MIN_EXAMPLES}; give more, or none"
+            f"{count} different examples of at most {config.max_length} tokens are too few to refine "
+            f"an adapter with, the least is {MIN_EXAMPLES}; give more, or none"
         )
     task = Task("examples", "few-shot", description, (description,), fit, held_out)
     targets = [t for t in backbone.shape.targets if t.name in lora.factors]
@@ -104,6 +108,17 @@ def refine(
             break
     seconds = time.perf_counter() - started
     return Refinement(best, len(fit), len(held_out), kept, before, after, seconds)
+
+
+def _fitting(backbone: Backbone, examples: Sequence[Example], max_length: int) -> list[Example]:
+    prompts = backbone.encode_prompts([e.input for e in examples])
+    completions = backbone.encode_completions([e.outputs[0] for e in examples])
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    kept = [e for e, length in zip(examples, lengths, strict=True) if length <= max_length]
+    if len(kept) < len(examples):
+        left = len(examples) - len(kept)
+        log.warning("left out %d of %d examples longer than %d tokens", left, len(examples), max_length)
+    return kept
 
 
 def _loss(backbone: Backbone, examples: Sequence[Example], lora: LoRA) -> float:

@@ -78,9 +78,10 @@ def train_hypernetwork(
     descriptions = Descriptions(encoder, network, tasks)
     objective = SftObjective(network, backbone, corpus, descriptions, config)
     monitor = None
-    if held_out and monitor_size:
-        unseen = tokenise(held_out, backbone, config.max_length, describe=config.describe)
-        first = Descriptions(encoder, network, held_out).read([task.descriptions[0] for task in held_out])
+    watched = [task for task in held_out if task.train]
+    if watched and monitor_size:
+        unseen = tokenise(watched, backbone, config.max_length, describe=config.describe)
+        first = Descriptions(encoder, network, watched).read([task.descriptions[0] for task in watched])
         monitor = SteeringMonitor(network, backbone, unseen, first, monitor_size)
     with set_for_training(backbone):
         return run(objective, config, folder, monitor=monitor, show_progress=show_progress)
@@ -153,7 +154,7 @@ class SftObjective:
     ) -> None:
         """`descriptions` are those of the corpus's tasks, in their order."""
         self.module, self._backbone, self._corpus, self._config = network, backbone, corpus, config
-        self._descriptions = descriptions
+        self._descriptions, self._start = descriptions, _weights(network)
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
         self._prefix = PrefixCache(backbone, min(t.layer for t in network.targets))
 
@@ -190,9 +191,11 @@ class SftObjective:
         return StepLoss(right.mean() + config.contrastive_weight * contrast, batch.tokens, metrics)
 
     def fingerprint(self) -> str:
-        """Names base model, data, descriptions and architecture."""
+        """Names base model, data, descriptions, architecture and the weights at the start."""
         texts, module = self._descriptions.fingerprint(), self.module
-        return fingerprint(self._backbone, self._corpus, texts, module.architecture, module.targets)
+        return fingerprint(
+            self._backbone, self._corpus, texts, module.architecture, module.targets, self._start
+        )
 
     def _wrong_tasks(self, tasks: Sequence[int], chance: random.Random) -> dict[int, int]:
         """Row of `tasks` -> another task, for the rows of the contrastive term."""
@@ -258,7 +261,7 @@ class ReconstructionObjective:
         Raises:
             UsageError: every adapter is zero.
         """
-        self.module, self._config = network, config
+        self.module, self._config, self._start = network, config, _weights(network)
         device = next(network.parameters()).device
         self._descriptions, self._device = descriptions, device
         trained = stack(adapters)
@@ -293,8 +296,8 @@ class ReconstructionObjective:
         return StepLoss(_squared(BatchedLoRA(factors, float(rank))) / (len(tasks) * self._scale), 0)
 
     def fingerprint(self) -> str:
-        """Names architecture, descriptions and adapters."""
-        digest = hashlib.sha256(repr((self.module.architecture, self.module.targets)).encode())
+        """Names architecture, descriptions, adapters and the weights at the start."""
+        digest = hashlib.sha256(repr((self.module.architecture, self.module.targets, self._start)).encode())
         digest.update(self._descriptions.fingerprint().encode())
         for tensor in (t for f in self._trained.factors.values() for t in f):
             digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
@@ -310,6 +313,14 @@ def parameter_groups(network: Hypernetwork, config: HypernetworkTrainingConfig) 
     if network.architecture.offset:
         groups.append({"params": list(network.offsets.parameters()), "lr": config.offset_learning_rate})
     return groups
+
+
+def _weights(network: Hypernetwork) -> str:
+    """A hash of the weights as they are now."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _squared(adapters: BatchedLoRA) -> Tensor:

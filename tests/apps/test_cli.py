@@ -22,6 +22,7 @@ from torch import Tensor
 from shoal.adapter_store import load_adapter, save_adapter
 from shoal.apps import cli
 from shoal.apps.settings import command
+from shoal.apps.training import Data, divided
 from shoal.backbone import DEFAULT_MODEL, load_backbone, load_shape
 from shoal.config import (
     ExpertTrainingConfig,
@@ -364,6 +365,10 @@ def test_train_lora_needs_one_task(shoal: Shoal, tiny_llama: Path, data: Path, t
     other = ("train", "lora", "--base", tiny_llama, "--out", tmp_path / "jsonl", *QUICK)
     ended = shoal(*other, "--tasks", data / "capitals.jsonl", "--definition", "Write it in capitals.")
     assert ended.code == 0, ended.err
+    told = {"tasks": data / "capitals.jsonl", "definition": "Write it in capitals.", "out": tmp_path}
+    for kept, trained in (({}, len(WORDS) - len(WORDS) // 2), ({"test_size": 0}, len(WORDS))):
+        (task,) = divided(Data(**told, **kept))[0]
+        assert len(task.train) == trained
 
 
 def test_two_hypernetworks_are_averaged(shoal: Shoal, tiny_llama: Path, tmp_path: Path) -> None:
@@ -479,6 +484,8 @@ def test_training_a_hypernetwork_goes_on_from_another_one(
     assert kept.card is not None and "shared adapter" in kept.card.notes[1]
     for name, (a, b) in kept.lora.factors.items():
         torch.testing.assert_close([a, b], list(shared.factors[name]), atol=1e-6, rtol=0)
+    louder = (*where, *QUICK_NETWORK, *still, "--adapter-alpha", 64, "--out", tmp_path / "louder")
+    assert_one_line(shoal(*louder), 2, "alpha")
     elsewhere = (*where[:3], "gpt2", *where[4:])
     assert_one_line(shoal(*elsewhere, *QUICK_NETWORK, "--out", tmp_path / "other"), 2, "gpt2")
 
@@ -570,7 +577,11 @@ def test_generate_with_examples(
     assert ended.record["hypernetwork"]["few_shot"]["examples"] == len(WORDS) - len(WORDS) // 4
     few = tmp_path / "few.jsonl"
     few.write_text('{"input": "a", "output": "A"}\n')
-    assert_one_line(shoal("generate", DESCRIPTION, *where, "--examples", few), 2, "1 different examples")
+    assert_one_line(
+        shoal("generate", DESCRIPTION, *where, "--examples", few),
+        2,
+        "1 different examples of at most 256 tokens",
+    )
     assert_one_line(shoal("generate", DESCRIPTION, *where, "--examples", tmp_path / "no"), 2, "no")
 
 
@@ -780,8 +791,9 @@ def test_settings_that_could_not_act_are_refused(
     started = shoal(*where, "--start", multi_task, "--adapter-rank", 3)
     assert_one_line(started, 2, "adapter_rank 3: the LoRA to start from has 2")
     where = ("train", "text-to-lora", "--base", tiny_llama, "--tasks", data, "--out", tmp_path / "new")
-    told = ("--objective", "reconstruction", "--adapters", multi_task, "--contrastive-weight", 0.5)
-    assert_one_line(shoal(*where, *told, *QUICK_NETWORK), 2, "--contrastive-weight 0.5")
+    told = ("--objective", "reconstruction", "--adapters", multi_task)
+    for flag in ("--contrastive-weight", "--token-dropout", "--nonsense"):
+        assert_one_line(shoal(*where, *told, flag, 0.5, *QUICK_NETWORK), 2, f"{flag} 0.5: reconstruction")
     assert not (tmp_path / "new").exists()
 
 

@@ -318,6 +318,8 @@ def test_a_job_trains_an_adapter(running: Any, http: httpx2.Client) -> None:
     job = http.post("/v1/jobs", data=form, files={"file": ("x.jsonl", lines)}).json()
     assert job["state"] == "queued", job
     waiting = http.post("/v1/jobs", data={**form, "name": "other"}, files={"file": ("x.jsonl", lines)}).json()
+    settings = running.service.registry.root / "jobs" / waiting["id"] / "settings.yaml"
+    assert json.loads(settings.read_text())["test_size"] == 0  # all that was uploaded is trained on
     cancelled = http.post(f"/v1/jobs/{waiting['id']}/cancel").json()
     assert cancelled["state"] == "cancelled"
     assert http.post(f"/v1/jobs/{waiting['id']}/cancel").status_code == 409

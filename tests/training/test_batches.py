@@ -108,7 +108,7 @@ def test_a_task_of_which_nothing_fits(toy: ModuleType, backbone: Backbone) -> No
     ):
         tokenise(toy.toy_tasks(), backbone, 8)
     empty = dataclasses.replace(toy.toy_task("upper"), train=())
-    with pytest.raises(UsageError, match="none of the 0 training examples of task upper"):
+    with pytest.raises(UsageError, match="task upper has no training examples; add some"):
         tokenise([empty], backbone, 512)
 
 

@@ -55,15 +55,17 @@ def test_steps_that_harm_are_not_kept(sharp: Backbone, start: LoRA) -> None:
 @pytest.mark.parametrize("examples", [SAME[:3], SAME[:1] * 8, []])
 def test_too_few_different_examples(sharp: Backbone, start: LoRA, examples: list[Example]) -> None:
     with pytest.raises(
-        UsageError, match="different examples are too few .* the least is 4; give more, or none"
+        UsageError, match="different examples of .* are too few .* the least is 4; give more, or none"
     ):
         refine(sharp, start, examples, description="Answer yes.")
 
 
 def test_examples_that_are_too_long(sharp: Backbone, start: LoRA) -> None:
     long = [Example(f"{i} " + "word " * 400, ("yes",)) for i in range(8)]
-    with pytest.raises(UsageError, match="at most 256 tokens"):
+    with pytest.raises(UsageError, match="0 different examples of at most 256 tokens are too few"):
         refine(sharp, start, long, description="Answer yes.")
+    refinement = refine(sharp, start, [*long, *SAME[:8]], description="Answer yes.")
+    assert (refinement.examples, refinement.held_out) == (6, 2)
 
 
 def test_long_examples_get_fewer_steps(sharp: Backbone, start: LoRA, monkeypatch: pytest.MonkeyPatch) -> None:

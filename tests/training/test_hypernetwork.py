@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -294,10 +295,10 @@ def test_a_hypernetwork_learns_its_tasks(toy: ModuleType, sharp: Backbone, tmp_p
 
 def test_shared_and_own_parameters_have_their_own_rates(toy: ModuleType, backbone: Backbone) -> None:
     targets = backbone.shape.select(MODULES, None)
-    own, shared = parameter_groups(toy.toy_network(targets), config(offset_learning_rate=0.5))
-    assert (own["lr"], shared["lr"]) == (1e-3, 0.5)
     network = toy.toy_network(targets)
-    assert {id(p) for p in shared["params"]} == {id(p) for p in shared["params"]}
+    own, shared = parameter_groups(network, config(offset_learning_rate=0.5))
+    assert (own["lr"], shared["lr"]) == (1e-3, 0.5)
+    assert {id(p) for p in shared["params"]} == {id(p) for p in network.offsets.parameters()}
     assert len(own["params"]) + len(shared["params"]) == len(list(network.parameters()))
     assert len(parameter_groups(toy.toy_network(targets, offset=False), config())) == 1
 
@@ -424,6 +425,42 @@ def test_other_descriptions_are_another_run(toy: ModuleType, backbone: Backbone,
     reworded = dataclasses.replace(tasks[0], descriptions=("In capitals.", *tasks[0].descriptions[1:]))
     with pytest.raises(UsageError, match="another run, with other data"):
         train([reworded, *tasks[1:]])
+
+
+def test_another_start_is_another_run(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
+    tasks, targets = toy.toy_tasks(2), backbone.shape.select(MODULES, 1)
+    adapters = toy.toy_adapters(targets, 2)
+    told = (toy.HashEncoder(), tasks)
+    for offset in (0.0, 0.0, 0.5):
+        network = toy.toy_network(targets)
+        with torch.no_grad():
+            for parameter in network.offsets.parameters():
+                parameter += offset
+        runs = (
+            partial(train_hypernetwork, network, backbone, *told, tmp_path / "sft"),
+            partial(train_reconstruction, network, *told, adapters, tmp_path / "reconstruction"),
+        )
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        for train in runs:
+            network.load_state_dict(before)
+            if not offset:
+                train(config(steps=1, batch_size=2), show_progress=False)
+                continue
+            with pytest.raises(UsageError, match="another run, with other data"):
+                train(config(steps=1, batch_size=2), show_progress=False)
+
+
+def test_held_out_tasks_without_training_examples_are_not_watched(
+    toy: ModuleType, backbone: Backbone, tmp_path: Path
+) -> None:
+    tasks, targets = toy.toy_tasks(), backbone.shape.select(MODULES, 1)
+    bare = dataclasses.replace(tasks[3], train=())
+    told = (toy.toy_network(targets), backbone, toy.HashEncoder(), tasks[:2], tmp_path)
+    held_out = [tasks[2], bare]
+    quick = config(steps=1, batch_size=2, checkpoint_every=1)
+    train_hypernetwork(*told, quick, held_out=held_out, monitor_size=2, show_progress=False)
+    (row,) = rows_of(tmp_path)
+    assert row["unseen_loss"] > 0 and "unseen_margin" not in row  # of one task alone
 
 
 def test_reconstruction_recovers_adapters(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
