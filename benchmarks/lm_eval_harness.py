@@ -124,7 +124,7 @@ def in_words(args: argparse.Namespace, task: Task) -> tuple[dict[str, Any], Any,
         right = [exact_match(a, r) for a, r in zip(answers, references, strict=True)]
         return {"exact_match": 100 * sum(right) / len(right), "chrf": chrf(answers, references).score}
 
-    return config, score, (task.descriptions or (task.definition,))[0]
+    return config, score, task.descriptions[0]
 
 
 def with_choices(args: argparse.Namespace, test_set: Mapping[str, Any]) -> tuple[dict[str, Any], Any, str]:

@@ -24,15 +24,13 @@ RIGHT, OTHER = "Text-to-LoRA", "Text-to-LoRA, another task's description"
 GIBBERISH, NONE = "Text-to-LoRA, gibberish", "Text-to-LoRA, no description"
 
 
-def right_description(
-    checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, index: int = 0, name: str = RIGHT
-) -> Method:
+def right_description(checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, index: int = 0) -> Method:
     """Adapters from each task's own description number `index`, from 0; the count wraps around."""
-    return _emitted(name, checkpoint, encoder, lambda task: _description(task, index))
+    return _emitted(RIGHT, checkpoint, encoder, lambda task: _description(task, index))
 
 
 def other_description(
-    checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, tasks: Sequence[Task], name: str = OTHER
+    checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, tasks: Sequence[Task]
 ) -> Method:
     """Adapters from the first description of another of the tasks: the one half the list further on.
 
@@ -43,19 +41,17 @@ def other_description(
         raise UsageError(f"another task's description needs at least 2 tasks, got {len(tasks)}; add one")
     others = [*tasks[len(tasks) // 2 :], *tasks[: len(tasks) // 2]]
     wrong = {task.name: _description(other) for task, other in zip(tasks, others, strict=True)}
-    return _emitted(name, checkpoint, encoder, lambda task: wrong[task.name])
+    return _emitted(OTHER, checkpoint, encoder, lambda task: wrong[task.name])
 
 
-def gibberish_description(
-    checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, seed: int = 0, name: str = GIBBERISH
-) -> Method:
+def gibberish_description(checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, seed: int = 0) -> Method:
     """Adapters from random letters, others for every task."""
-    return _emitted(name, checkpoint, encoder, lambda task: gibberish(f"{seed}/{task.name}"))
+    return _emitted(GIBBERISH, checkpoint, encoder, lambda task: gibberish(f"{seed}/{task.name}"))
 
 
-def no_description(checkpoint: HypernetworkCheckpoint, name: str = NONE) -> Method:
+def no_description(checkpoint: HypernetworkCheckpoint) -> Method:
     """What a description that says nothing gets."""
-    return Method(name, lambda task: checkpoint.fallback)
+    return Method(NONE, lambda task: checkpoint.fallback)
 
 
 def nearest_tasks(
@@ -74,7 +70,7 @@ def nearest_tasks(
     """
     if not library:
         raise UsageError("the nearest task needs a library of at least 1 task, got none; give its tasks")
-    read = [(task.descriptions or (task.definition,))[:descriptions] for task in library]
+    read = [task.descriptions[:descriptions] for task in library]
     encoder.encode([text for texts in read for text in texts])  # in full batches; the cache keeps them
     means = F.normalize(torch.stack([encoder.encode(texts).mean(0) for texts in read]), dim=-1)
     asked = encoder.encode([_description(task) for task in tasks])
@@ -82,8 +78,7 @@ def nearest_tasks(
 
 
 def _description(task: Task, index: int = 0) -> str:
-    texts = task.descriptions or (task.definition,)
-    return texts[index % len(texts)]
+    return task.descriptions[index % len(task.descriptions)]
 
 
 def _emitted(

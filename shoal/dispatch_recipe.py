@@ -168,6 +168,6 @@ def _class(names: Sequence[str], skill: str) -> int:
 
 
 def _descriptions(task: Task, folds: Sequence[int], more: Sequence[str]) -> list[str]:
-    texts = task.descriptions or (task.definition,)
+    texts = task.descriptions
     own = [text for number, text in enumerate(texts) if number % FOLDS in folds] or list(texts)
     return own + [text for number, text in enumerate(more) if number % len(TRAIN) in folds and folds != TEST]

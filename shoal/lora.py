@@ -51,6 +51,10 @@ class LoraFactors(NamedTuple):
         """Both factors through `Tensor.to`: a device, a dtype, or both."""
         return LoraFactors(self.a.to(*args), self.b.to(*args))
 
+    def squared_norm(self) -> Float[Tensor, "*batch"]:
+        """Squared Frobenius norm of B A, unscaled, as the trace of two small products."""
+        return ((self.b.mT @ self.b) * (self.a @ self.a.mT)).sum((-2, -1))
+
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
@@ -110,6 +114,11 @@ class LoRA:
         """`scaling * B A` of one module, (out, in), in the factors' dtype."""
         a, b = self.factors[name]
         return self.scaling * (b @ a)
+
+    def norms(self) -> dict[str, float]:
+        """Module name -> Frobenius norm of the delta weight."""
+        squares = {name: f.to(torch.float32).squared_norm() for name, f in self.factors.items()}
+        return {name: abs(self.scaling) * float(s.clamp(min=0).sqrt()) for name, s in squares.items()}
 
     def to(self, *args: Any) -> LoRA:
         """The same adapter on another device or in another dtype."""

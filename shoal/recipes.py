@@ -221,7 +221,8 @@ def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | Non
     texts = [list(task.descriptions[:DESCRIPTIONS_A_TASK]) for task in originals]
     made = [text for task in tasks if is_copy(task) for text in task.descriptions[:DESCRIPTIONS_A_TASK]]
     words = vocabulary(texts)
-    encoder.encode([*(text for own in texts for text in own), *made])  # in full batches; the cache keeps them
+    read = encoder.encode([*(text for own in texts for text in own), *made])
+    own, others = read.split([sum(map(len, texts)), len(made)])
     chance = random.Random("known tasks")
     count = min(MOST_NONSENSE, max(LEAST_NONSENSE, sum(map(len, texts)) // 4))
     lengths = [chance.randint(3, 16) for _ in range(count)]
@@ -230,10 +231,10 @@ def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | Non
     try:
         return KnownTasks.measure(
             [task.name for task in originals],
-            [encoder.encode(own) for own in texts],
+            list(own.split([len(some) for some in texts])),
             encoder.encode(letters),
             encoder.encode(salad),
-            encoder.encode(made) if made else None,
+            others if made else None,
         )
     except UsageError as error:
         log.warning("the hypernetwork cannot tell how near a description is to its tasks: %s", error)

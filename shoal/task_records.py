@@ -88,8 +88,7 @@ class Task:
 
     def described(self, text: str, number: int = 0) -> str:
         """A request with one of the descriptions before it, counted from 0 and over again from the first."""
-        known = self.descriptions or (self.definition,)
-        return f"{known[number % len(known)]}\n\n{text}"
+        return f"{self.descriptions[number % len(self.descriptions)]}\n\n{text}"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 from shoal.backbone import Backbone
 from shoal.config import BenchmarkConfig, LoraTrainingConfig, TextToLoRAConfig, Transformer2Config
 from shoal.errors import ShoalError, UsageError
+from shoal.evaluation import described
 from shoal.integration import SakanaAIIntegration
 from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
 from shoal.tasks import Example, Task
@@ -65,16 +66,12 @@ class Method:
     per_task: bool = True
 
 
-def _described(task: Task, example: Example) -> str:
-    return task.described(example.input)
-
-
 def _input_alone(task: Task, example: Example) -> str:
     return example.input
 
 
 def _base(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task], Adapted]:
-    adapted = Adapted(AdaptedModel(backbone), _described, note="no adapter; reads the description")
+    adapted = Adapted(AdaptedModel(backbone), described, note="no adapter; reads the description")
     return lambda task: adapted
 
 
@@ -128,7 +125,7 @@ def _text_to_lora(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task
     generator.generate("A first description loads the encoder and warms the caches.")
 
     def adapt(task: Task) -> Adapted:
-        description = (task.descriptions or (task.definition,))[0]
+        description = task.descriptions[0]
         seconds = []
         for _ in range(GENERATIONS):
             generator.clear_cache()
@@ -147,7 +144,7 @@ def _transformer2(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task
     respondent = SelfAdaptingModel(backbone, wrapped)
     if not wrapped.experts:
         note = "no experts are released: the mixture is the identity, and answers are the base model's"
-        identity = Adapted(respondent, _described, note=note)
+        identity = Adapted(respondent, described, note=note)
         return lambda task: identity
 
     note = f"a first pass chooses one of {len(wrapped.experts)} experts, or none, for each request"
@@ -156,13 +153,13 @@ def _transformer2(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task
     )
 
     def adapt(task: Task) -> Adapted:
-        requests = [_described(task, example) for example in task.test[:GENERATIONS]]
+        requests = [described(task, example) for example in task.test[:GENERATIONS]]
         prompts = [torch.tensor([ids]).to(backbone.device) for ids in backbone.encode_prompts(requests)]
         started = time.perf_counter()
         for ids in prompts:
             wrapped.decide(ids)
         seconds = (time.perf_counter() - started) / len(prompts)
-        return Adapted(respondent, _described, seconds, note=note)
+        return Adapted(respondent, described, seconds, note=note)
 
     return adapt
 

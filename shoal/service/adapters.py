@@ -134,14 +134,7 @@ class Adapters:
 
     def norms(self, name: str, owner: str) -> dict[str, float]:
         """Module name -> Frobenius norm of the delta weight."""
-        lora = self._registry.load(self._registry.get(name, owner)).lora
-        return {
-            module: float(
-                ((f.b.float().T @ f.b.float()) * (f.a.float() @ f.a.float().T)).sum().clamp(min=0).sqrt()
-            )
-            * abs(lora.scaling)
-            for module, f in lora.factors.items()
-        }
+        return self._registry.load(self._registry.get(name, owner)).lora.norms()
 
     def guide(self, prompt: str, model_path: str, owner: str) -> dict[str, Any]:
         """What the guide's `POST /generate-adapter` returns: `success` and `skills`; the adapter is not kept.

@@ -23,12 +23,11 @@ from shoal.backbone import Backbone
 from shoal.config import HypernetworkTrainingConfig
 from shoal.description_states import StateReader
 from shoal.errors import UsageError
-from shoal.forward import Sequences, adapted, answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.lora import BatchedLoRA, LoRA, LoraFactors, stack
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task, check_no_leakage
-from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
+from shoal.training.batches import BatchOrder, Corpus, tokenise
 from shoal.training.descriptions import Descriptions
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
@@ -176,19 +175,18 @@ class SftObjective:
                 texts[row] = self._descriptions.nonsense(chance)
         embeddings = self._embed(texts, kept + [True] * len(others))
         compared = [row * group + i for row in others for i in range(group)]
-        losses, batch = self._answer_losses(
-            [*examples, *(examples[i] for i in compared)], self._emit(embeddings)
-        )
+        read = [*examples, *(examples[i] for i in compared)]
+        losses, tokens = self._prefix.answer_losses(read, self._emit(embeddings), config)
         right = losses[: len(examples)]
         if not others:
-            return StepLoss(right.mean(), batch.tokens)
+            return StepLoss(right.mean(), tokens)
         margins = losses[len(examples) :] - right[torch.tensor(compared, device=losses.device)]
         contrast = F.relu(config.contrastive_margin - margins).mean()
         metrics = {
             "answer_loss": float(right.detach().mean()),
             "train_margin": float(margins.detach().mean()),
         }
-        return StepLoss(right.mean() + config.contrastive_weight * contrast, batch.tokens, metrics)
+        return StepLoss(right.mean() + config.contrastive_weight * contrast, tokens, metrics)
 
     def fingerprint(self) -> str:
         """Names base model, data, descriptions, architecture and the weights at the start."""
@@ -228,22 +226,6 @@ class SftObjective:
         short = self._backbone.dtype
         with torch.autocast(embeddings.device.type, short, enabled=short == torch.bfloat16):
             return self.module(embeddings)
-
-    def _answer_losses(
-        self, examples: Sequence[TokenisedExample], adapters: BatchedLoRA
-    ) -> tuple[Tensor, Sequences]:
-        pairs = [(e.prompt, e.completion) for e in examples]
-        batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
-        hidden = self._prefix.hidden(examples, batch)
-        with adapted(self._backbone, adapters, recompute=self._config.gradient_checkpointing):
-            losses = answer_losses(
-                self._backbone,
-                batch,
-                start=self._prefix.start,
-                hidden=hidden,
-                label_smoothing=self._config.label_smoothing,
-            )
-        return losses, batch
 
 
 class ReconstructionObjective:
@@ -324,8 +306,6 @@ def _weights(network: Hypernetwork) -> str:
 
 
 def _squared(adapters: BatchedLoRA) -> Tensor:
-    """Sum of ||scaling B A||^2 over modules and adapters, as the trace of two small products."""
-    total = torch.zeros((), device=next(iter(adapters.factors.values())).a.device)
-    for a, b in adapters.factors.values():
-        total = total + ((b.transpose(1, 2) @ b) * (a @ a.transpose(1, 2))).sum()
-    return adapters.scaling**2 * total
+    """Sum of ||scaling B A||^2 over modules and adapters."""
+    squares = [f.squared_norm().sum() for f in adapters.factors.values()]
+    return adapters.scaling**2 * torch.stack(squares).sum()

@@ -20,7 +20,6 @@ from torch import nn
 from shoal.backbone import Backbone
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
-from shoal.forward import adapted, answer_losses, pad_sequences
 from shoal.lora import LoRA, LoraFactors, TargetModule
 from shoal.tasks import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, tokenise
@@ -118,18 +117,8 @@ class LoraObjective:
     def loss(self, forward_pass: int) -> StepLoss:
         """Mean answer loss of one bucketed batch."""
         examples = self._order.batch(forward_pass)
-        pairs = [(e.prompt, e.completion) for e in examples]
-        batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
-        hidden = self._prefix.hidden(examples, batch)
-        with adapted(self._backbone, self._current(), recompute=self._config.gradient_checkpointing):
-            losses = answer_losses(
-                self._backbone,
-                batch,
-                start=self._prefix.start,
-                hidden=hidden,
-                label_smoothing=self._config.label_smoothing,
-            )
-        return StepLoss(losses.mean(), batch.tokens)
+        losses, tokens = self._prefix.answer_losses(examples, self._current(), self._config)
+        return StepLoss(losses.mean(), tokens)
 
     def fingerprint(self) -> str:
         """Names base model, data and the adapter at the start."""

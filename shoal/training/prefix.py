@@ -1,16 +1,19 @@
 """A cache of what the frozen layers below the first adapted one make of every training example.
 
-Knows the backbone and tokenised examples, nothing of adapters or losses.
+Knows the backbone and tokenised examples; the losses of answers go on from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
 from torch import Tensor
 
 from shoal.backbone import Backbone
-from shoal.forward import Sequences, hidden_before, pad_sequences
+from shoal.config import LoraTrainingConfig
+from shoal.forward import Sequences, adapted, answer_losses, hidden_before, pad_sequences
+from shoal.lora import BatchedLoRA, LoRA
 from shoal.training.batches import TokenisedExample
 
 # Device types on which an example passes the frozen layers alone: then its bits do not depend on what it
@@ -27,6 +30,23 @@ class PrefixCache:
         self._backbone, self.start, self._limit = backbone, start, limit
         self._kept: dict[int, Tensor] = {}
         self._bytes = 0
+
+    def answer_losses(
+        self, examples: Sequence[TokenisedExample], adapters: LoRA | BatchedLoRA, config: LoraTrainingConfig
+    ) -> tuple[Float[Tensor, " batch"], int]:
+        """The loss of every example's answer, nats a token, and how many real tokens were read for them."""
+        pairs = [(e.prompt, e.completion) for e in examples]
+        batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
+        hidden = self.hidden(examples, batch)
+        with adapted(self._backbone, adapters, recompute=config.gradient_checkpointing):
+            losses = answer_losses(
+                self._backbone,
+                batch,
+                start=self.start,
+                hidden=hidden,
+                label_smoothing=config.label_smoothing,
+            )
+        return losses, batch.tokens
 
     def hidden(self, examples: Sequence[TokenisedExample], batch: Sequences) -> Tensor | None:
         """Input of layer `start` for a batch, (batch, length, width); None where every layer is adapted."""
