@@ -80,20 +80,19 @@ def train(
         seed: of initialisation and batches.
         start: directory of the adapter or hypernetwork to start from; None for the identity.
     """
+    own = {"steps": steps, "warmup": WARMUP, "seed": seed, "checkpoint_every": 40}
+    training = HypernetworkTrainingConfig(**settings(recipe, HypernetworkTrainingConfig) | own)
     if (place / "network").is_dir():
-        done = load_hypernetwork(place / "network").provenance["steps"]
-        if done != steps:
-            sys.exit(f"{place} was trained for {done} steps, not {steps}; name another --work")
+        if load_hypernetwork(place / "network").provenance["config"] != training.model_dump(mode="json"):
+            sys.exit(f"{place} was trained with other settings; name another --work")
         return
-    training = settings(recipe, HypernetworkTrainingConfig)
-    training |= {"steps": steps, "warmup": WARMUP, "seed": seed, "checkpoint_every": 40}
     say(f"{place.name}: {len(tasks)} tasks")
     make_hypernetwork(
         backbone,
         tasks,
         place / "network",
         sizes=sizes_of(recipe),
-        training=HypernetworkTrainingConfig(**training),
+        training=training,
         run=place / "run",
         start=load_start(start) if start else None,
         held_out=split.validation,
@@ -151,6 +150,12 @@ def sizes_of(recipe: Recipe) -> TextToLoRAConfig:
     return TextToLoRAConfig(**{"num_layers_to_adapt": None, **settings(recipe, TextToLoRAConfig)})
 
 
+def limits(args: argparse.Namespace, recipe: Recipe, start: Path | None) -> dict[str, Any]:
+    """What a report that may be reused has in its notes."""
+    same = {"steps": args.steps, "examples": args.examples, "start": str(start and start.resolve())}
+    return {**same, "settings": json.loads(json.dumps(recipe))}
+
+
 def settings(recipe: Recipe, config: type[BaseModel]) -> dict[str, Any]:
     """What a recipe says of this configuration."""
     return {k: v for k, v in recipe.items() if k in config.model_fields and v != "none"}
@@ -182,8 +187,8 @@ def scored(place: Path, limits: Mapping[str, Any]) -> bool:
         return False
     notes = json.loads((place / "report.json").read_text("utf-8"))["notes"]
     for name, value in limits.items():
-        if notes.get(name, value) != value:
-            sys.exit(f"{place} was made with {name} {notes[name]}, not {value}; name another --work")
+        if notes.get(name) != value:
+            sys.exit(f"{place} was made with {name} {notes.get(name)}, not {value}; name another --work")
     return True
 
 

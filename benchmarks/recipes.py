@@ -20,6 +20,7 @@ from _machine import table
 from _short_runs import (
     add_arguments,
     curve,
+    limits,
     parsed,
     reproduce,
     say,
@@ -122,8 +123,7 @@ def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, name: st
     place, change = args.work / name, RECIPES[name]
     recipe = {**shipped_recipe(), **change.settings}
     start = args.start if change.started else None
-    same = {"steps": args.steps, "examples": args.examples, "start": str(start)}
-    same["settings"] = json.loads(json.dumps(recipe))
+    same = limits(args, recipe, start)
     if scored(place, same):
         return
     tasks, tokens = with_made_ones(training_tasks(split, recipe), split, recipe), 0

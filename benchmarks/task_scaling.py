@@ -22,6 +22,7 @@ from _machine import table
 from _short_runs import (
     add_arguments,
     curve,
+    limits,
     parsed,
     score,
     scored,
@@ -70,9 +71,10 @@ def parse() -> argparse.Namespace:
 def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: float, seed: int) -> None:
     """Train and score one network, unless it was."""
     place = args.work / f"share{share:g}-seed{seed}"
-    if scored(place, limits(args)):
-        return
     recipe = shipped_recipe()
+    same = limits(args, recipe, args.start)
+    if scored(place, same):
+        return
     given = training_tasks(split, recipe, seed)
     tasks = given[: max(2, round(share * len(given)))]
     every = with_made_ones(tasks, split, recipe, share)
@@ -83,21 +85,17 @@ def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: f
         right_description(unguarded, generator.encoder),
         other_description(unguarded, generator.encoder, split.validation),
     ]
-    facts = {"share": share, "seed": seed, "tasks": len(tasks), "steps": args.steps}
+    facts = {**same, "share": share, "seed": seed, "tasks": len(tasks)}
     facts |= {"tokens": generator.checkpoint.provenance["tokens"], "curve": curve(place)}
     score(place, backbone, split, methods, args.examples, facts)
 
 
-def limits(args: argparse.Namespace) -> dict[str, int]:
-    return {"steps": args.steps, "examples": args.examples}
-
-
 def start_report(args: argparse.Namespace, backbone: Backbone, split: Split) -> None:
     """Score what every run starts from."""
-    place = args.work / "start"
-    if not scored(place, limits(args)):
+    place, same = args.work / "start", limits(args, shipped_recipe(), args.start)
+    if not scored(place, same):
         lora = load_adapter(args.start).lora
-        facts = {"share": 0, "steps": args.steps}
+        facts = {**same, "share": 0}
         score(place, backbone, split, [Method(START, lambda task: lora)], args.examples, facts)
 
 
@@ -141,8 +139,8 @@ def commands(runs: Sequence[Report]) -> list[str]:
     for seed, own in shares.items():
         seeds.setdefault(" ".join(own), []).append(str(seed))
     return [
-        f"python benchmarks/task_scaling.py --start DIR --steps {runs[0].notes['steps']} --shares {own} "
-        f"--seeds {' '.join(numbers)}"
+        f"python benchmarks/task_scaling.py --start DIR --steps {runs[0].notes['steps']} "
+        f"--examples {runs[0].notes['examples']} --shares {own} --seeds {' '.join(numbers)}"
         for own, numbers in seeds.items()
     ]
 

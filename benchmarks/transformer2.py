@@ -81,6 +81,8 @@ class Bench:
         self.shipped = load_expert_set(args.shipped, self.backbone.model)
         self.experts, self.basis = self.shipped.experts, self.shipped.basis
         self.requests = labelled_requests(self.tasks, args.requests, TEST)
+        files = [f for root in (args.shipped, args.experts) for f in sorted(root.rglob("*.safetensors"))]
+        self.weights = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
     def trained(self, skill: str, seed: int) -> ExpertVector:
         return load_expert(self.args.experts / f"{skill}-{seed}", self.basis).expert
@@ -91,9 +93,12 @@ class Bench:
     def scores(
         self, name: str, way: Callable[[Sequence[str]], list[str]], requests: Sequence[LabelledRequest]
     ) -> list[float]:
-        """What the answers earn, in [0, 1]; answers with this name to these requests are made once."""
+        """What the answers earn, in [0, 1].
+
+        Answers with this name to these requests are made once, as long as no expert is trained anew.
+        """
         texts = [r.text for r in requests]
-        digest = hashlib.sha256(json.dumps([name, TOKENS, texts]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([name, TOKENS, texts, self.weights]).encode()).hexdigest()[:16]
         path = self.args.work / f"{digest}.json"
         if not path.is_file():
             started = time.perf_counter()
@@ -398,7 +403,8 @@ def mixture_for(bench: Bench, task: Task, seed: int) -> tuple[ExpertVector, dict
     search = MixtureSearchConfig(
         population=bench.args.population, iterations=bench.args.iterations, seed=seed
     )
-    path = bench.args.work / f"mixture-{task.name}-{seed}-{search.population}x{search.iterations}.json"
+    size = f"{search.population}x{search.iterations}"
+    path = bench.args.work / f"mixture-{task.name}-{seed}-{size}-{bench.weights}.json"
     experts = list(bench.experts.values())
     if not path.is_file():
         started = time.perf_counter()

@@ -168,6 +168,9 @@ def parse() -> argparse.Namespace:
     add("--multi-task", type=Path, help="PEFT directory of the multi-task LoRA of equal training tokens")
     add("--multi-task-tokens", type=int, help="tokens that it was trained on, for the record")
     add("--described-multi-task", type=Path, help="PEFT directory of one trained with `--describe`")
+    add(
+        "--described-multi-task-tokens", type=int, help="tokens that it was trained on, those before included"
+    )
     add("--base", default=DEFAULT_MODEL)
     add("--data", type=Path, default=DATA)
     add("--work", type=Path, default=ROOT / "runs" / "unseen_tasks", help="finished rows and trained LoRAs")
@@ -297,9 +300,12 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
     if args.multi_task:
         said[MULTI_TASK] = f"training tasks, {f'{theirs:,} tokens' if theirs else 'tokens not recorded'}"
     if args.described_multi_task:
-        card = load_adapter(args.described_multi_task).card
-        own = [f"{card.scores['training tokens']:,.0f} tokens", *card.notes[1:]] if card else ["no card"]
-        said[DESCRIBED_MULTI_TASK] = f"training tasks with descriptions, {'; '.join(own)}"
+        theirs, card = args.described_multi_task_tokens, load_adapter(args.described_multi_task).card
+        last = f"{card.scores['training tokens']:,.0f}" if card else "some"
+        said[DESCRIBED_MULTI_TASK] = (
+            f"training tasks, {f'{theirs:,} tokens' if theirs else 'tokens not recorded'}, the last {last} with "
+            "descriptions"
+        )
     said[FEW_SHOT] = (
         f"as Text-to-LoRA (first network, first description), then at most {REFINING.steps} steps of "
         f"{REFINING.batch_size} of the task's {EXAMPLES_TO_REFINE} examples"
@@ -337,7 +343,7 @@ def content(lora: LoRA) -> str:
 
 
 def tensors_of(folder: Path) -> str:
-    """Names all that decides which adapter a hypernetwork gives."""
+    """A digest of a hypernetwork's tensors."""
     return digest(*(path.read_bytes() for path in sorted(folder.glob("*.safetensors"))))
 
 
