@@ -302,10 +302,8 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
     if args.described_multi_task:
         theirs, card = args.described_multi_task_tokens, load_adapter(args.described_multi_task).card
         last = f"{card.scores['training tokens']:,.0f}" if card else "some"
-        said[DESCRIBED_MULTI_TASK] = (
-            f"training tasks, {f'{theirs:,} tokens' if theirs else 'tokens not recorded'}, the last {last} with "
-            "descriptions"
-        )
+        whole = f"{theirs:,} tokens" if theirs else "tokens not recorded"
+        said[DESCRIBED_MULTI_TASK] = f"training tasks, {whole}, the last {last} with descriptions"
     said[FEW_SHOT] = (
         f"as Text-to-LoRA (first network, first description), then at most {REFINING.steps} steps of "
         f"{REFINING.batch_size} of the task's {EXAMPLES_TO_REFINE} examples"
