@@ -55,7 +55,7 @@ def generate_greedy(
         )
     check_adapters(adapters, len(requests))
     prompts = backbone.encode_prompts(requests)
-    check_lengths(backbone, prompts, max_new_tokens)
+    check_lengths(backbone, prompts, [max_new_tokens] * len(prompts))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for begin in range(0, len(order), batch_size):
@@ -96,7 +96,7 @@ def sample_tokens(
         raise UsageError(
             f"{len(prompts)} prompts and max_new_tokens {max_new_tokens} must be at least 1; raise them"
         )
-    check_lengths(backbone, prompts, max_new_tokens)
+    check_lengths(backbone, prompts, [max_new_tokens] * len(prompts))
 
     def choose(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
         likely = torch.softmax(logits.float() / temperature, -1).cpu()
@@ -139,7 +139,7 @@ def generate_with_experts(
             f"{len(prompts)} prompts and {experts.batch} experts must be as many, and max_new_tokens "
             f"{max_new_tokens} at least 1; correct what is not"
         )
-    check_lengths(backbone, prompts, max_new_tokens)
+    check_lengths(backbone, prompts, [max_new_tokens] * len(prompts))
     own = [experts.row(row) for row in range(len(prompts))]
     return _continue(backbone, prompts, own, max_new_tokens, _most_likely, ModelBasis(backbone.model, basis))
 
@@ -203,12 +203,12 @@ def _continue(
             logits = rows.step(torch.tensor(tokens))
 
 
-def check_lengths(backbone: Backbone, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raise UsageError if a prompt and an answer of so many tokens do not fit into the model's positions."""
-    longest = max((len(p) for p in prompts), default=0)
+def check_lengths(backbone: Backbone, prompts: Sequence[Sequence[int]], answers: Sequence[int]) -> None:
+    """Raise UsageError if a prompt and its answer of so many tokens do not fit into the positions."""
     limit = getattr(backbone.model.config, "max_position_embeddings", None)
-    if limit is not None and longest + max_new_tokens > limit:
-        raise UsageError(
-            f"a request of {longest} tokens and an answer of up to {max_new_tokens} exceed the {limit} "
-            f"positions of {backbone.shape.base_model}; shorten one of them"
-        )
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if limit is not None and len(prompt) + answer > limit:
+            raise UsageError(
+                f"a request of {len(prompt)} tokens and an answer of up to {answer} exceed the {limit} "
+                f"positions of {backbone.shape.base_model}; shorten one of them"
+            )

@@ -156,7 +156,7 @@ def reference_losses(
     prompts, completions = backbone.encode_prompts(requests), backbone.encode_completions(references)
     completions = completions if closed else [ids[:-1] for ids in completions]
     pairs = list(zip(prompts, completions, strict=True))
-    check_lengths(backbone, [[*p, *c] for p, c in pairs], 0)
+    check_lengths(backbone, prompts, [len(c) for c in completions])
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     losses = [0.0] * len(pairs)
     for begin in range(0, len(order), batch_size):
