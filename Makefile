@@ -6,8 +6,10 @@
 #
 #   PYTHON   the interpreter to build .venv with, 3.10 to 3.13:   make setup PYTHON=python3.12
 #   TORCH    what pip is asked for to get PyTorch:                make setup TORCH='torch==2.13.0'
+#   WORKERS  quick tests that run at once, on a thread each:      make test WORKERS=8
 
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -40,7 +42,8 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP)
 	$(BIN)/python -m ruff format --check

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -152,7 +153,7 @@ def sizes_of(recipe: Recipe) -> TextToLoRAConfig:
 
 def limits(args: argparse.Namespace, recipe: Recipe, start: Path | None) -> dict[str, Any]:
     """What a report that may be reused has in its notes."""
-    same = {"steps": args.steps, "examples": args.examples, "start": str(start and start.resolve())}
+    same = {"steps": args.steps, "examples": args.examples, "start": start and os.path.relpath(start, ROOT)}
     return {**same, "settings": json.loads(json.dumps(recipe))}
 
 

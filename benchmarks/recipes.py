@@ -47,7 +47,7 @@ SENTENCE = {"learning_rate": 3e-4, "dropout": 0.05, "embedding_noise": 0.1, "tok
 
 @dataclass(frozen=True)
 class Change:
-    """How a recipe differs from the shipped one.
+    """How a recipe differs from that of configs/text_to_lora.yaml.
 
     Attributes:
         said: in words.
@@ -64,7 +64,7 @@ class Change:
 
 FIRST = "reader"
 RECIPES = {
-    FIRST: Change("head reader, as it ships"),
+    FIRST: Change("head reader, as in configs/text_to_lora.yaml"),
     "perceiver": Change("head perceiver", {"head": "perceiver"}),
     "large": Change("head L", {"head": "L", **SENTENCE}),
     "medium": Change("head M", {"head": "M", **SENTENCE}),
@@ -163,7 +163,7 @@ def write(args: argparse.Namespace) -> None:
         f"{notes['examples']} `test` examples, first description, mean over tasks with its 95% bootstrap "
         "interval; the last column paired over tasks.\n",
         f"{notes['machine']}.\n",
-        f"Command: `python benchmarks/recipes.py --start DIR --steps {notes['steps']} --examples "
+        f"Command: `python benchmarks/recipes.py --start {notes['start']} --steps {notes['steps']} --examples "
         f"{notes['examples']}`\n",
     ]
     write_file(args.out / "recipes.md", "\n".join(text))

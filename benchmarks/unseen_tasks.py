@@ -10,18 +10,14 @@ row, every task) writes docs/results/report.json and report.md; any other writes
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
-import re
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from _machine import DATA, ROOT, machine
 from _unseen_tasks_page import (
@@ -35,6 +31,7 @@ from _unseen_tasks_page import (
     SHOTS,
     page,
 )
+from _unseen_tasks_rows import Conditions, Repetition, content, digest, measure, say, tensors_of, tokens_of
 
 from shoal.adapter_store import load_adapter
 from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
@@ -50,7 +47,7 @@ from shoal.controls import (
     other_description,
     right_description,
 )
-from shoal.evaluation import Method, MethodResult, Report, described, evaluate, mean_result, with_shots
+from shoal.evaluation import Method, MethodResult, Report, described, mean_result, with_shots
 from shoal.files import write_file
 from shoal.lora import LoRA
 from shoal.reports import METRICS, cell
@@ -66,14 +63,6 @@ ROWS = (
     *(RIGHT, OTHER, GIBBERISH, NONE, FEW_SHOT),
 )
 EXAMPLES_TO_REFINE = 16
-
-
-@dataclass(frozen=True)
-class Repetition:
-    """One evaluation: a method, and whatever its scores depend on besides tasks and limits."""
-
-    method: Method
-    depends_on: str = ""
 
 
 class LoraLibrary:
@@ -136,11 +125,14 @@ def main() -> None:
     rows |= description_rows(args, generators, tasks)
     rows |= {FEW_SHOT: [few_shot_row(args, backbone, generators[0])]}
 
+    conditions = Conditions(
+        tasks, args.examples, args.max_new_tokens, backbone.shape.base_model, backbone.dtype, args.work
+    )
     results, trained_on, spread = [], training(args, generators), None
     for name, repetitions in rows.items():
         if name in args.without:
             continue
-        measured = [measure(args, backbone, tasks, library, r) for r in repetitions]
+        measured = [measure(conditions, backbone, r, library.tokens) for r in repetitions]
         results.append(mean_result(name, [result for result, _ in measured]))
         if name == RIGHT and args.descriptions > 1:
             spread = description_spread([result for result, _ in measured], args.descriptions)
@@ -254,32 +246,6 @@ def description_spread(results: Sequence[MethodResult], descriptions: int) -> fl
     )
 
 
-def measure(
-    args: argparse.Namespace,
-    backbone: Backbone,
-    tasks: Sequence[Task],
-    library: LoraLibrary,
-    repetition: Repetition,
-) -> tuple[MethodResult, float]:
-    """(result, mean training tokens of its LoRAs of single tasks), from the work directory if it is there."""
-    method = repetition.method
-    limits = (args.examples, args.max_new_tokens, backbone.dtype, backbone.shape.base_model)
-    slug = re.sub(r"[^a-z0-9]+", "-", method.name.lower()).strip("-")
-    key = digest(*(t.name for t in tasks), *limits, repetition.depends_on)
-    path = args.work / "results" / f"{slug}-{key}.json"
-    if not path.is_file():
-        started = time.perf_counter()
-        library.tokens.clear()
-        limits = {"examples": args.examples, "max_new_tokens": args.max_new_tokens}
-        report = evaluate(backbone, tasks, [method], samples=1, **limits)
-        tokens = sum(library.tokens) / len(library.tokens) if library.tokens else 0.0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(replace(report, notes={"tokens": tokens}).to_json()))
-        say(f"  {method.name}: {time.perf_counter() - started:.0f} s")
-    report = Report.from_json(json.loads(path.read_text("utf-8")))
-    return report.results[0], report.notes["tokens"]
-
-
 def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict[str, str]:
     """What each trained row was trained on."""
     ours = [tokens_of(g.checkpoint.provenance) for g in generators]
@@ -313,17 +279,6 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
     return {name: what for name, what in said.items() if name not in args.without}
 
 
-def tokens_of(provenance: Mapping[str, Any]) -> int | None:
-    """Tokens of all steps of a hypernetwork's training, and of what it started from."""
-    own, start = provenance.get("tokens"), provenance.get("start")
-    if own is None or start is None:
-        return own
-    if "scores" in start:  # an adapter's card
-        return own + int(start["scores"]["training tokens"])
-    before = tokens_of(start)
-    return None if before is None else own + before
-
-
 def write(report: Report, args: argparse.Namespace, split: Split) -> None:
     complete = {r.name for r in report.results} == set(ROWS) and len(report.tasks) == len(split.validation)
     out: Path = args.out or (ROOT / "docs" / "results" if complete else args.work)
@@ -331,30 +286,6 @@ def write(report: Report, args: argparse.Namespace, split: Split) -> None:
     write_file(out / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
     write_file(out / "report.md", page(report))
     print(page(report).split("## Answers")[0] + f"Written to {out / 'report.json'} and report.md.")
-
-
-def content(lora: LoRA) -> str:
-    tensors = [
-        f.float().contiguous().numpy().tobytes() for name in sorted(lora.factors) for f in lora.factors[name]
-    ]
-    return digest(lora.alpha, *sorted(lora.factors), *tensors)
-
-
-def tensors_of(folder: Path) -> str:
-    """A digest of a hypernetwork's tensors."""
-    return digest(*(path.read_bytes() for path in sorted(folder.glob("*.safetensors"))))
-
-
-def digest(*parts: Any) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode()
-        whole.update(len(data).to_bytes(8, "big") + data)
-    return whole.hexdigest()[:12]
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,15 @@ from shoal.hypernetwork_store import CONFIG_FILE, HypernetworkCheckpoint
 SHIPPED = Path(__file__).parent / "weights"
 
 
-def shipped_for(base_model: str) -> Path | None:
-    """Directory of the shipped checkpoint for exactly this base model."""
-    folder = SHIPPED / base_model.rsplit("/", 1)[-1].lower()
-    if not (folder / CONFIG_FILE).is_file():
-        return None
-    return folder if read_json(folder / CONFIG_FILE).get("base_model") == base_model else None
+def shipped_for(base_model: str) -> list[Path]:
+    """Directories of the shipped checkpoints for exactly this base model, the default one first.
+
+    That is named after the model; the names of others go on with a dash and what they adapt.
+    """
+    name = base_model.rsplit("/", 1)[-1].lower()
+    folders = sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else []
+    named = [f for f in folders if (f.name + "-").startswith(name + "-") and (f / CONFIG_FILE).is_file()]
+    return [f for f in named if read_json(f / CONFIG_FILE).get("base_model") == base_model]
 
 
 def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: int) -> Hypernetwork:

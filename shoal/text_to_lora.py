@@ -71,7 +71,7 @@ class TextToLoRA:
         Args:
             base_model: alias, directory or hub id.
             config: fields that are set choose what is needed; those that are not come from the hypernetwork.
-            hypernetwork: directory of a checkpoint; by default the shipped one, if there is one that fits.
+            hypernetwork: directory of a checkpoint; by default the first shipped one that fits.
             skills: detector to use, for example one with custom skills.
 
         Raises:
@@ -84,17 +84,19 @@ class TextToLoRA:
         self.config = config or TextToLoRAConfig()
         self.checkpoint: HypernetworkCheckpoint | None = None
         self._sha256: Future[str] | None = None
-        folder = Path(hypernetwork) if hypernetwork else shipped_for(self.shape.base_model)
-        if folder:
+        self._unfit: list[str] = []
+        for folder in [Path(hypernetwork)] if hypernetwork else shipped_for(self.shape.base_model):
             sha256 = _hashing(folder / WEIGHTS_FILE)
             loaded = load_hypernetwork(folder, base_model=self.shape.base_model, targets=self.shape.targets)
             fault = misfit(self.config, loaded, self.shape)
-            if fault and hypernetwork:
-                raise UsageError(f"{folder} {fault}")
             if not fault:
                 self.checkpoint = loaded
                 self.config = config_of(loaded.network, self.shape)
                 self._sha256 = sha256
+                break
+            if hypernetwork:
+                raise UsageError(f"{folder} {fault}")
+            self._unfit.append(f"{folder.name} {fault}")
         if self.checkpoint:
             self._targets = self.checkpoint.network.targets
         else:
@@ -266,8 +268,9 @@ class TextToLoRA:
         if self.checkpoint is None:
             log.warning(
                 "no hypernetwork is trained for %s with this configuration: the adapter changes nothing; "
-                "train one with: %s",
+                "%strain one with: %s",
                 self.shape.base_model,
+                "".join(f"{why}; " for why in self._unfit),
                 self._training_command(),
             )
             return [self._identity] * len(descriptions), [{}] * len(descriptions)

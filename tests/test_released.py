@@ -27,9 +27,7 @@ SENSIBLE = (
 
 @pytest.fixture(scope="module")
 def shipped() -> HypernetworkCheckpoint:
-    folder = shipped_for(load_shape(DEFAULT_MODEL).base_model)
-    assert folder is not None
-    return load_hypernetwork(folder)
+    return load_hypernetwork(shipped_for(load_shape(DEFAULT_MODEL).base_model)[0])
 
 
 def test_nonsense_is_told_from_descriptions(shipped: HypernetworkCheckpoint) -> None:

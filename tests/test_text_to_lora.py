@@ -278,13 +278,30 @@ def test_a_checkpoint_of_another_model_or_without_training_is_refused(
 
 
 def test_the_shipped_checkpoint_is_for_its_own_model_and_configuration(
-    base: str, trained: Path, tmp_path: Path
+    base: str, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(trained, tmp_path / "shipped" / Path(base).name)
     assert TextToLoRA(base).trained
-    assert not TextToLoRA(base, SIZES.model_copy(update={"adapter_rank": 3})).trained
+    other = SIZES.model_copy(update={"adapter_rank": 3})
+    with caplog.at_level(logging.WARNING):
+        assert not TextToLoRA(base, other).generate("Sort the words").trained
+    assert f"{Path(base).name} has another adapter_rank than was asked for; leave that unset" in caplog.text
     elsewhere = shutil.copytree(base, tmp_path / "elsewhere" / Path(base).name)
     assert not TextToLoRA(str(elsewhere), SIZES).trained
+
+
+def test_another_configuration_has_a_shipped_checkpoint_of_its_own(
+    base: str, trained: Path, tmp_path: Path
+) -> None:
+    shipped = tmp_path / "shipped" / Path(base).name
+    shutil.copytree(trained, shipped)
+    rank = SIZES.model_copy(update={"adapter_rank": 3})
+    network = new_hypernetwork(load_shape(base), rank, DIM)
+    checkpoint = HypernetworkCheckpoint(network.eval(), base, DEFAULT_ENCODER, True, {})
+    save_hypernetwork(checkpoint, shipped.with_name(shipped.name + "-rank-3"))
+    adapter = TextToLoRA(base, rank).generate("Sort the words")
+    assert adapter.trained and adapter.lora.rank == 3
+    assert TextToLoRA(base).generate("Sort the words").lora.rank == 2
 
 
 def test_the_checkpoint_names_its_encoder(

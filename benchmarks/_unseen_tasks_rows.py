@@ -1,0 +1,123 @@
+"""Measured rows of unseen tasks, kept in files by all that decides them, for the scripts that share them.
+
+Knows methods, limits and digests; nothing of which rows a table has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoal.backbone import Backbone
+from shoal.evaluation import Method, MethodResult, Report, evaluate
+from shoal.files import write_file
+from shoal.lora import LoRA
+from shoal.tasks import Task
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """One evaluation: a method, and whatever its scores depend on besides tasks and limits."""
+
+    method: Method
+    depends_on: str = ""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every row of one measurement shares.
+
+    Attributes:
+        tasks: whose `test` lists are used.
+        examples: test examples a task, at most.
+        max_new_tokens: limit of an answer.
+        base_model: hub id of the frozen model.
+        dtype: of its weights.
+        work: folder whose `results` holds the rows.
+    """
+
+    tasks: Sequence[Task]
+    examples: int
+    max_new_tokens: int
+    base_model: str
+    dtype: torch.dtype
+    work: Path
+
+    def path(self, name: str, depends_on: str) -> Path:
+        """Where the row of a method of this name is kept."""
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        limits = (self.examples, self.max_new_tokens, self.dtype, self.base_model)
+        return (
+            self.work
+            / "results"
+            / f"{slug}-{digest(*(t.name for t in self.tasks), *limits, depends_on)}.json"
+        )
+
+
+def measure(
+    conditions: Conditions, backbone: Backbone, repetition: Repetition, tokens: list[int]
+) -> tuple[MethodResult, float]:
+    """(result, mean training tokens of the LoRAs that it trains), from its file if that is there.
+
+    `tokens` is where the method's adapters note their training tokens, one number each.
+    """
+    method = repetition.method
+    path = conditions.path(method.name, repetition.depends_on)
+    if not path.is_file():
+        started = time.perf_counter()
+        tokens.clear()
+        limits = {"examples": conditions.examples, "max_new_tokens": conditions.max_new_tokens}
+        report = evaluate(backbone, conditions.tasks, [method], samples=1, **limits)
+        spent = sum(tokens) / len(tokens) if tokens else 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(replace(report, notes={"tokens": spent}).to_json()))
+        say(f"  {method.name}: {time.perf_counter() - started:.0f} s")
+    report = Report.from_json(json.loads(path.read_text("utf-8")))
+    return report.results[0], report.notes["tokens"]
+
+
+def tokens_of(provenance: Mapping[str, Any]) -> int | None:
+    """Tokens of all steps of a hypernetwork's training, and of what it started from."""
+    if "scores" in provenance:  # an adapter's card
+        return int(provenance["scores"]["training tokens"])
+    own, start = provenance.get("tokens"), provenance.get("start")
+    if own is None or start is None:
+        return own
+    before = tokens_of(start)
+    return None if before is None else own + before
+
+
+def content(lora: LoRA) -> str:
+    """A digest of an adapter's numbers."""
+    tensors = [
+        f.float().contiguous().numpy().tobytes() for name in sorted(lora.factors) for f in lora.factors[name]
+    ]
+    return digest(lora.alpha, *sorted(lora.factors), *tensors)
+
+
+def tensors_of(folder: Path) -> str:
+    """A digest of a hypernetwork's tensors."""
+    return digest(*(path.read_bytes() for path in sorted(folder.glob("*.safetensors"))))
+
+
+def digest(*parts: Any) -> str:
+    """12 hexadecimal digits that name these parts together."""
+    whole = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        whole.update(len(data).to_bytes(8, "big") + data)
+    return whole.hexdigest()[:12]
+
+
+def say(line: str) -> None:
+    """Progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)
