@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from _machine import table
 
-from shoal.controls import GIBBERISH, NONE, OTHER, RIGHT
+from shoal.controls import GIBBERISH, NONE, OTHER, RIGHT, SALAD
 from shoal.reports import METRICS, Report, cell
 
 BASE, DESCRIBED, SHOTS = "base", "base + description", "base + 3 examples"
@@ -62,7 +62,7 @@ def _margins(report: Report, names: Sequence[str]) -> str:
             f"{name.removeprefix(RIGHT + ', ')}, minus right",
             cell(report.difference(name, RIGHT, "nll"), "nll"),
         ]
-        for name in (OTHER, GIBBERISH, NONE)
+        for name in (OTHER, GIBBERISH, SALAD, NONE)
         if name in names
     ]
     return table(["steering margin", "nats a token"], rows)

@@ -163,8 +163,8 @@ def write(args: argparse.Namespace) -> None:
         f"{notes['examples']} `test` examples, first description, mean over tasks with its 95% bootstrap "
         "interval; the last column paired over tasks.\n",
         f"{notes['machine']}.\n",
-        f"Command: `python benchmarks/recipes.py --start {notes['start']} --steps {notes['steps']} --examples "
-        f"{notes['examples']}`\n",
+        f"Command: `python benchmarks/recipes.py --start {notes['start']} --steps {notes['steps']} "
+        f"--examples {notes['examples']}`\n",
     ]
     write_file(args.out / "recipes.md", "\n".join(text))
     write_file(args.out / "recipes.json", json.dumps([r.to_json() for r in reports], indent=1) + "\n")

@@ -41,11 +41,13 @@ from shoal.controls import (
     NONE,
     OTHER,
     RIGHT,
+    SALAD,
     gibberish_description,
     nearest_tasks,
     no_description,
     other_description,
     right_description,
+    word_salad_description,
 )
 from shoal.evaluation import Method, MethodResult, Report, described, mean_result, with_shots
 from shoal.files import write_file
@@ -60,7 +62,7 @@ from shoal.training.lora import train_lora
 SHIPPED = ROOT / "shoal" / "weights" / DEFAULT_MODEL
 ROWS = (
     *(BASE, DESCRIBED, SHOTS, MULTI_TASK, DESCRIBED_MULTI_TASK, NEAREST, ORACLE),
-    *(RIGHT, OTHER, GIBBERISH, NONE, FEW_SHOT),
+    *(RIGHT, OTHER, GIBBERISH, SALAD, NONE, FEW_SHOT),
 )
 EXAMPLES_TO_REFINE = 16
 
@@ -200,7 +202,7 @@ def description_rows(
     args: argparse.Namespace, generators: Sequence[TextToLoRA], tasks: Sequence[Task]
 ) -> dict[str, list[Repetition]]:
     """Every row of Text-to-LoRA, once a hypernetwork; the right one also once a description."""
-    rows: dict[str, list[Repetition]] = {RIGHT: [], OTHER: [], GIBBERISH: [], NONE: []}
+    rows: dict[str, list[Repetition]] = {RIGHT: [], OTHER: [], GIBBERISH: [], SALAD: [], NONE: []}
     for folder, generator in zip(args.hypernetwork, generators, strict=True):
         checkpoint, encoder = generator.checkpoint, generator.encoder
         methods = [
@@ -208,6 +210,7 @@ def description_rows(
         ]
         methods += [(other_description(checkpoint, encoder, tasks), "")] if len(tasks) > 1 else []
         methods += [(gibberish_description(checkpoint, encoder, args.seed), f"seed {args.seed}")]
+        methods += [(word_salad_description(checkpoint, encoder, tasks, args.seed), f"seed {args.seed}")]
         methods += [(no_description(checkpoint), "")]
         for method, setting in methods:
             rows[method.name].append(Repetition(method, f"{tensors_of(folder)} {setting}"))

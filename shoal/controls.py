@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from shoal.errors import UsageError
 from shoal.evaluation import Method
 from shoal.hypernetwork_store import HypernetworkCheckpoint
-from shoal.nonsense import gibberish
+from shoal.nonsense import gibberish, vocabulary, word_salad
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task
 
 RIGHT, OTHER = "Text-to-LoRA", "Text-to-LoRA, another task's description"
-GIBBERISH, NONE = "Text-to-LoRA, gibberish", "Text-to-LoRA, no description"
+GIBBERISH, SALAD = "Text-to-LoRA, gibberish", "Text-to-LoRA, random words"
+NONE = "Text-to-LoRA, no description"
 
 
 def right_description(checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, index: int = 0) -> Method:
@@ -47,6 +48,14 @@ def other_description(
 def gibberish_description(checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, seed: int = 0) -> Method:
     """Adapters from random letters, others for every task."""
     return _emitted(GIBBERISH, checkpoint, encoder, lambda task: gibberish(f"{seed}/{task.name}"))
+
+
+def word_salad_description(
+    checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, tasks: Sequence[Task], seed: int = 0
+) -> Method:
+    """Adapters from random words of the tasks' descriptions, others for every task."""
+    words = vocabulary([task.descriptions for task in tasks])
+    return _emitted(SALAD, checkpoint, encoder, lambda task: word_salad(f"{seed}/{task.name}", words))
 
 
 def no_description(checkpoint: HypernetworkCheckpoint) -> Method:

@@ -38,8 +38,10 @@ class SakanaAIIntegration:
         Returns:
             `success` (bool), `duration` (seconds) and `adapter_info`: `prompt`, `detected_skills` (names),
             `skill_weights` (name -> weight, sum 1), `adapters` (tensor name, such as
-            `model.layers.0.self_attn.q_proj.lora_A.weight` -> tensor) and `hypernetwork` (`trained`; False
-            means that the adapter is the identity, and `how_to_train` says what to do).
+            `model.layers.0.self_attn.q_proj.lora_A.weight` -> tensor) and `hypernetwork`: `trained`, and with
+            it `nearest_tasks` (name -> distance), `distance` to the nearest, `confidence` in [0, 1] and
+            `nonsense`, whether the prompt says nothing. Where `trained` is False the adapter is the identity,
+            and `how_to_train` says what to do.
 
         Raises:
             UsageError: the prompt or the model path cannot be used.

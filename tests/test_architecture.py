@@ -34,7 +34,6 @@ LEVELS = {
     "familiarity": 1,
     "heads": 1,
     "hypernetwork": 1,
-    "merging": 1,
     "grading": 1,
     "metrics": 1,
     "nonsense": 1,

@@ -11,11 +11,13 @@ from shoal.controls import (
     NONE,
     OTHER,
     RIGHT,
+    SALAD,
     gibberish_description,
     nearest_tasks,
     no_description,
     other_description,
     right_description,
+    word_salad_description,
 )
 from shoal.errors import UsageError
 from shoal.heads import Architecture
@@ -83,6 +85,12 @@ def test_each_row_embeds_its_own_text(checkpoint: HypernetworkCheckpoint) -> Non
     assert encoder.asked == [gibberish("3/a"), gibberish("3/b")]
 
     encoder.asked.clear()
+    salad = word_salad_description(checkpoint, encoder, TASKS, seed=3)
+    salad.adapter(TASKS[0]), salad.adapter(TASKS[1])
+    first, second = (text.split() for text in encoder.asked)
+    assert first != second and {*first, *second} <= {"first", "second", "a", "Do", "b.", "c.", "d.", "e."}
+
+    encoder.asked.clear()
     nothing = no_description(checkpoint).adapter(TASKS[0])
     assert encoder.asked == []
     with torch.no_grad():
@@ -95,9 +103,10 @@ def test_rows_have_their_names(checkpoint: HypernetworkCheckpoint) -> None:
         right_description(checkpoint, encoder),
         other_description(checkpoint, encoder, TASKS),
         gibberish_description(checkpoint, encoder),
+        word_salad_description(checkpoint, encoder, TASKS),
         no_description(checkpoint),
     ]
-    assert [row.name for row in rows] == [RIGHT, OTHER, GIBBERISH, NONE]
+    assert [row.name for row in rows] == [RIGHT, OTHER, GIBBERISH, SALAD, NONE]
 
 
 def test_an_adapter_is_the_networks_without_gradients(checkpoint: HypernetworkCheckpoint) -> None:
