@@ -75,7 +75,7 @@ def page(facts: Facts) -> str:
 def _networks(facts: Facts) -> str:
     header = ["step", "head", "training tokens", "training tasks", *METRICS.values(), "steering margin"]
     rows = []
-    for network in facts["networks"]:
+    for network in sorted(facts["networks"], key=lambda n: n["step"]):
         own = [cell(Interval(**network["intervals"][metric]), metric) for metric in METRICS]
         margin = cell(Interval(**network["margin"]), "nll") if network["margin"] else ""
         tasks = str(network["training_tasks"] or "")
@@ -90,9 +90,10 @@ def _step(network: Facts) -> str:
 
 def _conditions(facts: Facts) -> str:
     said = (
-        "Steps are those of the shipped network's card; a network's tokens are those of its training and of "
-        f"all before it. {len(facts['tasks'])} validation tasks, at most {facts['examples']} test examples "
-        f"each, mean over {facts['descriptions']} descriptions a task; mean over tasks with its 95% "
+        "Steps are those of the shipped network's card; what has a higher number went on from it and does not "
+        "ship. A network's tokens are those of its training and of all before it. "
+        f"{len(facts['tasks'])} validation tasks, at most {facts['examples']} test examples "
+        f"each, mean over {facts['descriptions']} description(s) a task; mean over tasks with its 95% "
         "bootstrap interval. ROUGE-L and exact match in percent, NLL and margin (another task's description "
         f"minus the right one) in nats; answers of up to {facts['max_new_tokens']} tokens. One seed of each "
         "step, and what the chain went on from was chosen on these tasks, so the curve is a little "

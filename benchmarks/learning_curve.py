@@ -2,10 +2,11 @@
 
     python benchmarks/learning_curve.py --network DIR ... --run DIR ...
 
-Networks and runs are named in the order of the chain; the tokens of each are those of all trainings before
-it, from its provenance. Networks are scored as the row of right descriptions of unseen_tasks.py, whose rows
-are kept under --work and reused, as is that of another task's description. --report measures nothing and
-leaves out what is not there. Writes docs/results/learning_curve.json, .md and .png.
+Networks and runs are named in the order of the chain, but the one to compare with the bounds last; the tokens
+of each are those of all trainings before it, from its provenance. Networks are scored as the row of right
+descriptions of unseen_tasks.py, whose rows are kept under --work and reused, as is that of another task's
+description. --report measures nothing and leaves out what is not there. Writes
+docs/results/learning_curve.json, .md and .png.
 """
 
 from __future__ import annotations
