@@ -90,8 +90,8 @@ def _step(network: Facts) -> str:
 
 def _conditions(facts: Facts) -> str:
     said = (
-        "Steps are those of the shipped network's card; what has a higher number went on from it and does not "
-        "ship. A network's tokens are those of its training and of all before it. "
+        "Steps are those of the shipped network's card; what has a higher number went on from it and does "
+        "not ship. A network's tokens are those of its training and of all before it. "
         f"{len(facts['tasks'])} validation tasks, at most {facts['examples']} test examples "
         f"each, mean over {facts['descriptions']} description(s) a task; mean over tasks with its 95% "
         "bootstrap interval. ROUGE-L and exact match in percent, NLL and margin (another task's description "
