@@ -60,6 +60,7 @@ def test_configurations() -> None:
         result = SakanaAIIntegration(config).generate_adapter_from_text(next(iter(PROMPTS)), model)
         shapes = {tuple(t.shape) for n, t in result["adapter_info"]["adapters"].items() if "lora_A" in n}
         assert shapes == {(16, width)}
+    assert result["adapter_info"]["hypernetwork"]["trained"]  # for the default model one of this shape ships
     whole = Transformer2Config(
         expert_vector_dim=128, num_expert_vectors=8, adaptation_strength=0.1, adaptation_layers=None
     )

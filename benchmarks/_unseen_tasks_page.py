@@ -21,7 +21,7 @@ def page(report: Report) -> str:
     names = [r.name for r in report.results]
     parts = [f"# Unseen tasks, {report.base_model}", report.to_markdown(RIGHT if RIGHT in names else None)]
     if RIGHT in names:
-        parts += [_differences(report, names), _margins(report, names)]
+        parts += [text for text in (_differences(report, names), _margins(report, names)) if text]
         if DESCRIBED in names and ORACLE in names:
             parts.append(_share_of_the_way(report))
     notes = report.notes
@@ -53,7 +53,7 @@ def _differences(report: Report, names: Sequence[str]) -> str:
         rows.append(
             [f"{FEW_SHOT} minus {RIGHT}", *(cell(report.difference(FEW_SHOT, RIGHT, m), m) for m in METRICS)]
         )
-    return table(["paired over tasks", *METRICS.values()], rows)
+    return table(["paired over tasks", *METRICS.values()], rows) if rows else ""
 
 
 def _margins(report: Report, names: Sequence[str]) -> str:
@@ -65,7 +65,7 @@ def _margins(report: Report, names: Sequence[str]) -> str:
         for name in (OTHER, GIBBERISH, SALAD, NONE)
         if name in names
     ]
-    return table(["steering margin", "nats a token"], rows)
+    return table(["steering margin", "nats a token"], rows) if rows else ""
 
 
 def _share_of_the_way(report: Report) -> str:

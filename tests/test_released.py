@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shoal.backbone import DEFAULT_MODEL, load_shape
+from shoal.config import TextToLoRAConfig
 from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork
 from shoal.nonsense import gibberish
-from shoal.released import shipped_for
+from shoal.released import SHIPPED, shipped_for
 from shoal.task_embedding import TaskEncoder
+from shoal.text_to_lora import TextToLoRA
+
+GUIDE_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 SENSIBLE = (
     "Decide whether a movie review is positive or negative.",
@@ -40,6 +46,21 @@ def test_nonsense_is_told_from_descriptions(shipped: HypernetworkCheckpoint) -> 
     assert len(missed) <= 1, missed
     found = known.compare(encoder.encode(SENSIBLE))
     assert [t for t, f in zip(SENSIBLE, found, strict=True) if f.nonsense] == []
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.rglob("*.safetensors")), ids=lambda f: f.parent.name)
+def test_what_ships_is_small(file: Path) -> None:
+    assert file.stat().st_size <= 25_000_000
+
+
+def test_a_network_ships_for_the_guides_own_values(caplog: pytest.LogCaptureFixture) -> None:
+    guide = TextToLoRAConfig(
+        adapter_rank=16, adapter_alpha=32, num_layers_to_adapt=8, target_modules=list(GUIDE_MODULES)
+    )
+    generator = TextToLoRA(DEFAULT_MODEL, guide)
+    assert generator.trained and not caplog.records
+    assert {t.type.rsplit(".", 1)[-1] for t in generator.checkpoint.network.targets} == GUIDE_MODULES
+    assert {t.layer for t in generator.checkpoint.network.targets} == set(range(22, 30))
 
 
 def test_nonsense_gets_the_multi_task_lora(shipped: HypernetworkCheckpoint) -> None:
