@@ -19,9 +19,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save
 from torch import nn
 
-from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.config import ExpertTrainingConfig
 from shoal.files import write_file
+from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.procedural.catalogue import procedural_tasks
 from shoal.tasks import Task, load_split
 from shoal.training.experts import train_on_rewards

@@ -19,9 +19,9 @@ from pathlib import Path
 import gguf
 import torch
 
-from shoal.backbone import Backbone
 from shoal.export import export_gguf
 from shoal.lora import LoRA
+from shoal.models.backbone import Backbone
 
 LLAMA_EACH = "llama.cpp's server, an adapter each"
 LLAMA_BARE = "llama.cpp's server, bare model"

@@ -19,11 +19,11 @@ from _machine import DATA, ROOT, machine
 from pydantic import BaseModel
 
 from shoal.adapter_store import load_adapter
-from shoal.backbone import Backbone
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.evaluation import Method, evaluate
 from shoal.files import write_file
 from shoal.hypernetwork_store import load_hypernetwork
+from shoal.models.backbone import Backbone
 from shoal.procedural.catalogue import procedural_tasks
 from shoal.procedural.made import made_of
 from shoal.recipes import load_start, make_hypernetwork, make_hypernetwork_from_adapters, make_lora

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from shoal.backbone import Backbone
 from shoal.evaluation import Method, MethodResult, Report, evaluate
 from shoal.files import write_file
 from shoal.lora import LoRA
+from shoal.models.backbone import Backbone
 from shoal.tasks import Task
 
 

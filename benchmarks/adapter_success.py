@@ -20,8 +20,8 @@ from pathlib import Path
 
 from _machine import machine
 
-from shoal.backbone import DEFAULT_MODEL
 from shoal.errors import ShoalError
+from shoal.models.backbone import DEFAULT_MODEL
 from shoal.procedural.catalogue import FAMILIES
 from shoal.text_to_lora import TextToLoRA
 

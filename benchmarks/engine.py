@@ -17,8 +17,8 @@ from _long_requests import REQUEST
 from _machine import machine, table
 from mixed_batch import compared, noise
 
-from shoal.backbone import Backbone, load_backbone
 from shoal.lora import LoRA
+from shoal.models.backbone import Backbone, load_backbone
 from shoal.sampling import Sampling
 from shoal.serving.core import Engine
 from shoal.serving.records import Limits, Request

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from _machine import DATA, machine, table
 
-from shoal.backbone import DEFAULT_MODEL
 from shoal.evaluation import Method, Report, evaluate
 from shoal.lora import LoRA
+from shoal.models.backbone import DEFAULT_MODEL
 from shoal.reports import METRICS, cell
 from shoal.tasks import Task, load_split
 from shoal.text_to_lora import TextToLoRA

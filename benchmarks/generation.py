@@ -21,7 +21,7 @@ from pathlib import Path
 
 from _machine import ROOT, machine, table
 
-from shoal.backbone import DEFAULT_MODEL
+from shoal.models.backbone import DEFAULT_MODEL
 from shoal.scaling import measure_shapes
 from shoal.text_to_lora import TextToLoRA
 
@@ -58,7 +58,7 @@ print(0, peak())
 """
 NOISE = """
 import sys, time, torch
-from shoal.backbone import load_shape
+from shoal.models.backbone import load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.task_embedding import TaskEncoder
 from shoal.released import new_hypernetwork

@@ -17,11 +17,11 @@ import torch
 from _machine import DATA, machine, table
 from torch import nn
 
-from shoal.backbone import load_backbone
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.description_states import StateReader
 from shoal.heads import HEADS
 from shoal.lora import LoRA
+from shoal.models.backbone import load_backbone
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import load_split

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from _machine import machine, table
 
-from shoal.backbone import Backbone, load_backbone
+from shoal.models.backbone import Backbone, load_backbone
 from shoal.procedural.catalogue import procedural_tasks
 from shoal.sampling import Sampling
 from shoal.serving.core import Engine

@@ -29,12 +29,12 @@ from _machine import DATA, ROOT, machine
 from _unseen_tasks_page import DESCRIBED_MULTI_TASK, MULTI_TASK, ORACLE
 from _unseen_tasks_rows import Conditions, Repetition, measure, say, tensors_of, tokens_of
 
-from shoal.backbone import DEFAULT_MODEL, load_shape, pick_dtype
 from shoal.controls import OTHER, RIGHT, right_description
 from shoal.evaluation import MethodResult, Report, mean_result
 from shoal.files import read_json, read_tensors, write_file
 from shoal.hypernetwork_store import CONFIG_FILE, KNOWN_TASKS_FILE, WEIGHTS_FILE
 from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
+from shoal.models.backbone import DEFAULT_MODEL, load_shape, pick_dtype
 from shoal.reports import METRICS
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task, load_split

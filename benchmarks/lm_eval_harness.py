@@ -29,10 +29,10 @@ import torch
 from _machine import DATA, machine, table
 
 from shoal.adapter_store import load_adapter
-from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.files import read_json
 from shoal.metrics import chrf, exact_match
-from shoal.model_source import find_model
+from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
+from shoal.models.sources import find_model
 from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.respondents import AdaptedModel
 from shoal.tasks import Task, load_task_json

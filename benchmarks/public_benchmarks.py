@@ -23,12 +23,12 @@ from typing import Any
 from _machine import DATA, ROOT, machine, table
 
 from shoal.adapter_store import load_adapter
-from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.config import Transformer2Config
 from shoal.environment import commit
 from shoal.files import read_json, write_file
 from shoal.integration import SakanaAIIntegration
 from shoal.metrics import bootstrap_interval
+from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
 from shoal.rewards import numeric

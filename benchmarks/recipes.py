@@ -32,11 +32,11 @@ from _short_runs import (
     with_made_ones,
 )
 
-from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.controls import right_description
 from shoal.evaluation import Report
 from shoal.files import write_file
 from shoal.metrics import bootstrap_difference
+from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.reports import METRICS, cell
 from shoal.tasks import Split, load_split
 from shoal.text_to_lora import TextToLoRA

@@ -39,7 +39,7 @@ from pathlib import Path
 import httpx2
 from _machine import machine
 
-from shoal.backbone import load_wording
+from shoal.models.backbone import load_wording
 
 TIE, FLAT, ROWS, TOP = 0.51, 0.05, 12, 5
 TASKS = (

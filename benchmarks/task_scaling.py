@@ -34,11 +34,11 @@ from _short_runs import (
 from matplotlib.figure import Figure
 
 from shoal.adapter_store import load_adapter
-from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.controls import other_description, right_description
 from shoal.evaluation import Method, Report
 from shoal.files import write_file
 from shoal.metrics import bootstrap_difference
+from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.reports import METRICS, cell
 from shoal.tasks import Split, load_split
 from shoal.text_to_lora import TextToLoRA

@@ -42,7 +42,6 @@ from _transformer2_page import (
     page,
 )
 
-from shoal.backbone import DEFAULT_MODEL, load_backbone
 from shoal.config import MixtureSearchConfig, Transformer2Config
 from shoal.dispatch import NONE, PromptDispatch
 from shoal.dispatch_recipe import TEST, LabelledRequest, labelled_requests
@@ -54,6 +53,7 @@ from shoal.expert_store import load_expert
 from shoal.files import write_file
 from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.mixture_search import check_no_overlap, search_mixture
+from shoal.models.backbone import DEFAULT_MODEL, load_backbone
 from shoal.probe_store import WEIGHTS_FILE as PROBE_WEIGHTS
 from shoal.probe_store import load_probe
 from shoal.respondents import SelfAdaptingModel

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shoal.attachment import attach, merge
-    from shoal.backbone import Backbone, load_backbone, load_shape
     from shoal.config import (
         HypernetworkTrainingConfig,
         LoraTrainingConfig,
@@ -21,13 +20,14 @@ if TYPE_CHECKING:
     from shoal.errors import ShoalError, UsageError
     from shoal.integration import SakanaAIIntegration
     from shoal.lora import LoRA, compose, stack, truncate
+    from shoal.models.backbone import Backbone, load_backbone, load_shape
     from shoal.tasks import load_split
     from shoal.text_to_lora import TextToLoRA
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Backbone": "shoal.backbone",
+    "Backbone": "shoal.models.backbone",
     "HypernetworkTrainingConfig": "shoal.config",
     "LoRA": "shoal.lora",
     "LoraTrainingConfig": "shoal.config",
@@ -39,8 +39,8 @@ _HOME = {
     "UsageError": "shoal.errors",
     "attach": "shoal.attachment",
     "compose": "shoal.lora",
-    "load_backbone": "shoal.backbone",
-    "load_shape": "shoal.backbone",
+    "load_backbone": "shoal.models.backbone",
+    "load_shape": "shoal.models.backbone",
     "load_split": "shoal.tasks",
     "merge": "shoal.attachment",
     "stack": "shoal.lora",

@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 
 from shoal.adapter_store import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE, StoredAdapter, load_adapter
-from shoal.backbone_shape import BackboneShape
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.files import read_json
 from shoal.model_card import AdapterCard
+from shoal.models.shapes import BackboneShape
 from shoal.registry import AdapterRecord, Registry
 
 MAX_RANK, MAX_BYTES, MAX_CONFIG_BYTES = 128, 512 * 2**20, 2**20

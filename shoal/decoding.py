@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shoal.backbone import Backbone
 from shoal.kv_cache import RowCache
+from shoal.models.backbone import Backbone
 from shoal.row_adapters import Adaptation, ModelBasis, RowAdapters
 
 

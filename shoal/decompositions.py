@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shoal.errors import ShoalError, UsageError
 from shoal.expert_attachment import dense_weight, is_plain
 from shoal.files import read_tensors, write_file
-from shoal.model_source import cache_root
+from shoal.models.sources import cache_root
 from shoal.svf import Decomposition, decompose
 
 PARTS = ("u", "s", "vt")

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from shoal.backbone import Backbone
-from shoal.backbone_shape import decoder_layers
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, hidden_before, pad_sequences
 from shoal.logistic import fit_logistic
+from shoal.models.backbone import Backbone
+from shoal.models.shapes import decoder_layers
 
 NONE = "none"
 QUESTION = (

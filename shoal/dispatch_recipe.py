@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shoal.backbone import Backbone
 from shoal.dispatch import NONE, Probe, mean_states, train_probe
 from shoal.errors import UsageError
 from shoal.files import check_place
+from shoal.models.backbone import Backbone
 from shoal.probe_store import PROBE_FILES, StoredProbe, save_probe
 from shoal.tasks import Example, Task
 

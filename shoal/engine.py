@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shoal.attachment import attach
-from shoal.backbone import Backbone
 from shoal.decoding import Rows
 from shoal.errors import ShoalError, UsageError
 from shoal.lora import BatchedLoRA, LoRA, stack
+from shoal.models.backbone import Backbone
 from shoal.row_adapters import Adaptation, ModelBasis
 from shoal.svf import Decompositions, ExpertVector
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from accelerate import PartialState
 from tqdm import tqdm
 
-from shoal.backbone import Backbone
 from shoal.config import ExpertTrainingConfig, Transformer2Config
 from shoal.decompositions import decompose_model
 from shoal.dispatch import NONE
 from shoal.errors import UsageError
 from shoal.expert_store import EXPERT_FILES, StoredExpert, save_expert
 from shoal.files import check_place
+from shoal.models.backbone import Backbone
 from shoal.tasks import Task
 from shoal.training.experts import TrainedExpert, train_expert
 from shoal.training.run_folder import check_run_folder

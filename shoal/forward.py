@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from shoal.attachment import attach, forward_replaced
-from shoal.backbone import Backbone
-from shoal.backbone_shape import decoder_layers
 from shoal.lora import BatchedLoRA, LoRA, LoraFactors
+from shoal.models.backbone import Backbone
+from shoal.models.shapes import decoder_layers
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from shoal.adapter_store import save_adapter
-from shoal.backbone import BackboneShape
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
+from shoal.models.backbone import BackboneShape
 from shoal.skills import SkillDetection
 
 

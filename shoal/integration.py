@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from shoal.backbone import DEFAULT_MODEL, load_backbone
 from shoal.config import TextToLoRAConfig, Transformer2Config
 from shoal.generated_adapter import GeneratedAdapter
+from shoal.models.backbone import DEFAULT_MODEL, load_backbone
 from shoal.monitoring import MonitoringMetrics, RequestLog
 from shoal.skill_check import detection_accuracy
 from shoal.skills import SkillDetector

@@ -17,7 +17,6 @@ import torch
 from accelerate import PartialState
 
 from shoal.adapter_store import ADAPTER_FILES, StoredAdapter, load_adapter, save_adapter
-from shoal.backbone import Backbone, BackboneShape
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.errors import UsageError
 from shoal.familiarity import KnownTasks
@@ -32,6 +31,7 @@ from shoal.hypernetwork_store import (
 )
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
+from shoal.models.backbone import Backbone, BackboneShape
 from shoal.nonsense import gibberish, vocabulary, word_salad
 from shoal.procedural.relabel import is_copy
 from shoal.released import new_hypernetwork

@@ -32,12 +32,12 @@ from sqlalchemy.exc import IntegrityError
 
 from shoal.adapter_files import AdapterFiles
 from shoal.adapter_store import StoredAdapter, check_name, save_adapter
-from shoal.backbone_shape import BackboneShape
 from shoal.database import Database
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
-from shoal.model_source import DEFAULT_MODEL
+from shoal.models.shapes import BackboneShape
+from shoal.models.sources import DEFAULT_MODEL
 from shoal.registry_schema import ADAPTERS
 
 MAX_PAGE = 200

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from shoal.backbone import BackboneShape
 from shoal.config import HeadName, TextToLoRAConfig
 from shoal.files import read_json
 from shoal.heads import READINGS, Architecture
 from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import CONFIG_FILE, HypernetworkCheckpoint
+from shoal.models.backbone import BackboneShape
 
 SHIPPED = Path(__file__).parent / "weights"
 

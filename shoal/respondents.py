@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from shoal.backbone import Backbone
 from shoal.engine import generate_greedy
 from shoal.evaluation import reference_losses
 from shoal.forward import pad_sequences
 from shoal.lora import LoRA
+from shoal.models.backbone import Backbone
 from shoal.transformer2 import Transformer2
 
 Result = TypeVar("Result")

@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from shoal.backbone import load_shape
-from shoal.backbone_shape import on_meta
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, reason
 from shoal.memory import peak
-from shoal.model_source import find_model, known_config, read_config
+from shoal.models.backbone import load_shape
+from shoal.models.shapes import on_meta
+from shoal.models.sources import find_model, known_config, read_config
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import TaskEncoder
 

@@ -283,7 +283,7 @@ def _load(source: str, device: torch.device) -> tuple:
     # quarter less memory (benchmarks/task_encoder.py prints both).
     from transformers import AutoModel, AutoTokenizer
 
-    from shoal.model_source import quietly
+    from shoal.models.sources import quietly
 
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise UsageError(

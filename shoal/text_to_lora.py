@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from shoal.backbone import DEFAULT_MODEL, Backbone, load_backbone, load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.description_states import StateReader
 from shoal.errors import ShoalError, UsageError
@@ -38,7 +37,8 @@ from shoal.hypernetwork_store import (
     save_hypernetwork,
 )
 from shoal.lora import LoRA
-from shoal.model_source import check_downloaded
+from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone, load_shape
+from shoal.models.sources import check_downloaded
 from shoal.released import config_of, misfit, shipped_for
 from shoal.skills import SkillDetector
 from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description

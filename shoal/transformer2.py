@@ -23,13 +23,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shoal.backbone_shape import ROLES, BackboneShape, shape_of
 from shoal.config import Transformer2Config
 from shoal.decompositions import decompose_model
 from shoal.dispatch import NONE, Decision, Dispatch
 from shoal.errors import UsageError
 from shoal.expert_attachment import Mode, attach_expert, mode_costs
 from shoal.expert_set import load_expert_set, shipped_experts
+from shoal.models.shapes import ROLES, BackboneShape, shape_of
 from shoal.svf import Decompositions, ExpertVector, check_fits
 
 log = logging.getLogger(__name__)

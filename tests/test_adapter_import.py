@@ -23,8 +23,8 @@ from shoal.adapter_archive import MAX_ENTRIES, pack, unpack
 from shoal.adapter_import import read_foreign
 from shoal.adapter_store import ADAPTER_FILES, CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE
 from shoal.attachment import attach
-from shoal.backbone_shape import BackboneShape, load_shape
 from shoal.errors import UsageError
+from shoal.models.shapes import BackboneShape, load_shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

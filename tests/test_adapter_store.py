@@ -31,10 +31,10 @@ from shoal.adapter_store import (
     save_adapter,
 )
 from shoal.attachment import attach, merge
-from shoal.backbone import Backbone, BackboneShape, load_backbone, load_shape
 from shoal.errors import ShoalError, UsageError
 from shoal.lora import LoRA, LoraFactors, TargetModule
 from shoal.model_card import VLLM_RANKS, AdapterCard
+from shoal.models.backbone import Backbone, BackboneShape, load_backbone, load_shape
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
 CARD = AdapterCard(
@@ -450,7 +450,7 @@ def test_a_name_is_one_step_down(name: str) -> None:
 SAVE_UNTIL_KILLED = """
 import sys, torch
 from shoal.adapter_store import save_adapter
-from shoal.backbone import load_shape
+from shoal.models.backbone import load_shape
 from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
 shape = load_shape(sys.argv[1])

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shoal.attachment import attach, is_conv1d, merge, module_sizes
-from shoal.backbone import shape_of
 from shoal.errors import UsageError
 from shoal.lora import LoRA, LoraFactors, TargetModule, compose, stack
+from shoal.models.backbone import shape_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.attachment import attach
-from shoal.backbone import Backbone, load_backbone
 from shoal.decoding import Rows
 from shoal.decompositions import decompose_model
 from shoal.errors import UsageError
 from shoal.expert_attachment import attach_expert
 from shoal.kv_cache import SPARE
 from shoal.lora import LoRA, LoraFactors
+from shoal.models.backbone import Backbone, load_backbone
 from shoal.row_adapters import Adaptation, ModelBasis
 from shoal.svf import ExpertVector
 

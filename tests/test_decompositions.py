@@ -10,10 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from shoal import decompositions
-from shoal.backbone import shape_of
 from shoal.decompositions import decompose_model
 from shoal.errors import ShoalError, UsageError
 from shoal.expert_attachment import dense_weight
+from shoal.models.backbone import shape_of
 
 
 @pytest.fixture(params=["llama", "gpt2"])

@@ -80,7 +80,7 @@ def test_all_that_the_service_writes_is_on_the_volume(tmp_path: Path) -> None:
     variables = {n: v.replace(volume, str(tmp_path), 1) for n, v in (pair.split("=", 1) for pair in pairs)}
     script = (
         "from huggingface_hub.constants import HF_HUB_CACHE\n"
-        "from shoal.model_source import cache_root\n"
+        "from shoal.models.sources import cache_root\n"
         "from shoal.registry import open_registry\n"
         "print(open_registry().root, cache_root(), HF_HUB_CACHE)"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.backbone import load_backbone
 from shoal.description_states import MAX_TOKENS, StateReader
+from shoal.models.backbone import load_backbone
 
 TEXTS = ["Sort the words.", "Say whether the review of a film is positive or negative.", "Count."]
 

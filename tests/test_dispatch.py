@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.backbone import Backbone, load_backbone
 from shoal.dispatch import (
     CONTENT_FREE,
     NONE,
@@ -18,6 +17,7 @@ from shoal.dispatch import (
     train_probe,
 )
 from shoal.errors import UsageError
+from shoal.models.backbone import Backbone, load_backbone
 
 SKILLS = ("arithmetic", "poems")
 SUMS = [f"What is {a} + {b}?" for a in range(3, 15) for b in (21, 34)]

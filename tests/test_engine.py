@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from shoal.attachment import attach
-from shoal.backbone import Backbone, load_backbone
 from shoal.engine import generate_greedy
 from shoal.errors import UsageError
 from shoal.lora import LoRA, LoraFactors
+from shoal.models.backbone import Backbone, load_backbone
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi"]
 REQUESTS = ["ab", "a longer request than the first", "z", "some words", "Which is it?", "0123456789" * 3]

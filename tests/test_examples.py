@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from shoal.adapter_store import load_adapter
-from shoal.backbone import load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
+from shoal.models.backbone import load_shape
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import DEFAULT_ENCODER
 from shoal.tasks import load_task_directory

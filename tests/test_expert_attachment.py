@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shoal.attachment import attach, is_conv1d
-from shoal.backbone import shape_of
 from shoal.decompositions import decompose_model
 from shoal.errors import UsageError
 from shoal.expert_attachment import MODES, MergedExperts, attach_expert, dense_weight, mode_costs
+from shoal.models.backbone import shape_of
 from shoal.svf import Decomposition, ExpertVector, decompose, expert_as_lora
 
 FAMILIES = ("llama", "gemma", "gpt2", "gpt_neox", "opt", "phi")

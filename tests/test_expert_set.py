@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shoal import expert_set
-from shoal.backbone import Backbone, load_backbone
 from shoal.config import Transformer2Config
 from shoal.decompositions import decompose_model
 from shoal.dispatch import NONE
@@ -19,6 +18,7 @@ from shoal.dispatch_recipe import TEST, TRAIN, accuracy, labelled_requests, make
 from shoal.errors import ShoalError, UsageError
 from shoal.expert_set import DISPATCH, experts_of, load_alone, load_expert_set, shipped_experts, tasks_of
 from shoal.expert_store import StoredExpert, save_expert
+from shoal.models.backbone import Backbone, load_backbone
 from shoal.probe_store import CONFIG_FILE, WEIGHTS_FILE, load_probe, save_probe
 from shoal.svf import ExpertVector
 from shoal.tasks import Example, Task

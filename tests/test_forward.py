@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoal.attachment import attach
-from shoal.backbone import Backbone, load_backbone
 from shoal.forward import (
     Sequences,
     adapted,
@@ -21,6 +20,7 @@ from shoal.forward import (
     pad_sequences,
 )
 from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, stack
+from shoal.models.backbone import Backbone, load_backbone
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

@@ -23,11 +23,11 @@ from alembic.runtime.migration import MigrationContext
 
 from shoal.adapter_store import WEIGHTS_FILE
 from shoal.api_keys import ApiKeys
-from shoal.backbone_shape import BackboneShape, load_shape
 from shoal.database import Database
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
 from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
+from shoal.models.shapes import BackboneShape, load_shape
 from shoal.registry import AdapterRecord, Registry
 from shoal.registry_schema import METADATA
 
@@ -363,7 +363,7 @@ def test_a_full_disk_keeps_what_was_there(small_disk: Path, tmp_path: Path, shap
 # Forks a writer for every line that it reads and says when it was killed: the imports take much longer.
 ADD_AND_DELETE_UNTIL_KILLED = """
 import itertools, os, sys, torch
-from shoal.backbone_shape import load_shape
+from shoal.models.shapes import load_shape
 from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
 from shoal.registry import Registry

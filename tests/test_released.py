@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from shoal.backbone import DEFAULT_MODEL, load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork
+from shoal.models.backbone import DEFAULT_MODEL, load_shape
 from shoal.nonsense import gibberish
 from shoal.released import SHIPPED, shipped_for
 from shoal.task_embedding import TaskEncoder

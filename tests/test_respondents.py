@@ -7,7 +7,6 @@ import torch
 from torch.nn.functional import log_softmax
 
 from shoal.attachment import attach
-from shoal.backbone import Backbone, load_backbone
 from shoal.base_ability import GENERAL_KNOWLEDGE, base_ability
 from shoal.config import Transformer2Config
 from shoal.dispatch import NONE, Decision
@@ -16,6 +15,7 @@ from shoal.errors import UsageError
 from shoal.evaluation import reference_losses
 from shoal.expert_attachment import attach_expert, dense_weight
 from shoal.lora import LoRA, LoraFactors
+from shoal.models.backbone import Backbone, load_backbone
 from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.respondents import AdaptedModel, SelfAdaptingModel
 from shoal.svf import ExpertVector, decompose

@@ -16,11 +16,11 @@ from torch import Tensor
 from shoal import released, text_to_lora
 from shoal.adapter_store import load_adapter
 from shoal.attachment import attach
-from shoal.backbone import load_backbone, load_shape
 from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork, save_hypernetwork
 from shoal.lora import LoRA
+from shoal.models.backbone import load_backbone, load_shape
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import DEFAULT_ENCODER
 from shoal.tasks import Example, Task

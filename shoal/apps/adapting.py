@@ -19,9 +19,9 @@ from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
     from shoal.adapter_store import StoredAdapter
-    from shoal.backbone import Backbone
     from shoal.generated_adapter import GeneratedAdapter
     from shoal.lora import LoRA
+    from shoal.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ def generate(
     The base model's weights are loaded only if the hypernetwork reads its states, or with --examples.
     """
     from shoal.adapter_store import ADAPTER_FILES
-    from shoal.backbone import DEFAULT_MODEL
     from shoal.files import check_place, check_writable
+    from shoal.models.backbone import DEFAULT_MODEL
     from shoal.tasks import load_jsonl
     from shoal.text_to_lora import TextToLoRA
 
@@ -206,7 +206,7 @@ def load(place: Place, base: str | None = None) -> Backbone:
     """
     import torch
 
-    from shoal.backbone import DEFAULT_MODEL, DTYPES, load_backbone
+    from shoal.models.backbone import DEFAULT_MODEL, DTYPES, load_backbone
 
     if place.dtype is not None and place.dtype not in DTYPES:
         raise UsageError(f"--dtype {place.dtype}: choose from {', '.join(DTYPES)}")
@@ -220,7 +220,7 @@ def load(place: Place, base: str | None = None) -> Backbone:
 
 def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None, Mapping[str, Any] | None]:
     """The base model to load, by default that of the adapter; the adapter; what is known of its generator."""
-    from shoal.backbone import DEFAULT_MODEL
+    from shoal.models.backbone import DEFAULT_MODEL
 
     if choice.adapter is not None:
         from shoal.adapter_store import load_adapter
@@ -243,7 +243,7 @@ def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None, 
 
 def warn_of_another_base(stored: StoredAdapter, base: str | None, directory: Path) -> None:
     """Say where an adapter is put on another base model than it names; the shapes may fit all the same."""
-    from shoal.backbone import load_shape
+    from shoal.models.backbone import load_shape
 
     if base is not None and not stored.made_for(load_shape(base).base_model):
         log.warning("%s is for %s, and is put on %s", directory, stored.base_model, base)
@@ -265,7 +265,7 @@ def _write(adapter: GeneratedAdapter, files: Generating) -> None:
 
 def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
     from shoal.export import export_gguf
-    from shoal.model_source import find_model, known_config, read_config
+    from shoal.models.sources import find_model, known_config, read_config
 
     base = adapter.shape.base_model
     config = known_config(base) or read_config(find_model(base))

@@ -146,7 +146,7 @@ class _Signed:
         from ray import serve
 
         from shoal.apps.service import create_app
-        from shoal.backbone import DEFAULT_MODEL
+        from shoal.models.backbone import DEFAULT_MODEL
         from shoal.service.service import open_service
 
         address = deployment.address

@@ -16,9 +16,9 @@ from shoal.config import ExpertTrainingConfig, MixtureSearchConfig, Transformer2
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
-    from shoal.backbone import Backbone
     from shoal.expert_set import ExpertSet
     from shoal.mixture_search import FoundMixture
+    from shoal.models.backbone import Backbone
     from shoal.svf import LowRankExpert
     from shoal.tasks import Task
 

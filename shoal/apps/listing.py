@@ -31,8 +31,8 @@ def models() -> Output:
 
     That is: the default, shapes that are known without a download, and the roles of target modules.
     """
-    from shoal.backbone import ROLES
-    from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, find_model
+    from shoal.models.backbone import ROLES
+    from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, find_model
 
     known = {
         name: {"model_type": c.model_type, "layers": c.num_hidden_layers, "width": c.hidden_size}

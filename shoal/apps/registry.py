@@ -222,7 +222,7 @@ def _opened(place: Place) -> Iterator[Registry]:
 
 def _keep(registry: Registry, name: str, directory: Path, arrival: Arrival) -> Output:
     from shoal.adapter_import import keep_foreign
-    from shoal.backbone import DEFAULT_MODEL, load_shape
+    from shoal.models.backbone import DEFAULT_MODEL, load_shape
 
     if not directory.is_dir():
         raise UsageError(f"{directory} is no adapter directory and no file; check the path")

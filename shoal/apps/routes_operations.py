@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from shoal.adapter_store import check_name
 from shoal.apps.caller import Open, Owner
-from shoal.model_source import DEFAULT_MODEL
+from shoal.models.sources import DEFAULT_MODEL
 from shoal.service.jobs import Job
 from shoal.service.schemas import CustomSkill, SkillText
 

@@ -59,7 +59,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
         from shoal.files import check_place
 
         check_place(scoring.out, (REPORT_FILE, TABLE_FILE))
-    from shoal.backbone import DEFAULT_MODEL
+    from shoal.models.backbone import DEFAULT_MODEL
 
     split = read_tasks(scoring.tasks, scoring.definition, scoring.task)
     tasks = split.validation or split.train
@@ -115,7 +115,7 @@ def _adapter_row(name: str, directory: Path, base: str, tasks: Sequence[Task]) -
 
 def _fitting_lora(directory: Path, base: str) -> LoRA:
     from shoal.adapter_store import load_adapter
-    from shoal.backbone import load_shape
+    from shoal.models.backbone import load_shape
 
     stored = load_adapter(directory)
     warn_of_another_base(stored, base, directory)

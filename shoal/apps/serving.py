@@ -49,7 +49,7 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
     import uvicorn
 
     from shoal.apps.service import create_app
-    from shoal.backbone import DEFAULT_MODEL
+    from shoal.models.backbone import DEFAULT_MODEL
     from shoal.service.service import open_service
 
     sockets = bound(address.host, address.port, config.send_seconds)

@@ -138,8 +138,8 @@ def train_text_to_lora(
                 f"--{flag} {value:g}: reconstruction reads no answers and ignores it; set it to 0"
             )
     from shoal.adapter_store import load_adapter
-    from shoal.backbone import DEFAULT_MODEL, Backbone, load_shape
     from shoal.heads import READINGS
+    from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_shape
     from shoal.recipes import load_start, make_hypernetwork, make_hypernetwork_from_adapters
 
     common: dict[str, Any] = {

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from shoal.backbone import Backbone, load_backbone
 from shoal.base_ability import BaseAbility, base_ability
 from shoal.benchmark.cells import Cell, CellFolder
 from shoal.benchmark.device_use import DeviceUse, utilisation_counter
@@ -25,6 +24,7 @@ from shoal.errors import ShoalError, reason
 from shoal.leash import end_with_holder
 from shoal.memory import forget_peak, peak
 from shoal.metrics import exact_match, rouge_l
+from shoal.models.backbone import Backbone, load_backbone
 from shoal.reports import Answer
 from shoal.rewards import label
 from shoal.tasks import Task

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from shoal.backbone import Backbone
 from shoal.config import BenchmarkConfig, LoraTrainingConfig, TextToLoRAConfig, Transformer2Config
 from shoal.errors import ShoalError, UsageError
 from shoal.evaluation import described
 from shoal.integration import SakanaAIIntegration
+from shoal.models.backbone import Backbone
 from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
 from shoal.tasks import Example, Task
 from shoal.text_to_lora import TextToLoRA

@@ -14,7 +14,7 @@ from shoal.adapter_store import check_name
 from shoal.config import ServiceConfig
 from shoal.errors import ConflictError, UsageError
 from shoal.lora import LoRA
-from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS
+from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS
 from shoal.registry import AdapterRecord, Registry
 from shoal.service.combining import Combined
 from shoal.service.monitoring import Monitoring

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shoal.backbone import Backbone
 from shoal.config import ServiceConfig
 from shoal.errors import UsageError
+from shoal.models.backbone import Backbone
 from shoal.sampling import Sampling
 from shoal.service.choices import Choices, Chosen
 from shoal.service.failures import failure_of

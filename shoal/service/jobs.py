@@ -28,9 +28,9 @@ from typing import Any
 from sqlalchemy import func, insert, select, true, update
 
 from shoal.adapter_import import keep_foreign
-from shoal.backbone_shape import BackboneShape
 from shoal.config import ServiceConfig, TextToLoRAConfig
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, reason
+from shoal.models.shapes import BackboneShape
 from shoal.registry import Registry
 from shoal.registry_schema import JOBS
 from shoal.tasks import load_jsonl

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from shoal.api_keys import ANYONE, ApiKeys
-from shoal.backbone import Backbone
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
 from shoal.expert_set import ExpertSet
 from shoal.memory import give_back
-from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL
+from shoal.models.backbone import Backbone
+from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.registry import Registry
 from shoal.service.adapters import Adapters
 from shoal.service.answers import Answers

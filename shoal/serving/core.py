@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from shoal.backbone import Backbone
 from shoal.decoding import Rows
 from shoal.errors import ShoalError, reason
+from shoal.models.backbone import Backbone
 from shoal.row_adapters import ModelBasis
 from shoal.sampling import choose_tokens, token_scores
 from shoal.serving.adapter_cache import AdapterCache, CacheStatistics

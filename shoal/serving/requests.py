@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoal.backbone import Backbone
 from shoal.errors import UsageError
+from shoal.models.backbone import Backbone
 from shoal.serving.records import MAX_STOP_LENGTH, MAX_STOPS, MAX_TOP, Limits, Request
 
 

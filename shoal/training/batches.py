@@ -11,8 +11,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shoal.backbone import Backbone
 from shoal.errors import UsageError
+from shoal.models.backbone import Backbone
 from shoal.tasks import Task
 
 log = logging.getLogger(__name__)

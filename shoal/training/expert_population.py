@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shoal.backbone import Backbone
 from shoal.config import ExpertTrainingConfig
 from shoal.engine import generate_with_experts
 from shoal.expert_attachment import attach_expert
 from shoal.forward import answer_logits, pad_sequences
+from shoal.models.backbone import Backbone
 from shoal.rewards import Reward
 from shoal.svf import Decompositions, ExpertVector
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from shoal.backbone import Backbone
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.evaluation import reference_losses
 from shoal.lora import LoRA
+from shoal.models.backbone import Backbone
 from shoal.task_records import divide
 from shoal.tasks import Example, Task
 from shoal.training.batches import tokenise

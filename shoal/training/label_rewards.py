@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.backbone import Backbone
 from shoal.errors import UsageError
 from shoal.forward import Sequences
+from shoal.models.backbone import Backbone
 from shoal.rewards import Reward
 from shoal.tasks import Example, Task
 from shoal.training.batches import Corpus, TokenisedExample

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.backbone import Backbone
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.lora import LoRA, LoraFactors, TargetModule
+from shoal.models.backbone import Backbone
 from shoal.tasks import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run

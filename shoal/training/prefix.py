@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from shoal.backbone import Backbone
 from shoal.config import LoraTrainingConfig
 from shoal.forward import Sequences, adapted, answer_losses, hidden_before, pad_sequences
 from shoal.lora import BatchedLoRA, LoRA
+from shoal.models.backbone import Backbone
 from shoal.training.batches import TokenisedExample
 
 # Device types on which an example passes the frozen layers alone: then its bits do not depend on what it

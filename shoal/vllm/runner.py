@@ -18,9 +18,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from shoal.backbone import Backbone
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
 from shoal.lora import LoRA, compose
+from shoal.models.backbone import Backbone
 from shoal.serving.core import CLOSED
 from shoal.serving.records import (
     Delta,

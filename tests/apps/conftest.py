@@ -20,11 +20,11 @@ from shoal.adapter_archive import pack
 from shoal.adapter_store import save_adapter
 from shoal.apps.service import create_app
 from shoal.apps.serving import bound, uvicorn_config
-from shoal.backbone import Backbone
-from shoal.backbone_shape import load_shape
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.lora import LoRA, LoraFactors
 from shoal.model_card import AdapterCard
+from shoal.models.backbone import Backbone
+from shoal.models.shapes import load_shape
 from shoal.registry import Registry
 from shoal.service.service import Service, open_service
 

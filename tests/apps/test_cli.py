@@ -23,7 +23,6 @@ from shoal.adapter_store import load_adapter, save_adapter
 from shoal.apps import cli
 from shoal.apps.settings import command
 from shoal.apps.training import Data, divided
-from shoal.backbone import DEFAULT_MODEL, load_backbone, load_shape
 from shoal.config import (
     ExpertTrainingConfig,
     HypernetworkTrainingConfig,
@@ -34,6 +33,7 @@ from shoal.decompositions import decompose_model
 from shoal.errors import ShoalError
 from shoal.expert_store import load_expert
 from shoal.hypernetwork_store import load_hypernetwork
+from shoal.models.backbone import DEFAULT_MODEL, load_backbone, load_shape
 from shoal.transformer2 import mlp_modules
 
 ROOT = Path(__file__).resolve().parents[2]

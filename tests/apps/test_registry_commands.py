@@ -20,9 +20,9 @@ import torch
 from shoal.adapter_store import load_adapter, save_adapter
 from shoal.api_keys import ApiKeys
 from shoal.apps import cli
-from shoal.backbone_shape import load_shape
 from shoal.lora import LoRA
 from shoal.model_card import AdapterCard
+from shoal.models.shapes import load_shape
 from shoal.registry import Registry
 
 Shoal = Callable[..., str]

@@ -22,10 +22,10 @@ from starlette.testclient import TestClient
 from shoal import released
 from shoal.adapter_store import load_adapter
 from shoal.apps.service import create_app
-from shoal.backbone import pick_device, pick_dtype
-from shoal.backbone_shape import load_shape
 from shoal.config import TextToLoRAConfig
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
+from shoal.models.backbone import pick_device, pick_dtype
+from shoal.models.shapes import load_shape
 from shoal.registry import Registry
 from shoal.released import new_hypernetwork
 from shoal.service.service import open_service

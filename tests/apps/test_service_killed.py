@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from shoal.api_keys import ApiKeys
-from shoal.backbone_shape import load_shape
 from shoal.config import ServiceConfig
+from shoal.models.shapes import load_shape
 from shoal.registry import AdapterRecord, Registry
 from shoal.service.jobs import Jobs
 
@@ -30,7 +30,7 @@ KILLS = 50
 SERVE = """
 import os, sys
 import torch, uvicorn, shoal.apps.service, shoal.service.service as service, shoal.text_to_lora
-from shoal.backbone import load_backbone
+from shoal.models.backbone import load_backbone
 from shoal.registry import Registry
 backbone = load_backbone(sys.argv[1])
 for line in sys.stdin:

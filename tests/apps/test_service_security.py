@@ -37,8 +37,8 @@ from shoal.adapter_store import WEIGHTS_FILE
 from shoal.api_keys import ApiKeys
 from shoal.apps.json_lines import JsonLines
 from shoal.apps.service import create_app
-from shoal.backbone import load_backbone
 from shoal.config import EngineConfig, ServiceConfig
+from shoal.models.backbone import load_backbone
 from shoal.registry import Registry
 from shoal.service.service import Service, open_service
 from shoal.serving.records import Request

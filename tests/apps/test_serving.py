@@ -22,9 +22,9 @@ from shoal.apps.cluster import Deployment, Replicas
 from shoal.apps.guard import MAX_HEADER_BYTES
 from shoal.apps.registry import Place
 from shoal.apps.serving import Address, check_service
-from shoal.backbone import pick_device, pick_dtype
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UsageError
+from shoal.models.backbone import pick_device, pick_dtype
 from shoal.registry import Registry
 from shoal.service.engines import open_engine
 

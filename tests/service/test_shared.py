@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, func, make_url, select, text
 
-from shoal import backbone
 from shoal.config import ServiceConfig
 from shoal.database import Database
 from shoal.errors import ConflictError, ShoalError
+from shoal.models import backbone
 from shoal.registry import Registry
 from shoal.registry_schema import RATES
 from shoal.service.failures import Failure

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from shoal.attachment import attach
-from shoal.backbone import Backbone, load_backbone
 from shoal.decompositions import decompose_model
 from shoal.expert_attachment import attach_expert
 from shoal.lora import LoRA, LoraFactors
+from shoal.models.backbone import Backbone, load_backbone
 from shoal.row_adapters import Adaptation
 from shoal.svf import Decompositions, ExpertVector
 

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.backbone import Backbone
 from shoal.errors import ShoalError, UsageError
 from shoal.lora import LoRA, compose
+from shoal.models.backbone import Backbone
 from shoal.sampling import Sampling
 from shoal.serving.adapter_cache import AdapterCache
 from shoal.serving.core import Engine

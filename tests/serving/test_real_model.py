@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from shoal.backbone import load_backbone
 from shoal.lora import LoRA
+from shoal.models.backbone import load_backbone
 from shoal.sampling import Sampling
 from shoal.serving.core import Engine
 from shoal.serving.records import Limits, Request, TokenScore

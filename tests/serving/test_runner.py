@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shoal.backbone import Backbone
 from shoal.errors import ShoalError, UsageError
+from shoal.models.backbone import Backbone
 from shoal.sampling import Sampling
 from shoal.serving.core import Engine
 from shoal.serving.records import EngineClosed, EngineFull, FinishedRecord, Limits, Request, StepRecord

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from shoal.backbone import Backbone
+from shoal.models.backbone import Backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = Path(__file__).with_name("toy.py")

@@ -11,8 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from shoal.backbone import Backbone, load_backbone
 from shoal.errors import UsageError
+from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks import Example, Task, load_task_directory
 from shoal.training.batches import POOL_BATCHES, BatchOrder, Corpus, TokenisedExample, tokenise
 

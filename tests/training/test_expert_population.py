@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.backbone import Backbone
 from shoal.config import ExpertTrainingConfig
 from shoal.engine import generate_greedy
 from shoal.errors import UsageError
 from shoal.expert_attachment import attach_expert
 from shoal.forward import answer_losses, pad_sequences
+from shoal.models.backbone import Backbone
 from shoal.rewards import REWARDS
 from shoal.svf import ExpertVector
 from shoal.tasks import Example, Task

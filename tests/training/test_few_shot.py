@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.backbone import Backbone
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.lora import LoRA
+from shoal.models.backbone import Backbone
 from shoal.tasks import Example
 from shoal.training import few_shot
 from shoal.training.few_shot import REFINING, refine

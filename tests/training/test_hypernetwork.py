@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from shoal.attachment import attach
-from shoal.backbone import Backbone
 from shoal.config import HypernetworkTrainingConfig
 from shoal.description_states import StateReader
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.lora import LoRA, TargetModule
+from shoal.models.backbone import Backbone
 from shoal.tasks import LeakageError
 from shoal.training.batches import tokenise
 from shoal.training.descriptions import Descriptions

@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shoal.backbone import Backbone
 from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError, UsageError
+from shoal.models.backbone import Backbone
 from shoal.training.loop import Interrupted, RunSummary, StepLoss, run, schedule
 
 KINDS = ("lora", "hypernetwork", "reconstruction", "expert", "evolution")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from shoal.attachment import attach
-from shoal.backbone import Backbone
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, pad_sequences
 from shoal.lora import LoRA
+from shoal.models.backbone import Backbone
 from shoal.tasks import LeakageError
 from shoal.training.batches import tokenise
 from shoal.training.loop import Interrupted, run

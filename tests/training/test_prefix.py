@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from shoal.backbone import Backbone
 from shoal.forward import Sequences, hidden_before, pad_sequences
+from shoal.models.backbone import Backbone
 from shoal.training import prefix
 from shoal.training.batches import TokenisedExample, tokenise
 from shoal.training.prefix import PrefixCache

@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from shoal.backbone import Backbone
 from shoal.forward import adapted, answer_losses, pad_sequences
+from shoal.models.backbone import Backbone
 from shoal.training.batches import tokenise
 from shoal.training.descriptions import Descriptions
 from shoal.training.steering import SteeringMonitor

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from shoal.attachment import attach
-from shoal.backbone import load_backbone
 from shoal.config import EngineConfig
 from shoal.engine import generate_greedy
 from shoal.errors import UnavailableError, UsageError
+from shoal.models.backbone import load_backbone
 from shoal.registry import Registry
 from shoal.service.service import open_service
 from shoal.serving.records import Request

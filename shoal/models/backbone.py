@@ -1,6 +1,6 @@
 """The frozen language model with its tokenizer: loading it, and how a request is worded.
 
-Its shape alone, without weights, is `shoal.backbone_shape`; where its files are is `shoal.model_source`.
+Its shape alone, without weights, is `shoal.models.shapes`; where its files are is `shoal.models.sources`.
 Knows nothing of training, adapters on disk or descriptions.
 """
 
@@ -19,9 +19,9 @@ from jinja2 import TemplateError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from shoal.backbone_shape import ROLES, BackboneShape, decoder_layers, load_shape, on_meta, shape_of
 from shoal.errors import ShoalError, UsageError, reason
-from shoal.model_source import DEFAULT_MODEL, ModelSource, find_model, quietly, read_config
+from shoal.models.shapes import ROLES, BackboneShape, decoder_layers, load_shape, on_meta, shape_of
+from shoal.models.sources import DEFAULT_MODEL, ModelSource, find_model, quietly, read_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of weights
 

@@ -19,10 +19,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from transformers.utils import logging as transformers_logging
 
-from shoal import model_source
-from shoal.backbone import load_backbone, load_shape
 from shoal.errors import ShoalError, UsageError
-from shoal.model_source import (
+from shoal.models import sources as model_source
+from shoal.models.backbone import load_backbone, load_shape
+from shoal.models.sources import (
     DEFAULT_HUB_ID,
     DEFAULT_MODEL,
     check_downloaded,
@@ -209,7 +209,7 @@ def convert(cache: Path) -> subprocess.Popen[str]:
     """A process that asks for the default model."""
     code = (
         "import logging; logging.basicConfig(level='INFO')\n"
-        "from shoal.model_source import find_model\nprint(find_model('smollm2-135m-instruct').location)"
+        "from shoal.models.sources import find_model\nprint(find_model('smollm2-135m-instruct').location)"
     )
     environment = {**os.environ, "SHOAL_CACHE": str(cache)}
     return subprocess.Popen(

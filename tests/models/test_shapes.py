@@ -12,10 +12,10 @@ import safetensors
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, T5Config
 
-from shoal.backbone_shape import ROLES, BackboneShape, load_shape, on_meta, shape_of
 from shoal.errors import ShoalError, UsageError
 from shoal.lora import LoRA
-from shoal.model_source import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, find_model, read_config
+from shoal.models.shapes import ROLES, BackboneShape, load_shape, on_meta, shape_of
+from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, find_model, read_config
 
 LLAMA_LIKE = tuple(f"self_attn.{role}" for role in ("q_proj", "k_proj", "v_proj", "o_proj"))
 ATTENTION = {

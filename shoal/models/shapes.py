@@ -23,7 +23,7 @@ from transformers import (
 from shoal.attachment import is_conv1d, module_sizes
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.lora import LoRA, TargetModule
-from shoal.model_source import (
+from shoal.models.sources import (
     DEFAULT_HUB_ID,
     DEFAULT_MODEL,
     find_model,
