@@ -19,8 +19,8 @@ from pathlib import Path
 import gguf
 import torch
 
-from shoal.export import export_gguf
-from shoal.lora import LoRA
+from shoal.adapters.export import export_gguf
+from shoal.adapters.lora import LoRA
 from shoal.models.backbone import Backbone
 
 LLAMA_EACH = "llama.cpp's server, an adapter each"

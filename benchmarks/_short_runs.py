@@ -18,7 +18,7 @@ import yaml
 from _machine import DATA, ROOT, machine
 from pydantic import BaseModel
 
-from shoal.adapter_store import load_adapter
+from shoal.adapters.files import load_adapter
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.evaluation import Method, evaluate
 from shoal.files import write_file

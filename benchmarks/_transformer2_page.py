@@ -8,7 +8,7 @@ from typing import Any
 from _expert_controls import IA3, LORA, recipe, skills
 from _machine import table
 
-from shoal.expert_store import StoredExpert
+from shoal.adapters.svf_files import StoredExpert
 from shoal.probe_store import StoredProbe
 
 BASE, BEST_PROMPT = "base model", "base model, best prompt"

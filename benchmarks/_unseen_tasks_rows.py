@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from shoal.adapters.lora import LoRA
 from shoal.evaluation import Method, MethodResult, Report, evaluate
 from shoal.files import write_file
-from shoal.lora import LoRA
 from shoal.models.backbone import Backbone
 from shoal.tasks import Task
 

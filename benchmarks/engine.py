@@ -17,7 +17,7 @@ from _long_requests import REQUEST
 from _machine import machine, table
 from mixed_batch import compared, noise
 
-from shoal.lora import LoRA
+from shoal.adapters.lora import LoRA
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.sampling import Sampling
 from shoal.serving.core import Engine

@@ -17,13 +17,13 @@ import torch
 from _long_requests import COMPLETION, REQUEST
 from _machine import machine, table
 
+from shoal.adapters.svf import Decompositions, ExpertVector, mix
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_hooks import MergedExperts, attach_expert
 from shoal.config import MixtureSearchConfig
-from shoal.decompositions import decompose_model
-from shoal.expert_attachment import MergedExperts, attach_expert
 from shoal.forward import answer_losses, pad_sequences
 from shoal.mixture_search import search_mixture
 from shoal.models.backbone import load_backbone
-from shoal.svf import Decompositions, ExpertVector, mix
 from shoal.transformer2 import mlp_modules
 
 

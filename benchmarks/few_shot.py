@@ -16,8 +16,8 @@ from pathlib import Path
 
 from _machine import DATA, machine, table
 
+from shoal.adapters.lora import LoRA
 from shoal.evaluation import Method, Report, evaluate
-from shoal.lora import LoRA
 from shoal.models.backbone import DEFAULT_MODEL
 from shoal.reports import METRICS, cell
 from shoal.tasks import Task, load_split

@@ -17,10 +17,10 @@ import torch
 from _machine import DATA, machine, table
 from torch import nn
 
+from shoal.adapters.lora import LoRA
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.description_states import StateReader
 from shoal.heads import HEADS
-from shoal.lora import LoRA
 from shoal.models.backbone import load_backbone
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import TaskEncoder

@@ -28,7 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tasks and the model are loca
 import torch
 from _machine import DATA, machine, table
 
-from shoal.adapter_store import load_adapter
+from shoal.adapters.files import load_adapter
 from shoal.files import read_json
 from shoal.metrics import chrf, exact_match
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone

@@ -28,8 +28,8 @@ from _machine import DATA, machine, table
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
+from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
-from shoal.lora import LoRA
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks import load_split
 from shoal.training.batches import Corpus, tokenise

@@ -17,10 +17,10 @@ import torch
 from _long_requests import COMPLETION, REQUEST
 from _machine import machine, table
 
-from shoal.attachment import attach
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA, LoraFactors, stack
 from shoal.engine import generate_greedy
 from shoal.forward import answer_losses, pad_sequences
-from shoal.lora import LoRA, LoraFactors, stack
 from shoal.models.backbone import load_backbone
 
 

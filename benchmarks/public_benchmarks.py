@@ -22,7 +22,7 @@ from typing import Any
 
 from _machine import DATA, ROOT, machine, table
 
-from shoal.adapter_store import load_adapter
+from shoal.adapters.files import load_adapter
 from shoal.config import Transformer2Config
 from shoal.environment import commit
 from shoal.files import read_json, write_file

@@ -23,9 +23,9 @@ import torch
 from _machine import machine
 from sqlalchemy import insert
 
-from shoal.lora import LoRA
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.lora import LoRA
 from shoal.memory import resident
-from shoal.model_card import AdapterCard
 from shoal.models.shapes import load_shape
 from shoal.registry import Registry
 from shoal.registry_schema import ADAPTERS

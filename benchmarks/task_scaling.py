@@ -33,7 +33,7 @@ from _short_runs import (
 )
 from matplotlib.figure import Figure
 
-from shoal.adapter_store import load_adapter
+from shoal.adapters.files import load_adapter
 from shoal.controls import other_description, right_description
 from shoal.evaluation import Method, Report
 from shoal.files import write_file

@@ -42,14 +42,15 @@ from _transformer2_page import (
     page,
 )
 
+from shoal.adapters.svf import ExpertVector, mix
+from shoal.adapters.svf_files import load_expert
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig, Transformer2Config
 from shoal.dispatch import NONE, PromptDispatch
 from shoal.dispatch_recipe import TEST, LabelledRequest, labelled_requests
 from shoal.engine import generate_greedy
 from shoal.environment import commit
-from shoal.expert_attachment import attach_expert
 from shoal.expert_set import DISPATCH, SHIPPED, load_expert_set
-from shoal.expert_store import load_expert
 from shoal.files import write_file
 from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.mixture_search import check_no_overlap, search_mixture
@@ -58,7 +59,6 @@ from shoal.probe_store import WEIGHTS_FILE as PROBE_WEIGHTS
 from shoal.probe_store import load_probe
 from shoal.respondents import SelfAdaptingModel
 from shoal.rewards import REWARDS
-from shoal.svf import ExpertVector, mix
 from shoal.tasks import Task, load_split
 from shoal.transformer2 import Transformer2
 

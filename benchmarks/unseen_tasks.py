@@ -33,7 +33,8 @@ from _unseen_tasks_page import (
 )
 from _unseen_tasks_rows import Conditions, Repetition, content, digest, measure, say, tensors_of, tokens_of
 
-from shoal.adapter_store import load_adapter
+from shoal.adapters.files import load_adapter
+from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.controls import (
     GIBBERISH,
@@ -50,7 +51,6 @@ from shoal.controls import (
 )
 from shoal.evaluation import Method, MethodResult, Report, described, mean_result, with_shots
 from shoal.files import write_file
-from shoal.lora import LoRA
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.reports import METRICS, cell
 from shoal.task_embedding import TaskEncoder

@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shoal.attachment import attach, merge
+    from shoal.adapters.hooks import attach, merge
+    from shoal.adapters.lora import LoRA, compose, stack, truncate
     from shoal.config import (
         HypernetworkTrainingConfig,
         LoraTrainingConfig,
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     )
     from shoal.errors import ShoalError, UsageError
     from shoal.integration import SakanaAIIntegration
-    from shoal.lora import LoRA, compose, stack, truncate
     from shoal.models.backbone import Backbone, load_backbone, load_shape
     from shoal.tasks import load_split
     from shoal.text_to_lora import TextToLoRA
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Backbone": "shoal.models.backbone",
     "HypernetworkTrainingConfig": "shoal.config",
-    "LoRA": "shoal.lora",
+    "LoRA": "shoal.adapters.lora",
     "LoraTrainingConfig": "shoal.config",
     "SakanaAIIntegration": "shoal.integration",
     "ShoalError": "shoal.errors",
@@ -37,14 +37,14 @@ _HOME = {
     "TextToLoRAConfig": "shoal.config",
     "Transformer2Config": "shoal.config",
     "UsageError": "shoal.errors",
-    "attach": "shoal.attachment",
-    "compose": "shoal.lora",
+    "attach": "shoal.adapters.hooks",
+    "compose": "shoal.adapters.lora",
     "load_backbone": "shoal.models.backbone",
     "load_shape": "shoal.models.backbone",
     "load_split": "shoal.tasks",
-    "merge": "shoal.attachment",
-    "stack": "shoal.lora",
-    "truncate": "shoal.lora",
+    "merge": "shoal.adapters.hooks",
+    "stack": "shoal.adapters.lora",
+    "truncate": "shoal.adapters.lora",
 }
 
 __all__ = [

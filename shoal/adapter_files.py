@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.adapter_store import StoredAdapter, load_adapter
+from shoal.adapters.files import StoredAdapter, load_adapter
 from shoal.errors import ShoalError, UnavailableError
 from shoal.file_failures import failures_named
 from shoal.files import move_directory, remove_directory, sha256_of

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from shoal.adapter_store import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE, StoredAdapter, load_adapter
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE, StoredAdapter, load_adapter
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.files import read_json
-from shoal.model_card import AdapterCard
 from shoal.models.shapes import BackboneShape
 from shoal.registry import AdapterRecord, Registry
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shoal.adapters.batched import Adaptation, ModelBasis, RowAdapters
 from shoal.kv_cache import RowCache
 from shoal.models.backbone import Backbone
-from shoal.row_adapters import Adaptation, ModelBasis, RowAdapters
 
 
 class Rows:

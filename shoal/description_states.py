@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from shoal.adapters.lora import TargetModule, group_by_type
 from shoal.errors import shorten
 from shoal.forward import pad_sequences
-from shoal.lora import TargetModule, group_by_type
 from shoal.models.backbone import Backbone
 
 logger = logging.getLogger(__name__)

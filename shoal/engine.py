@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shoal.attachment import attach
+from shoal.adapters.batched import Adaptation, ModelBasis
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import BatchedLoRA, LoRA, stack
+from shoal.adapters.svf import Decompositions, ExpertVector
 from shoal.decoding import Rows
 from shoal.errors import ShoalError, UsageError
-from shoal.lora import BatchedLoRA, LoRA, stack
 from shoal.models.backbone import Backbone
-from shoal.row_adapters import Adaptation, ModelBasis
-from shoal.svf import Decompositions, ExpertVector
 
 
 @torch.no_grad()

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from shoal.adapters.lora import LoRA
 from shoal.engine import adapters_of, attached, check_adapters, check_lengths, generate_greedy
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, pad_sequences
-from shoal.lora import LoRA
 from shoal.metrics import exact_match, rouge_l
 from shoal.models.backbone import Backbone
 from shoal.reports import METRICS, Answer, MethodResult, Report, mean_result, summarise

@@ -9,11 +9,11 @@ from pathlib import Path
 from accelerate import PartialState
 from tqdm import tqdm
 
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_files import EXPERT_FILES, StoredExpert, save_expert
 from shoal.config import ExpertTrainingConfig, Transformer2Config
-from shoal.decompositions import decompose_model
 from shoal.dispatch import NONE
 from shoal.errors import UsageError
-from shoal.expert_store import EXPERT_FILES, StoredExpert, save_expert
 from shoal.files import check_place
 from shoal.models.backbone import Backbone
 from shoal.tasks import Task

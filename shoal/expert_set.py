@@ -1,6 +1,6 @@
 """The experts of one model, and what chooses between them, as one directory.
 
-    SET/<skill>/       an expert (`shoal.expert_store`)
+    SET/<skill>/       an expert (`shoal.adapters.svf_files`)
     SET/dispatch/      the probe that chooses (`shoal.probe_store`)
 
 A set belongs to a model whose singular values are those that its experts were trained on, whatever the model
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from shoal.decompositions import decompose_model
+from shoal.adapters.svf import Decomposition, ExpertVector
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_files import CONFIG_FILE, FORMAT, StoredExpert, is_for, load_expert, modules_of
 from shoal.dispatch import ProbeDispatch
 from shoal.errors import ShoalError, UsageError
-from shoal.expert_store import CONFIG_FILE, FORMAT, StoredExpert, is_for, load_expert, modules_of
 from shoal.files import read_json
 from shoal.probe_store import load_probe
-from shoal.svf import Decomposition, ExpertVector
 
 DISPATCH = "dispatch"
 SHIPPED = Path(__file__).parent / "weights" / "experts"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from shoal.attachment import attach, forward_replaced
-from shoal.lora import BatchedLoRA, LoRA, LoraFactors
+from shoal.adapters.hooks import attach, forward_replaced
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.models.backbone import Backbone
 from shoal.models.shapes import decoder_layers
 

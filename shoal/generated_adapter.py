@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shoal.adapter_store import save_adapter
-from shoal.lora import LoRA
-from shoal.model_card import AdapterCard
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.files import save_adapter
+from shoal.adapters.lora import LoRA
 from shoal.models.backbone import BackboneShape
 from shoal.skills import SkillDetection
 

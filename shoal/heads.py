@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoal.adapters.lora import LoraFactors, TargetModule
 from shoal.errors import UsageError
-from shoal.lora import LoraFactors, TargetModule
 
 ATTENTION_HEADS = 4
 

@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, check_rank, group_by_type
 from shoal.errors import UsageError
 from shoal.heads import HEADS, Architecture, Tokens
-from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, check_rank, group_by_type
 
 
 class Hypernetwork(nn.Module):

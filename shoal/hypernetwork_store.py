@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.familiarity import Familiarity, KnownTasks
 from shoal.files import read_directory, read_json, read_tensors, write_directory
 from shoal.hypernetwork import Architecture, Hypernetwork
-from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule
 from shoal.task_embedding import TaskEncoder, embed_texts
 
 WEIGHTS_FILE = "hypernetwork.safetensors"

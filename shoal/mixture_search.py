@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoal.adapters.svf import Decompositions, ExpertVector, mix
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig
 from shoal.errors import UsageError, shorten
-from shoal.expert_attachment import attach_expert
 from shoal.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
-from shoal.svf import Decompositions, ExpertVector, mix
 from shoal.task_records import Example, normalise
 
 ROWS_AT_ONCE = 64

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from shoal.adapter_store import ADAPTER_FILES, StoredAdapter, load_adapter, save_adapter
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.files import ADAPTER_FILES, StoredAdapter, load_adapter, save_adapter
+from shoal.adapters.lora import LoRA
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.errors import UsageError
 from shoal.familiarity import KnownTasks
@@ -29,8 +31,6 @@ from shoal.hypernetwork_store import (
     load_hypernetwork,
     save_hypernetwork,
 )
-from shoal.lora import LoRA
-from shoal.model_card import AdapterCard
 from shoal.models.backbone import Backbone, BackboneShape
 from shoal.nonsense import gibberish, vocabulary, word_salad
 from shoal.procedural.relabel import is_copy

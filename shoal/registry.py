@@ -31,11 +31,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from shoal.adapter_files import AdapterFiles
-from shoal.adapter_store import StoredAdapter, check_name, save_adapter
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.files import StoredAdapter, check_name, save_adapter
+from shoal.adapters.lora import LoRA
 from shoal.database import Database
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
-from shoal.lora import LoRA
-from shoal.model_card import AdapterCard
 from shoal.models.shapes import BackboneShape
 from shoal.models.sources import DEFAULT_MODEL
 from shoal.registry_schema import ADAPTERS

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from shoal.adapters.lora import LoRA
 from shoal.config import TextToLoRAConfig
 from shoal.description_states import StateReader
 from shoal.errors import ShoalError, UsageError
@@ -36,7 +37,6 @@ from shoal.hypernetwork_store import (
     load_hypernetwork,
     save_hypernetwork,
 )
-from shoal.lora import LoRA
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone, load_shape
 from shoal.models.sources import check_downloaded
 from shoal.released import config_of, misfit, shipped_for

@@ -23,14 +23,14 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shoal.adapters.svf import Decompositions, ExpertVector, check_fits
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_hooks import Mode, attach_expert, mode_costs
 from shoal.config import Transformer2Config
-from shoal.decompositions import decompose_model
 from shoal.dispatch import NONE, Decision, Dispatch
 from shoal.errors import UsageError
-from shoal.expert_attachment import Mode, attach_expert, mode_costs
 from shoal.expert_set import load_expert_set, shipped_experts
 from shoal.models.shapes import ROLES, BackboneShape, shape_of
-from shoal.svf import Decompositions, ExpertVector, check_fits
 
 log = logging.getLogger(__name__)
 

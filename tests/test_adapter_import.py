@@ -19,10 +19,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from shoal.adapter_archive import MAX_ENTRIES, pack, unpack
 from shoal.adapter_import import read_foreign
-from shoal.adapter_store import ADAPTER_FILES, CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE
-from shoal.attachment import attach
+from shoal.adapters.archive import MAX_ENTRIES, pack, unpack
+from shoal.adapters.files import ADAPTER_FILES, CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE
+from shoal.adapters.hooks import attach
 from shoal.errors import UsageError
 from shoal.models.shapes import BackboneShape, load_shape
 

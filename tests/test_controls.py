@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from shoal.adapters.lora import TargetModule
 from shoal.controls import (
     GIBBERISH,
     NONE,
@@ -23,7 +24,6 @@ from shoal.errors import UsageError
 from shoal.heads import Architecture
 from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import HypernetworkCheckpoint
-from shoal.lora import TargetModule
 from shoal.nonsense import gibberish
 from shoal.tasks import Example, Task
 

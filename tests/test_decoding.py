@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.attachment import attach
+from shoal.adapters.batched import Adaptation, ModelBasis
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.svf import ExpertVector
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.decoding import Rows
-from shoal.decompositions import decompose_model
 from shoal.errors import UsageError
-from shoal.expert_attachment import attach_expert
 from shoal.kv_cache import SPARE
-from shoal.lora import LoRA, LoraFactors
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.row_adapters import Adaptation, ModelBasis
-from shoal.svf import ExpertVector
 
 TOLERANCE = 1e-4  # of logits, float32: other batches are other orders of summation
 ADAPTED = [

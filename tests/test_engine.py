@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.attachment import attach
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.engine import generate_greedy
 from shoal.errors import UsageError
-from shoal.lora import LoRA, LoraFactors
 from shoal.models.backbone import Backbone, load_backbone
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi"]

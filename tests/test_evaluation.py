@@ -7,11 +7,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from shoal import evaluation
-from shoal.attachment import attach
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.engine import generate_greedy
 from shoal.errors import UsageError
 from shoal.evaluation import Method, described, evaluate, reference_losses, score, with_shots
-from shoal.lora import LoRA, LoraFactors
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks import Example, Task, load_split
 

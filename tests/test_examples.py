@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from shoal.adapter_store import load_adapter
+from shoal.adapters.files import load_adapter
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork

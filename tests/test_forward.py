@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.attachment import attach
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, stack
 from shoal.forward import (
     Sequences,
     adapted,
@@ -19,7 +20,6 @@ from shoal.forward import (
     hidden_before,
     pad_sequences,
 )
-from shoal.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, stack
 from shoal.models.backbone import Backbone, load_backbone
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")

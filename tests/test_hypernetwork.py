@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
 from shoal.errors import UsageError
 from shoal.heads import HEADS, Architecture
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
-from shoal.lora import LoRA, LoraFactors, TargetModule
 from shoal.models.backbone import load_shape
 
 SMALL = Architecture(task_dim=12, rank=3, alpha=6.0, latent_size=8, hidden_size=12, dropout=0.2, num_bases=4)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
 from shoal.errors import ShoalError, UsageError
 from shoal.familiarity import KnownTasks
 from shoal.heads import HEADS, Architecture
@@ -27,7 +28,6 @@ from shoal.hypernetwork_store import (
     load_hypernetwork,
     save_hypernetwork,
 )
-from shoal.lora import LoRA, LoraFactors, TargetModule
 
 ARCHITECTURE = Architecture(task_dim=12, rank=2, alpha=4.0, latent_size=8, hidden_size=12)
 TARGETS = tuple(TargetModule(f"layers.{n}.q", n, "q", 8, 16) for n in range(2))

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from shoal.adapters.svf import Decomposition, ExpertVector, decompose
+from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import MixtureSearchConfig
 from shoal.engine import generate_greedy
 from shoal.errors import UsageError
-from shoal.expert_attachment import attach_expert, dense_weight
 from shoal.forward import answer_losses, pad_sequences
 from shoal.mixture_search import check_no_overlap, search_mixture
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.svf import Decomposition, ExpertVector, decompose
 from shoal.tasks import Example
 
 QUICK = MixtureSearchConfig(population=8, iterations=4)

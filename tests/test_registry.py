@@ -21,12 +21,12 @@ import torch
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from shoal.adapter_store import WEIGHTS_FILE
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.files import WEIGHTS_FILE
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.api_keys import ApiKeys
 from shoal.database import Database
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
-from shoal.lora import LoRA, LoraFactors
-from shoal.model_card import AdapterCard
 from shoal.models.shapes import BackboneShape, load_shape
 from shoal.registry import AdapterRecord, Registry
 from shoal.registry_schema import METADATA
@@ -364,8 +364,8 @@ def test_a_full_disk_keeps_what_was_there(small_disk: Path, tmp_path: Path, shap
 ADD_AND_DELETE_UNTIL_KILLED = """
 import itertools, os, sys, torch
 from shoal.models.shapes import load_shape
-from shoal.lora import LoRA, LoraFactors
-from shoal.model_card import AdapterCard
+from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.card import AdapterCard
 from shoal.registry import Registry
 
 shape = load_shape(sys.argv[1])

@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from shoal.attachment import attach
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.svf import ExpertVector, decompose
+from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.base_ability import GENERAL_KNOWLEDGE, base_ability
 from shoal.config import Transformer2Config
 from shoal.dispatch import NONE, Decision
 from shoal.engine import generate_greedy
 from shoal.errors import UsageError
 from shoal.evaluation import reference_losses
-from shoal.expert_attachment import attach_expert, dense_weight
-from shoal.lora import LoRA, LoraFactors
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.respondents import AdaptedModel, SelfAdaptingModel
-from shoal.svf import ExpertVector, decompose
 from shoal.transformer2 import Transformer2, mlp_modules
 
 REQUESTS = ["maths: a", "prose: a longer request than that", "x"]

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shoal import released, text_to_lora
-from shoal.adapter_store import load_adapter
-from shoal.attachment import attach
+from shoal.adapters.files import load_adapter
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA
 from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork, save_hypernetwork
-from shoal.lora import LoRA
 from shoal.models.backbone import load_backbone, load_shape
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import DEFAULT_ENCODER

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, TextIteratorStreamer
 
+from shoal.adapters.svf import Decomposition, ExpertVector, decompose
+from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import Transformer2Config
 from shoal.dispatch import NONE, Decision
 from shoal.errors import UsageError
-from shoal.expert_attachment import attach_expert, dense_weight
 from shoal.models.backbone import load_backbone, shape_of
 from shoal.procedural.catalogue import procedural_tasks
-from shoal.svf import Decomposition, ExpertVector, decompose
 from shoal.transformer2 import Transformer2, mlp_modules
 
 FULL = Transformer2Config(expert_vector_dim=None, adaptation_strength=1.0)

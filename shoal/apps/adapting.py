@@ -18,9 +18,9 @@ from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
-    from shoal.adapter_store import StoredAdapter
+    from shoal.adapters.files import StoredAdapter
+    from shoal.adapters.lora import LoRA
     from shoal.generated_adapter import GeneratedAdapter
-    from shoal.lora import LoRA
     from shoal.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def generate(
 
     The base model's weights are loaded only if the hypernetwork reads its states, or with --examples.
     """
-    from shoal.adapter_store import ADAPTER_FILES
+    from shoal.adapters.files import ADAPTER_FILES
     from shoal.files import check_place, check_writable
     from shoal.models.backbone import DEFAULT_MODEL
     from shoal.tasks import load_jsonl
@@ -178,7 +178,7 @@ def _check_choice(choice: Asking) -> None:
 
 def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Asking) -> dict[str, Any]:
     """Attach the chosen expert until the stack is left; what was chosen."""
-    from shoal.expert_attachment import attach_expert
+    from shoal.adapters.svf_hooks import attach_expert
     from shoal.expert_set import load_alone
 
     if choice.expert is not None:
@@ -223,7 +223,7 @@ def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None, 
     from shoal.models.backbone import DEFAULT_MODEL
 
     if choice.adapter is not None:
-        from shoal.adapter_store import load_adapter
+        from shoal.adapters.files import load_adapter
 
         stored = load_adapter(choice.adapter)
         if base is None and stored.base_model is None:
@@ -264,7 +264,7 @@ def _write(adapter: GeneratedAdapter, files: Generating) -> None:
 
 
 def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
-    from shoal.export import export_gguf
+    from shoal.adapters.export import export_gguf
     from shoal.models.sources import find_model, known_config, read_config
 
     base = adapter.shape.base_model

@@ -16,10 +16,10 @@ from shoal.config import ExpertTrainingConfig, MixtureSearchConfig, Transformer2
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
+    from shoal.adapters.svf import LowRankExpert
     from shoal.expert_set import ExpertSet
     from shoal.mixture_search import FoundMixture
     from shoal.models.backbone import Backbone
-    from shoal.svf import LowRankExpert
     from shoal.tasks import Task
 
 ExpertData = Annotated[Data, Only(*(name for name in Data.model_fields if name != "start"))]
@@ -151,8 +151,8 @@ def adapt(place: Place, files: Adapting, search: MixtureSearchConfig) -> Output:
 
     The mixture is written as an expert; `shoal ask --expert` answers with it.
     """
+    from shoal.adapters.svf_files import EXPERT_FILES, StoredExpert, save_expert
     from shoal.expert_set import experts_of
-    from shoal.expert_store import EXPERT_FILES, StoredExpert, save_expert
     from shoal.files import check_place
     from shoal.mixture_search import search_mixture
     from shoal.tasks import load_jsonl
@@ -190,9 +190,9 @@ def _write_lora(
     backbone: Backbone, known: ExpertSet, found: FoundMixture, directory: Path, rank: int
 ) -> LowRankExpert:
     """The best LoRA of a rank, as a PEFT directory."""
-    from shoal.adapter_store import save_adapter
-    from shoal.model_card import AdapterCard
-    from shoal.svf import expert_as_lora
+    from shoal.adapters.card import AdapterCard
+    from shoal.adapters.files import save_adapter
+    from shoal.adapters.svf import expert_as_lora
 
     low_rank = expert_as_lora(known.basis, found.expert, rank)
     share = low_rank.measured_error / low_rank.norm if low_rank.norm else 0.0

@@ -116,8 +116,8 @@ def import_adapter(
     arrival: Arrival,
 ) -> Output:
     """Keep a PEFT LoRA under a name; it is checked first."""
-    from shoal.adapter_archive import unpack
     from shoal.adapter_import import MAX_BYTES
+    from shoal.adapters.archive import unpack
 
     with _opened(place) as registry, tempfile.TemporaryDirectory() as folder:
         if source.is_file():
@@ -128,7 +128,7 @@ def import_adapter(
 
 def export_adapter(name: Name, place: Place, target: Target) -> Output:
     """Write an adapter as a PEFT directory or ZIP."""
-    from shoal.adapter_archive import pack
+    from shoal.adapters.archive import pack
     from shoal.files import write_directory, write_file
 
     def write_zip(path: Path) -> None:
@@ -150,7 +150,7 @@ def push_adapter(
     name: Name, hub_id: Annotated[str, typer.Argument(help="owner/name on the hub")], place: Place, hub: Hub
 ) -> Output:
     """Send an adapter to a model hub; HF_ENDPOINT and HF_TOKEN are read."""
-    from shoal.adapter_hub import push
+    from shoal.adapters.hub import push
 
     with _opened(place) as registry:
         record = registry.get(name, None)
@@ -166,8 +166,8 @@ def pull_adapter(
     arrival: Arrival,
 ) -> Output:
     """Keep an adapter of a model hub under a name; it is checked first."""
-    from shoal.adapter_hub import pull
     from shoal.adapter_import import MAX_BYTES
+    from shoal.adapters.hub import pull
 
     with _opened(place) as registry, tempfile.TemporaryDirectory() as folder:
         pull(hub_id, folder, max_bytes=MAX_BYTES)

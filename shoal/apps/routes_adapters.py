@@ -8,7 +8,7 @@ from typing import IO, Annotated, Any
 from fastapi import APIRouter, File, Form, Path, Query, UploadFile
 from fastapi.responses import StreamingResponse
 
-from shoal.adapter_store import ADAPTER_NAME, check_name
+from shoal.adapters.files import ADAPTER_NAME, check_name
 from shoal.apps.caller import Open, Owner
 from shoal.errors import NotFoundError, shorten
 from shoal.service.adapters import shown

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Path, Query, UploadFile
 from fastapi.responses import Response
 
-from shoal.adapter_store import check_name
+from shoal.adapters.files import check_name
 from shoal.apps.caller import Open, Owner
 from shoal.models.sources import DEFAULT_MODEL
 from shoal.service.jobs import Job

@@ -18,8 +18,8 @@ from shoal.apps.training import TASKS_HELP, read_tasks
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
+    from shoal.adapters.lora import LoRA
     from shoal.evaluation import Method, Report
-    from shoal.lora import LoRA
     from shoal.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _base_rows(scoring: Scoring) -> list[Method]:
 
 def _adapter_row(name: str, directory: Path, base: str, tasks: Sequence[Task]) -> Method:
     """The row of one adapter for all tasks or of one each, read before anything is scored."""
-    from shoal.adapter_store import CONFIG_FILE
+    from shoal.adapters.files import CONFIG_FILE
     from shoal.evaluation import Method
 
     if directory.is_dir() and not (directory / CONFIG_FILE).is_file():
@@ -114,7 +114,7 @@ def _adapter_row(name: str, directory: Path, base: str, tasks: Sequence[Task]) -
 
 
 def _fitting_lora(directory: Path, base: str) -> LoRA:
-    from shoal.adapter_store import load_adapter
+    from shoal.adapters.files import load_adapter
     from shoal.models.backbone import load_shape
 
     stored = load_adapter(directory)

@@ -137,7 +137,7 @@ def train_text_to_lora(
             raise UsageError(
                 f"--{flag} {value:g}: reconstruction reads no answers and ignores it; set it to 0"
             )
-    from shoal.adapter_store import load_adapter
+    from shoal.adapters.files import load_adapter
     from shoal.heads import READINGS
     from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_shape
     from shoal.recipes import load_start, make_hypernetwork, make_hypernetwork_from_adapters
@@ -212,7 +212,7 @@ def set_fallback(given: Fallback) -> Output:
     """
     import torch
 
-    from shoal.adapter_store import load_adapter
+    from shoal.adapters.files import load_adapter
     from shoal.files import check_place
     from shoal.hypernetwork_store import HYPERNETWORK_FILES, load_hypernetwork, save_hypernetwork
 

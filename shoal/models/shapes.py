@@ -20,9 +20,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from shoal.attachment import is_conv1d, module_sizes
+from shoal.adapters.hooks import is_conv1d, module_sizes
+from shoal.adapters.lora import LoRA, TargetModule
 from shoal.errors import ShoalError, UsageError, reason
-from shoal.lora import LoRA, TargetModule
 from shoal.models.sources import (
     DEFAULT_HUB_ID,
     DEFAULT_MODEL,

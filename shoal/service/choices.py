@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from shoal.adapters.lora import LoRA
+from shoal.adapters.svf import ExpertVector
 from shoal.dispatch import NONE, Decision
 from shoal.errors import NotFoundError, UsageError
 from shoal.expert_set import ExpertSet
-from shoal.lora import LoRA
 from shoal.registry import AdapterRecord, Registry
 from shoal.service.failures import not_a_model
 from shoal.service.schemas import AdapterChoice
-from shoal.svf import ExpertVector
 
 Adapter = str | Mapping[str, float] | LoRA | ExpertVector | None
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.adapter_files import AdapterFiles
-from shoal.adapter_store import save_adapter
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.files import save_adapter
+from shoal.adapters.lora import LoRA
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.expert_set import ExpertSet, shipped_experts
-from shoal.lora import LoRA
-from shoal.model_card import AdapterCard
 from shoal.models.backbone import DTYPES, Backbone, load_backbone, load_wording
 from shoal.registry import Registry
 from shoal.serving.adapter_cache import AdapterCache

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
+from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
-from shoal.lora import LoRA
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+from shoal.adapters.batched import Adaptation, ModelBasis, check_adaptation
+from shoal.adapters.lora import LoRA, compose
 from shoal.errors import UsageError
-from shoal.lora import LoRA, compose
 from shoal.models.backbone import Backbone
-from shoal.row_adapters import Adaptation, ModelBasis, check_adaptation
 from shoal.serving.adapter_cache import AdapterCache
 from shoal.serving.answers import Job
 from shoal.serving.records import Limits, Request

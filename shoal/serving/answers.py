@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from shoal.row_adapters import Adaptation
+from shoal.adapters.batched import Adaptation
 from shoal.sampling import Scores
 from shoal.serving.records import Delta, Finish, FinishedRecord, Outcome, Request, TokenScore
 from shoal.serving.text_stream import TextStream, TokenTexts

@@ -19,10 +19,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from shoal.adapters.batched import ModelBasis
+from shoal.adapters.svf import Decompositions
 from shoal.decoding import Rows
 from shoal.errors import ShoalError, reason
 from shoal.models.backbone import Backbone
-from shoal.row_adapters import ModelBasis
 from shoal.sampling import choose_tokens, token_scores
 from shoal.serving.adapter_cache import AdapterCache, CacheStatistics
 from shoal.serving.admission import Admission
@@ -39,7 +40,6 @@ from shoal.serving.records import (
     StepRecord,
 )
 from shoal.serving.text_stream import TextStream, TokenTexts
-from shoal.svf import Decompositions
 
 log = logging.getLogger(__name__)
 

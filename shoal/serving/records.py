@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from shoal.adapters.lora import LoRA
+from shoal.adapters.svf import ExpertVector
 from shoal.errors import ShoalError, UnavailableError, UsageError
-from shoal.lora import LoRA
 from shoal.sampling import Sampling
 from shoal.serving.adapter_cache import CacheStatistics
-from shoal.svf import ExpertVector
 
 Finish = Literal["stop", "length"]
 Outcome = Literal["stop", "length", "cancelled", "failed"]

@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from shoal.adapters.svf import Decompositions, ExpertVector
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import ExpertTrainingConfig
 from shoal.engine import generate_with_experts
-from shoal.expert_attachment import attach_expert
 from shoal.forward import answer_logits, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.rewards import Reward
-from shoal.svf import Decompositions, ExpertVector
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample
 from shoal.training.evolution import Fitness
 from shoal.training.label_rewards import LabelAnswer, LabelRewards, has_labels, log_likelihoods, source_of

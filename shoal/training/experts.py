@@ -27,14 +27,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoal.adapters.svf import Decompositions, ExpertVector
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import ExpertTrainingConfig
 from shoal.engine import generate_greedy, sample_tokens
 from shoal.errors import UsageError
-from shoal.expert_attachment import attach_expert
 from shoal.forward import Sequences, answer_logits, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.rewards import REWARDS, Reward
-from shoal.svf import Decompositions, ExpertVector
 from shoal.tasks import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
 from shoal.training.evolution import evolve

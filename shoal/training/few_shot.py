@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.evaluation import reference_losses
-from shoal.lora import LoRA
 from shoal.models.backbone import Backbone
 from shoal.task_records import divide
 from shoal.tasks import Example, Task

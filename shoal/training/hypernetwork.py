@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, stack
 from shoal.config import HypernetworkTrainingConfig
 from shoal.description_states import StateReader
 from shoal.errors import UsageError
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
-from shoal.lora import BatchedLoRA, LoRA, LoraFactors, stack
 from shoal.models.backbone import Backbone
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks import Task, check_no_leakage

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
-from shoal.lora import LoRA, LoraFactors, TargetModule
 from shoal.models.backbone import Backbone
 from shoal.tasks import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, tokenise

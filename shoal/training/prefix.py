@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from shoal.adapters.lora import BatchedLoRA, LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.forward import Sequences, adapted, answer_losses, hidden_before, pad_sequences
-from shoal.lora import BatchedLoRA, LoRA
 from shoal.models.backbone import Backbone
 from shoal.training.batches import TokenisedExample
 

@@ -18,8 +18,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from shoal.adapters.lora import LoRA, compose
+from shoal.adapters.svf import ExpertVector
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
-from shoal.lora import LoRA, compose
 from shoal.models.backbone import Backbone
 from shoal.serving.core import CLOSED
 from shoal.serving.records import (
@@ -38,7 +39,6 @@ from shoal.serving.records import (
 from shoal.serving.requests import check_numbers
 from shoal.serving.stream import Stream
 from shoal.serving.text_stream import TokenTexts
-from shoal.svf import ExpertVector
 from shoal.vllm.adapters import VllmAdapters
 from shoal.vllm.client import UnknownModel, VllmClient
 

@@ -16,13 +16,13 @@ import pytest
 import torch
 import uvicorn
 
-from shoal.adapter_archive import pack
-from shoal.adapter_store import save_adapter
+from shoal.adapters.archive import pack
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.files import save_adapter
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.apps.service import create_app
 from shoal.apps.serving import bound, uvicorn_config
 from shoal.config import EngineConfig, ServiceConfig
-from shoal.lora import LoRA, LoraFactors
-from shoal.model_card import AdapterCard
 from shoal.models.backbone import Backbone
 from shoal.models.shapes import load_shape
 from shoal.registry import Registry

@@ -19,7 +19,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from shoal.adapter_store import load_adapter, save_adapter
+from shoal.adapters.files import load_adapter, save_adapter
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_files import load_expert
 from shoal.apps import cli
 from shoal.apps.settings import command
 from shoal.apps.training import Data, divided
@@ -29,9 +31,7 @@ from shoal.config import (
     LoraTrainingConfig,
     TextToLoRAConfig,
 )
-from shoal.decompositions import decompose_model
 from shoal.errors import ShoalError
-from shoal.expert_store import load_expert
 from shoal.hypernetwork_store import load_hypernetwork
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone, load_shape
 from shoal.transformer2 import mlp_modules

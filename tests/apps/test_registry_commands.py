@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.adapter_store import load_adapter, save_adapter
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.files import load_adapter, save_adapter
+from shoal.adapters.lora import LoRA
 from shoal.api_keys import ApiKeys
 from shoal.apps import cli
-from shoal.lora import LoRA
-from shoal.model_card import AdapterCard
 from shoal.models.shapes import load_shape
 from shoal.registry import Registry
 

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from shoal import released
-from shoal.adapter_store import load_adapter
+from shoal.adapters.files import load_adapter
 from shoal.apps.service import create_app
 from shoal.config import TextToLoRAConfig
 from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork

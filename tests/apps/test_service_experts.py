@@ -8,16 +8,16 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from shoal.adapters.svf import ExpertVector
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.apps.service import create_app
-from shoal.decompositions import decompose_model
 from shoal.dispatch import ProbeDispatch, mean_states, train_probe
 from shoal.engine import generate_greedy
-from shoal.expert_attachment import attach_expert
 from shoal.expert_set import ExpertSet
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.registry import Registry
 from shoal.service.service import open_service
-from shoal.svf import ExpertVector
 from shoal.transformer2 import mlp_modules
 
 SHOUTING, OTHER = "!!!! !!!!", "What is it?"

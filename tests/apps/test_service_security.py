@@ -33,7 +33,7 @@ from schemathesis import GenerationMode
 from sqlalchemy import create_engine, make_url
 from starlette.testclient import TestClient
 
-from shoal.adapter_store import WEIGHTS_FILE
+from shoal.adapters.files import WEIGHTS_FILE
 from shoal.api_keys import ApiKeys
 from shoal.apps.json_lines import JsonLines
 from shoal.apps.service import create_app

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shoal.attachment import attach
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import ShoalError, UsageError
-from shoal.lora import LoRA, LoraFactors
 from shoal.models.backbone import Backbone, load_backbone, pick_device, pick_dtype
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")

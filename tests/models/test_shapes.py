@@ -12,8 +12,8 @@ import safetensors
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, T5Config
 
+from shoal.adapters.lora import LoRA
 from shoal.errors import ShoalError, UsageError
-from shoal.lora import LoRA
 from shoal.models.shapes import ROLES, BackboneShape, load_shape, on_meta, shape_of
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, find_model, read_config
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.attachment import attach
-from shoal.decompositions import decompose_model
-from shoal.expert_attachment import attach_expert
-from shoal.lora import LoRA, LoraFactors
+from shoal.adapters.batched import Adaptation
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.svf import Decompositions, ExpertVector
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.row_adapters import Adaptation
-from shoal.svf import Decompositions, ExpertVector
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2"])

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import UsageError
-from shoal.lora import LoRA, LoraFactors
 from shoal.serving.adapter_cache import AdapterCache, size
 
 

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.adapters.lora import LoRA, compose
+from shoal.adapters.svf import Decompositions, ExpertVector
 from shoal.errors import ShoalError, UsageError
-from shoal.lora import LoRA, compose
 from shoal.models.backbone import Backbone
 from shoal.sampling import Sampling
 from shoal.serving.adapter_cache import AdapterCache
@@ -29,7 +30,6 @@ from shoal.serving.records import (
     Request,
     StepRecord,
 )
-from shoal.svf import Decompositions, ExpertVector
 
 TOLERANCE = 1e-4  # of log-probabilities, float32: other batches are other orders of summation
 GREEDY = Sampling(temperature=0.0)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from shoal.lora import LoRA
+from shoal.adapters.lora import LoRA
 from shoal.models.backbone import load_backbone
 from shoal.sampling import Sampling
 from shoal.serving.core import Engine

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from shoal.adapters.svf import ExpertVector
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import ExpertTrainingConfig
 from shoal.engine import generate_greedy
 from shoal.errors import UsageError
-from shoal.expert_attachment import attach_expert
 from shoal.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.rewards import REWARDS
-from shoal.svf import ExpertVector
 from shoal.tasks import Example, Task
 from shoal.training.batches import tokenise
 from shoal.training.expert_population import ExpertPopulation

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
-from shoal.lora import LoRA
 from shoal.models.backbone import Backbone
 from shoal.tasks import Example
 from shoal.training import few_shot

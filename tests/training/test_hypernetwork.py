@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.attachment import attach
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA, TargetModule
 from shoal.config import HypernetworkTrainingConfig
 from shoal.description_states import StateReader
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
-from shoal.lora import LoRA, TargetModule
 from shoal.models.backbone import Backbone
 from shoal.tasks import LeakageError
 from shoal.training.batches import tokenise

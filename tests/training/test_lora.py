@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.attachment import attach
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.forward import answer_losses, pad_sequences
-from shoal.lora import LoRA
 from shoal.models.backbone import Backbone
 from shoal.tasks import LeakageError
 from shoal.training.batches import tokenise

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
+from shoal.adapters.svf import Decomposition, decompose
+from shoal.adapters.svf_hooks import dense_weight
 from shoal.config import ExpertTrainingConfig, HypernetworkTrainingConfig, LoraTrainingConfig
 from shoal.errors import ShoalError
-from shoal.expert_attachment import dense_weight
 from shoal.hypernetwork import Architecture, Hypernetwork
-from shoal.lora import LoRA, LoraFactors, TargetModule
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.svf import Decomposition, decompose
 from shoal.tasks import Example, Task
 from shoal.training.experts import train_expert
 from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction

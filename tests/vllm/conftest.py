@@ -23,10 +23,10 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.apps.service import create_app
 from shoal.config import EngineConfig, ServiceConfig
-from shoal.lora import LoRA, LoraFactors
-from shoal.model_card import AdapterCard
 from shoal.models.backbone import BackboneShape, load_shape
 from shoal.registry import Registry
 from shoal.service.service import Service, open_service

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from shoal.attachment import attach
+from shoal.adapters.hooks import attach
+from shoal.adapters.svf import ExpertVector
 from shoal.config import EngineConfig
 from shoal.engine import generate_greedy
 from shoal.errors import UnavailableError, UsageError
@@ -20,7 +21,6 @@ from shoal.registry import Registry
 from shoal.service.service import open_service
 from shoal.serving.records import Request
 from shoal.serving.text_stream import UNFINISHED
-from shoal.svf import ExpertVector
 
 
 def said(answer: Any) -> str:

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from shoal.adapter_store import ADAPTER_FILES
+from shoal.adapters.files import ADAPTER_FILES
 from shoal.errors import UsageError, reason, shorten
 from shoal.file_failures import failures_named
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shoal.attachment import attach, is_conv1d, merge, module_sizes
+from shoal.adapters.hooks import attach, is_conv1d, merge, module_sizes
+from shoal.adapters.lora import LoRA, LoraFactors, TargetModule, compose, stack
 from shoal.errors import UsageError
-from shoal.lora import LoRA, LoraFactors, TargetModule, compose, stack
 from shoal.models.backbone import shape_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
 from shoal.config import MAX_ALPHA
 from shoal.errors import ShoalError, UsageError
-from shoal.lora import LoRA, LoraFactors, TargetModule
 from shoal.models.backbone import BackboneShape
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

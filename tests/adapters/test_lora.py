@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.adapters.lora import LoRA, LoraFactors, TargetModule, check_rank, compose, stack, truncate
 from shoal.errors import UsageError
-from shoal.lora import LoRA, LoraFactors, TargetModule, check_rank, compose, stack, truncate
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 ranks = st.integers(1, 5)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.errors import UsageError
-from shoal.lora import BatchedLoRA, LoRA, LoraFactors
 
 
 class Attachment:

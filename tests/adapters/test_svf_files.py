@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from shoal.adapters.svf import Decomposition, ExpertVector, decompose
+from shoal.adapters.svf_files import CONFIG_FILE, WEIGHTS_FILE, StoredExpert, load_expert, save_expert
 from shoal.errors import ShoalError, UsageError
-from shoal.expert_store import CONFIG_FILE, WEIGHTS_FILE, StoredExpert, load_expert, save_expert
-from shoal.svf import Decomposition, ExpertVector, decompose
 
 
 def basis(seed: int = 0, components: int | None = None) -> dict[str, Decomposition]:

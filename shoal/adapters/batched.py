@@ -18,10 +18,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from shoal.attachment import sized_module
+from shoal.adapters.hooks import sized_module
+from shoal.adapters.lora import LoRA
+from shoal.adapters.svf import Decomposition, Decompositions, ExpertVector, check_fits
 from shoal.errors import UsageError
-from shoal.lora import LoRA
-from shoal.svf import Decomposition, Decompositions, ExpertVector, check_fits
 
 Adaptation = LoRA | ExpertVector | None
 

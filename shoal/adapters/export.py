@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from shoal.attachment import merge
+from shoal.adapters.hooks import merge
+from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
 from shoal.files import write_directory, write_file
-from shoal.lora import LoRA
 
 GGUF_DTYPES = (torch.float32, torch.float16)
 

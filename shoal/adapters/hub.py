@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from shoal.adapter_store import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
+from shoal.adapters.files import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
 from shoal.errors import ShoalError, UsageError, reason
 
 T = TypeVar("T")

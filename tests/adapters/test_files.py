@@ -22,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from shoal.adapter_store import (
+from shoal.adapters.card import VLLM_RANKS, AdapterCard
+from shoal.adapters.files import (
     CONFIG_FILE,
     FACTS_FILE,
     WEIGHTS_FILE,
@@ -30,10 +31,9 @@ from shoal.adapter_store import (
     load_adapter,
     save_adapter,
 )
-from shoal.attachment import attach, merge
+from shoal.adapters.hooks import attach, merge
+from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
 from shoal.errors import ShoalError, UsageError
-from shoal.lora import LoRA, LoraFactors, TargetModule
-from shoal.model_card import VLLM_RANKS, AdapterCard
 from shoal.models.backbone import Backbone, BackboneShape, load_backbone, load_shape
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
@@ -449,10 +449,10 @@ def test_a_name_is_one_step_down(name: str) -> None:
 
 SAVE_UNTIL_KILLED = """
 import sys, torch
-from shoal.adapter_store import save_adapter
+from shoal.adapters.files import save_adapter
 from shoal.models.backbone import load_shape
-from shoal.lora import LoRA, LoraFactors
-from shoal.model_card import AdapterCard
+from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.card import AdapterCard
 shape = load_shape(sys.argv[1])
 card = AdapterCard(generator="test", trained=True)
 for version in range(1, 10**9):

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from shoal import decompositions
-from shoal.decompositions import decompose_model
+from shoal.adapters import svf_cache as decompositions
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_hooks import dense_weight
 from shoal.errors import ShoalError, UsageError
-from shoal.expert_attachment import dense_weight
 from shoal.models.backbone import shape_of
 
 

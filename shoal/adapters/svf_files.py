@@ -16,10 +16,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from shoal.decompositions import decompose_model
+from shoal.adapters.svf import Decomposition, Decompositions, ExpertVector, check_fits
+from shoal.adapters.svf_cache import decompose_model
 from shoal.errors import ShoalError, UsageError
 from shoal.files import read_directory, read_json, read_tensors, write_directory
-from shoal.svf import Decomposition, Decompositions, ExpertVector, check_fits
 
 WEIGHTS_FILE = "expert.safetensors"
 CONFIG_FILE = "expert.json"

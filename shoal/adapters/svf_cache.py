@@ -12,11 +12,11 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from shoal.adapters.svf import Decomposition, decompose
+from shoal.adapters.svf_hooks import dense_weight, is_plain
 from shoal.errors import ShoalError, UsageError
-from shoal.expert_attachment import dense_weight, is_plain
 from shoal.files import read_tensors, write_file
 from shoal.models.sources import cache_root
-from shoal.svf import Decomposition, decompose
 
 PARTS = ("u", "s", "vt")
 

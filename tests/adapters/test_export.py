@@ -15,10 +15,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from shoal.attachment import attach
+from shoal.adapters.export import GGUF_FAMILIES, export_gguf, export_merged
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
 from shoal.errors import ShoalError, UsageError
-from shoal.export import GGUF_FAMILIES, export_gguf, export_merged
-from shoal.lora import LoRA, LoraFactors, TargetModule
 from shoal.models.backbone import Backbone, load_backbone, load_shape
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from shoal.adapters.svf import Decomposition, ExpertVector, check_fits, decompose, expert_as_lora, mix
 from shoal.errors import UsageError
-from shoal.svf import Decomposition, ExpertVector, check_fits, decompose, expert_as_lora, mix
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 

@@ -1,6 +1,6 @@
 """Low-rank adapters as values: `delta weight = alpha / rank * B A`.
 
-Knows tensors only; how a value changes a model is `shoal.attachment`.
+Knows tensors only; how a value changes a model is `shoal.adapters.hooks`.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
 """

@@ -1,7 +1,7 @@
 """Singular values of weights, and expert vectors that scale them: `W' = U diag(s * z) V^T`.
 
 One vector z for every adapted weight is a whole expert; z = 1 is the weight itself. Everything here is a
-value: how an expert changes a model is `shoal.expert_attachment`. Knows tensors only.
+value: how an expert changes a model is `shoal.adapters.svf_hooks`. Knows tensors only.
 
 Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.1.
 """
@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import UsageError
-from shoal.lora import LoRA, LoraFactors
 
 
 class Decomposition(NamedTuple):

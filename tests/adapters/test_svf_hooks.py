@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shoal.attachment import attach, is_conv1d
-from shoal.decompositions import decompose_model
+from shoal.adapters.hooks import attach, is_conv1d
+from shoal.adapters.svf import Decomposition, ExpertVector, decompose, expert_as_lora
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_hooks import MODES, MergedExperts, attach_expert, dense_weight, mode_costs
 from shoal.errors import UsageError
-from shoal.expert_attachment import MODES, MergedExperts, attach_expert, dense_weight, mode_costs
 from shoal.models.backbone import shape_of
-from shoal.svf import Decomposition, ExpertVector, decompose, expert_as_lora
 
 FAMILIES = ("llama", "gemma", "gpt2", "gpt_neox", "opt", "phi")
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}
@@ -230,7 +230,7 @@ def test_what_has_no_weight_to_decompose(llama: PreTrainedModel) -> None:
 
 
 def test_the_choice_of_mode_is_measured(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.expert_attachment.time.perf_counter", itertools.count().__next__)
+    monkeypatch.setattr("shoal.adapters.svf_hooks.time.perf_counter", itertools.count().__next__)
     basis = basis_of(llama)
     expert, before = expert_for(basis), logits(llama)
     costs = mode_costs(llama, basis, expert, torch.ones(2, 4, 8), uses=1)

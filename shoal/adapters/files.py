@@ -17,12 +17,12 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from shoal.adapters.card import AdapterCard, AdapterFacts, render_card
+from shoal.adapters.lora import LoRA
+from shoal.adapters.peft_format import cover, peft_config, peft_tensors, read_lora
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.files import read_directory, read_json, read_tensors, write_directory
-from shoal.lora import LoRA
-from shoal.model_card import AdapterCard, AdapterFacts, render_card
 from shoal.models.backbone import BackboneShape
-from shoal.peft_format import cover, peft_config, peft_tensors, read_lora
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

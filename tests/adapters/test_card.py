@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.model_card import AdapterCard, AdapterFacts, render_card
+from shoal.adapters.card import AdapterCard, AdapterFacts, render_card
 
 
 def facts(**changes: Any) -> AdapterFacts:
