@@ -18,10 +18,10 @@ from _machine import machine, table
 from mixed_batch import compared, noise
 
 from shoal.adapters.lora import LoRA
+from shoal.inference.engine.core import Engine
+from shoal.inference.engine.records import Limits, Request
+from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.sampling import Sampling
-from shoal.serving.core import Engine
-from shoal.serving.records import Limits, Request
 
 EACH = "engine, an adapter each"
 BARE = "engine, bare model"

@@ -21,7 +21,7 @@ from shoal.adapters.svf import Decompositions, ExpertVector, mix
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import MergedExperts, attach_expert
 from shoal.config import MixtureSearchConfig
-from shoal.forward import answer_losses, pad_sequences
+from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.mixture_search import search_mixture
 from shoal.models.backbone import load_backbone
 from shoal.transformer2 import mlp_modules

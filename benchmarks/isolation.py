@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import torch
 from _machine import machine, table
 
+from shoal.inference.engine.core import Engine
+from shoal.inference.engine.records import Limits, Request
+from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.procedural.catalogue import procedural_tasks
-from shoal.sampling import Sampling
-from shoal.serving.core import Engine
-from shoal.serving.records import Limits, Request
 from shoal.text_to_lora import TextToLoRA
 
 DTYPES = (torch.float32, torch.bfloat16)

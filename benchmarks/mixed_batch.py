@@ -19,8 +19,8 @@ from _machine import machine, table
 
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA, LoraFactors, stack
-from shoal.engine import generate_greedy
-from shoal.forward import answer_losses, pad_sequences
+from shoal.inference.forward import answer_losses, pad_sequences
+from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import load_backbone
 
 

@@ -41,7 +41,7 @@ from torch._dynamo.utils import counters
 from shoal.adapters.lora import LoRA, TargetModule
 from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError, reason
-from shoal.forward import Sequences, pad_sequences
+from shoal.inference.forward import Sequences, pad_sequences
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks import load_split
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise

@@ -48,10 +48,10 @@ from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig, Transformer2Config
 from shoal.dispatch import NONE, PromptDispatch
 from shoal.dispatch_recipe import TEST, LabelledRequest, labelled_requests
-from shoal.engine import generate_greedy
 from shoal.environment import commit
 from shoal.expert_set import DISPATCH, SHIPPED, load_expert_set
 from shoal.files import write_file
+from shoal.inference.generate import generate_greedy
 from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.mixture_search import check_no_overlap, search_mixture
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone

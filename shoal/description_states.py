@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shoal.adapters.lora import TargetModule, group_by_type
 from shoal.errors import shorten
-from shoal.forward import pad_sequences
+from shoal.inference.forward import pad_sequences
 from shoal.models.backbone import Backbone
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from shoal.errors import UsageError
-from shoal.forward import answer_losses, hidden_before, pad_sequences
+from shoal.inference.forward import answer_losses, hidden_before, pad_sequences
 from shoal.logistic import fit_logistic
 from shoal.models.backbone import Backbone
 from shoal.models.shapes import decoder_layers

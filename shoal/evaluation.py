@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from shoal.adapters.lora import LoRA
-from shoal.engine import adapters_of, attached, check_adapters, check_lengths, generate_greedy
 from shoal.errors import UsageError
-from shoal.forward import answer_losses, pad_sequences
+from shoal.inference.forward import answer_losses, pad_sequences
+from shoal.inference.generate import adapters_of, attached, check_adapters, check_lengths, generate_greedy
 from shoal.metrics import exact_match, rouge_l
 from shoal.models.backbone import Backbone
 from shoal.reports import METRICS, Answer, MethodResult, Report, mean_result, summarise

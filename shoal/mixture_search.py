@@ -20,7 +20,7 @@ from shoal.adapters.svf import Decompositions, ExpertVector, mix
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig
 from shoal.errors import UsageError, shorten
-from shoal.forward import answer_losses, pad_sequences
+from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.task_records import Example, normalise
 

@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy
 from shoal import evaluation
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA, LoraFactors
-from shoal.engine import generate_greedy
 from shoal.errors import UsageError
 from shoal.evaluation import Method, described, evaluate, reference_losses, score, with_shots
+from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks import Example, Task, load_split
 

@@ -10,9 +10,9 @@ import torch
 from shoal.adapters.svf import Decomposition, ExpertVector, decompose
 from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import MixtureSearchConfig
-from shoal.engine import generate_greedy
 from shoal.errors import UsageError
-from shoal.forward import answer_losses, pad_sequences
+from shoal.inference.forward import answer_losses, pad_sequences
+from shoal.inference.generate import generate_greedy
 from shoal.mixture_search import check_no_overlap, search_mixture
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks import Example

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from shoal.errors import ShoalError
+from shoal.inference.engine.adapter_cache import CacheStatistics
+from shoal.inference.engine.records import EngineState, FinishedRecord, StepRecord
 from shoal.readings import activity, read_counters
 from shoal.service.monitoring import Monitoring
-from shoal.serving.adapter_cache import CacheStatistics
-from shoal.serving.records import EngineState, FinishedRecord, StepRecord
 
 IDLE = EngineState(waiting=2, running=3, reading=0, kv_tokens=0, adapters=CacheStatistics())
 

@@ -13,9 +13,9 @@ from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.base_ability import GENERAL_KNOWLEDGE, base_ability
 from shoal.config import Transformer2Config
 from shoal.dispatch import NONE, Decision
-from shoal.engine import generate_greedy
 from shoal.errors import UsageError
 from shoal.evaluation import reference_losses
+from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.respondents import AdaptedModel, SelfAdaptingModel

@@ -133,7 +133,7 @@ def ask(
         raise UsageError(
             f"the request {text!r} is blank; at least 1 visible character is needed, ask something"
         )
-    from shoal.engine import generate_greedy
+    from shoal.inference.generate import generate_greedy
 
     base, lora, facts = _chosen(place.base, choice)
     backbone = load(place, base)

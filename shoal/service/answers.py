@@ -16,16 +16,16 @@ from typing import Any
 
 from shoal.config import ServiceConfig
 from shoal.errors import UsageError
+from shoal.inference.engine.records import Delta, Request, TokenScore
+from shoal.inference.engine.runner import Runner
+from shoal.inference.engine.stream import Stream
+from shoal.inference.engine.validation import check_numbers
+from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone
-from shoal.sampling import Sampling
 from shoal.service.choices import Choices, Chosen
 from shoal.service.failures import failure_of
 from shoal.service.rate_limits import RateLimits
 from shoal.service.schemas import ChatRequest, CompletionRequest
-from shoal.serving.records import Delta, Request, TokenScore
-from shoal.serving.requests import check_numbers
-from shoal.serving.runner import Runner
-from shoal.serving.stream import Stream
 
 DONE = "data: [DONE]\n\n"
 

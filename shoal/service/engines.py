@@ -16,12 +16,12 @@ from shoal.adapters.lora import LoRA
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.expert_set import ExpertSet, shipped_experts
+from shoal.inference.engine.adapter_cache import AdapterCache
+from shoal.inference.engine.core import Engine, Observer
+from shoal.inference.engine.records import Limits
+from shoal.inference.engine.runner import EngineRunner, Runner
 from shoal.models.backbone import DTYPES, Backbone, load_backbone, load_wording
 from shoal.registry import Registry
-from shoal.serving.adapter_cache import AdapterCache
-from shoal.serving.core import Engine, Observer
-from shoal.serving.records import Limits
-from shoal.serving.runner import EngineRunner, Runner
 
 VLLM_KEY_VARIABLE = "VLLM_API_KEY"
 
@@ -52,7 +52,7 @@ def own_engine(
     config: ServiceConfig,
     observe: Observer,
 ) -> Answering:
-    """The engine of `shoal.serving`, with the adapters of a registry."""
+    """The engine of `shoal.inference.engine`, with the adapters of a registry."""
 
     def load(sha256: str) -> LoRA:
         return registry.read(sha256).lora.to(backbone.device, backbone.dtype)
@@ -74,9 +74,9 @@ def vllm_engine(
         UsageError: no URL, or another model there.
         UnavailableError: vLLM cannot be reached.
     """
-    from shoal.vllm.adapters import VllmAdapters
-    from shoal.vllm.client import VllmClient
-    from shoal.vllm.runner import VllmRunner
+    from shoal.inference.vllm.adapters import VllmAdapters
+    from shoal.inference.vllm.client import VllmClient
+    from shoal.inference.vllm.runner import VllmRunner
 
     if wanted.vllm_url is None:
         raise UsageError("--engine vllm needs --vllm-url, such as http://127.0.0.1:8100; give it")

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shoal.inference.engine.records import EngineState, FinishedRecord, StepRecord
 from shoal.memory import resident
 from shoal.monitoring import MonitoringMetrics, RequestLog
-from shoal.serving.records import EngineState, FinishedRecord, StepRecord
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -11,6 +11,8 @@ from shoal.api_keys import ANYONE, ApiKeys
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
 from shoal.expert_set import ExpertSet
+from shoal.inference.engine.records import EngineState
+from shoal.inference.engine.runner import Runner
 from shoal.memory import give_back
 from shoal.models.backbone import Backbone
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL
@@ -24,8 +26,6 @@ from shoal.service.monitoring import Monitoring
 from shoal.service.rate_limits import RateLimits
 from shoal.service.shared_rates import SharedRates
 from shoal.service.skills import OwnersSkills
-from shoal.serving.records import EngineState
-from shoal.serving.runner import Runner
 from shoal.skill_check import detection_accuracy
 from shoal.skills import SkillDetector
 from shoal.text_to_lora import TextToLoRA

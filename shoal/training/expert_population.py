@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from shoal.adapters.svf import Decompositions, ExpertVector
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import ExpertTrainingConfig
-from shoal.engine import generate_with_experts
-from shoal.forward import answer_logits, pad_sequences
+from shoal.inference.forward import answer_logits, pad_sequences
+from shoal.inference.generate import generate_with_experts
 from shoal.models.backbone import Backbone
 from shoal.rewards import Reward
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample

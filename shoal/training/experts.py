@@ -30,9 +30,9 @@ from torch.nn import functional as F
 from shoal.adapters.svf import Decompositions, ExpertVector
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import ExpertTrainingConfig
-from shoal.engine import generate_greedy, sample_tokens
 from shoal.errors import UsageError
-from shoal.forward import Sequences, answer_logits, pad_sequences
+from shoal.inference.forward import Sequences, answer_logits, pad_sequences
+from shoal.inference.generate import generate_greedy, sample_tokens
 from shoal.models.backbone import Backbone
 from shoal.rewards import REWARDS, Reward
 from shoal.tasks import Task, check_no_leakage

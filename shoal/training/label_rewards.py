@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoal.errors import UsageError
-from shoal.forward import Sequences
+from shoal.inference.forward import Sequences
 from shoal.models.backbone import Backbone
 from shoal.rewards import Reward
 from shoal.tasks import Example, Task

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoal.adapters.lora import BatchedLoRA, LoRA
 from shoal.config import LoraTrainingConfig
-from shoal.forward import Sequences, adapted, answer_losses, hidden_before, pad_sequences
+from shoal.inference.forward import Sequences, adapted, answer_losses, hidden_before, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.training.batches import TokenisedExample
 

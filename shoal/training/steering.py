@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from shoal.adapters.lora import LoRA
-from shoal.forward import adapted, answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
+from shoal.inference.forward import adapted, answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.training.batches import Corpus
 

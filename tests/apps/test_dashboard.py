@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
+from shoal.inference.engine.adapter_cache import CacheStatistics
+from shoal.inference.engine.records import EngineState
 from shoal.service.monitoring import Monitoring
-from shoal.serving.adapter_cache import CacheStatistics
-from shoal.serving.records import EngineState
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "deploy" / "grafana-dashboard.json"
 

@@ -38,10 +38,10 @@ from shoal.api_keys import ApiKeys
 from shoal.apps.json_lines import JsonLines
 from shoal.apps.service import create_app
 from shoal.config import EngineConfig, ServiceConfig
+from shoal.inference.engine.records import Request
 from shoal.models.backbone import load_backbone
 from shoal.registry import Registry
 from shoal.service.service import Service, open_service
-from shoal.serving.records import Request
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
 FREELY = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9}

@@ -15,9 +15,9 @@ from torch import Tensor
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import ExpertTrainingConfig
-from shoal.engine import generate_greedy, sample_tokens
 from shoal.errors import UsageError
-from shoal.forward import answer_losses, pad_sequences
+from shoal.inference.forward import answer_losses, pad_sequences
+from shoal.inference.generate import generate_greedy, sample_tokens
 from shoal.models.backbone import Backbone
 from shoal.rewards import REWARDS
 from shoal.tasks import Example, LeakageError

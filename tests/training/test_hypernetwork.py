@@ -20,8 +20,8 @@ from shoal.adapters.lora import LoRA, TargetModule
 from shoal.config import HypernetworkTrainingConfig
 from shoal.description_states import StateReader
 from shoal.errors import UsageError
-from shoal.forward import answer_losses, pad_sequences
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
+from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.tasks import LeakageError
 from shoal.training.batches import tokenise

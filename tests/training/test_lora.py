@@ -16,7 +16,7 @@ from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
-from shoal.forward import answer_losses, pad_sequences
+from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.tasks import LeakageError
 from shoal.training.batches import tokenise

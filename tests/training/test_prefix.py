@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from shoal.forward import Sequences, hidden_before, pad_sequences
+from shoal.inference.forward import Sequences, hidden_before, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.training import prefix
 from shoal.training.batches import TokenisedExample, tokenise

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from shoal.forward import adapted, answer_losses, pad_sequences
+from shoal.inference.forward import adapted, answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.training.batches import tokenise
 from shoal.training.descriptions import Descriptions

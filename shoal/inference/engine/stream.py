@@ -10,7 +10,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from shoal.errors import ShoalError
-from shoal.serving.records import Delta, Event
+from shoal.inference.engine.records import Delta, Event
 
 
 class Stream:

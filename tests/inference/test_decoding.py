@@ -16,9 +16,9 @@ from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import attach_expert
-from shoal.decoding import Rows
 from shoal.errors import UsageError
-from shoal.kv_cache import SPARE
+from shoal.inference.decoding import Rows
+from shoal.inference.kv_cache import SPARE
 from shoal.models.backbone import Backbone, load_backbone
 
 TOLERANCE = 1e-4  # of logits, float32: other batches are other orders of summation

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import UsageError
-from shoal.serving.adapter_cache import AdapterCache, size
+from shoal.inference.engine.adapter_cache import AdapterCache, size
 
 
 def sized(floats: int) -> LoRA:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.errors import UsageError
+from shoal.inference.engine.records import MAX_STOP_LENGTH, MAX_STOPS, MAX_TOP, Limits, Request
 from shoal.models.backbone import Backbone
-from shoal.serving.records import MAX_STOP_LENGTH, MAX_STOPS, MAX_TOP, Limits, Request
 
 
 def check_numbers(request: Request, backbone: Backbone, limits: Limits) -> None:

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 from shoal.adapters.lora import LoRA
 from shoal.adapters.svf import ExpertVector
 from shoal.errors import ShoalError, UnavailableError, UsageError
-from shoal.sampling import Sampling
-from shoal.serving.adapter_cache import CacheStatistics
+from shoal.inference.engine.adapter_cache import CacheStatistics
+from shoal.inference.sampling import Sampling
 
 Finish = Literal["stop", "length"]
 Outcome = Literal["stop", "length", "cancelled", "failed"]

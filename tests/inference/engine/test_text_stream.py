@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from shoal.serving.text_stream import UNFINISHED, TextStream, TokenTexts
+from shoal.inference.engine.detokenizer import UNFINISHED, TextStream, TokenTexts
 
 WORDS = st.text("ab é日🙂", max_size=12)
 

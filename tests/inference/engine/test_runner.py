@@ -7,12 +7,19 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from shoal.errors import ShoalError, UsageError
+from shoal.inference.engine.core import Engine
+from shoal.inference.engine.records import (
+    EngineClosed,
+    EngineFull,
+    FinishedRecord,
+    Limits,
+    Request,
+    StepRecord,
+)
+from shoal.inference.engine.runner import EngineRunner
+from shoal.inference.engine.stream import Stream
+from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone
-from shoal.sampling import Sampling
-from shoal.serving.core import Engine
-from shoal.serving.records import EngineClosed, EngineFull, FinishedRecord, Limits, Request, StepRecord
-from shoal.serving.runner import EngineRunner
-from shoal.serving.stream import Stream
 
 LONG = Request([1, 2], max_tokens=400, stop_at_end=False, logprobs=0)
 SHORT = Request([1, 2], max_tokens=5, sampling=Sampling(0.0), stop_at_end=False, logprobs=0)

@@ -9,8 +9,8 @@ import torch
 
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA, LoraFactors
-from shoal.engine import generate_greedy
 from shoal.errors import UsageError
+from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi"]

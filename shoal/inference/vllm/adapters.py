@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from shoal.errors import ShoalError, UnavailableError, UsageError
-from shoal.serving.adapter_cache import CacheStatistics
-from shoal.vllm.client import VllmClient
+from shoal.inference.engine.adapter_cache import CacheStatistics
+from shoal.inference.vllm.client import VllmClient
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from shoal.adapters.lora import LoRA
+from shoal.inference.engine.core import Engine
+from shoal.inference.engine.records import Limits, Request, TokenScore
+from shoal.inference.sampling import Sampling
 from shoal.models.backbone import load_backbone
-from shoal.sampling import Sampling
-from shoal.serving.core import Engine
-from shoal.serving.records import Limits, Request, TokenScore
 
 TOLERANCE = 0.25  # nats, bfloat16: its numbers near 20, where logits are, are 0.125 apart
 

@@ -16,11 +16,9 @@ from hypothesis import strategies as st
 from shoal.adapters.lora import LoRA, compose
 from shoal.adapters.svf import Decompositions, ExpertVector
 from shoal.errors import ShoalError, UsageError
-from shoal.models.backbone import Backbone
-from shoal.sampling import Sampling
-from shoal.serving.adapter_cache import AdapterCache
-from shoal.serving.core import Engine
-from shoal.serving.records import (
+from shoal.inference.engine.adapter_cache import AdapterCache
+from shoal.inference.engine.core import Engine
+from shoal.inference.engine.records import (
     Delta,
     EngineClosed,
     EngineFull,
@@ -30,6 +28,8 @@ from shoal.serving.records import (
     Request,
     StepRecord,
 )
+from shoal.inference.sampling import Sampling
+from shoal.models.backbone import Backbone
 
 TOLERANCE = 1e-4  # of log-probabilities, float32: other batches are other orders of summation
 GREEDY = Sampling(temperature=0.0)

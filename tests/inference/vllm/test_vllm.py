@@ -14,13 +14,13 @@ import torch
 from shoal.adapters.hooks import attach
 from shoal.adapters.svf import ExpertVector
 from shoal.config import EngineConfig
-from shoal.engine import generate_greedy
 from shoal.errors import UnavailableError, UsageError
+from shoal.inference.engine.detokenizer import UNFINISHED
+from shoal.inference.engine.records import Request
+from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import load_backbone
 from shoal.registry import Registry
 from shoal.service.service import open_service
-from shoal.serving.records import Request
-from shoal.serving.text_stream import UNFINISHED
 
 
 def said(answer: Any) -> str:

@@ -21,14 +21,11 @@ from torch import Tensor
 
 from shoal.adapters.batched import ModelBasis
 from shoal.adapters.svf import Decompositions
-from shoal.decoding import Rows
 from shoal.errors import ShoalError, reason
-from shoal.models.backbone import Backbone
-from shoal.sampling import choose_tokens, token_scores
-from shoal.serving.adapter_cache import AdapterCache, CacheStatistics
-from shoal.serving.admission import Admission
-from shoal.serving.answers import Answer, Job
-from shoal.serving.records import (
+from shoal.inference.decoding import Rows
+from shoal.inference.engine.adapter_cache import AdapterCache, CacheStatistics
+from shoal.inference.engine.detokenizer import TextStream, TokenTexts
+from shoal.inference.engine.records import (
     EngineClosed,
     EngineFull,
     EngineState,
@@ -39,7 +36,10 @@ from shoal.serving.records import (
     Request,
     StepRecord,
 )
-from shoal.serving.text_stream import TextStream, TokenTexts
+from shoal.inference.engine.scheduler import Admission
+from shoal.inference.engine.sequences import Answer, Job
+from shoal.inference.sampling import choose_tokens, token_scores
+from shoal.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 

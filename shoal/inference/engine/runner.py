@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Protocol, TypeVar
 
 from shoal.errors import ShoalError, UnavailableError, reason
-from shoal.serving.core import CLOSED, Engine
-from shoal.serving.records import EngineClosed, EngineState, Event, Limits, Request
-from shoal.serving.stream import Stream
+from shoal.inference.engine.core import CLOSED, Engine
+from shoal.inference.engine.records import EngineClosed, EngineState, Event, Limits, Request
+from shoal.inference.engine.stream import Stream
 
 log = logging.getLogger(__name__)
 

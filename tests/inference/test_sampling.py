@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import UsageError
-from shoal.sampling import CANDIDATES, Sampling, choose_tokens, token_scores
+from shoal.inference.sampling import CANDIDATES, Sampling, choose_tokens, token_scores
 
 NUMBERS = [(i + 0.5) / 4000 for i in range(4000)]  # evenly spread: frequencies are probabilities, to 1 / 4000
 

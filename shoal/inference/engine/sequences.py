@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass, field
 
 from shoal.adapters.batched import Adaptation
-from shoal.sampling import Scores
-from shoal.serving.records import Delta, Finish, FinishedRecord, Outcome, Request, TokenScore
-from shoal.serving.text_stream import TextStream, TokenTexts
+from shoal.inference.engine.detokenizer import TextStream, TokenTexts
+from shoal.inference.engine.records import Delta, Finish, FinishedRecord, Outcome, Request, TokenScore
+from shoal.inference.sampling import Scores
 
 
 @dataclass(eq=False)

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from shoal.adapters.lora import LoRA, compose
 from shoal.adapters.svf import ExpertVector
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
-from shoal.models.backbone import Backbone
-from shoal.serving.core import CLOSED
-from shoal.serving.records import (
+from shoal.inference.engine.core import CLOSED
+from shoal.inference.engine.detokenizer import TokenTexts
+from shoal.inference.engine.records import (
     Delta,
     EngineClosed,
     EngineFull,
@@ -36,11 +36,11 @@ from shoal.serving.records import (
     StepRecord,
     TokenScore,
 )
-from shoal.serving.requests import check_numbers
-from shoal.serving.stream import Stream
-from shoal.serving.text_stream import TokenTexts
-from shoal.vllm.adapters import VllmAdapters
-from shoal.vllm.client import UnknownModel, VllmClient
+from shoal.inference.engine.stream import Stream
+from shoal.inference.engine.validation import check_numbers
+from shoal.inference.vllm.adapters import VllmAdapters
+from shoal.inference.vllm.client import UnknownModel, VllmClient
+from shoal.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, stack
-from shoal.forward import (
+from shoal.inference.forward import (
     Sequences,
     adapted,
     answer_logits,

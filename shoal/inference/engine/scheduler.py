@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from shoal.adapters.batched import Adaptation, ModelBasis, check_adaptation
 from shoal.adapters.lora import LoRA, compose
 from shoal.errors import UsageError
+from shoal.inference.engine.adapter_cache import AdapterCache
+from shoal.inference.engine.records import Limits, Request
+from shoal.inference.engine.sequences import Job
+from shoal.inference.engine.validation import check_numbers
 from shoal.models.backbone import Backbone
-from shoal.serving.adapter_cache import AdapterCache
-from shoal.serving.answers import Job
-from shoal.serving.records import Limits, Request
-from shoal.serving.requests import check_numbers
 
 
 class Admission:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shoal.adapters.batched import Adaptation, ModelBasis, RowAdapters
-from shoal.kv_cache import RowCache
+from shoal.inference.kv_cache import RowCache
 from shoal.models.backbone import Backbone
 
 
