@@ -22,8 +22,8 @@ from torch import nn
 from shoal.config import ExpertTrainingConfig
 from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
-from shoal.procedural.catalogue import procedural_tasks
-from shoal.tasks import Task, load_split
+from shoal.tasks.loading import Task, load_split
+from shoal.tasks.procedural.catalogue import procedural_tasks
 from shoal.training.experts import train_on_rewards
 
 RECIPES = ROOT / "configs" / "experts"

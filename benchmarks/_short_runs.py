@@ -24,10 +24,10 @@ from shoal.evaluation import Method, evaluate
 from shoal.files import write_file
 from shoal.hypernetwork_store import load_hypernetwork
 from shoal.models.backbone import Backbone
-from shoal.procedural.catalogue import procedural_tasks
-from shoal.procedural.made import made_of
 from shoal.recipes import load_start, make_hypernetwork, make_hypernetwork_from_adapters, make_lora
-from shoal.tasks import Split, Task, remove_leaks
+from shoal.tasks.loading import Split, Task, remove_leaks
+from shoal.tasks.procedural.catalogue import procedural_tasks
+from shoal.tasks.procedural.derived import made_of
 
 WARMUP = 0.04  # of the steps: few of a short run
 Recipe = Mapping[str, Any]

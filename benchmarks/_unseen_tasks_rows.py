@@ -21,7 +21,7 @@ from shoal.adapters.lora import LoRA
 from shoal.evaluation import Method, MethodResult, Report, evaluate
 from shoal.files import write_file
 from shoal.models.backbone import Backbone
-from shoal.tasks import Task
+from shoal.tasks.loading import Task
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from _machine import machine
 
 from shoal.errors import ShoalError
 from shoal.models.backbone import DEFAULT_MODEL
-from shoal.procedural.catalogue import FAMILIES
+from shoal.tasks.procedural.catalogue import FAMILIES
 from shoal.text_to_lora import TextToLoRA
 
 PROMPTS = Path(__file__).parent / "skill_prompts.jsonl"

@@ -20,7 +20,7 @@ from shoal.adapters.lora import LoRA
 from shoal.evaluation import Method, Report, evaluate
 from shoal.models.backbone import DEFAULT_MODEL
 from shoal.reports import METRICS, cell
-from shoal.tasks import Task, load_split
+from shoal.tasks.loading import Task, load_split
 from shoal.text_to_lora import TextToLoRA
 
 WITHOUT = "no examples"

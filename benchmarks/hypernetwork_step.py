@@ -24,7 +24,7 @@ from shoal.heads import HEADS
 from shoal.models.backbone import load_backbone
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import TaskEncoder
-from shoal.tasks import load_split
+from shoal.tasks.loading import load_split
 from shoal.training.batches import tokenise
 from shoal.training.descriptions import Descriptions
 from shoal.training.hypernetwork import SftObjective

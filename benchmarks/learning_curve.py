@@ -33,11 +33,11 @@ from shoal.controls import OTHER, RIGHT, right_description
 from shoal.evaluation import MethodResult, Report, mean_result
 from shoal.files import read_json, read_tensors, write_file
 from shoal.hypernetwork_store import CONFIG_FILE, KNOWN_TASKS_FILE, WEIGHTS_FILE
-from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.models.backbone import DEFAULT_MODEL, load_shape, pick_dtype
 from shoal.reports import METRICS
 from shoal.task_embedding import TaskEncoder
-from shoal.tasks import Task, load_split
+from shoal.tasks.loading import Task, load_split
+from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.text_to_lora import TextToLoRA
 
 BOUNDS = (MULTI_TASK, DESCRIBED_MULTI_TASK, ORACLE)

@@ -30,12 +30,12 @@ from _machine import DATA, machine, table
 
 from shoal.adapters.files import load_adapter
 from shoal.files import read_json
-from shoal.metrics import chrf, exact_match
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.models.sources import find_model
 from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.respondents import AdaptedModel
-from shoal.tasks import Task, load_task_json
+from shoal.tasks.loading import Task, load_task_json
+from shoal.tasks.metrics import chrf, exact_match
 from shoal.text_to_lora import TextToLoRA
 
 SHOWN_ONLY = {"acc_norm"}

@@ -31,7 +31,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, Train
 from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.tasks import load_split
+from shoal.tasks.loading import load_split
 from shoal.training.batches import Corpus, tokenise
 from shoal.training.loop import StepLoss, run
 from shoal.training.lora import LoraObjective, set_for_training

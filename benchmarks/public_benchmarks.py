@@ -27,12 +27,12 @@ from shoal.config import Transformer2Config
 from shoal.environment import commit
 from shoal.files import read_json, write_file
 from shoal.integration import SakanaAIIntegration
-from shoal.metrics import bootstrap_interval
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
-from shoal.rewards import numeric
-from shoal.tasks import Example
+from shoal.tasks.loading import Example
+from shoal.tasks.metrics import bootstrap_interval
+from shoal.tasks.rewards import numeric
 from shoal.text_to_lora import TextToLoRA
 
 BASE, MULTI_TASK, TEXT_TO_LORA, SELF_ADAPTING = "base", "multi-task LoRA", "Text-to-LoRA", "Transformer²"

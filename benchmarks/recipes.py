@@ -35,10 +35,10 @@ from _short_runs import (
 from shoal.controls import right_description
 from shoal.evaluation import Report
 from shoal.files import write_file
-from shoal.metrics import bootstrap_difference
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.reports import METRICS, cell
-from shoal.tasks import Split, load_split
+from shoal.tasks.loading import Split, load_split
+from shoal.tasks.metrics import bootstrap_difference
 from shoal.text_to_lora import TextToLoRA
 
 # For heads that read one vector a description, which takes noise in place of hidden tokens.

@@ -37,10 +37,10 @@ from shoal.adapters.files import load_adapter
 from shoal.controls import other_description, right_description
 from shoal.evaluation import Method, Report
 from shoal.files import write_file
-from shoal.metrics import bootstrap_difference
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.reports import METRICS, cell
-from shoal.tasks import Split, load_split
+from shoal.tasks.loading import Split, load_split
+from shoal.tasks.metrics import bootstrap_difference
 from shoal.text_to_lora import TextToLoRA
 
 START = "multi-task LoRA that all start from"

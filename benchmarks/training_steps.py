@@ -43,7 +43,7 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError, reason
 from shoal.inference.forward import Sequences, pad_sequences
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.tasks import load_split
+from shoal.tasks.loading import load_split
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
 from shoal.training.lora import LoraObjective, set_for_training
 from shoal.training.prefix import PrefixCache

@@ -52,14 +52,14 @@ from shoal.environment import commit
 from shoal.expert_set import DISPATCH, SHIPPED, load_expert_set
 from shoal.files import write_file
 from shoal.inference.generate import generate_greedy
-from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.mixture_search import check_no_overlap, search_mixture
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
 from shoal.probe_store import WEIGHTS_FILE as PROBE_WEIGHTS
 from shoal.probe_store import load_probe
 from shoal.respondents import SelfAdaptingModel
-from shoal.rewards import REWARDS
-from shoal.tasks import Task, load_split
+from shoal.tasks.loading import Task, load_split
+from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
+from shoal.tasks.rewards import REWARDS
 from shoal.transformer2 import Transformer2
 
 TOKENS = 24

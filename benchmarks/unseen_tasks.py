@@ -54,7 +54,7 @@ from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.reports import METRICS, cell
 from shoal.task_embedding import TaskEncoder
-from shoal.tasks import Split, Task, load_split
+from shoal.tasks.loading import Split, Task, load_split
 from shoal.text_to_lora import TextToLoRA
 from shoal.training.few_shot import MAX_TOKENS, REFINING, refine
 from shoal.training.lora import train_lora

@@ -19,7 +19,7 @@ from shoal.controls import OTHER, RIGHT, other_description, right_description
 from shoal.errors import ShoalError
 from shoal.evaluation import Method, Report, described, evaluate
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
-from shoal.tasks import Task, load_task_directory
+from shoal.tasks.loading import Task, load_task_directory
 from shoal.text_to_lora import TextToLoRA
 
 TASKS = Path(__file__).parent / "tasks"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shoal.errors import ShoalError, UsageError
     from shoal.integration import SakanaAIIntegration
     from shoal.models.backbone import Backbone, load_backbone, load_shape
-    from shoal.tasks import load_split
+    from shoal.tasks.loading import load_split
     from shoal.text_to_lora import TextToLoRA
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ _HOME = {
     "compose": "shoal.adapters.lora",
     "load_backbone": "shoal.models.backbone",
     "load_shape": "shoal.models.backbone",
-    "load_split": "shoal.tasks",
+    "load_split": "shoal.tasks.loading",
     "merge": "shoal.adapters.hooks",
     "stack": "shoal.adapters.lora",
     "truncate": "shoal.adapters.lora",

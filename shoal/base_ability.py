@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.errors import UsageError
-from shoal.metrics import perplexity
 from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.respondents import Respondent
+from shoal.tasks.metrics import perplexity
 
 # Question, right answer, three wrong ones.
 GENERAL_KNOWLEDGE: Sequence[tuple[str, str, str, str, str]] = (

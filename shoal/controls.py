@@ -18,7 +18,7 @@ from shoal.evaluation import Method
 from shoal.hypernetwork_store import HypernetworkCheckpoint
 from shoal.nonsense import gibberish, vocabulary, word_salad
 from shoal.task_embedding import TaskEncoder
-from shoal.tasks import Task
+from shoal.tasks.loading import Task
 
 RIGHT, OTHER = "Text-to-LoRA", "Text-to-LoRA, another task's description"
 GIBBERISH, SALAD = "Text-to-LoRA, gibberish", "Text-to-LoRA, random words"

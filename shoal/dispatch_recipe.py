@@ -22,7 +22,7 @@ from shoal.errors import UsageError
 from shoal.files import check_place
 from shoal.models.backbone import Backbone
 from shoal.probe_store import PROBE_FILES, StoredProbe, save_probe
-from shoal.tasks import Example, Task
+from shoal.tasks.loading import Example, Task
 
 # Description number n is of fold n % 4.
 FOLDS, TRAIN, TEST = 4, (0, 1, 2), (3,)

@@ -18,10 +18,10 @@ from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import adapters_of, attached, check_adapters, check_lengths, generate_greedy
-from shoal.metrics import exact_match, rouge_l
 from shoal.models.backbone import Backbone
 from shoal.reports import METRICS, Answer, MethodResult, Report, mean_result, summarise
-from shoal.tasks import Example, Task
+from shoal.tasks.loading import Example, Task
+from shoal.tasks.metrics import exact_match, rouge_l
 
 __all__ = [
     "METRICS",

@@ -16,7 +16,7 @@ from shoal.dispatch import NONE
 from shoal.errors import UsageError
 from shoal.files import check_place
 from shoal.models.backbone import Backbone
-from shoal.tasks import Task
+from shoal.tasks.loading import Task
 from shoal.training.experts import TrainedExpert, train_expert
 from shoal.training.run_folder import check_run_folder
 from shoal.transformer2 import mlp_modules

@@ -22,7 +22,7 @@ from shoal.config import MixtureSearchConfig
 from shoal.errors import UsageError, shorten
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
-from shoal.task_records import Example, normalise
+from shoal.tasks.records import Example, normalise
 
 ROWS_AT_ONCE = 64
 FIRST_DEVIATION, LEAST_DEVIATION = 2.0, 0.05  # of the scores whose softmax is a mixture

@@ -33,10 +33,10 @@ from shoal.hypernetwork_store import (
 )
 from shoal.models.backbone import Backbone, BackboneShape
 from shoal.nonsense import gibberish, vocabulary, word_salad
-from shoal.procedural.relabel import is_copy
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import TaskEncoder
-from shoal.tasks import Task
+from shoal.tasks.loading import Task
+from shoal.tasks.procedural.relabel import is_copy
 from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora

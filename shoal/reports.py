@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shoal.errors import ShoalError, UsageError
-from shoal.metrics import Interval, bootstrap_difference, bootstrap_interval
+from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
 
 METRICS = {"rouge_l": "ROUGE-L", "exact_match": "exact match", "nll": "NLL a token"}
 LOWER_IS_BETTER = {"nll"}

@@ -42,7 +42,7 @@ from shoal.models.sources import check_downloaded
 from shoal.released import config_of, misfit, shipped_for
 from shoal.skills import SkillDetector
 from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description
-from shoal.tasks import Example
+from shoal.tasks.loading import Example
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from shoal.heads import Architecture
 from shoal.hypernetwork import Hypernetwork
 from shoal.hypernetwork_store import HypernetworkCheckpoint
 from shoal.nonsense import gibberish
-from shoal.tasks import Example, Task
+from shoal.tasks.loading import Example, Task
 
 DIM = 8
 

@@ -13,7 +13,7 @@ from shoal.errors import UsageError
 from shoal.evaluation import Method, described, evaluate, reference_losses, score, with_shots
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.tasks import Example, Task, load_split
+from shoal.tasks.loading import Example, Task, load_split
 
 
 def task(name: str = "colours", test: int = 3) -> Task:

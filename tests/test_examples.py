@@ -19,7 +19,7 @@ from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
 from shoal.models.backbone import load_shape
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import DEFAULT_ENCODER
-from shoal.tasks import load_task_directory
+from shoal.tasks.loading import load_task_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 

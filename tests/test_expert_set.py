@@ -21,7 +21,7 @@ from shoal.errors import ShoalError, UsageError
 from shoal.expert_set import DISPATCH, experts_of, load_alone, load_expert_set, shipped_experts, tasks_of
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.probe_store import CONFIG_FILE, WEIGHTS_FILE, load_probe, save_probe
-from shoal.tasks import Example, Task
+from shoal.tasks.loading import Example, Task
 from shoal.transformer2 import Transformer2, mlp_modules
 
 COMPONENTS = 4

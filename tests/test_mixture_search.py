@@ -15,7 +15,7 @@ from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import generate_greedy
 from shoal.mixture_search import check_no_overlap, search_mixture
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.tasks import Example
+from shoal.tasks.loading import Example
 
 QUICK = MixtureSearchConfig(population=8, iterations=4)
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from shoal.errors import ShoalError, UsageError
-from shoal.metrics import Interval
 from shoal.reports import Answer, MethodResult, Report, cell, mean_result, summarise
+from shoal.tasks.metrics import Interval
 
 
 def answer(rouge: float, exact: float, nll: float) -> Answer:

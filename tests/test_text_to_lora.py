@@ -23,7 +23,7 @@ from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork, 
 from shoal.models.backbone import load_backbone, load_shape
 from shoal.released import new_hypernetwork
 from shoal.task_embedding import DEFAULT_ENCODER
-from shoal.tasks import Example, Task
+from shoal.tasks.loading import Example, Task
 from shoal.text_to_lora import CACHED_ADAPTERS, TextToLoRA
 
 DIM = 12

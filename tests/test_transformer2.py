@@ -16,7 +16,7 @@ from shoal.config import Transformer2Config
 from shoal.dispatch import NONE, Decision
 from shoal.errors import UsageError
 from shoal.models.backbone import load_backbone, shape_of
-from shoal.procedural.catalogue import procedural_tasks
+from shoal.tasks.procedural.catalogue import procedural_tasks
 from shoal.transformer2 import Transformer2, mlp_modules
 
 FULL = Transformer2Config(expert_vector_dim=None, adaptation_strength=1.0)

@@ -91,7 +91,7 @@ def generate(
     from shoal.adapters.files import ADAPTER_FILES
     from shoal.files import check_place, check_writable
     from shoal.models.backbone import DEFAULT_MODEL
-    from shoal.tasks import load_jsonl
+    from shoal.tasks.loading import load_jsonl
     from shoal.text_to_lora import TextToLoRA
 
     base = files.base or DEFAULT_MODEL

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shoal.expert_set import ExpertSet
     from shoal.mixture_search import FoundMixture
     from shoal.models.backbone import Backbone
-    from shoal.tasks import Task
+    from shoal.tasks.loading import Task
 
 ExpertData = Annotated[Data, Only(*(name for name in Data.model_fields if name != "start"))]
 ExpertTraining = Annotated[
@@ -155,7 +155,7 @@ def adapt(place: Place, files: Adapting, search: MixtureSearchConfig) -> Output:
     from shoal.expert_set import experts_of
     from shoal.files import check_place
     from shoal.mixture_search import search_mixture
-    from shoal.tasks import load_jsonl
+    from shoal.tasks.loading import load_jsonl
 
     check_place(files.out, EXPERT_FILES)
     task = load_jsonl(files.examples, definition=files.describe or "adapt", test_size=0)

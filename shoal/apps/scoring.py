@@ -20,7 +20,7 @@ from shoal.errors import UsageError
 if TYPE_CHECKING:
     from shoal.adapters.lora import LoRA
     from shoal.evaluation import Method, Report
-    from shoal.tasks import Task
+    from shoal.tasks.loading import Task
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from shoal.config import (
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
-    from shoal.tasks import Split, Task
+    from shoal.tasks.loading import Split, Task
     from shoal.training.loop import RunSummary
 
 HypernetworkTraining = Annotated[
@@ -240,7 +240,7 @@ def read_tasks(
         UsageError: there is nothing of that kind there, or a name is not among the tasks.
         ShoalError: a file is malformed.
     """
-    from shoal.tasks import Split, load_jsonl, load_split, load_task_directory, load_task_json
+    from shoal.tasks.loading import Split, load_jsonl, load_split, load_task_directory, load_task_json
 
     if data.suffix == ".jsonl":
         if definition is None:
@@ -274,9 +274,9 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     """
     if data.tasks is None and not data.procedural:
         raise UsageError("there is nothing to train on: give --tasks, or --procedural for tasks made in code")
-    from shoal.procedural.catalogue import procedural_tasks
-    from shoal.procedural.made import made_of
-    from shoal.tasks import remove_leaks
+    from shoal.tasks.loading import remove_leaks
+    from shoal.tasks.procedural.catalogue import procedural_tasks
+    from shoal.tasks.procedural.derived import made_of
 
     filed: tuple[Task, ...] = ()
     held_out: tuple[Task, ...] = ()

@@ -23,11 +23,11 @@ from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError, reason
 from shoal.leash import end_with_holder
 from shoal.memory import forget_peak, peak
-from shoal.metrics import exact_match, rouge_l
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.reports import Answer
-from shoal.rewards import label
-from shoal.tasks import Task
+from shoal.tasks.loading import Task
+from shoal.tasks.metrics import exact_match, rouge_l
+from shoal.tasks.rewards import label
 
 log = logging.getLogger(__name__)
 

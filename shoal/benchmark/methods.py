@@ -22,7 +22,7 @@ from shoal.evaluation import described
 from shoal.integration import SakanaAIIntegration
 from shoal.models.backbone import Backbone
 from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
-from shoal.tasks import Example, Task
+from shoal.tasks.loading import Example, Task
 from shoal.text_to_lora import TextToLoRA
 from shoal.training.lora import train_lora
 from shoal.training.run_folder import LOG_FILE

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from shoal.benchmark.plots import Plot, colour_of
 from shoal.benchmark.summary import BenchmarkReport, MethodSummary
 from shoal.grading import COMPONENTS, CURVES, LETTERS, shown
-from shoal.metrics import Interval
+from shoal.tasks.metrics import Interval
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 HEADER = (

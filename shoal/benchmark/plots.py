@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.benchmark.summary import BenchmarkReport, MethodSummary
-from shoal.metrics import Interval
+from shoal.tasks.metrics import Interval
 
 # One colour a method wherever it is drawn; people who see few colours tell them apart (Okabe and Ito 2008).
 COLOURS = {"base": "#7a8594", "lora": "#d55e00", "text-to-lora": "#0072b2", "transformer2": "#009e73"}

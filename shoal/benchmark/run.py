@@ -26,8 +26,8 @@ from shoal.config import BenchmarkConfig
 from shoal.environment import environment
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.files import check_place, read_json, write_directory, write_file
-from shoal.metrics import bleu, chrf
 from shoal.scaling import GUIDE_SHAPES, ShapeCost, measure_shapes
+from shoal.tasks.metrics import bleu, chrf
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from shoal.benchmark.cells import Cell
 from shoal.benchmark.methods import method
 from shoal.errors import UsageError
 from shoal.grading import Grade, grade, score
-from shoal.metrics import Interval, bleu, bootstrap_interval, chrf, perplexity, rouge
 from shoal.reports import Answer
 from shoal.scaling import ShapeCost
+from shoal.tasks.metrics import Interval, bleu, bootstrap_interval, chrf, perplexity, rouge
 
 SHOWN_ANSWERS = 1  # a task that the report keeps
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from shoal.config import BenchmarkConfig
 from shoal.errors import UsageError
-from shoal.procedural.catalogue import FAMILIES, procedural_tasks
-from shoal.tasks import Task, load_split
+from shoal.tasks.loading import Task, load_split
+from shoal.tasks.procedural.catalogue import FAMILIES, procedural_tasks
 
 TRAINING_EXAMPLES = 200
 

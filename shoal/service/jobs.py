@@ -33,7 +33,7 @@ from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableEr
 from shoal.models.shapes import BackboneShape
 from shoal.registry import Registry
 from shoal.registry_schema import JOBS
-from shoal.tasks import load_jsonl
+from shoal.tasks.loading import load_jsonl
 
 log = logging.getLogger(__name__)
 

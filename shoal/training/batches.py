@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
-from shoal.tasks import Task
+from shoal.tasks.loading import Task
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from shoal.hypernetwork import Hypernetwork
 from shoal.nonsense import gibberish, vocabulary, word_salad
 from shoal.task_embedding import TaskEncoder, read_texts
-from shoal.tasks import Task
+from shoal.tasks.loading import Task
 
 
 class Descriptions:

@@ -22,7 +22,7 @@ from shoal.config import ExpertTrainingConfig
 from shoal.inference.forward import answer_logits, pad_sequences
 from shoal.inference.generate import generate_with_experts
 from shoal.models.backbone import Backbone
-from shoal.rewards import Reward
+from shoal.tasks.rewards import Reward
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample
 from shoal.training.evolution import Fitness
 from shoal.training.label_rewards import LabelAnswer, LabelRewards, has_labels, log_likelihoods, source_of

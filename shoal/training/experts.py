@@ -34,8 +34,8 @@ from shoal.errors import UsageError
 from shoal.inference.forward import Sequences, answer_logits, pad_sequences
 from shoal.inference.generate import generate_greedy, sample_tokens
 from shoal.models.backbone import Backbone
-from shoal.rewards import REWARDS, Reward
-from shoal.tasks import Task, check_no_leakage
+from shoal.tasks.loading import Task, check_no_leakage
+from shoal.tasks.rewards import REWARDS, Reward
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
 from shoal.training.evolution import evolve
 from shoal.training.expert_population import ExpertPopulation

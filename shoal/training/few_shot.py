@@ -19,8 +19,8 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.evaluation import reference_losses
 from shoal.models.backbone import Backbone
-from shoal.task_records import divide
-from shoal.tasks import Example, Task
+from shoal.tasks.loading import Example, Task
+from shoal.tasks.records import divide
 from shoal.training.batches import tokenise
 from shoal.training.loop import adamw
 from shoal.training.lora import LoraObjective, set_for_training

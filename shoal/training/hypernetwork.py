@@ -26,7 +26,7 @@ from shoal.errors import UsageError
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.models.backbone import Backbone
 from shoal.task_embedding import TaskEncoder
-from shoal.tasks import Task, check_no_leakage
+from shoal.tasks.loading import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, tokenise
 from shoal.training.descriptions import Descriptions
 from shoal.training.loop import RunSummary, StepLoss, run

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from shoal.errors import UsageError
 from shoal.inference.forward import Sequences
 from shoal.models.backbone import Backbone
-from shoal.rewards import Reward
-from shoal.tasks import Example, Task
+from shoal.tasks.loading import Example, Task
+from shoal.tasks.rewards import Reward
 from shoal.training.batches import Corpus, TokenisedExample
 
 MAX_LABELS = 32

@@ -21,7 +21,7 @@ from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
-from shoal.tasks import Task, check_no_leakage
+from shoal.tasks.loading import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.prefix import PrefixCache

@@ -440,7 +440,7 @@ def test_training_goes_on_from_an_adapter(
 def test_procedural_examples_that_are_evaluation_data_are_left_out(
     shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
-    from shoal.procedural.catalogue import procedural_tasks
+    from shoal.tasks.procedural.catalogue import procedural_tasks
 
     leaking = procedural_tasks(size=8, test_size=1)[0].train[0]
     tasks = shutil.copytree(data, tmp_path / "data")

@@ -13,7 +13,7 @@ import pytest
 
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.tasks import Example, Task, load_task_directory
+from shoal.tasks.loading import Example, Task, load_task_directory
 from shoal.training.batches import POOL_BATCHES, BatchOrder, Corpus, TokenisedExample, tokenise
 
 FAMILIES = ("llama", "qwen2", "gemma", "gpt2", "gpt_neox", "opt", "phi")

@@ -19,8 +19,8 @@ from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone
-from shoal.rewards import REWARDS
-from shoal.tasks import Example, Task
+from shoal.tasks.loading import Example, Task
+from shoal.tasks.rewards import REWARDS
 from shoal.training.batches import tokenise
 from shoal.training.expert_population import ExpertPopulation
 from shoal.training.experts import SingularValues, train_expert

@@ -19,8 +19,8 @@ from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import generate_greedy, sample_tokens
 from shoal.models.backbone import Backbone
-from shoal.rewards import REWARDS
-from shoal.tasks import Example, LeakageError
+from shoal.tasks.loading import Example, LeakageError
+from shoal.tasks.rewards import REWARDS
 from shoal.training.batches import tokenise
 from shoal.training.experts import ExpertObjective, SingularValues, leave_one_out, train_expert
 

@@ -9,7 +9,7 @@ from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
-from shoal.tasks import Example
+from shoal.tasks.loading import Example
 from shoal.training import few_shot
 from shoal.training.few_shot import REFINING, refine
 

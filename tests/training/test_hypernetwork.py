@@ -23,7 +23,7 @@ from shoal.errors import UsageError
 from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
-from shoal.tasks import LeakageError
+from shoal.tasks.loading import LeakageError
 from shoal.training.batches import tokenise
 from shoal.training.descriptions import Descriptions
 from shoal.training.hypernetwork import (

@@ -18,7 +18,7 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
-from shoal.tasks import LeakageError
+from shoal.tasks.loading import LeakageError
 from shoal.training.batches import tokenise
 from shoal.training.loop import Interrupted, run
 from shoal.training.lora import LoraObjective, set_for_training, train_lora

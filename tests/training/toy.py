@@ -24,7 +24,7 @@ from shoal.config import ExpertTrainingConfig, HypernetworkTrainingConfig, LoraT
 from shoal.errors import ShoalError
 from shoal.hypernetwork import Architecture, Hypernetwork
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.tasks import Example, Task
+from shoal.tasks.loading import Example, Task
 from shoal.training.experts import train_expert
 from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
 from shoal.training.loop import RunSummary

@@ -1,1 +1,0 @@
-"""Tasks that are generated in code, without data or a hub: `shoal.procedural.catalogue` lists them."""

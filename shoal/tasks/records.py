@@ -1,0 +1,290 @@
+"""Example, Task and Split records, and the rule that keeps training and evaluation apart.
+
+Two texts are the same when they agree after Unicode NFKC, case folding and collapsing of whitespace. A
+training example leaks
+
+* when its input is among the test inputs of its own task, or
+* when its input together with one of its outputs is in the test part of another training task, or in any part
+  of a task that is held out.
+
+The records refuse what leaks; `remove_leaks` takes it out of training first. An input that two tasks share
+with different answers is not a leak: many collections ask several questions about one text.
+
+Knows nothing of files, tokens or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from shoal.errors import ShoalError, UsageError, shorten
+
+logger = logging.getLogger(__name__)
+
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class LeakageError(ShoalError):
+    """Evaluation data is among the training data."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An input and the answers that are right for it; training uses `outputs[0]` or a random one.
+
+    Raises:
+        UsageError: the input is blank, or there is no output, or an output is blank, or one is not a string.
+    """
+
+    input: str
+    outputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_text(self.input, "input")
+        check_texts(self.outputs, "outputs")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to learn: its descriptions, and examples to train on and to be tested on.
+
+    `train` or `test` may be empty, not both. `definition` is the full instruction; `descriptions` are
+    paraphrases that a user might type.
+
+    Raises:
+        UsageError: a field is of the wrong type, empty or blank, or the name does not match `TASK_NAME`.
+        LeakageError: an input of `test` is also in `train`.
+    """
+
+    name: str
+    category: str
+    definition: str
+    descriptions: tuple[str, ...]
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    source: tuple[str, ...] = ()
+    license: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_task_name(self.name)
+        check_text(self.definition, "definition")
+        check_texts(self.descriptions, "descriptions")
+        if not self.train and not self.test:
+            raise UsageError(
+                f"task {self.name}: 0 examples in train and test; at least 1 is needed, add some"
+            )
+        tested = _inputs(self.test)
+        leaks = [example.input for example in self.train if normalise(example.input) in tested]
+        if leaks:
+            raise LeakageError(
+                f"task {self.name}: {len(leaks)} train inputs are also in test, first {shorten(leaks[0])}; "
+                "0 are allowed, take them out of train"
+            )
+
+    def described(self, text: str, number: int = 0) -> str:
+        """A request with one of the descriptions before it, counted from 0 and over again from the first."""
+        return f"{self.descriptions[number % len(self.descriptions)]}\n\n{text}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tasks to train on and tasks that no training may see.
+
+    Raises:
+        LeakageError: as `check_no_leakage`.
+    """
+
+    train: tuple[Task, ...]
+    validation: tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        check_no_leakage(self.train, self.validation)
+
+
+def check_no_leakage(train: Sequence[Task], held_out: Sequence[Task]) -> None:
+    """Check that nothing in the `train` parts of `train` gives away a test answer or a held-out task.
+
+    Raises:
+        UsageError: two tasks of one side have the same name.
+        LeakageError: a task is on both sides, or a training example leaks (see the module's docstring).
+    """
+    _check_distinct_names(train, "train")
+    _check_distinct_names(held_out, "held-out")
+    both = sorted({task.name for task in train} & {task.name for task in held_out})
+    if both:
+        raise LeakageError(
+            f"{len(both)} held-out tasks are also in training, the first is {both[0]}; 0 are allowed, take "
+            "them out of one side"
+        )
+    owners = _pair_owners(train, held_out)
+    for task in train:
+        for example in task.train:
+            owner = _leaks_to(example, task.name, owners)
+            if owner is not None:
+                raise LeakageError(
+                    f"task {task.name}: its training example {shorten(example.input)} is evaluation data of "
+                    f"task {owner}; 0 such are allowed, take it out of train (shoal.tasks.loading.remove_leaks does)"
+                )
+
+
+def remove_leaks(train: Sequence[Task], held_out: Sequence[Task]) -> tuple[Task, ...]:
+    """The tasks of `train` without the training examples that leak; the number taken out is logged.
+
+    Raises:
+        UsageError: nothing is left of a task.
+    """
+    owners = _pair_owners(train, held_out)
+    cleaned = []
+    removed = {}
+    for task in train:
+        kept = tuple(example for example in task.train if _leaks_to(example, task.name, owners) is None)
+        if len(kept) < len(task.train):
+            removed[task.name] = len(task.train) - len(kept)
+        cleaned.append(task if len(kept) == len(task.train) else replace(task, train=kept))
+    if removed:
+        logger.info(
+            "took %d training examples of %d tasks out: they are evaluation data of other tasks",
+            sum(removed.values()),
+            len(removed),
+        )
+    return tuple(cleaned)
+
+
+def remove_tested(train: Iterable[Example], test: Iterable[Example]) -> tuple[Example, ...]:
+    """The examples of `train` whose input is not among those of `test`."""
+    tested = _inputs(test)
+    return tuple(example for example in train if normalise(example.input) not in tested)
+
+
+def divide(
+    examples: Iterable[Example], *, train_size: int | None = None, test_size: int = 60, seed: int = 0
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Divide examples into a train and a test part by a hash of `seed` and the input, whatever their order.
+
+    Examples of one input are first joined into one, for which the outputs of each are right; inputs that are
+    the same only by `normalise` stay two examples, in one part. The test part has `test_size` examples but at
+    most half of all; the train part has the others, at most `train_size` of them (None: no limit).
+
+    Raises:
+        UsageError: a size is negative.
+    """
+    for field, size in (("train_size", train_size), ("test_size", test_size)):
+        if size is not None and size < 0:
+            raise UsageError(f"{field} {size}: must be at least 0; give a number of examples")
+    outputs: dict[str, dict[str, None]] = {}
+    for example in examples:
+        outputs.setdefault(example.input, {}).update(dict.fromkeys(example.outputs))
+    groups: dict[bytes, list[Example]] = {}
+    for question in sorted(outputs):
+        digest = hashlib.blake2b(f"{seed}\n{normalise(question)}".encode()).digest()
+        groups.setdefault(digest, []).append(Example(question, tuple(outputs[question])))
+    tested = min(test_size, len(outputs) // 2)
+    train: list[Example] = []
+    test: list[Example] = []
+    for digest in sorted(groups):
+        (test if len(test) < tested else train).extend(groups[digest])
+    return tuple(train[:train_size]), tuple(test[:tested])
+
+
+def describe(definition: str, descriptions: Sequence[str]) -> tuple[str, ...]:
+    """The descriptions of a task, or its definition where there are none.
+
+    Raises:
+        UsageError: they are one string.
+    """
+    if isinstance(descriptions, str):
+        raise UsageError(f"descriptions: {shorten(descriptions)} is one string; it must be a list of them")
+    return tuple(descriptions) or (definition,)
+
+
+def normalise(text: str) -> str:
+    """NFKC, case folded, each run of whitespace one space: the form in which examples are compared."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def check_task_name(name: object) -> str:
+    """Return `name` if it is a task name (`TASK_NAME`); names never hold a path separator.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+        raise UsageError(
+            f"task name {shorten(name)}: must be 1 to 128 letters, digits, dots, hyphens or underscores and "
+            "start with a letter or digit; rename the task"
+        )
+    return name
+
+
+def check_text(value: object, field: str) -> str:
+    """Return `value` if it is a string with something in it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(value, str):
+        raise UsageError(
+            f"{field}: {shorten(value)} is of type {type(value).__name__}; it must be a string, quote it"
+        )
+    if not value or value.isspace():
+        raise UsageError(
+            f"{field}: {shorten(value)} is blank; at least 1 visible character is needed, fill it in"
+        )
+    return value
+
+
+def check_texts(values: object, field: str) -> tuple[str, ...]:
+    """Return `values` if it is a tuple of at least one string, none of them blank.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(values, tuple):
+        raise UsageError(
+            f"{field}: {shorten(values)} is of type {type(values).__name__}; it must be a tuple of strings"
+        )
+    if not values:
+        raise UsageError(f"{field}: 0 entries; at least 1 is needed, add one")
+    for index, value in enumerate(values):
+        check_text(value, f"{field}[{index}]")
+    return values
+
+
+def _inputs(examples: Iterable[Example]) -> set[str]:
+    return {normalise(example.input) for example in examples}
+
+
+def _pairs(example: Example) -> Iterator[tuple[str, str]]:
+    question = normalise(example.input)
+    return ((question, normalise(output)) for output in example.outputs)
+
+
+def _pair_owners(train: Sequence[Task], held_out: Sequence[Task]) -> dict[tuple[str, str], set[str]]:
+    """Normalised (input, output) pairs that must not be trained on, with the tasks that evaluate on them."""
+    owners: dict[tuple[str, str], set[str]] = {}
+    for tasks, parts in ((train, ("test",)), (held_out, ("train", "test"))):
+        for task in tasks:
+            for example in (example for part in parts for example in getattr(task, part)):
+                for pair in _pairs(example):
+                    owners.setdefault(pair, set()).add(task.name)
+    return owners
+
+
+def _leaks_to(example: Example, name: str, owners: Mapping[tuple[str, str], set[str]]) -> str | None:
+    """Another task than `name` that evaluates on this example, if there is one."""
+    others = {owner for pair in _pairs(example) for owner in owners.get(pair, ())} - {name}
+    return min(others, default=None)
+
+
+def _check_distinct_names(tasks: Sequence[Task], side: str) -> None:
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(
+            f"{side} tasks: {names.count(twice)} are named {twice}; names must differ, rename or drop one"
+        )
