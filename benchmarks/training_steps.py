@@ -46,7 +46,7 @@ from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.loading import load_split
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
 from shoal.training.lora import LoraObjective, set_for_training
-from shoal.training.prefix import PrefixCache
+from shoal.training.prefix_cache import PrefixCache
 
 UNCOUNTED = 2  # steps of every way, before they take turns
 ALL, LAST = "all layers, q v, rank 8", "last 8 layers, q k v o, rank 16"
@@ -134,7 +134,7 @@ def ways_of_all_layers(
         "shoal.training.lora.BatchOrder", lambda *given: RandomOrder(BatchOrder(*given), config.steps)
     ):
         shuffled = step(backbone)
-    every_logit = partial(patch, "shoal.training.prefix.answer_losses", loss_of_every_position)
+    every_logit = partial(patch, "shoal.training.prefix_cache.answer_losses", loss_of_every_position)
     return {
         SHIPPED: Way(step(backbone)),
         "random order": Way(shuffled),

@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, hidden_before, pad_sequences
-from shoal.logistic import fit_logistic
 from shoal.models.backbone import Backbone
 from shoal.models.shapes import decoder_layers
+from shoal.training.logistic import fit_logistic
 
 NONE = "none"
 QUESTION = (

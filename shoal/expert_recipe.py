@@ -17,8 +17,8 @@ from shoal.errors import UsageError
 from shoal.files import check_place
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
+from shoal.training.checkpoints import check_run_folder
 from shoal.training.experts import TrainedExpert, train_expert
-from shoal.training.run_folder import check_run_folder
 from shoal.transformer2 import mlp_modules
 
 

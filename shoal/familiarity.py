@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoal.errors import UsageError
-from shoal.logistic import fit_logistic
+from shoal.training.logistic import fit_logistic
 
 SENSE_PENALTY = 1e-5  # of the probe's squared weights
 NONSENSE_SHARE = 0.1  # of texts, as the probe takes it: to call a description nonsense is the worse mistake

@@ -37,10 +37,10 @@ from shoal.released import new_hypernetwork
 from shoal.task_embedding import TaskEncoder
 from shoal.tasks.loading import Task
 from shoal.tasks.procedural.relabel import is_copy
+from shoal.training.checkpoints import check_run_folder
 from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora
-from shoal.training.run_folder import check_run_folder
 
 log = logging.getLogger(__name__)
 

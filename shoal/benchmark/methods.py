@@ -24,8 +24,8 @@ from shoal.models.backbone import Backbone
 from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
 from shoal.tasks.loading import Example, Task
 from shoal.text_to_lora import TextToLoRA
+from shoal.training.checkpoints import LOG_FILE
 from shoal.training.lora import train_lora
-from shoal.training.run_folder import LOG_FILE
 
 GENERATIONS = 5  # adapters that the time of one is the median of
 

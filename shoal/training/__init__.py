@@ -1,1 +1,1 @@
-"""Training of adapters and hypernetworks: resumable, logged and deterministic; needs the extra `train`."""
+"""Training loops and objectives that know no product: LoRA, evolution, checkpoints."""

@@ -28,8 +28,8 @@ from torch.nn.utils import parameters_to_vector
 
 from shoal.config import ExpertTrainingConfig
 from shoal.errors import ShoalError, UsageError
+from shoal.training.checkpoints import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
 from shoal.training.loop import RunSummary, drive, identity_of, moved_on, start_together, summed
-from shoal.training.run_folder import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from shoal.training.batches import BatchOrder, Corpus, tokenise
 from shoal.training.descriptions import Descriptions
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
-from shoal.training.prefix import PrefixCache
+from shoal.training.prefix_cache import PrefixCache
 from shoal.training.steering import SteeringMonitor
 
 

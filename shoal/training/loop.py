@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError
-from shoal.training.run_folder import CHECKPOINT, Progress, RunLog, load_checkpoint, save_checkpoint
+from shoal.training.checkpoints import CHECKPOINT, Progress, RunLog, load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)

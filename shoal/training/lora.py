@@ -24,7 +24,7 @@ from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run
-from shoal.training.prefix import PrefixCache
+from shoal.training.prefix_cache import PrefixCache
 
 
 def train_lora(

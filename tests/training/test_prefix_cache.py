@@ -13,7 +13,7 @@ from shoal.inference.forward import Sequences, hidden_before, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.training import prefix
 from shoal.training.batches import TokenisedExample, tokenise
-from shoal.training.prefix import PrefixCache
+from shoal.training.prefix_cache import PrefixCache
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from shoal.errors import ShoalError, UsageError
-from shoal.training.run_folder import (
+from shoal.training.checkpoints import (
     LOG_FILE,
     STATE_FILE,
     TENSORS_FILE,
@@ -191,7 +191,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from shoal.errors import ShoalError
-from shoal.training.run_folder import Progress, RunLog, save_checkpoint
+from shoal.training.checkpoints import Progress, RunLog, save_checkpoint
 folder = Path(sys.argv[1])
 model = torch.nn.Linear(8, 8)
 optimizer = torch.optim.AdamW(model.parameters())
