@@ -22,12 +22,17 @@ from shoal.adapters.files import load_adapter
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.evaluation import Method, evaluate
 from shoal.files import write_file
-from shoal.hypernetwork_store import load_hypernetwork
 from shoal.models.backbone import Backbone
-from shoal.recipes import load_start, make_hypernetwork, make_hypernetwork_from_adapters, make_lora
 from shoal.tasks.loading import Split, Task, remove_leaks
 from shoal.tasks.procedural.catalogue import procedural_tasks
 from shoal.tasks.procedural.derived import made_of
+from shoal.text_to_lora.checkpoint import load_hypernetwork
+from shoal.text_to_lora.recipe import (
+    load_start,
+    make_hypernetwork,
+    make_hypernetwork_from_adapters,
+    make_lora,
+)
 
 WARMUP = 0.04  # of the steps: few of a short run
 Recipe = Mapping[str, Any]

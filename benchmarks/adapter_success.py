@@ -23,7 +23,7 @@ from _machine import machine
 from shoal.errors import ShoalError
 from shoal.models.backbone import DEFAULT_MODEL
 from shoal.tasks.procedural.catalogue import FAMILIES
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 
 PROMPTS = Path(__file__).parent / "skill_prompts.jsonl"
 

@@ -21,7 +21,7 @@ from shoal.evaluation import Method, Report, evaluate
 from shoal.models.backbone import DEFAULT_MODEL
 from shoal.reports import METRICS, cell
 from shoal.tasks.loading import Task, load_split
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 
 WITHOUT = "no examples"
 

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shoal.skill_features import SKILLS, features, prepare
-from shoal.skills import HEAD_PATH
-from shoal.task_embedding import TaskEncoder
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.skill_features import SKILLS, features, prepare
+from shoal.text_to_lora.skills import HEAD_PATH
 
 PROMPTS = Path(__file__).parent / "skill_prompts.jsonl"
 PENALTY = 0.1  # of the squared weights, against the summed cross-entropy

@@ -23,7 +23,7 @@ from _machine import ROOT, machine, table
 
 from shoal.models.backbone import DEFAULT_MODEL
 from shoal.scaling import measure_shapes
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
 VERBS = (
@@ -60,8 +60,8 @@ NOISE = """
 import sys, time, torch
 from shoal.models.backbone import load_shape
 from shoal.config import TextToLoRAConfig
-from shoal.task_embedding import TaskEncoder
-from shoal.released import new_hypernetwork
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.shipped import new_hypernetwork
 def noisy(network):
     with torch.no_grad():
         for parameter in network.parameters():
@@ -69,8 +69,8 @@ def noisy(network):
 """
 SAVE = """
 from pathlib import Path
-from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
-from shoal.task_embedding import DEFAULT_ENCODER
+from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, save_hypernetwork
+from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER
 network = new_hypernetwork(load_shape(sys.argv[1]), TextToLoRAConfig(), 384).eval()
 noisy(network)
 checkpoint = HypernetworkCheckpoint(network, sys.argv[1], DEFAULT_ENCODER, True, {})
@@ -79,7 +79,7 @@ print(0, 0)
 """
 LOAD = """
 import sys, time
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 started = time.perf_counter()
 generator = TextToLoRA(sys.argv[1], hypernetwork=sys.argv[2])
 seconds = time.perf_counter() - started

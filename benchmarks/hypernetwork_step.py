@@ -19,15 +19,15 @@ from torch import nn
 
 from shoal.adapters.lora import LoRA
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
-from shoal.description_states import StateReader
-from shoal.heads import HEADS
 from shoal.models.backbone import load_backbone
-from shoal.released import new_hypernetwork
-from shoal.task_embedding import TaskEncoder
 from shoal.tasks.loading import load_split
+from shoal.text_to_lora.descriptions import Descriptions
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.encoders.states import StateReader
+from shoal.text_to_lora.heads import HEADS
+from shoal.text_to_lora.shipped import new_hypernetwork
+from shoal.text_to_lora.train import SftObjective
 from shoal.training.batches import tokenise
-from shoal.training.descriptions import Descriptions
-from shoal.training.hypernetwork import SftObjective
 from shoal.training.loop import adamw
 from shoal.training.lora import LoraObjective, set_for_training
 

@@ -22,7 +22,7 @@ from shoal.inference.engine.records import Limits, Request
 from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.procedural.catalogue import procedural_tasks
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 
 DTYPES = (torch.float32, torch.bfloat16)
 

@@ -32,13 +32,13 @@ from _unseen_tasks_rows import Conditions, Repetition, measure, say, tensors_of,
 from shoal.controls import OTHER, RIGHT, right_description
 from shoal.evaluation import MethodResult, Report, mean_result
 from shoal.files import read_json, read_tensors, write_file
-from shoal.hypernetwork_store import CONFIG_FILE, KNOWN_TASKS_FILE, WEIGHTS_FILE
 from shoal.models.backbone import DEFAULT_MODEL, load_shape, pick_dtype
 from shoal.reports import METRICS
-from shoal.task_embedding import TaskEncoder
 from shoal.tasks.loading import Task, load_split
 from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.checkpoint import CONFIG_FILE, KNOWN_TASKS_FILE, WEIGHTS_FILE
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.generator import TextToLoRA
 
 BOUNDS = (MULTI_TASK, DESCRIBED_MULTI_TASK, ORACLE)
 

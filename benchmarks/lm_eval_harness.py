@@ -36,7 +36,7 @@ from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.respondents import AdaptedModel
 from shoal.tasks.loading import Task, load_task_json
 from shoal.tasks.metrics import chrf, exact_match
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 
 SHOWN_ONLY = {"acc_norm"}
 TASKS = ("custrev_complaint_or_praise", "gazetteers_name_kind", "arc_easy")

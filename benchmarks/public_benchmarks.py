@@ -33,7 +33,7 @@ from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
 from shoal.tasks.loading import Example
 from shoal.tasks.metrics import bootstrap_interval
 from shoal.tasks.rewards import numeric
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 
 BASE, MULTI_TASK, TEXT_TO_LORA, SELF_ADAPTING = "base", "multi-task LoRA", "Text-to-LoRA", "Transformer²"
 LETTERS = "ABCDEFGH"

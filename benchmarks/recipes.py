@@ -39,7 +39,7 @@ from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.reports import METRICS, cell
 from shoal.tasks.loading import Split, load_split
 from shoal.tasks.metrics import bootstrap_difference
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 
 # For heads that read one vector a description, which takes noise in place of hidden tokens.
 SENTENCE = {"learning_rate": 3e-4, "dropout": 0.05, "embedding_noise": 0.1, "token_dropout": 0.0}

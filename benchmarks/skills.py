@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from shoal.skills import SkillDetector
+from shoal.text_to_lora.skills import SkillDetector
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data" / "skills_dev.jsonl"
 

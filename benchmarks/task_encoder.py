@@ -29,12 +29,12 @@ print(f"{{loaded:.1f}} | {{peak:.2f}} | {{statistics.median(times) * 1000:.0f}}"
 """
 WAYS = {
     "transformers (Shoal)": """
-from shoal.task_embedding import TaskEncoder
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
 encode = TaskEncoder().encode
 """,
     "sentence-transformers": """
 from sentence_transformers import SentenceTransformer
-from shoal.task_embedding import DEFAULT_ENCODER, wheel_folder
+from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, wheel_folder
 encode = SentenceTransformer(wheel_folder() or DEFAULT_ENCODER, device="cpu").encode
 """,
 }

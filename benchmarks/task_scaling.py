@@ -41,7 +41,7 @@ from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.reports import METRICS, cell
 from shoal.tasks.loading import Split, load_split
 from shoal.tasks.metrics import bootstrap_difference
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 
 START = "multi-task LoRA that all start from"
 

@@ -53,10 +53,10 @@ from shoal.evaluation import Method, MethodResult, Report, described, mean_resul
 from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.reports import METRICS, cell
-from shoal.task_embedding import TaskEncoder
 from shoal.tasks.loading import Split, Task, load_split
-from shoal.text_to_lora import TextToLoRA
-from shoal.training.few_shot import MAX_TOKENS, REFINING, refine
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.few_shot import MAX_TOKENS, REFINING, refine
+from shoal.text_to_lora.generator import TextToLoRA
 from shoal.training.lora import train_lora
 
 SHIPPED = ROOT / "shoal" / "weights" / DEFAULT_MODEL

@@ -20,7 +20,7 @@ from shoal.errors import ShoalError
 from shoal.evaluation import Method, Report, described, evaluate
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
 from shoal.tasks.loading import Task, load_task_directory
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 
 TASKS = Path(__file__).parent / "tasks"
 NAMES = ("party_size", "word_tone", "place_name", "fluent_question", "sort_words")

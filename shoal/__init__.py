@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shoal.integration import SakanaAIIntegration
     from shoal.models.backbone import Backbone, load_backbone, load_shape
     from shoal.tasks.loading import load_split
-    from shoal.text_to_lora import TextToLoRA
+    from shoal.text_to_lora.generator import TextToLoRA
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ _HOME = {
     "LoraTrainingConfig": "shoal.config",
     "SakanaAIIntegration": "shoal.integration",
     "ShoalError": "shoal.errors",
-    "TextToLoRA": "shoal.text_to_lora",
+    "TextToLoRA": "shoal.text_to_lora.generator",
     "TextToLoRAConfig": "shoal.config",
     "Transformer2Config": "shoal.config",
     "UsageError": "shoal.errors",

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from shoal.errors import UsageError
 from shoal.evaluation import Method
-from shoal.hypernetwork_store import HypernetworkCheckpoint
-from shoal.nonsense import gibberish, vocabulary, word_salad
-from shoal.task_embedding import TaskEncoder
 from shoal.tasks.loading import Task
+from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.nonsense import gibberish, vocabulary, word_salad
 
 RIGHT, OTHER = "Text-to-LoRA", "Text-to-LoRA, another task's description"
 GIBBERISH, SALAD = "Text-to-LoRA, gibberish", "Text-to-LoRA, random words"

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from shoal.config import TextToLoRAConfig, Transformer2Config
-from shoal.generated_adapter import GeneratedAdapter
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
 from shoal.monitoring import MonitoringMetrics, RequestLog
-from shoal.skill_check import detection_accuracy
-from shoal.skills import SkillDetector
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generated_adapter import GeneratedAdapter
+from shoal.text_to_lora.generator import TextToLoRA
+from shoal.text_to_lora.skill_check import detection_accuracy
+from shoal.text_to_lora.skills import SkillDetector
 from shoal.transformer2 import Transformer2
 
 
@@ -83,7 +83,7 @@ class SakanaAIIntegration:
     def metrics(self) -> MonitoringMetrics:
         """Counts of the adapters asked for so far, and how well skills are detected.
 
-        The accuracy is measured once, on the prompts of `shoal.skill_check`, which takes about a second;
+        The accuracy is measured once, on the prompts of `shoal.text_to_lora.skill_check`, which takes about a second;
         again where custom skills were taught since.
         """
         if self._accuracy is None:

@@ -23,8 +23,8 @@ from shoal.memory import peak
 from shoal.models.backbone import load_shape
 from shoal.models.shapes import on_meta
 from shoal.models.sources import find_model, known_config, read_config
-from shoal.released import new_hypernetwork
-from shoal.task_embedding import TaskEncoder
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.shipped import new_hypernetwork
 
 # The sizes that the guide names, and what they are the shapes of.
 GUIDE_SHAPES = {"117M": "gpt2", "345M": "gpt2-medium", "7B": "meta-llama/Llama-2-7b-hf"}

@@ -21,11 +21,11 @@ from shoal.controls import (
     word_salad_description,
 )
 from shoal.errors import UsageError
-from shoal.heads import Architecture
-from shoal.hypernetwork import Hypernetwork
-from shoal.hypernetwork_store import HypernetworkCheckpoint
-from shoal.nonsense import gibberish
 from shoal.tasks.loading import Example, Task
+from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint
+from shoal.text_to_lora.heads import Architecture
+from shoal.text_to_lora.hypernetwork import Hypernetwork
+from shoal.text_to_lora.nonsense import gibberish
 
 DIM = 8
 

@@ -15,11 +15,11 @@ import torch
 from shoal.adapters.files import load_adapter
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError
-from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
 from shoal.models.backbone import load_shape
-from shoal.released import new_hypernetwork
-from shoal.task_embedding import DEFAULT_ENCODER
 from shoal.tasks.loading import load_task_directory
+from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, save_hypernetwork
+from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER
+from shoal.text_to_lora.shipped import new_hypernetwork
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from shoal.errors import UsageError
 from shoal.memory import forget_peak, peak, resident
 from shoal.monitoring import RequestLog
-from shoal.skill_check import LABELLED, detection_accuracy
-from shoal.skill_features import SKILLS
+from shoal.text_to_lora.skill_check import LABELLED, detection_accuracy
+from shoal.text_to_lora.skill_features import SKILLS
 
 
 def test_requests_are_counted_as_they_end() -> None:

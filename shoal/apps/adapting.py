@@ -20,8 +20,8 @@ from shoal.errors import ShoalError, UsageError
 if TYPE_CHECKING:
     from shoal.adapters.files import StoredAdapter
     from shoal.adapters.lora import LoRA
-    from shoal.generated_adapter import GeneratedAdapter
     from shoal.models.backbone import Backbone
+    from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def generate(
     from shoal.files import check_place, check_writable
     from shoal.models.backbone import DEFAULT_MODEL
     from shoal.tasks.loading import load_jsonl
-    from shoal.text_to_lora import TextToLoRA
+    from shoal.text_to_lora.generator import TextToLoRA
 
     base = files.base or DEFAULT_MODEL
     generator = TextToLoRA(base, sizes, hypernetwork=files.hypernetwork)
@@ -231,8 +231,8 @@ def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None, 
         warn_of_another_base(stored, base, choice.adapter)
         return base or stored.base_model, stored.lora, None
     if choice.describe is not None:
-        from shoal.task_embedding import check_description
-        from shoal.text_to_lora import TextToLoRA
+        from shoal.text_to_lora.encoders.sentence import check_description
+        from shoal.text_to_lora.generator import TextToLoRA
 
         check_description(choice.describe)  # before the slower search for a model
         generator = TextToLoRA(base or DEFAULT_MODEL, hypernetwork=choice.hypernetwork)
@@ -273,7 +273,7 @@ def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
 
 
 def _about(adapter: GeneratedAdapter, written: dict[str, Any]) -> str:
-    from shoal.generated_adapter import few_shot_note
+    from shoal.text_to_lora.generated_adapter import few_shot_note
 
     lora, facts = adapter.lora, adapter.hypernetwork
     skills = ", ".join(f"{name} ({weight:.0%})" for name, weight in adapter.skills.weights.items())

@@ -43,4 +43,6 @@ def log_json_lines() -> None:
         logging.getLogger(name).propagate = True
     for name in ("shoal", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.INFO)
-    logging.getLogger("shoal.text_to_lora").setLevel(logging.ERROR)  # its warnings quote descriptions
+    logging.getLogger("shoal.text_to_lora.generator").setLevel(
+        logging.ERROR
+    )  # its warnings quote descriptions

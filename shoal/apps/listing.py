@@ -14,7 +14,7 @@ def skills(
     text: Annotated[str | None, typer.Argument(help="a description or request to find skills in")] = None,
 ) -> Output:
     """List the skills, or those in a text."""
-    from shoal.skills import SkillDetector
+    from shoal.text_to_lora.skills import SkillDetector
 
     detector = SkillDetector()
     if text is None:

@@ -131,7 +131,7 @@ def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> lis
         other_description,
         right_description,
     )
-    from shoal.text_to_lora import TextToLoRA
+    from shoal.text_to_lora.generator import TextToLoRA
 
     try:
         generator = TextToLoRA(base, hypernetwork=scoring.hypernetwork)

@@ -138,9 +138,9 @@ def train_text_to_lora(
                 f"--{flag} {value:g}: reconstruction reads no answers and ignores it; set it to 0"
             )
     from shoal.adapters.files import load_adapter
-    from shoal.heads import READINGS
     from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_shape
-    from shoal.recipes import load_start, make_hypernetwork, make_hypernetwork_from_adapters
+    from shoal.text_to_lora.heads import READINGS
+    from shoal.text_to_lora.recipe import load_start, make_hypernetwork, make_hypernetwork_from_adapters
 
     common: dict[str, Any] = {
         "sizes": sizes,
@@ -183,7 +183,12 @@ def average_networks(averaged: Averaged) -> Output:
     import torch
 
     from shoal.files import check_place
-    from shoal.hypernetwork_store import HYPERNETWORK_FILES, average, load_hypernetwork, save_hypernetwork
+    from shoal.text_to_lora.checkpoint import (
+        HYPERNETWORK_FILES,
+        average,
+        load_hypernetwork,
+        save_hypernetwork,
+    )
 
     check_place(averaged.out, HYPERNETWORK_FILES)
     mean = average([load_hypernetwork(folder) for folder in averaged.network])
@@ -214,7 +219,7 @@ def set_fallback(given: Fallback) -> Output:
 
     from shoal.adapters.files import load_adapter
     from shoal.files import check_place
-    from shoal.hypernetwork_store import HYPERNETWORK_FILES, load_hypernetwork, save_hypernetwork
+    from shoal.text_to_lora.checkpoint import HYPERNETWORK_FILES, load_hypernetwork, save_hypernetwork
 
     check_place(given.out, HYPERNETWORK_FILES)
     network, adapter = load_hypernetwork(given.network), load_adapter(given.adapter)
@@ -301,7 +306,7 @@ def _train_adapter(
     held_out: Sequence[Task],
 ) -> Output:
     check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
-    from shoal.recipes import load_start, make_lora
+    from shoal.text_to_lora.recipe import load_start, make_lora
 
     summary = make_lora(
         load(place),

@@ -23,7 +23,7 @@ from shoal.integration import SakanaAIIntegration
 from shoal.models.backbone import Backbone
 from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
 from shoal.tasks.loading import Example, Task
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 from shoal.training.checkpoints import LOG_FILE
 from shoal.training.lora import train_lora
 

@@ -20,7 +20,7 @@ from shoal.service.combining import Combined
 from shoal.service.monitoring import Monitoring
 from shoal.service.schemas import NewAdapter
 from shoal.service.skills import OwnersSkills
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
 
 LINGER_SECONDS = 0.02  # a fraction of what one description takes
 MAX_GENERATORS = 3  # base models besides the served one whose generators are kept

@@ -26,9 +26,9 @@ from shoal.service.monitoring import Monitoring
 from shoal.service.rate_limits import RateLimits
 from shoal.service.shared_rates import SharedRates
 from shoal.service.skills import OwnersSkills
-from shoal.skill_check import detection_accuracy
-from shoal.skills import SkillDetector
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.generator import TextToLoRA
+from shoal.text_to_lora.skill_check import detection_accuracy
+from shoal.text_to_lora.skills import SkillDetector
 
 log = logging.getLogger(__name__)
 

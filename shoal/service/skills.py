@@ -13,7 +13,7 @@ from shoal.database import Database
 from shoal.errors import ConflictError
 from shoal.registry_schema import SKILLS
 from shoal.service.schemas import CustomSkill
-from shoal.skills import SkillDetection, SkillDetector
+from shoal.text_to_lora.skills import SkillDetection, SkillDetector
 
 MAX_OWNERS = 256  # whose detectors are kept in memory; others' are made again when they ask
 _S = SKILLS.c

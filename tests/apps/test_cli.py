@@ -32,8 +32,8 @@ from shoal.config import (
     TextToLoRAConfig,
 )
 from shoal.errors import ShoalError
-from shoal.hypernetwork_store import load_hypernetwork
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone, load_shape
+from shoal.text_to_lora.checkpoint import load_hypernetwork
 from shoal.transformer2 import mlp_modules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,9 +104,9 @@ Shoal = Callable[..., Ended]
 @pytest.fixture
 def shoal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shoal:
     """Runs `shoal` in this process, with stand-ins for the task encoder and for skill detection."""
-    for module in ("shoal.text_to_lora", "shoal.recipes"):
+    for module in ("shoal.text_to_lora.generator", "shoal.text_to_lora.recipe"):
         monkeypatch.setattr(f"{module}.TaskEncoder", HashEncoder)
-    monkeypatch.setattr("shoal.text_to_lora.SkillDetector", NoSkills)
+    monkeypatch.setattr("shoal.text_to_lora.generator.SkillDetector", NoSkills)
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["shoal", *map(str, arguments)])
@@ -765,7 +765,7 @@ def test_an_adapter_that_cannot_be_written_takes_its_gguf_along(
     def full(*arguments: object, **options: object) -> None:
         raise ShoalError("cannot write: the disk is full")
 
-    monkeypatch.setattr("shoal.generated_adapter.save_adapter", full)
+    monkeypatch.setattr("shoal.text_to_lora.generated_adapter.save_adapter", full)
     where = ("--base", tiny_llama, "--out", tmp_path / "a", "--gguf", tmp_path / "a.gguf", *SMALL)
     assert_one_line(shoal("generate", DESCRIPTION, *where), 1, "the disk is full")
     assert untouched(tmp_path, set())
@@ -847,7 +847,7 @@ def test_ctrl_c_anywhere_is_one_line(shoal: Shoal, monkeypatch: pytest.MonkeyPat
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shoal.text_to_lora.TextToLoRA", interrupted)
+    monkeypatch.setattr("shoal.text_to_lora.generator.TextToLoRA", interrupted)
     assert_one_line(shoal("generate", DESCRIPTION), 1, "interrupted")
 
 

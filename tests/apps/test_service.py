@@ -19,17 +19,17 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from shoal import released
 from shoal.adapters.files import load_adapter
 from shoal.apps.service import create_app
 from shoal.config import TextToLoRAConfig
-from shoal.hypernetwork_store import HypernetworkCheckpoint, save_hypernetwork
 from shoal.models.backbone import pick_device, pick_dtype
 from shoal.models.shapes import load_shape
 from shoal.registry import Registry
-from shoal.released import new_hypernetwork
 from shoal.service.service import open_service
-from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder
+from shoal.text_to_lora import shipped as released
+from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, save_hypernetwork
+from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder
+from shoal.text_to_lora.shipped import new_hypernetwork
 
 ASK: Any = [{"role": "user", "content": "Say something."}]
 GREEDY: dict[str, Any] = {"messages": ASK, "max_tokens": 8, "temperature": 0}

@@ -29,7 +29,7 @@ KILLS = 50
 # `shoal serve` in a child of a process that has imported everything: 50 starts in a minute, not in ten.
 SERVE = """
 import os, sys
-import torch, uvicorn, shoal.apps.service, shoal.service.service as service, shoal.text_to_lora
+import torch, uvicorn, shoal.apps.service, shoal.service.service as service, shoal.text_to_lora.generator
 from shoal.models.backbone import load_backbone
 from shoal.registry import Registry
 backbone = load_backbone(sys.argv[1])

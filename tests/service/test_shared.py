@@ -22,7 +22,7 @@ from shoal.service.schemas import CustomSkill
 from shoal.service.service import open_service
 from shoal.service.shared_rates import SharedRates
 from shoal.service.skills import OwnersSkills
-from shoal.skills import SkillDetector
+from shoal.text_to_lora.skills import SkillDetector
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

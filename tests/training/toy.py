@@ -22,11 +22,11 @@ from shoal.adapters.svf import Decomposition, decompose
 from shoal.adapters.svf_hooks import dense_weight
 from shoal.config import ExpertTrainingConfig, HypernetworkTrainingConfig, LoraTrainingConfig
 from shoal.errors import ShoalError
-from shoal.hypernetwork import Architecture, Hypernetwork
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.loading import Example, Task
+from shoal.text_to_lora.hypernetwork import Architecture, Hypernetwork
+from shoal.text_to_lora.train import train_hypernetwork, train_reconstruction
 from shoal.training.experts import train_expert
-from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from shoal.errors import UsageError
-from shoal.recipes import known_tasks
 from shoal.tasks.procedural.catalogue import procedural_tasks
 from shoal.tasks.procedural.relabel import is_copy, relabel
 from shoal.tasks.records import Example, Task
+from shoal.text_to_lora.recipe import known_tasks
 
 CLOSED = procedural_tasks(["number-parity", "review-sentiment", "sentence-type", "price-class"], size=60)
 

@@ -18,21 +18,21 @@ from torch import Tensor
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA, TargetModule
 from shoal.config import HypernetworkTrainingConfig
-from shoal.description_states import StateReader
 from shoal.errors import UsageError
-from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import LeakageError
-from shoal.training.batches import tokenise
-from shoal.training.descriptions import Descriptions
-from shoal.training.hypernetwork import (
+from shoal.text_to_lora.descriptions import Descriptions
+from shoal.text_to_lora.encoders.states import StateReader
+from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
+from shoal.text_to_lora.train import (
     ReconstructionObjective,
     SftObjective,
     parameter_groups,
     train_hypernetwork,
     train_reconstruction,
 )
+from shoal.training.batches import tokenise
 from shoal.training.lora import set_for_training
 
 MODULES = ("q_proj", "v_proj")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from shoal.adapters.lora import LoRA
-from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.inference.forward import adapted, answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
+from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.training.batches import Corpus
 
 

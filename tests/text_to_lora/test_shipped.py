@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from shoal.config import TextToLoRAConfig
-from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork
 from shoal.models.backbone import DEFAULT_MODEL, load_shape
-from shoal.nonsense import gibberish
-from shoal.released import SHIPPED, shipped_for
-from shoal.task_embedding import TaskEncoder
-from shoal.text_to_lora import TextToLoRA
+from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, load_hypernetwork
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.generator import TextToLoRA
+from shoal.text_to_lora.nonsense import gibberish
+from shoal.text_to_lora.shipped import SHIPPED, shipped_for
 
 GUIDE_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.nonsense import gibberish, word_salad
+from shoal.text_to_lora.nonsense import gibberish, word_salad
 
 
 def test_gibberish_is_random_letters_by_seed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.generated_adapter import familiarity_note
+from shoal.text_to_lora.generated_adapter import familiarity_note
 
 
 @pytest.mark.parametrize(

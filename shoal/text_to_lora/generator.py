@@ -26,23 +26,23 @@ import torch
 
 from shoal.adapters.lora import LoRA
 from shoal.config import TextToLoRAConfig
-from shoal.description_states import StateReader
 from shoal.errors import ShoalError, UsageError
-from shoal.familiarity import Familiarity
 from shoal.files import sha256_of
-from shoal.generated_adapter import GeneratedAdapter, familiarity_note
-from shoal.hypernetwork_store import (
+from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone, load_shape
+from shoal.models.sources import check_downloaded
+from shoal.tasks.loading import Example
+from shoal.text_to_lora.checkpoint import (
     WEIGHTS_FILE,
     HypernetworkCheckpoint,
     load_hypernetwork,
     save_hypernetwork,
 )
-from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone, load_shape
-from shoal.models.sources import check_downloaded
-from shoal.released import config_of, misfit, shipped_for
-from shoal.skills import SkillDetector
-from shoal.task_embedding import DEFAULT_ENCODER, TaskEncoder, check_description
-from shoal.tasks.loading import Example
+from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder, check_description
+from shoal.text_to_lora.encoders.states import StateReader
+from shoal.text_to_lora.familiarity import Familiarity
+from shoal.text_to_lora.generated_adapter import GeneratedAdapter, familiarity_note
+from shoal.text_to_lora.shipped import config_of, misfit, shipped_for
+from shoal.text_to_lora.skills import SkillDetector
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class TextToLoRA:
         Args:
             description: what the adapter shall do, in English.
             examples: at least 4 solved ones, as records or as (input, output), on which the adapter is then
-                trained for some seconds; for that the base model is loaded. See `shoal.training.few_shot`.
+                trained for some seconds; for that the base model is loaded. See `shoal.text_to_lora.few_shot`.
 
         Raises:
             UsageError: the description is empty, too short or long, or not English; the examples are too few,
@@ -246,7 +246,7 @@ class TextToLoRA:
                 f"{self.shape.base_model} with this configuration; use `shoal train lora` with them"
             )
         try:
-            from shoal.training.few_shot import refine
+            from shoal.text_to_lora.few_shot import refine
         except ImportError as error:
             raise ShoalError(
                 f"examples need {error.name}, which is not installed; pip install 'shoal[train]'"

@@ -11,9 +11,9 @@ import torch
 
 from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
 from shoal.errors import UsageError
-from shoal.heads import HEADS, Architecture
-from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.models.backbone import load_shape
+from shoal.text_to_lora.heads import HEADS, Architecture
+from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 
 SMALL = Architecture(task_dim=12, rank=3, alpha=6.0, latent_size=8, hidden_size=12, dropout=0.2, num_bases=4)
 # Wide and narrow maps of two layers: an up-projection, a down-projection, grouped keys, and a fused one.

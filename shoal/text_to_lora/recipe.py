@@ -21,24 +21,24 @@ from shoal.adapters.files import ADAPTER_FILES, StoredAdapter, load_adapter, sav
 from shoal.adapters.lora import LoRA
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
 from shoal.errors import UsageError
-from shoal.familiarity import KnownTasks
 from shoal.files import check_place
-from shoal.hypernetwork import Hypernetwork
-from shoal.hypernetwork_store import (
+from shoal.models.backbone import Backbone, BackboneShape
+from shoal.tasks.loading import Task
+from shoal.tasks.procedural.relabel import is_copy
+from shoal.text_to_lora.checkpoint import (
     CONFIG_FILE,
     HYPERNETWORK_FILES,
     HypernetworkCheckpoint,
     load_hypernetwork,
     save_hypernetwork,
 )
-from shoal.models.backbone import Backbone, BackboneShape
-from shoal.nonsense import gibberish, vocabulary, word_salad
-from shoal.released import new_hypernetwork
-from shoal.task_embedding import TaskEncoder
-from shoal.tasks.loading import Task
-from shoal.tasks.procedural.relabel import is_copy
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.familiarity import KnownTasks
+from shoal.text_to_lora.hypernetwork import Hypernetwork
+from shoal.text_to_lora.nonsense import gibberish, vocabulary, word_salad
+from shoal.text_to_lora.shipped import new_hypernetwork
+from shoal.text_to_lora.train import train_hypernetwork, train_reconstruction
 from shoal.training.checkpoints import check_run_folder
-from shoal.training.hypernetwork import train_hypernetwork, train_reconstruction
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora
 

@@ -13,18 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shoal import released, text_to_lora
 from shoal.adapters.files import load_adapter
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA
 from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
-from shoal.hypernetwork_store import HypernetworkCheckpoint, load_hypernetwork, save_hypernetwork
 from shoal.models.backbone import load_backbone, load_shape
-from shoal.released import new_hypernetwork
-from shoal.task_embedding import DEFAULT_ENCODER
 from shoal.tasks.loading import Example, Task
-from shoal.text_to_lora import CACHED_ADAPTERS, TextToLoRA
+from shoal.text_to_lora import generator as text_to_lora
+from shoal.text_to_lora import shipped as released
+from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, load_hypernetwork, save_hypernetwork
+from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER
+from shoal.text_to_lora.generator import CACHED_ADAPTERS, TextToLoRA
+from shoal.text_to_lora.shipped import new_hypernetwork
 
 DIM = 12
 SIZES = TextToLoRAConfig(
@@ -81,7 +82,7 @@ def base(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def trained(base: str, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint after three steps of real training on the weights of the same model."""
-    from shoal.training.hypernetwork import train_hypernetwork
+    from shoal.text_to_lora.train import train_hypernetwork
 
     backbone = load_backbone(str(tiny_llama), device="cpu", dtype=torch.float32)
     network = new_hypernetwork(backbone.shape, SIZES, DIM)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shoal.errors import UsageError
-from shoal.familiarity import KnownTasks
+from shoal.text_to_lora.familiarity import KnownTasks
 
 SENSIBLE = torch.tensor([0.0, 0.0, 1.0])  # whatever the text
 

@@ -15,10 +15,7 @@ from torch import Tensor
 
 from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
 from shoal.errors import ShoalError, UsageError
-from shoal.familiarity import KnownTasks
-from shoal.heads import HEADS, Architecture
-from shoal.hypernetwork import Hypernetwork
-from shoal.hypernetwork_store import (
+from shoal.text_to_lora.checkpoint import (
     CONFIG_FILE,
     KNOWN_TASKS_FILE,
     MULTI_TASK_FILE,
@@ -28,6 +25,9 @@ from shoal.hypernetwork_store import (
     load_hypernetwork,
     save_hypernetwork,
 )
+from shoal.text_to_lora.familiarity import KnownTasks
+from shoal.text_to_lora.heads import HEADS, Architecture
+from shoal.text_to_lora.hypernetwork import Hypernetwork
 
 ARCHITECTURE = Architecture(task_dim=12, rank=2, alpha=4.0, latent_size=8, hidden_size=12)
 TARGETS = tuple(TargetModule(f"layers.{n}.q", n, "q", 8, 16) for n in range(2))

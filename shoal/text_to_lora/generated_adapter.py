@@ -14,7 +14,7 @@ from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import save_adapter
 from shoal.adapters.lora import LoRA
 from shoal.models.backbone import BackboneShape
-from shoal.skills import SkillDetection
+from shoal.text_to_lora.skills import SkillDetection
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,8 @@ class GeneratedAdapter:
         skills: skills that the description asks for.
         hypernetwork: facts of its generator; `trained` is False where the adapter is the identity, else there
             are also `nearest_tasks` (name -> distance), `distance`, `confidence` and `nonsense`: see
-            `shoal.familiarity`; with examples, `few_shot` says what they did: see
-            `shoal.training.few_shot.Refinement`.
+            `shoal.text_to_lora.familiarity`; with examples, `few_shot` says what they did: see
+            `shoal.text_to_lora.few_shot.Refinement`.
         duration: seconds that generating took, of several made at once its share; 0 from the cache.
         shape: of the base model.
     """

@@ -9,9 +9,9 @@ import torch
 
 from shoal.inference.forward import adapted, answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
+from shoal.text_to_lora.descriptions import Descriptions
+from shoal.text_to_lora.steering import SteeringMonitor
 from shoal.training.batches import tokenise
-from shoal.training.descriptions import Descriptions
-from shoal.training.steering import SteeringMonitor
 
 
 def monitor_of(toy: ModuleType, backbone: Backbone, count: int, *, fresh: bool = False) -> SteeringMonitor:

@@ -13,10 +13,10 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
-from shoal.hypernetwork import Hypernetwork
-from shoal.nonsense import gibberish, vocabulary, word_salad
-from shoal.task_embedding import TaskEncoder, read_texts
 from shoal.tasks.loading import Task
+from shoal.text_to_lora.encoders.sentence import TaskEncoder, read_texts
+from shoal.text_to_lora.hypernetwork import Hypernetwork
+from shoal.text_to_lora.nonsense import gibberish, vocabulary, word_salad
 
 
 class Descriptions:

@@ -10,10 +10,10 @@ from typing import cast
 
 from shoal.config import HeadName, TextToLoRAConfig
 from shoal.files import read_json
-from shoal.heads import READINGS, Architecture
-from shoal.hypernetwork import Hypernetwork
-from shoal.hypernetwork_store import CONFIG_FILE, HypernetworkCheckpoint
 from shoal.models.backbone import BackboneShape
+from shoal.text_to_lora.checkpoint import CONFIG_FILE, HypernetworkCheckpoint
+from shoal.text_to_lora.heads import READINGS, Architecture
+from shoal.text_to_lora.hypernetwork import Hypernetwork
 
 SHIPPED = Path(__file__).parent / "weights"
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from shoal.errors import ShoalError, UsageError
-from shoal.skill_features import KEYWORDS, features, prepare
-from shoal.skills import HEAD_PATH, SKILLS, SkillDetection, SkillDetector, load_head
-from shoal.task_embedding import TaskEncoder
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.skill_features import KEYWORDS, features, prepare
+from shoal.text_to_lora.skills import HEAD_PATH, SKILLS, SkillDetection, SkillDetector, load_head
 
 ROOT = Path(__file__).resolve().parents[1]
 

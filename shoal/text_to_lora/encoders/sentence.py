@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoal.errors import ShoalError, UsageError, reason, shorten
-from shoal.hypernetwork import Hypernetwork, stack_embeddings
+from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from shoal.task_embedding import TaskEncoder
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
 
 # Regular expressions, matched where a word begins, in lower case.
 KEYWORDS = {

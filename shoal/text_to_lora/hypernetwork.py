@@ -2,7 +2,7 @@
 
 Knows tensors and targets, nothing of files, descriptions, models or training. A trunk reads the sentence
 vector of a task embedding beside learned layer and module-type embeddings; one head a module type
-(`shoal.heads`) turns its output, and the token states if it reads them, into factors. With an offset, the
+(`shoal.text_to_lora.heads`) turns its output, and the token states if it reads them, into factors. With an offset, the
 network learns one shared adapter and emits differences from it that start at zero, so that training starts at
 the multi-task LoRA.
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, check_rank, group_by_type
 from shoal.errors import UsageError
-from shoal.heads import HEADS, Architecture, Tokens
+from shoal.text_to_lora.heads import HEADS, Architecture, Tokens
 
 
 class Hypernetwork(nn.Module):

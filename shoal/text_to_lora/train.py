@@ -21,18 +21,18 @@ from torch.nn import functional as F
 
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, stack
 from shoal.config import HypernetworkTrainingConfig
-from shoal.description_states import StateReader
 from shoal.errors import UsageError
-from shoal.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.models.backbone import Backbone
-from shoal.task_embedding import TaskEncoder
 from shoal.tasks.loading import Task, check_no_leakage
+from shoal.text_to_lora.descriptions import Descriptions
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.encoders.states import StateReader
+from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
+from shoal.text_to_lora.steering import SteeringMonitor
 from shoal.training.batches import BatchOrder, Corpus, tokenise
-from shoal.training.descriptions import Descriptions
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
 from shoal.training.prefix_cache import PrefixCache
-from shoal.training.steering import SteeringMonitor
 
 
 def train_hypernetwork(

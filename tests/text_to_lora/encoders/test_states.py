@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.description_states import MAX_TOKENS, StateReader
 from shoal.models.backbone import load_backbone
+from shoal.text_to_lora.encoders.states import MAX_TOKENS, StateReader
 
 TEXTS = ["Sort the words.", "Say whether the review of a film is positive or negative.", "Count."]
 

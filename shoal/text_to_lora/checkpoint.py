@@ -22,10 +22,10 @@ from torch import Tensor
 
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule
 from shoal.errors import ShoalError, UsageError, reason
-from shoal.familiarity import Familiarity, KnownTasks
 from shoal.files import read_directory, read_json, read_tensors, write_directory
-from shoal.hypernetwork import Architecture, Hypernetwork
-from shoal.task_embedding import TaskEncoder, embed_texts
+from shoal.text_to_lora.encoders.sentence import TaskEncoder, embed_texts
+from shoal.text_to_lora.familiarity import Familiarity, KnownTasks
+from shoal.text_to_lora.hypernetwork import Architecture, Hypernetwork
 
 WEIGHTS_FILE = "hypernetwork.safetensors"
 CONFIG_FILE = "hypernetwork.json"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shoal.errors import ShoalError, UsageError
-from shoal.task_embedding import (
+from shoal.text_to_lora.encoders.sentence import (
     DEFAULT_ENCODER,
     MAX_CHARACTERS,
     MAX_WORDS,
@@ -251,7 +251,7 @@ def test_an_encoder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         TaskEncoder(str(tmp_path / "nowhere"))
     with pytest.raises(ShoalError, match="cannot be loaded .*: pip install"):
         TaskEncoder(str(tmp_path))
-    monkeypatch.setattr("shoal.task_embedding.wheel_folder", lambda: None)
+    monkeypatch.setattr("shoal.text_to_lora.encoders.sentence.wheel_folder", lambda: None)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(ShoalError, match=f"'{DEFAULT_ENCODER}' cannot be loaded .*: pip install") as error:
         TaskEncoder()

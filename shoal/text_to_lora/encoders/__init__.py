@@ -1,0 +1,1 @@
+"""What a hypernetwork reads of a description: sentence vectors, or the backbone's own states."""
