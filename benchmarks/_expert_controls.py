@@ -24,7 +24,7 @@ from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.tasks.loading import Task, load_split
 from shoal.tasks.procedural.catalogue import procedural_tasks
-from shoal.training.experts import train_on_rewards
+from shoal.transformer2.train import train_on_rewards
 
 RECIPES = ROOT / "configs" / "experts"
 PLACE = ROOT / "runs" / "experts"

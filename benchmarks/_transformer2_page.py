@@ -9,7 +9,7 @@ from _expert_controls import IA3, LORA, recipe, skills
 from _machine import table
 
 from shoal.adapters.svf_files import StoredExpert
-from shoal.probe_store import StoredProbe
+from shoal.transformer2.router_files import StoredProbe
 
 BASE, BEST_PROMPT = "base model", "base model, best prompt"
 ORACLE, RANDOM, UNIFORM = "own expert (oracle dispatch)", "random expert", "uniform mixture"

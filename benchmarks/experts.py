@@ -22,9 +22,9 @@ from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import MergedExperts, attach_expert
 from shoal.config import MixtureSearchConfig
 from shoal.inference.forward import answer_losses, pad_sequences
-from shoal.mixture_search import search_mixture
 from shoal.models.backbone import load_backbone
-from shoal.transformer2 import mlp_modules
+from shoal.transformer2.mixture_search import search_mixture
+from shoal.transformer2.model import mlp_modules
 
 
 def main() -> None:

@@ -46,21 +46,21 @@ from shoal.adapters.svf import ExpertVector, mix
 from shoal.adapters.svf_files import load_expert
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig, Transformer2Config
-from shoal.dispatch import NONE, PromptDispatch
-from shoal.dispatch_recipe import TEST, LabelledRequest, labelled_requests
 from shoal.environment import commit
-from shoal.expert_set import DISPATCH, SHIPPED, load_expert_set
 from shoal.files import write_file
 from shoal.inference.generate import generate_greedy
-from shoal.mixture_search import check_no_overlap, search_mixture
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
-from shoal.probe_store import WEIGHTS_FILE as PROBE_WEIGHTS
-from shoal.probe_store import load_probe
 from shoal.respondents import SelfAdaptingModel
 from shoal.tasks.loading import Task, load_split
 from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.tasks.rewards import REWARDS
-from shoal.transformer2 import Transformer2
+from shoal.transformer2.experts import DISPATCH, SHIPPED, load_expert_set
+from shoal.transformer2.mixture_search import check_no_overlap, search_mixture
+from shoal.transformer2.model import Transformer2
+from shoal.transformer2.router import NONE, PromptDispatch
+from shoal.transformer2.router_files import WEIGHTS_FILE as PROBE_WEIGHTS
+from shoal.transformer2.router_files import load_probe
+from shoal.transformer2.router_recipe import TEST, LabelledRequest, labelled_requests
 
 TOKENS = 24
 SELECTION = 16  # training examples of a task on which the base model's best prompt is chosen

@@ -14,7 +14,7 @@ from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.skill_check import detection_accuracy
 from shoal.text_to_lora.skills import SkillDetector
-from shoal.transformer2 import Transformer2
+from shoal.transformer2.model import Transformer2
 
 
 class SakanaAIIntegration:

@@ -14,7 +14,7 @@ from shoal.evaluation import reference_losses
 from shoal.inference.forward import pad_sequences
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone
-from shoal.transformer2 import Transformer2
+from shoal.transformer2.model import Transformer2
 
 Result = TypeVar("Result")
 PAD = 0  # any token: what is padding is masked

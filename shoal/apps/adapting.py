@@ -179,7 +179,7 @@ def _check_choice(choice: Asking) -> None:
 def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Asking) -> dict[str, Any]:
     """Attach the chosen expert until the stack is left; what was chosen."""
     from shoal.adapters.svf_hooks import attach_expert
-    from shoal.expert_set import load_alone
+    from shoal.transformer2.experts import load_alone
 
     if choice.expert is not None:
         stored, basis = load_alone(choice.expert, backbone.model)
@@ -188,7 +188,7 @@ def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Aski
     import torch
 
     from shoal.config import Transformer2Config
-    from shoal.transformer2 import Transformer2
+    from shoal.transformer2.model import Transformer2
 
     settings = Transformer2Config(expert_vector_dim=None, adaptation_strength=choice.strength)
     model = Transformer2.shipped(backbone.model, settings, folder=choice.experts)

@@ -17,10 +17,10 @@ from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.adapters.svf import LowRankExpert
-    from shoal.expert_set import ExpertSet
-    from shoal.mixture_search import FoundMixture
     from shoal.models.backbone import Backbone
     from shoal.tasks.loading import Task
+    from shoal.transformer2.experts import ExpertSet
+    from shoal.transformer2.mixture_search import FoundMixture
 
 ExpertData = Annotated[Data, Only(*(name for name in Data.model_fields if name != "start"))]
 ExpertTraining = Annotated[
@@ -88,7 +88,7 @@ def train_expert(
     evolving = ("cma",) if training.objective == "evolution" else ()
     check_extra("training", "train", "accelerate", "tensorboard", "tqdm", *evolving)
     tasks, held_out = divided(data)
-    from shoal.expert_recipe import make_expert
+    from shoal.transformer2.recipe import make_expert
 
     trained = make_expert(
         load(place),
@@ -112,8 +112,8 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
     It reads which tasks the experts were trained on, and is scored on descriptions and inputs that it never
     saw.
     """
-    from shoal.dispatch_recipe import make_dispatch
-    from shoal.expert_set import tasks_of
+    from shoal.transformer2.experts import tasks_of
+    from shoal.transformer2.router_recipe import make_dispatch
 
     wanted = tasks_of(choice.experts)
     tasks = {task.name: task for part in divided(data) for task in part}
@@ -152,10 +152,10 @@ def adapt(place: Place, files: Adapting, search: MixtureSearchConfig) -> Output:
     The mixture is written as an expert; `shoal ask --expert` answers with it.
     """
     from shoal.adapters.svf_files import EXPERT_FILES, StoredExpert, save_expert
-    from shoal.expert_set import experts_of
     from shoal.files import check_place
-    from shoal.mixture_search import search_mixture
     from shoal.tasks.loading import load_jsonl
+    from shoal.transformer2.experts import experts_of
+    from shoal.transformer2.mixture_search import search_mixture
 
     check_place(files.out, EXPERT_FILES)
     task = load_jsonl(files.examples, definition=files.describe or "adapt", test_size=0)
@@ -204,7 +204,7 @@ def _write_lora(
 
 def _coefficients(known: ExpertSet, found: FoundMixture) -> dict[str, float]:
     """Skill, or `none` for the base model, -> coefficient, the mean over layers where each has its own."""
-    from shoal.dispatch import NONE
+    from shoal.transformer2.router import NONE
 
     means = found.coefficients.mean(0).tolist()
     return {name: round(value, 4) for name, value in zip((*known.experts, NONE), means, strict=True)}

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 from shoal.adapters.lora import LoRA
 from shoal.adapters.svf import ExpertVector
-from shoal.dispatch import NONE, Decision
 from shoal.errors import NotFoundError, UsageError
-from shoal.expert_set import ExpertSet
 from shoal.registry import AdapterRecord, Registry
 from shoal.service.failures import not_a_model
 from shoal.service.schemas import AdapterChoice
+from shoal.transformer2.experts import ExpertSet
+from shoal.transformer2.router import NONE, Decision
 
 Adapter = str | Mapping[str, float] | LoRA | ExpertVector | None
 

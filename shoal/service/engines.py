@@ -15,13 +15,13 @@ from shoal.adapters.files import save_adapter
 from shoal.adapters.lora import LoRA
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError
-from shoal.expert_set import ExpertSet, shipped_experts
 from shoal.inference.engine.adapter_cache import AdapterCache
 from shoal.inference.engine.core import Engine, Observer
 from shoal.inference.engine.records import Limits
 from shoal.inference.engine.runner import EngineRunner, Runner
 from shoal.models.backbone import DTYPES, Backbone, load_backbone, load_wording
 from shoal.registry import Registry
+from shoal.transformer2.experts import ExpertSet, shipped_experts
 
 VLLM_KEY_VARIABLE = "VLLM_API_KEY"
 

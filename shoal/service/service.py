@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from shoal.api_keys import ANYONE, ApiKeys
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
-from shoal.expert_set import ExpertSet
 from shoal.inference.engine.records import EngineState
 from shoal.inference.engine.runner import Runner
 from shoal.memory import give_back
@@ -29,6 +28,7 @@ from shoal.service.skills import OwnersSkills
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.skill_check import detection_accuracy
 from shoal.text_to_lora.skills import SkillDetector
+from shoal.transformer2.experts import ExpertSet
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from shoal.config import (
 from shoal.errors import ShoalError
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone, load_shape
 from shoal.text_to_lora.checkpoint import load_hypernetwork
-from shoal.transformer2 import mlp_modules
+from shoal.transformer2.model import mlp_modules
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("apple", "banana", "cherry", "dates", "elder", "figs", "grape", "honey", "iris")

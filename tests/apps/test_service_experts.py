@@ -12,13 +12,13 @@ from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.apps.service import create_app
-from shoal.dispatch import ProbeDispatch, mean_states, train_probe
-from shoal.expert_set import ExpertSet
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.registry import Registry
 from shoal.service.service import open_service
-from shoal.transformer2 import mlp_modules
+from shoal.transformer2.experts import ExpertSet
+from shoal.transformer2.model import mlp_modules
+from shoal.transformer2.router import ProbeDispatch, mean_states, train_probe
 
 SHOUTING, OTHER = "!!!! !!!!", "What is it?"
 

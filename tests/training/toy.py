@@ -26,9 +26,9 @@ from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.loading import Example, Task
 from shoal.text_to_lora.hypernetwork import Architecture, Hypernetwork
 from shoal.text_to_lora.train import train_hypernetwork, train_reconstruction
-from shoal.training.experts import train_expert
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora
+from shoal.transformer2.train import train_expert
 
 WORDS = ("apple", "banana", "cherry", "dates", "elder", "figs", "grape", "honey", "iris", "juniper", "kale")
 RULES: dict[str, Callable[[str], str]] = {

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.dispatch import (
+from shoal.errors import UsageError
+from shoal.models.backbone import Backbone, load_backbone
+from shoal.transformer2.router import (
     CONTENT_FREE,
     NONE,
     Probe,
@@ -16,8 +18,6 @@ from shoal.dispatch import (
     mean_states,
     train_probe,
 )
-from shoal.errors import UsageError
-from shoal.models.backbone import Backbone, load_backbone
 
 SKILLS = ("arithmetic", "poems")
 SUMS = [f"What is {a} + {b}?" for a in range(3, 15) for b in (21, 34)]

@@ -1,7 +1,7 @@
 """The experts of one model, and what chooses between them, as one directory.
 
     SET/<skill>/       an expert (`shoal.adapters.svf_files`)
-    SET/dispatch/      the probe that chooses (`shoal.probe_store`)
+    SET/dispatch/      the probe that chooses (`shoal.transformer2.router_files`)
 
 A set belongs to a model whose singular values are those that its experts were trained on, whatever the model
 is called. Knows directories and a model; nothing of passes.
@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from shoal.adapters.svf import Decomposition, ExpertVector
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_files import CONFIG_FILE, FORMAT, StoredExpert, is_for, load_expert, modules_of
-from shoal.dispatch import ProbeDispatch
 from shoal.errors import ShoalError, UsageError
 from shoal.files import read_json
-from shoal.probe_store import load_probe
+from shoal.transformer2.router import ProbeDispatch
+from shoal.transformer2.router_files import load_probe
 
 DISPATCH = "dispatch"
 SHIPPED = Path(__file__).parent / "weights" / "experts"

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TextIteratorStre
 from shoal.adapters.svf import Decomposition, ExpertVector, decompose
 from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import Transformer2Config
-from shoal.dispatch import NONE, Decision
 from shoal.errors import UsageError
 from shoal.models.backbone import load_backbone, shape_of
 from shoal.tasks.procedural.catalogue import procedural_tasks
-from shoal.transformer2 import Transformer2, mlp_modules
+from shoal.transformer2.model import Transformer2, mlp_modules
+from shoal.transformer2.router import NONE, Decision
 
 FULL = Transformer2Config(expert_vector_dim=None, adaptation_strength=1.0)
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}

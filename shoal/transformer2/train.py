@@ -38,10 +38,10 @@ from shoal.tasks.loading import Task, check_no_leakage
 from shoal.tasks.rewards import REWARDS, Reward
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
 from shoal.training.evolution import evolve
-from shoal.training.expert_population import ExpertPopulation
 from shoal.training.label_rewards import LabelRewards, labels_of, log_likelihoods, source_of
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
+from shoal.transformer2.population import ExpertPopulation
 
 GATE_EXAMPLES = 64  # of all tasks together, on which the base model is tried first
 

@@ -27,10 +27,10 @@ from shoal.adapters.svf import Decompositions, ExpertVector, check_fits
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import Mode, attach_expert, mode_costs
 from shoal.config import Transformer2Config
-from shoal.dispatch import NONE, Decision, Dispatch
 from shoal.errors import UsageError
-from shoal.expert_set import load_expert_set, shipped_experts
 from shoal.models.shapes import ROLES, BackboneShape, shape_of
+from shoal.transformer2.experts import load_expert_set, shipped_experts
+from shoal.transformer2.router import NONE, Decision, Dispatch
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Transformer2(nn.Module):
             model: a causal language model of `transformers`.
             config: settings; the first `num_expert_vectors` experts are taken, and no more than
                 `expert_vector_dim` of their components.
-            folder: of experts (`shoal.expert_set`); by default that of the shipped ones for these weights.
+            folder: of experts (`shoal.transformer2.experts`); by default that of the shipped ones for these weights.
 
         Raises:
             UsageError: a model of another kind, or experts of other weights.

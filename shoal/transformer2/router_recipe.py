@@ -17,12 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shoal.dispatch import NONE, Probe, mean_states, train_probe
 from shoal.errors import UsageError
 from shoal.files import check_place
 from shoal.models.backbone import Backbone
-from shoal.probe_store import PROBE_FILES, StoredProbe, save_probe
 from shoal.tasks.loading import Example, Task
+from shoal.transformer2.router import NONE, Probe, mean_states, train_probe
+from shoal.transformer2.router_files import PROBE_FILES, StoredProbe, save_probe
 
 # Description number n is of fold n % 4.
 FOLDS, TRAIN, TEST = 4, (0, 1, 2), (3,)

@@ -22,7 +22,7 @@ from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, LeakageError
 from shoal.tasks.rewards import REWARDS
 from shoal.training.batches import tokenise
-from shoal.training.experts import ExpertObjective, SingularValues, leave_one_out, train_expert
+from shoal.transformer2.train import ExpertObjective, SingularValues, leave_one_out, train_expert
 
 OPEN = {"least_success": 0, "most_success": 1}
 

@@ -13,9 +13,9 @@ from shoal.config import MixtureSearchConfig
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import generate_greedy
-from shoal.mixture_search import check_no_overlap, search_mixture
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.loading import Example
+from shoal.transformer2.mixture_search import check_no_overlap, search_mixture
 
 QUICK = MixtureSearchConfig(population=8, iterations=4)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from shoal.dispatch import Probe
 from shoal.errors import ShoalError
 from shoal.files import read_directory, read_json, read_tensors, write_directory
+from shoal.transformer2.router import Probe
 
 WEIGHTS_FILE = "probe.safetensors"
 CONFIG_FILE = "probe.json"

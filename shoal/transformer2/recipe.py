@@ -12,14 +12,14 @@ from tqdm import tqdm
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_files import EXPERT_FILES, StoredExpert, save_expert
 from shoal.config import ExpertTrainingConfig, Transformer2Config
-from shoal.dispatch import NONE
 from shoal.errors import UsageError
 from shoal.files import check_place
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
 from shoal.training.checkpoints import check_run_folder
-from shoal.training.experts import TrainedExpert, train_expert
-from shoal.transformer2 import mlp_modules
+from shoal.transformer2.model import mlp_modules
+from shoal.transformer2.router import NONE
+from shoal.transformer2.train import TrainedExpert, train_expert
 
 
 def make_expert(

@@ -10,19 +10,26 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shoal import expert_set
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_files import StoredExpert, save_expert
 from shoal.config import Transformer2Config
-from shoal.dispatch import NONE
-from shoal.dispatch_recipe import TEST, TRAIN, accuracy, labelled_requests, make_dispatch
 from shoal.errors import ShoalError, UsageError
-from shoal.expert_set import DISPATCH, experts_of, load_alone, load_expert_set, shipped_experts, tasks_of
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.probe_store import CONFIG_FILE, WEIGHTS_FILE, load_probe, save_probe
 from shoal.tasks.loading import Example, Task
-from shoal.transformer2 import Transformer2, mlp_modules
+from shoal.transformer2 import experts as expert_set
+from shoal.transformer2.experts import (
+    DISPATCH,
+    experts_of,
+    load_alone,
+    load_expert_set,
+    shipped_experts,
+    tasks_of,
+)
+from shoal.transformer2.model import Transformer2, mlp_modules
+from shoal.transformer2.router import NONE
+from shoal.transformer2.router_files import CONFIG_FILE, WEIGHTS_FILE, load_probe, save_probe
+from shoal.transformer2.router_recipe import TEST, TRAIN, accuracy, labelled_requests, make_dispatch
 
 COMPONENTS = 4
 

@@ -22,9 +22,9 @@ from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.rewards import REWARDS
 from shoal.training.batches import tokenise
-from shoal.training.expert_population import ExpertPopulation
-from shoal.training.experts import SingularValues, train_expert
 from shoal.training.label_rewards import has_labels
+from shoal.transformer2.population import ExpertPopulation
+from shoal.transformer2.train import SingularValues, train_expert
 
 OPEN = {"least_success": 0, "most_success": 1}
 

@@ -1,0 +1,1 @@
+"""Transformer²: expert vectors over singular values, and the router that picks one for each request."""
