@@ -27,14 +27,14 @@ from shoal.adapters.card import AdapterCard
 from shoal.adapters.lora import LoRA
 from shoal.memory import resident
 from shoal.models.shapes import load_shape
-from shoal.registry import Registry
-from shoal.registry_schema import ADAPTERS
+from shoal.registry.registry import Registry
+from shoal.registry.schema import ADAPTERS
 
 LOOKS = 1000
 READ = """
 import sys
 from shoal.memory import resident
-from shoal.registry import Registry
+from shoal.registry.registry import Registry
 registry = Registry(sys.argv[1], *sys.argv[2:])
 after = ""
 while after is not None:

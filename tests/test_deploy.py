@@ -81,7 +81,7 @@ def test_all_that_the_service_writes_is_on_the_volume(tmp_path: Path) -> None:
     script = (
         "from huggingface_hub.constants import HF_HUB_CACHE\n"
         "from shoal.models.sources import cache_root\n"
-        "from shoal.registry import open_registry\n"
+        "from shoal.registry.registry import open_registry\n"
         "print(open_registry().root, cache_root(), HF_HUB_CACHE)"
     )
     environment = {**variables, "HOME": "/nowhere/that/can/be/made", "PYTHONPATH": str(ROOT)}

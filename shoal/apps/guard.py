@@ -19,10 +19,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shoal.api_keys import ANYONE
 from shoal.apps.json_lines import FACTS
 from shoal.config import ServiceConfig
 from shoal.errors import shorten
+from shoal.registry.api_keys import ANYONE
 from shoal.service.failures import Failure, failure_of
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from shoal.apps.settings import Output, check_extra
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
-    from shoal.registry import AdapterRecord, Registry
+    from shoal.registry.registry import AdapterRecord, Registry
 
 Name = Annotated[str, typer.Argument(help="name of the adapter")]
 OPERATOR = "operator"
@@ -45,7 +45,7 @@ class Place(BaseModel):
             ShoalError: the extra `serve` is not installed, or as `Registry`.
         """
         check_extra("the registry", "serve", "sqlalchemy", "alembic")
-        from shoal.registry import open_registry
+        from shoal.registry.registry import open_registry
 
         return open_registry(self.registry, self.database)
 
@@ -116,8 +116,8 @@ def import_adapter(
     arrival: Arrival,
 ) -> Output:
     """Keep a PEFT LoRA under a name; it is checked first."""
-    from shoal.adapter_import import MAX_BYTES
     from shoal.adapters.archive import unpack
+    from shoal.registry.importing import MAX_BYTES
 
     with _opened(place) as registry, tempfile.TemporaryDirectory() as folder:
         if source.is_file():
@@ -166,8 +166,8 @@ def pull_adapter(
     arrival: Arrival,
 ) -> Output:
     """Keep an adapter of a model hub under a name; it is checked first."""
-    from shoal.adapter_import import MAX_BYTES
     from shoal.adapters.hub import pull
+    from shoal.registry.importing import MAX_BYTES
 
     with _opened(place) as registry, tempfile.TemporaryDirectory() as folder:
         pull(hub_id, folder, max_bytes=MAX_BYTES)
@@ -183,7 +183,7 @@ def remove_adapter(name: Name, place: Place) -> Output:
 
 def create_key(owner: Annotated[str, typer.Argument(help="whom the key stands for")], place: Place) -> Output:
     """Make an API key; it is printed once and kept hashed."""
-    from shoal.api_keys import ApiKeys
+    from shoal.registry.api_keys import ApiKeys
 
     with _opened(place) as registry:
         key = ApiKeys(registry.database).create(owner)
@@ -192,7 +192,7 @@ def create_key(owner: Annotated[str, typer.Argument(help="whom the key stands fo
 
 def list_keys(place: Place) -> Output:
     """List API keys by id and owner."""
-    from shoal.api_keys import ApiKeys
+    from shoal.registry.api_keys import ApiKeys
 
     with _opened(place) as registry:
         keys = ApiKeys(registry.database).list()
@@ -204,7 +204,7 @@ def revoke_key(
     identity: Annotated[str, typer.Argument(metavar="ID", help="id of the key")], place: Place
 ) -> Output:
     """End an API key."""
-    from shoal.api_keys import ApiKeys
+    from shoal.registry.api_keys import ApiKeys
 
     with _opened(place) as registry:
         ApiKeys(registry.database).revoke(identity)
@@ -221,8 +221,8 @@ def _opened(place: Place) -> Iterator[Registry]:
 
 
 def _keep(registry: Registry, name: str, directory: Path, arrival: Arrival) -> Output:
-    from shoal.adapter_import import keep_foreign
     from shoal.models.backbone import DEFAULT_MODEL, load_shape
+    from shoal.registry.importing import keep_foreign
 
     if not directory.is_dir():
         raise UsageError(f"{directory} is no adapter directory and no file; check the path")

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from shoal.apps.caller import Open, Owner
-from shoal.registry import AdapterRecord
+from shoal.registry.registry import AdapterRecord
 from shoal.service.answers import Taken
 from shoal.service.schemas import ChatRequest, CompletionRequest
 from shoal.service.service import Service

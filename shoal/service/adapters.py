@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from shoal.adapter_import import keep_foreign
 from shoal.adapters.archive import pack, unpack
 from shoal.adapters.files import check_name
 from shoal.adapters.lora import LoRA
 from shoal.config import ServiceConfig
 from shoal.errors import ConflictError, UsageError
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS
-from shoal.registry import AdapterRecord, Registry
+from shoal.registry.importing import keep_foreign
+from shoal.registry.registry import AdapterRecord, Registry
 from shoal.service.combining import Combined
 from shoal.service.monitoring import Monitoring
 from shoal.service.schemas import NewAdapter

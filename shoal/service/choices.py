@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from shoal.adapters.lora import LoRA
 from shoal.adapters.svf import ExpertVector
 from shoal.errors import NotFoundError, UsageError
-from shoal.registry import AdapterRecord, Registry
+from shoal.registry.registry import AdapterRecord, Registry
 from shoal.service.failures import not_a_model
 from shoal.service.schemas import AdapterChoice
 from shoal.transformer2.experts import ExpertSet

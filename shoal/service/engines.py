@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.adapter_files import AdapterFiles
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import save_adapter
 from shoal.adapters.lora import LoRA
@@ -20,7 +19,8 @@ from shoal.inference.engine.core import Engine, Observer
 from shoal.inference.engine.records import Limits
 from shoal.inference.engine.runner import EngineRunner, Runner
 from shoal.models.backbone import DTYPES, Backbone, load_backbone, load_wording
-from shoal.registry import Registry
+from shoal.registry.objects import AdapterFiles
+from shoal.registry.registry import Registry
 from shoal.transformer2.experts import ExpertSet, shipped_experts
 
 VLLM_KEY_VARIABLE = "VLLM_API_KEY"

@@ -27,12 +27,12 @@ from typing import Any
 
 from sqlalchemy import func, insert, select, true, update
 
-from shoal.adapter_import import keep_foreign
 from shoal.config import ServiceConfig, TextToLoRAConfig
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, reason
 from shoal.models.shapes import BackboneShape
-from shoal.registry import Registry
-from shoal.registry_schema import JOBS
+from shoal.registry.importing import keep_foreign
+from shoal.registry.registry import Registry
+from shoal.registry.schema import JOBS
 from shoal.tasks.loading import load_jsonl
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from shoal.api_keys import ANYONE, ApiKeys
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
 from shoal.inference.engine.records import EngineState
@@ -15,7 +14,8 @@ from shoal.inference.engine.runner import Runner
 from shoal.memory import give_back
 from shoal.models.backbone import Backbone
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL
-from shoal.registry import Registry
+from shoal.registry.api_keys import ANYONE, ApiKeys
+from shoal.registry.registry import Registry
 from shoal.service.adapters import Adapters
 from shoal.service.answers import Answers
 from shoal.service.choices import Choices

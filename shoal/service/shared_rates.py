@@ -13,8 +13,8 @@ from collections.abc import Callable
 from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from shoal.database import Database
-from shoal.registry_schema import RATES
+from shoal.registry.database import Database
+from shoal.registry.schema import RATES
 
 _R = RATES.c
 MINUTE = 60

@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select
 
-from shoal.database import Database
 from shoal.errors import ConflictError
-from shoal.registry_schema import SKILLS
+from shoal.registry.database import Database
+from shoal.registry.schema import SKILLS
 from shoal.service.schemas import CustomSkill
 from shoal.text_to_lora.skills import SkillDetection, SkillDetector
 

@@ -25,7 +25,7 @@ from shoal.apps.serving import bound, uvicorn_config
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.models.backbone import Backbone
 from shoal.models.shapes import load_shape
-from shoal.registry import Registry
+from shoal.registry.registry import Registry
 from shoal.service.service import Service, open_service
 
 

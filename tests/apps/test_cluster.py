@@ -22,10 +22,10 @@ import openai
 import psutil
 import pytest
 
-from shoal.api_keys import ApiKeys
 from shoal.apps.affinity import REPLICA_HEADER
 from shoal.apps.cluster import application
-from shoal.registry import Registry
+from shoal.registry.api_keys import ApiKeys
+from shoal.registry.registry import Registry
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install 'shoal[cluster]'")
 

@@ -20,10 +20,10 @@ import torch
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import load_adapter, save_adapter
 from shoal.adapters.lora import LoRA
-from shoal.api_keys import ApiKeys
 from shoal.apps import cli
 from shoal.models.shapes import load_shape
-from shoal.registry import Registry
+from shoal.registry.api_keys import ApiKeys
+from shoal.registry.registry import Registry
 
 Shoal = Callable[..., str]
 ROOT = Path(__file__).resolve().parents[2]

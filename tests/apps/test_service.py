@@ -24,7 +24,7 @@ from shoal.apps.service import create_app
 from shoal.config import TextToLoRAConfig
 from shoal.models.backbone import pick_device, pick_dtype
 from shoal.models.shapes import load_shape
-from shoal.registry import Registry
+from shoal.registry.registry import Registry
 from shoal.service.service import open_service
 from shoal.text_to_lora import shipped as released
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, save_hypernetwork

@@ -14,7 +14,7 @@ from shoal.adapters.svf_hooks import attach_expert
 from shoal.apps.service import create_app
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.registry import Registry
+from shoal.registry.registry import Registry
 from shoal.service.service import open_service
 from shoal.transformer2.experts import ExpertSet
 from shoal.transformer2.model import mlp_modules

@@ -18,10 +18,10 @@ import httpx2
 import psutil
 import pytest
 
-from shoal.api_keys import ApiKeys
 from shoal.config import ServiceConfig
 from shoal.models.shapes import load_shape
-from shoal.registry import AdapterRecord, Registry
+from shoal.registry.api_keys import ApiKeys
+from shoal.registry.registry import AdapterRecord, Registry
 from shoal.service.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ SERVE = """
 import os, sys
 import torch, uvicorn, shoal.apps.service, shoal.service.service as service, shoal.text_to_lora.generator
 from shoal.models.backbone import load_backbone
-from shoal.registry import Registry
+from shoal.registry.registry import Registry
 backbone = load_backbone(sys.argv[1])
 for line in sys.stdin:
     if os.fork() == 0:

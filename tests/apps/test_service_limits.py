@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from shoal.apps.service import create_app
 from shoal.config import ServiceConfig
-from shoal.registry import Registry
+from shoal.registry.registry import Registry
 from shoal.service.service import open_service
 
 LINES = b'{"input": "one", "output": "two"}\n' * 8

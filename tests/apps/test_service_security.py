@@ -34,13 +34,13 @@ from sqlalchemy import create_engine, make_url
 from starlette.testclient import TestClient
 
 from shoal.adapters.files import WEIGHTS_FILE
-from shoal.api_keys import ApiKeys
 from shoal.apps.json_lines import JsonLines
 from shoal.apps.service import create_app
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.inference.engine.records import Request
 from shoal.models.backbone import load_backbone
-from shoal.registry import Registry
+from shoal.registry.api_keys import ApiKeys
+from shoal.registry.registry import Registry
 from shoal.service.service import Service, open_service
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}

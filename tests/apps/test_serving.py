@@ -25,7 +25,7 @@ from shoal.apps.serving import Address, check_service
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import pick_device, pick_dtype
-from shoal.registry import Registry
+from shoal.registry.registry import Registry
 from shoal.service.engines import open_engine
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import create_engine, func, make_url, select, text
 
 from shoal.config import ServiceConfig
-from shoal.database import Database
 from shoal.errors import ConflictError, ShoalError
 from shoal.models import backbone
-from shoal.registry import Registry
-from shoal.registry_schema import RATES
+from shoal.registry.database import Database
+from shoal.registry.registry import Registry
+from shoal.registry.schema import RATES
 from shoal.service.failures import Failure
 from shoal.service.rate_limits import RateLimits
 from shoal.service.schemas import CustomSkill

@@ -19,7 +19,7 @@ from shoal.inference.engine.detokenizer import UNFINISHED
 from shoal.inference.engine.records import Request
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import load_backbone
-from shoal.registry import Registry
+from shoal.registry.registry import Registry
 from shoal.service.service import open_service
 
 

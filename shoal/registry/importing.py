@@ -14,7 +14,7 @@ from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE, StoredAd
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.files import read_json
 from shoal.models.shapes import BackboneShape
-from shoal.registry import AdapterRecord, Registry
+from shoal.registry.registry import AdapterRecord, Registry
 
 MAX_RANK, MAX_BYTES, MAX_CONFIG_BYTES = 128, 512 * 2**20, 2**20
 MAX_CARD = 2**14  # characters: a card is in every row of a list

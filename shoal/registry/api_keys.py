@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import insert, select, update
 
-from shoal.database import Database
 from shoal.errors import NotFoundError, UsageError, shorten
-from shoal.registry_schema import API_KEYS
+from shoal.registry.database import Database
+from shoal.registry.schema import API_KEYS
 
 ANYONE = "anyone"  # whom requests without a key stand for, where none is needed
 

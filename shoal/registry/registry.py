@@ -30,15 +30,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from shoal.adapter_files import AdapterFiles
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import StoredAdapter, check_name, save_adapter
 from shoal.adapters.lora import LoRA
-from shoal.database import Database
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
 from shoal.models.shapes import BackboneShape
 from shoal.models.sources import DEFAULT_MODEL
-from shoal.registry_schema import ADAPTERS
+from shoal.registry.database import Database
+from shoal.registry.objects import AdapterFiles
+from shoal.registry.schema import ADAPTERS
 
 MAX_PAGE = 200
 _A = ADAPTERS.c

@@ -19,12 +19,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from shoal.adapter_import import read_foreign
 from shoal.adapters.archive import MAX_ENTRIES, pack, unpack
 from shoal.adapters.files import ADAPTER_FILES, CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE
 from shoal.adapters.hooks import attach
 from shoal.errors import UsageError
 from shoal.models.shapes import BackboneShape, load_shape
+from shoal.registry.importing import read_foreign
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -24,12 +24,12 @@ from alembic.runtime.migration import MigrationContext
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import WEIGHTS_FILE
 from shoal.adapters.lora import LoRA, LoraFactors
-from shoal.api_keys import ApiKeys
-from shoal.database import Database
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
 from shoal.models.shapes import BackboneShape, load_shape
-from shoal.registry import AdapterRecord, Registry
-from shoal.registry_schema import METADATA
+from shoal.registry.api_keys import ApiKeys
+from shoal.registry.database import Database
+from shoal.registry.registry import AdapterRecord, Registry
+from shoal.registry.schema import METADATA
 
 CARD = AdapterCard(generator="test", trained=True, description="Plurals.", scores={"exact match": 0.5})
 
@@ -245,7 +245,7 @@ def test_processes_that_open_a_fresh_database_at_once_make_its_tables_once(
     if database == "postgresql":
         url = fresh_database(request.getfixturevalue("postgresql"), "fresh")
     script = (
-        "import sys\nfrom shoal.database import Database\nprint('ready', flush=True)\nsys.stdin.readline()\n"
+        "import sys\nfrom shoal.registry.database import Database\nprint('ready', flush=True)\nsys.stdin.readline()\n"
         "Database(sys.argv[1]).close()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -366,7 +366,7 @@ import itertools, os, sys, torch
 from shoal.models.shapes import load_shape
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.card import AdapterCard
-from shoal.registry import Registry
+from shoal.registry.registry import Registry
 
 shape = load_shape(sys.argv[1])
 targets = shape.select(("q_proj",), None)

@@ -1,1 +1,0 @@
-"""Alembic revisions of the registry's database, applied by `shoal.database`; no `alembic.ini` is needed."""
