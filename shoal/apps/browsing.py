@@ -35,7 +35,7 @@ def ui(page: Page) -> Output:
     check_extra("the web page", "ui", "streamlit", "plotly", "httpx2", "prometheus_client")
     from streamlit.web import cli
 
-    from shoal.client import check_url
+    from shoal.server.client import check_url
 
     service = check_url(page.service)
     if page.host not in LOOPBACK and os.environ.get(KEY):

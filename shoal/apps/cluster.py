@@ -1,7 +1,7 @@
 """`shoal cluster up`: the service of `shoal serve` as replicas on a Ray cluster, which share one registry.
 
-Ray Serve starts, watches and scales the replicas; each is the whole application of `shoal.apps.service`, and
-`shoal.apps.affinity` before them sends requests of one adapter to one replica. Ray is used with token
+Ray Serve starts, watches and scales the replicas; each is the whole application of `shoal.server.app`, and
+`shoal.server.affinity` before them sends requests of one adapter to one replica. Ray is used with token
 authentication alone: without it, whoever reaches its ports runs code (CVE-2023-48022).
 """
 
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shoal.apps import affinity
-from shoal.apps.json_lines import log_json_lines
 from shoal.apps.registry import Place
 from shoal.apps.serving import KEEP_ALIVE_SECONDS, LEAVING_SECONDS, Address, check_service
 from shoal.apps.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
+from shoal.server.json_logs import log_json_lines
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -139,15 +139,15 @@ def application(arguments: Mapping[str, Any]) -> Application:
 
 
 class _Signed:
-    """The application of `shoal.apps.service`, whose answers name the replica that they are from."""
+    """The application of `shoal.server.app`, whose answers name the replica that they are from."""
 
     def __init__(self, deployment: Deployment) -> None:
         """Open the service in this process, a replica."""
         from ray import serve
 
-        from shoal.apps.service import create_app
         from shoal.models.backbone import DEFAULT_MODEL
-        from shoal.service.service import open_service
+        from shoal.server.app import create_app
+        from shoal.server.service import open_service
 
         address = deployment.address
         log_json_lines()

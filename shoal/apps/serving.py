@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.adapting import BASE_HELP
-from shoal.apps.guard import MAX_HEADER_BYTES
-from shoal.apps.json_lines import log_json_lines
 from shoal.apps.registry import Place
 from shoal.apps.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
+from shoal.server.json_logs import log_json_lines
+from shoal.server.middleware import MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
     import uvicorn
@@ -48,9 +48,9 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
     check_service(address)
     import uvicorn
 
-    from shoal.apps.service import create_app
     from shoal.models.backbone import DEFAULT_MODEL
-    from shoal.service.service import open_service
+    from shoal.server.app import create_app
+    from shoal.server.service import open_service
 
     sockets = bound(address.host, address.port, config.send_seconds)
     log_json_lines()

@@ -19,7 +19,7 @@ from shoal.apps.ui_jobs import jobs_page
 from shoal.apps.ui_mix import mix_page
 from shoal.apps.ui_monitoring import monitoring_page
 from shoal.apps.ui_registry import registry_page
-from shoal.client import DEFAULT_URL, Client
+from shoal.server.client import DEFAULT_URL, Client
 
 # A picture of ours: for an icon by name, the browser would ask another machine.
 _WAVE = "q3-3 6 0t6 0 6 0"

@@ -20,7 +20,7 @@ from shoal.apps.ui_elements import (
     suggested_name,
     told_failure,
 )
-from shoal.client import Adapter
+from shoal.server.client import Adapter
 
 EXAMPLES = {
     "Film reviews": (

@@ -14,8 +14,8 @@ from typing import Any
 import streamlit as st
 
 from shoal.apps.ui_elements import failure_line
-from shoal.client import Chat, Client
 from shoal.errors import ShoalError
+from shoal.server.client import Chat, Client
 
 LOOK_SECONDS = 0.05
 CURSOR = " ▌"

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import streamlit as st
 
-from shoal.client import Adapter, Client
 from shoal.errors import ShoalError
+from shoal.server.client import Adapter, Client
 
 MAX_NAME = 64
 LISTED = 200

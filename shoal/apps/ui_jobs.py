@@ -15,7 +15,7 @@ from shoal.apps.ui_elements import (
     plain_line,
     told_failure,
 )
-from shoal.client import TrainingJob
+from shoal.server.client import TrainingJob
 
 LOOK_SECONDS = 2.0
 MAX_JSONL_MEGABYTES = 16

@@ -19,7 +19,7 @@ from shoal.apps.ui_elements import (
     suggested_name,
     told_failure,
 )
-from shoal.client import Adapter, AdapterPage
+from shoal.server.client import Adapter, AdapterPage
 
 PAGE = 10
 MAX_ZIP_MEGABYTES = 128

@@ -20,13 +20,13 @@ from shoal.adapters.archive import pack
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import save_adapter
 from shoal.adapters.lora import LoRA, LoraFactors
-from shoal.apps.service import create_app
 from shoal.apps.serving import bound, uvicorn_config
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.models.backbone import Backbone
 from shoal.models.shapes import load_shape
 from shoal.registry.registry import Registry
-from shoal.service.service import Service, open_service
+from shoal.server.app import create_app
+from shoal.server.service import Service, open_service
 
 
 @dataclass(frozen=True)

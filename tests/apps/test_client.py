@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from shoal.client import Client, check_url
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
+from shoal.server.client import Client, check_url
 
 EXAMPLES = b'{"input": "a", "output": "b"}\n{"input": "c", "output": "d"}\n'
 HELLO = [{"role": "user", "content": "hello"}]

@@ -22,10 +22,10 @@ import openai
 import psutil
 import pytest
 
-from shoal.apps.affinity import REPLICA_HEADER
 from shoal.apps.cluster import application
 from shoal.registry.api_keys import ApiKeys
 from shoal.registry.registry import Registry
+from shoal.server.affinity import REPLICA_HEADER
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install 'shoal[cluster]'")
 
@@ -105,7 +105,7 @@ def cluster(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "RAY_AUTH_TOKEN": TOKEN,
         "RAY_TMPDIR": f"/tmp/shoal-ray-{gcs}",
         "RAY_worker_niceness": "0",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "shoal.apps.affinity.middlewares",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "shoal.server.affinity.middlewares",
         "RAY_raylet_start_wait_time_s": "200",
         "OMP_NUM_THREADS": "1",
         "HOME": str(folder),  # no token of this machine's user is read or written

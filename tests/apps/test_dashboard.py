@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shoal.inference.engine.adapter_cache import CacheStatistics
 from shoal.inference.engine.records import EngineState
-from shoal.service.monitoring import Monitoring
+from shoal.server.metrics import Monitoring
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "deploy" / "grafana-dashboard.json"
 

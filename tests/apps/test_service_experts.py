@@ -11,11 +11,11 @@ from starlette.testclient import TestClient
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import attach_expert
-from shoal.apps.service import create_app
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.registry.registry import Registry
-from shoal.service.service import open_service
+from shoal.server.app import create_app
+from shoal.server.service import open_service
 from shoal.transformer2.experts import ExpertSet
 from shoal.transformer2.model import mlp_modules
 from shoal.transformer2.router import ProbeDispatch, mean_states, train_probe

@@ -22,21 +22,21 @@ from shoal.config import ServiceConfig
 from shoal.models.shapes import load_shape
 from shoal.registry.api_keys import ApiKeys
 from shoal.registry.registry import AdapterRecord, Registry
-from shoal.service.jobs import Jobs
+from shoal.server.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 50
 # `shoal serve` in a child of a process that has imported everything: 50 starts in a minute, not in ten.
 SERVE = """
 import os, sys
-import torch, uvicorn, shoal.apps.service, shoal.service.service as service, shoal.text_to_lora.generator
+import torch, uvicorn, shoal.server.app, shoal.server.service as service, shoal.text_to_lora.generator
 from shoal.models.backbone import load_backbone
 from shoal.registry.registry import Registry
 backbone = load_backbone(sys.argv[1])
 for line in sys.stdin:
     if os.fork() == 0:
         opened = service.open_service(Registry(sys.argv[2]), sys.argv[1], backbone=backbone)
-        app = shoal.apps.service.create_app(opened)
+        app = shoal.server.app.create_app(opened)
         settings = {"uds": sys.argv[3], "log_config": None, "http": "h11", "ws": "none"}
         server = uvicorn.Server(uvicorn.Config(app, **settings))
         print(os.getpid(), flush=True)

@@ -14,10 +14,10 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from shoal.apps.service import create_app
 from shoal.config import ServiceConfig
 from shoal.registry.registry import Registry
-from shoal.service.service import open_service
+from shoal.server.app import create_app
+from shoal.server.service import open_service
 
 LINES = b'{"input": "one", "output": "two"}\n' * 8
 TEXT = "Write the plural of the given noun."

@@ -34,14 +34,14 @@ from sqlalchemy import create_engine, make_url
 from starlette.testclient import TestClient
 
 from shoal.adapters.files import WEIGHTS_FILE
-from shoal.apps.json_lines import JsonLines
-from shoal.apps.service import create_app
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.inference.engine.records import Request
 from shoal.models.backbone import load_backbone
 from shoal.registry.api_keys import ApiKeys
 from shoal.registry.registry import Registry
-from shoal.service.service import Service, open_service
+from shoal.server.app import create_app
+from shoal.server.json_logs import JsonLines
+from shoal.server.service import Service, open_service
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
 FREELY = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9}
@@ -473,7 +473,7 @@ def test_logs_hold_no_prompts_and_no_keys(tiny_llama: Path, tmp_path: Path) -> N
     assert secret not in text and "sk-shoal" not in text
     written = [json.loads(line) for line in text.splitlines()]
     assert all(set(line) >= {"time", "level", "logger", "message"} for line in written)
-    assert {line["logger"] for line in written} >= {"shoal.apps.guard", "uvicorn.error"}
+    assert {line["logger"] for line in written} >= {"shoal.server.middleware", "uvicorn.error"}
     known = [line for line in written if line.get("route") == "/v1/chat/completions"]
     assert [(line["status"], line["owner"], line["method"]) for line in known[:2]] == [
         (200, "ada", "POST")

@@ -19,14 +19,14 @@ import torch
 
 from shoal.apps import cluster
 from shoal.apps.cluster import Deployment, Replicas
-from shoal.apps.guard import MAX_HEADER_BYTES
 from shoal.apps.registry import Place
 from shoal.apps.serving import Address, check_service
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import pick_device, pick_dtype
 from shoal.registry.registry import Registry
-from shoal.service.engines import open_engine
+from shoal.server.engines import open_engine
+from shoal.server.middleware import MAX_HEADER_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120  # for what a busy machine may take long for; nothing is measured

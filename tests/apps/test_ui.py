@@ -14,8 +14,8 @@ from streamlit.testing.v1 import AppTest
 from shoal.apps.browsing import PAGE, Page, flags, ui
 from shoal.apps.ui_charts import heat_map, layer_lines
 from shoal.apps.ui_elements import code_name, suggested_name
-from shoal.client import Client
 from shoal.errors import UsageError
+from shoal.server.client import Client
 
 NOBODY = "http://127.0.0.1:1"
 

@@ -23,7 +23,7 @@ import pytest
 import transformers
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from shoal.client import Client
+from shoal.server.client import Client
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [

@@ -16,12 +16,12 @@ from shoal.models import backbone
 from shoal.registry.database import Database
 from shoal.registry.registry import Registry
 from shoal.registry.schema import RATES
-from shoal.service.failures import Failure
-from shoal.service.rate_limits import RateLimits
-from shoal.service.schemas import CustomSkill
-from shoal.service.service import open_service
-from shoal.service.shared_rates import SharedRates
-from shoal.service.skills import OwnersSkills
+from shoal.server.errors import Failure
+from shoal.server.rate_limits import RateLimits
+from shoal.server.schemas import CustomSkill
+from shoal.server.service import open_service
+from shoal.server.shared_rates import SharedRates
+from shoal.server.skills import OwnersSkills
 from shoal.text_to_lora.skills import SkillDetector
 
 

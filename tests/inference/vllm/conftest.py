@@ -25,11 +25,11 @@ from starlette.testclient import TestClient
 
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.lora import LoRA, LoraFactors
-from shoal.apps.service import create_app
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.models.backbone import BackboneShape, load_shape
 from shoal.registry.registry import Registry
-from shoal.service.service import Service, open_service
+from shoal.server.app import create_app
+from shoal.server.service import Service, open_service
 
 LIVE, EXCHANGE = os.environ.get("SHOAL_VLLM_URL"), Path(__file__).with_name("exchange.py")
 HOW = (

@@ -20,7 +20,7 @@ from shoal.inference.engine.records import Request
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import load_backbone
 from shoal.registry.registry import Registry
-from shoal.service.service import open_service
+from shoal.server.service import open_service
 
 
 def said(answer: Any) -> str:

@@ -19,14 +19,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shoal.apps.json_lines import FACTS
 from shoal.config import ServiceConfig
 from shoal.errors import shorten
 from shoal.registry.api_keys import ANYONE
-from shoal.service.failures import Failure, failure_of
+from shoal.server.errors import Failure, failure_of
+from shoal.server.json_logs import FACTS
 
 if TYPE_CHECKING:
-    from shoal.service.service import Service
+    from shoal.server.service import Service
 
 log = logging.getLogger(__name__)
 

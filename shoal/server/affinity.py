@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shoal.apps.guard import SAFE_HEADERS, body_limit, check_head, too_large
 from shoal.config import DEFAULT_MODEL, ServiceConfig
-from shoal.service.failures import Failure
+from shoal.server.errors import Failure
+from shoal.server.middleware import SAFE_HEADERS, body_limit, check_head, too_large
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONFIG_VARIABLE = "SHOAL_SERVICE_CONFIG"  # a ServiceConfig as JSON
-IMPORT_PATH = "shoal.apps.affinity.middlewares"  # for $RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
+IMPORT_PATH = "shoal.server.affinity.middlewares"  # for $RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
 REPLICA_HEADER = "x-served-by"
 SESSION_HEADER = "x-session-id"
 ANSWERS = frozenset({"/v1/chat/completions", "/v1/completions"})

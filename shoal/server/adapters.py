@@ -16,10 +16,10 @@ from shoal.errors import ConflictError, UsageError
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS
 from shoal.registry.importing import keep_foreign
 from shoal.registry.registry import AdapterRecord, Registry
-from shoal.service.combining import Combined
-from shoal.service.monitoring import Monitoring
-from shoal.service.schemas import NewAdapter
-from shoal.service.skills import OwnersSkills
+from shoal.server.metrics import Monitoring
+from shoal.server.microbatching import Combined
+from shoal.server.schemas import NewAdapter
+from shoal.server.skills import OwnersSkills
 from shoal.text_to_lora.generator import TextToLoRA
 
 LINGER_SECONDS = 0.02  # a fraction of what one description takes

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import httpx2
 
-from shoal.client_failures import FOREIGN, failure_of_status, message_of, parsed
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
+from shoal.server.client_errors import FOREIGN, failure_of_status, message_of, parsed
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0
@@ -73,7 +73,7 @@ class AdapterPage:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training as the service shows it; see `shoal.service.jobs.Job`."""
+    """A training as the service shows it; see `shoal.server.jobs.Job`."""
 
     id: str
     adapter: str

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from shoal.apps import affinity
-from shoal.apps.affinity import Affinity, session_of
-from shoal.apps.guard import SAFE_HEADERS
 from shoal.config import DEFAULT_MODEL, ServiceConfig
+from shoal.server.affinity import Affinity, session_of
+from shoal.server.middleware import SAFE_HEADERS
 
 App = Callable[..., Awaitable[None]]
 SIGNED = [(b"x-served-by", b"a"), (b"content-type", b"application/json")]

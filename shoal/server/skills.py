@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, select
 from shoal.errors import ConflictError
 from shoal.registry.database import Database
 from shoal.registry.schema import SKILLS
-from shoal.service.schemas import CustomSkill
+from shoal.server.schemas import CustomSkill
 from shoal.text_to_lora.skills import SkillDetection, SkillDetector
 
 MAX_OWNERS = 256  # whose detectors are kept in memory; others' are made again when they ask

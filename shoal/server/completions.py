@@ -22,10 +22,10 @@ from shoal.inference.engine.stream import Stream
 from shoal.inference.engine.validation import check_numbers
 from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone
-from shoal.service.choices import Choices, Chosen
-from shoal.service.failures import failure_of
-from shoal.service.rate_limits import RateLimits
-from shoal.service.schemas import ChatRequest, CompletionRequest
+from shoal.server.adapter_selection import Choices, Chosen
+from shoal.server.errors import failure_of
+from shoal.server.rate_limits import RateLimits
+from shoal.server.schemas import ChatRequest, CompletionRequest
 
 DONE = "data: [DONE]\n\n"
 

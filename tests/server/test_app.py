@@ -20,12 +20,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from shoal.adapters.files import load_adapter
-from shoal.apps.service import create_app
 from shoal.config import TextToLoRAConfig
 from shoal.models.backbone import pick_device, pick_dtype
 from shoal.models.shapes import load_shape
 from shoal.registry.registry import Registry
-from shoal.service.service import open_service
+from shoal.server.app import create_app
+from shoal.server.service import open_service
 from shoal.text_to_lora import shipped as released
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, save_hypernetwork
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder

@@ -9,10 +9,10 @@ from fastapi import APIRouter, File, Form, Path, Query, UploadFile
 from fastapi.responses import StreamingResponse
 
 from shoal.adapters.files import ADAPTER_NAME, check_name
-from shoal.apps.caller import Open, Owner
 from shoal.errors import NotFoundError, shorten
-from shoal.service.adapters import shown
-from shoal.service.schemas import NewAdapter, NewAdapters, Publicity
+from shoal.server.adapters import shown
+from shoal.server.dependencies import Open, Owner
+from shoal.server.schemas import NewAdapter, NewAdapters, Publicity
 
 router = APIRouter()
 Name = Annotated[str, Path(max_length=64, description="name of an adapter")]

@@ -19,8 +19,8 @@ from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from shoal.config import ServiceConfig
-from shoal.service.failures import Failure
-from shoal.service.shared_rates import SharedRates
+from shoal.server.errors import Failure
+from shoal.server.shared_rates import SharedRates
 
 
 class RateLimits:

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from shoal.apps.caller import Open, Owner
 from shoal.registry.registry import AdapterRecord
-from shoal.service.answers import Taken
-from shoal.service.schemas import ChatRequest, CompletionRequest
-from shoal.service.service import Service
+from shoal.server.completions import Taken
+from shoal.server.dependencies import Open, Owner
+from shoal.server.schemas import ChatRequest, CompletionRequest
+from shoal.server.service import Service
 
 router = APIRouter()
 

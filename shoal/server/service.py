@@ -16,15 +16,15 @@ from shoal.models.backbone import Backbone
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.registry.api_keys import ANYONE, ApiKeys
 from shoal.registry.registry import Registry
-from shoal.service.adapters import Adapters
-from shoal.service.answers import Answers
-from shoal.service.choices import Choices
-from shoal.service.engines import open_engine
-from shoal.service.jobs import Jobs
-from shoal.service.monitoring import Monitoring
-from shoal.service.rate_limits import RateLimits
-from shoal.service.shared_rates import SharedRates
-from shoal.service.skills import OwnersSkills
+from shoal.server.adapter_selection import Choices
+from shoal.server.adapters import Adapters
+from shoal.server.completions import Answers
+from shoal.server.engines import open_engine
+from shoal.server.jobs import Jobs
+from shoal.server.metrics import Monitoring
+from shoal.server.rate_limits import RateLimits
+from shoal.server.shared_rates import SharedRates
+from shoal.server.skills import OwnersSkills
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.skill_check import detection_accuracy
 from shoal.text_to_lora.skills import SkillDetector

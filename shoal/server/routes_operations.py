@@ -8,10 +8,10 @@ from fastapi import APIRouter, File, Form, Path, Query, UploadFile
 from fastapi.responses import Response
 
 from shoal.adapters.files import check_name
-from shoal.apps.caller import Open, Owner
 from shoal.models.sources import DEFAULT_MODEL
-from shoal.service.jobs import Job
-from shoal.service.schemas import CustomSkill, SkillText
+from shoal.server.dependencies import Open, Owner
+from shoal.server.jobs import Job
+from shoal.server.schemas import CustomSkill, SkillText
 
 router = APIRouter()
 Identity = Annotated[str, Path(max_length=64, description="id of a job")]

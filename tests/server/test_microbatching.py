@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shoal.service.combining import Combined
+from shoal.server.microbatching import Combined
 
 
 def test_calls_are_done_together_and_mistakes_alone() -> None:

@@ -14,10 +14,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from shoal.apps import routes_adapters, routes_answers, routes_operations
-from shoal.apps.guard import Guard
 from shoal.errors import ShoalError
-from shoal.service.failures import Failure, disk_full, failure_of
-from shoal.service.service import Service
+from shoal.server.errors import Failure, disk_full, failure_of
+from shoal.server.middleware import Guard
+from shoal.server.service import Service
 
 
 def create_app(service: Service) -> FastAPI:

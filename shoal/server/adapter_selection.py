@@ -13,8 +13,8 @@ from shoal.adapters.lora import LoRA
 from shoal.adapters.svf import ExpertVector
 from shoal.errors import NotFoundError, UsageError
 from shoal.registry.registry import AdapterRecord, Registry
-from shoal.service.failures import not_a_model
-from shoal.service.schemas import AdapterChoice
+from shoal.server.errors import not_a_model
+from shoal.server.schemas import AdapterChoice
 from shoal.transformer2.experts import ExpertSet
 from shoal.transformer2.router import NONE, Decision
 

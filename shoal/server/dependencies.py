@@ -7,7 +7,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
-from shoal.service.service import Service
+from shoal.server.service import Service
 
 _bearer = Depends(HTTPBearer(auto_error=False))  # for the schema alone: the guard has checked the key
 
