@@ -8,7 +8,7 @@ is measured in a process of its own. The same checks run as a slow test of the s
 
 import pytest
 
-from shoal.scaling import GUIDE_SHAPES, ShapeCost, measure_shapes, scaling_table
+from shoal.evaluation.scaling import GUIDE_SHAPES, ShapeCost, measure_shapes, scaling_table
 
 # Size -> (least, most) parameters of the base model.
 SIZES = {"117M": (115e6, 130e6), "345M": (340e6, 360e6), "7B": (6.5e9, 7e9)}

@@ -14,7 +14,7 @@ from _short_runs import shipped_recipe
 from _unseen_tasks_page import DESCRIBED_MULTI_TASK, MULTI_TASK, ORACLE
 from matplotlib.figure import Figure
 
-from shoal.reports import METRICS, cell
+from shoal.evaluation.reports import METRICS, cell
 from shoal.tasks.metrics import Interval, bootstrap_interval
 
 Facts = Mapping[str, Any]

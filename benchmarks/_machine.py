@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from shoal.environment import processor
+from shoal.evaluation.environment import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

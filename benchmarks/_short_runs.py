@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from shoal.adapters.files import load_adapter
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
-from shoal.evaluation import Method, evaluate
+from shoal.evaluation.evaluate import Method, evaluate
 from shoal.files import write_file
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Split, Task, remove_leaks

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from _machine import table
 
-from shoal.controls import GIBBERISH, NONE, OTHER, RIGHT, SALAD
-from shoal.reports import METRICS, Report, cell
+from shoal.evaluation.baselines import GIBBERISH, NONE, OTHER, RIGHT, SALAD
+from shoal.evaluation.reports import METRICS, Report, cell
 
 BASE, DESCRIBED, SHOTS = "base", "base + description", "base + 3 examples"
 MULTI_TASK, NEAREST, ORACLE = "multi-task LoRA", "nearest-task LoRA", "oracle LoRA"

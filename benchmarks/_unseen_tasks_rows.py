@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from shoal.adapters.lora import LoRA
-from shoal.evaluation import Method, MethodResult, Report, evaluate
+from shoal.evaluation.evaluate import Method, MethodResult, Report, evaluate
 from shoal.files import write_file
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task

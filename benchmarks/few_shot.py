@@ -17,9 +17,9 @@ from pathlib import Path
 from _machine import DATA, machine, table
 
 from shoal.adapters.lora import LoRA
-from shoal.evaluation import Method, Report, evaluate
+from shoal.evaluation.evaluate import Method, Report, evaluate
+from shoal.evaluation.reports import METRICS, cell
 from shoal.models.backbone import DEFAULT_MODEL
-from shoal.reports import METRICS, cell
 from shoal.tasks.loading import Task, load_split
 from shoal.text_to_lora.generator import TextToLoRA
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from _machine import ROOT, machine, table
 
+from shoal.evaluation.scaling import measure_shapes
 from shoal.models.backbone import DEFAULT_MODEL
-from shoal.scaling import measure_shapes
 from shoal.text_to_lora.generator import TextToLoRA
 
 LLAMA = "meta-llama/Llama-2-7b-hf"

@@ -29,11 +29,11 @@ from _machine import DATA, ROOT, machine
 from _unseen_tasks_page import DESCRIBED_MULTI_TASK, MULTI_TASK, ORACLE
 from _unseen_tasks_rows import Conditions, Repetition, measure, say, tensors_of, tokens_of
 
-from shoal.controls import OTHER, RIGHT, right_description
-from shoal.evaluation import MethodResult, Report, mean_result
+from shoal.evaluation.baselines import OTHER, RIGHT, right_description
+from shoal.evaluation.evaluate import MethodResult, Report, mean_result
+from shoal.evaluation.reports import METRICS
 from shoal.files import read_json, read_tensors, write_file
 from shoal.models.backbone import DEFAULT_MODEL, load_shape, pick_dtype
-from shoal.reports import METRICS
 from shoal.tasks.loading import Task, load_split
 from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.text_to_lora.checkpoint import CONFIG_FILE, KNOWN_TASKS_FILE, WEIGHTS_FILE

@@ -29,11 +29,11 @@ import torch
 from _machine import DATA, machine, table
 
 from shoal.adapters.files import load_adapter
+from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
+from shoal.evaluation.predictors import AdaptedModel
 from shoal.files import read_json
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.models.sources import find_model
-from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
-from shoal.respondents import AdaptedModel
 from shoal.tasks.loading import Task, load_task_json
 from shoal.tasks.metrics import chrf, exact_match
 from shoal.text_to_lora.generator import TextToLoRA

@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 from _machine import ROOT
 from _unseen_tasks_page import DESCRIBED
 
-from shoal.controls import RIGHT
+from shoal.evaluation.baselines import RIGHT
 from shoal.files import write_file
 
 COLUMNS = (

@@ -24,12 +24,12 @@ from _machine import DATA, ROOT, machine, table
 
 from shoal.adapters.files import load_adapter
 from shoal.config import Transformer2Config
-from shoal.environment import commit
+from shoal.evaluation.environment import commit
+from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
+from shoal.evaluation.predictors import AdaptedModel, Respondent, SelfAdaptingModel
 from shoal.files import read_json, write_file
 from shoal.integration import SakanaAIIntegration
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
-from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
-from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
 from shoal.tasks.loading import Example
 from shoal.tasks.metrics import bootstrap_interval
 from shoal.tasks.rewards import numeric

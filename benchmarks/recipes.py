@@ -32,11 +32,11 @@ from _short_runs import (
     with_made_ones,
 )
 
-from shoal.controls import right_description
-from shoal.evaluation import Report
+from shoal.evaluation.baselines import right_description
+from shoal.evaluation.evaluate import Report
+from shoal.evaluation.reports import METRICS, cell
 from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
-from shoal.reports import METRICS, cell
 from shoal.tasks.loading import Split, load_split
 from shoal.tasks.metrics import bootstrap_difference
 from shoal.text_to_lora.generator import TextToLoRA

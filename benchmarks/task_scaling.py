@@ -34,11 +34,11 @@ from _short_runs import (
 from matplotlib.figure import Figure
 
 from shoal.adapters.files import load_adapter
-from shoal.controls import other_description, right_description
-from shoal.evaluation import Method, Report
+from shoal.evaluation.baselines import other_description, right_description
+from shoal.evaluation.evaluate import Method, Report
+from shoal.evaluation.reports import METRICS, cell
 from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
-from shoal.reports import METRICS, cell
 from shoal.tasks.loading import Split, load_split
 from shoal.tasks.metrics import bootstrap_difference
 from shoal.text_to_lora.generator import TextToLoRA

@@ -46,11 +46,11 @@ from shoal.adapters.svf import ExpertVector, mix
 from shoal.adapters.svf_files import load_expert
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig, Transformer2Config
-from shoal.environment import commit
+from shoal.evaluation.environment import commit
+from shoal.evaluation.predictors import SelfAdaptingModel
 from shoal.files import write_file
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
-from shoal.respondents import SelfAdaptingModel
 from shoal.tasks.loading import Task, load_split
 from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.tasks.rewards import REWARDS

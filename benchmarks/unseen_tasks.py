@@ -36,7 +36,7 @@ from _unseen_tasks_rows import Conditions, Repetition, content, digest, measure,
 from shoal.adapters.files import load_adapter
 from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
-from shoal.controls import (
+from shoal.evaluation.baselines import (
     GIBBERISH,
     NONE,
     OTHER,
@@ -49,10 +49,10 @@ from shoal.controls import (
     right_description,
     word_salad_description,
 )
-from shoal.evaluation import Method, MethodResult, Report, described, mean_result, with_shots
+from shoal.evaluation.evaluate import Method, MethodResult, Report, described, mean_result, with_shots
+from shoal.evaluation.reports import METRICS, cell
 from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
-from shoal.reports import METRICS, cell
 from shoal.tasks.loading import Split, Task, load_split
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.few_shot import MAX_TOKENS, REFINING, refine

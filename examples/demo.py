@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from shoal.controls import OTHER, RIGHT, other_description, right_description
 from shoal.errors import ShoalError
-from shoal.evaluation import Method, Report, described, evaluate
+from shoal.evaluation.baselines import OTHER, RIGHT, other_description, right_description
+from shoal.evaluation.evaluate import Method, Report, described, evaluate
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
 from shoal.tasks.loading import Task, load_task_directory
 from shoal.text_to_lora.generator import TextToLoRA

@@ -36,9 +36,9 @@ def benchmark(comparison: BenchmarkConfig, reporting: Reporting) -> Output:
     All on the same tasks and base model, with grades; a run that was stopped goes on when the command is
     given again. Writes JSON, Markdown, a page with plots, and PNG files.
     """
-    from shoal.benchmark.page import summary_table
-    from shoal.benchmark.run import QUICK, run_benchmark
-    from shoal.grading import lowest_score
+    from shoal.evaluation.benchmark.page import summary_table
+    from shoal.evaluation.benchmark.run import QUICK, run_benchmark
+    from shoal.evaluation.grading import lowest_score
 
     bound = None if reporting.least is None else lowest_score(reporting.least)
     config = comparison

@@ -12,7 +12,7 @@ from shoal.apps.settings import Output
 from shoal.errors import ShoalError
 
 if TYPE_CHECKING:
-    from shoal.comparison import ComparedModel
+    from shoal.evaluation.compare import ComparedModel
 
 
 class Comparing(BaseModel):
@@ -33,7 +33,7 @@ def compare(comparing: Comparing, sizes: AdapterSizes) -> Output:
     Shown are the time from a description to its adapter, the memory that the generator adds, the adapter's
     size and the skills. No base model's weights are loaded.
     """
-    from shoal.comparison import GUIDE_PROMPTS, compare_models, comparison_table
+    from shoal.evaluation.compare import GUIDE_PROMPTS, compare_models, comparison_table
 
     prompts = GUIDE_PROMPTS if comparing.prompt is None else (comparing.prompt,)
     rows = compare_models(comparing.models, prompts, sizes)
@@ -57,7 +57,7 @@ def scaling(sizes: AdapterSizes) -> Output:
 
     The shapes are those of GPT-2 small and medium and of Llama-7B; each runs in a process of its own.
     """
-    from shoal.scaling import GUIDE_SHAPES, measure_shapes, scaling_table
+    from shoal.evaluation.scaling import GUIDE_SHAPES, measure_shapes, scaling_table
 
     costs = measure_shapes(tuple(GUIDE_SHAPES.values()), sizes)
     return Output({"shapes": [asdict(cost) for cost in costs]}, scaling_table(costs))

@@ -19,7 +19,7 @@ from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.adapters.lora import LoRA
-    from shoal.evaluation import Method, Report
+    from shoal.evaluation.evaluate import Method, Report
     from shoal.tasks.loading import Task
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
     from rich.console import Console
     from rich.progress import Progress
 
-    from shoal.evaluation import evaluate as compare
+    from shoal.evaluation.evaluate import evaluate as compare
 
     descriptions = _description_rows(base, scoring, tasks)
     methods = [*_base_rows(scoring), *adapters, *descriptions]
@@ -91,7 +91,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
 
 
 def _base_rows(scoring: Scoring) -> list[Method]:
-    from shoal.evaluation import Method, described, with_shots
+    from shoal.evaluation.evaluate import Method, described, with_shots
 
     rows = [Method("base"), Method("base + description", request=described)]
     if scoring.shots:
@@ -104,7 +104,7 @@ def _base_rows(scoring: Scoring) -> list[Method]:
 def _adapter_row(name: str, directory: Path, base: str, tasks: Sequence[Task]) -> Method:
     """The row of one adapter for all tasks or of one each, read before anything is scored."""
     from shoal.adapters.files import CONFIG_FILE
-    from shoal.evaluation import Method
+    from shoal.evaluation.evaluate import Method
 
     if directory.is_dir() and not (directory / CONFIG_FILE).is_file():
         loras = {task.name: _fitting_lora(directory / task.name, base) for task in tasks}
@@ -125,7 +125,7 @@ def _fitting_lora(directory: Path, base: str) -> LoRA:
 
 def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> list[Method]:
     """Text-to-LoRA with its controls, or nothing where no hypernetwork is trained for the base model."""
-    from shoal.controls import (
+    from shoal.evaluation.baselines import (
         gibberish_description,
         no_description,
         other_description,
@@ -150,8 +150,8 @@ def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> lis
 
 
 def _output(report: Report, scoring: Scoring) -> Output:
-    from shoal.controls import OTHER, RIGHT
-    from shoal.reports import cell
+    from shoal.evaluation.baselines import OTHER, RIGHT
+    from shoal.evaluation.reports import cell
 
     record, table = report.to_json(), report.to_markdown()
     if {RIGHT, OTHER} <= {result.name for result in report.results}:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from shoal.apps import cli
-from shoal.benchmark.cells import Cell
-from shoal.benchmark.summary import BenchmarkReport, summarise_method
 from shoal.config import BenchmarkConfig
+from shoal.evaluation.benchmark.cells import Cell
+from shoal.evaluation.benchmark.summary import BenchmarkReport, summarise_method
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -40,7 +40,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[BenchmarkConfig]:
         row = summarise_method("lora", [Cell("lora", "t", failure="no")], {})
         return BenchmarkReport(config.base, ("t",), (row,), (), {}, {}, "", {}, 2.0)
 
-    monkeypatch.setattr("shoal.benchmark.run.run_benchmark", run)
+    monkeypatch.setattr("shoal.evaluation.benchmark.run.run_benchmark", run)
     return settings
 
 
@@ -74,7 +74,7 @@ def test_interrupted(shoal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shoal.benchmark.run.run_benchmark", run)
+    monkeypatch.setattr("shoal.evaluation.benchmark.run.run_benchmark", run)
     code, _, err = shoal("benchmark")
     assert code == 1 and "finished tasks are kept in runs/benchmark" in err
 

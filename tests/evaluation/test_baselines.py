@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from shoal.adapters.lora import TargetModule
-from shoal.controls import (
+from shoal.errors import UsageError
+from shoal.evaluation.baselines import (
     GIBBERISH,
     NONE,
     OTHER,
@@ -20,7 +21,6 @@ from shoal.controls import (
     right_description,
     word_salad_description,
 )
-from shoal.errors import UsageError
 from shoal.tasks.loading import Example, Task
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint
 from shoal.text_to_lora.heads import Architecture

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from shoal import scaling
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
-from shoal.scaling import measure_shape, measure_shapes, scaling_table
+from shoal.evaluation import scaling
+from shoal.evaluation.scaling import measure_shape, measure_shapes, scaling_table
 
 SMALL = TextToLoRAConfig(
     adapter_rank=2, num_layers_to_adapt=None, skill_embeddings_dim=8, hyper_network_size=8

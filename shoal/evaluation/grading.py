@@ -275,7 +275,7 @@ def letter(value: float) -> str:
         UsageError: it is outside 0 to 100, or no number.
     """
     if not 0 <= value <= 100:
-        raise UsageError(f"score {value}: must be from 0 to 100; see shoal.grading.score")
+        raise UsageError(f"score {value}: must be from 0 to 100; see shoal.evaluation.grading.score")
     return next(name for name, bound in LETTERS.items() if value >= bound)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import UsageError
-from shoal.grading import COMPONENTS, CURVES, LETTERS, grade, letter, lowest_score, score, shown
+from shoal.evaluation.grading import COMPONENTS, CURVES, LETTERS, grade, letter, lowest_score, score, shown
 
 # Metrics of which less is better; every other curve rises.
 FALLING = {

@@ -15,21 +15,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shoal.benchmark import run as running
-from shoal.benchmark.cells import Cell, CellFolder
-from shoal.benchmark.device_use import DeviceUse
-from shoal.benchmark.measuring import measure_method
-from shoal.benchmark.methods import METHODS, method
-from shoal.benchmark.page import kept_of, render_html, render_markdown
-from shoal.benchmark.plots import COLOURS, draw
-from shoal.benchmark.run import run_benchmark
-from shoal.benchmark.summary import BenchmarkReport, summarise_method
-from shoal.benchmark.tasks import benchmark_tasks
 from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError, UsageError
-from shoal.grading import CURVES
-from shoal.reports import Answer
-from shoal.scaling import ShapeCost
+from shoal.evaluation.benchmark import run as running
+from shoal.evaluation.benchmark.cells import Cell, CellFolder
+from shoal.evaluation.benchmark.device_use import DeviceUse
+from shoal.evaluation.benchmark.measuring import measure_method
+from shoal.evaluation.benchmark.methods import METHODS, method
+from shoal.evaluation.benchmark.page import kept_of, render_html, render_markdown
+from shoal.evaluation.benchmark.plots import COLOURS, draw
+from shoal.evaluation.benchmark.run import run_benchmark
+from shoal.evaluation.benchmark.summary import BenchmarkReport, summarise_method
+from shoal.evaluation.benchmark.tasks import benchmark_tasks
+from shoal.evaluation.grading import CURVES
+from shoal.evaluation.reports import Answer
+from shoal.evaluation.scaling import ShapeCost
 
 SIZES = {
     "num_tasks": 2,
@@ -231,7 +231,7 @@ def test_a_process_of_its_own(config: BenchmarkConfig, tmp_path: Path) -> None:
 def test_a_killed_run_ends_its_process_and_goes_on(config: BenchmarkConfig, tmp_path: Path) -> None:
     wanted = config.model_copy(update={"methods": ("base", "lora"), "num_tasks": 3, "lora_steps": 60})
     code = (
-        "import sys; from pathlib import Path; from shoal.benchmark.run import run_benchmark\n"
+        "import sys; from pathlib import Path; from shoal.evaluation.benchmark.run import run_benchmark\n"
         "from shoal.config import BenchmarkConfig\n"
         "run_benchmark(BenchmarkConfig.model_validate_json(sys.argv[2]), Path(sys.argv[1]))"
     )

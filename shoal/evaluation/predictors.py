@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from shoal.adapters.lora import LoRA
-from shoal.evaluation import reference_losses
+from shoal.evaluation.evaluate import reference_losses
 from shoal.inference.forward import pad_sequences
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from shoal import comparison
-from shoal.comparison import GUIDE_PROMPTS, compare_models, comparison_table
 from shoal.config import TextToLoRAConfig
 from shoal.errors import UsageError
+from shoal.evaluation import compare as comparison
+from shoal.evaluation.compare import GUIDE_PROMPTS, compare_models, comparison_table
 
 SMALL = TextToLoRAConfig(adapter_rank=2, num_layers_to_adapt=None)
 

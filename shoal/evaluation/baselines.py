@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from shoal.errors import UsageError
-from shoal.evaluation import Method
+from shoal.evaluation.evaluate import Method
 from shoal.tasks.loading import Task
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint
 from shoal.text_to_lora.encoders.sentence import TaskEncoder

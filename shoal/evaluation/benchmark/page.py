@@ -9,9 +9,9 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from shoal.benchmark.plots import Plot, colour_of
-from shoal.benchmark.summary import BenchmarkReport, MethodSummary
-from shoal.grading import COMPONENTS, CURVES, LETTERS, shown
+from shoal.evaluation.benchmark.plots import Plot, colour_of
+from shoal.evaluation.benchmark.summary import BenchmarkReport, MethodSummary
+from shoal.evaluation.grading import COMPONENTS, CURVES, LETTERS, shown
 from shoal.tasks.metrics import Interval
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")

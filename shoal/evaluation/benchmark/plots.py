@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.benchmark.summary import BenchmarkReport, MethodSummary
+from shoal.evaluation.benchmark.summary import BenchmarkReport, MethodSummary
 from shoal.tasks.metrics import Interval
 
 # One colour a method wherever it is drawn; people who see few colours tell them apart (Okabe and Ito 2008).

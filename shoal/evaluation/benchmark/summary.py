@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shoal.benchmark.cells import Cell
-from shoal.benchmark.methods import method
 from shoal.errors import UsageError
-from shoal.grading import Grade, grade, score
-from shoal.reports import Answer
-from shoal.scaling import ShapeCost
+from shoal.evaluation.benchmark.cells import Cell
+from shoal.evaluation.benchmark.methods import method
+from shoal.evaluation.grading import Grade, grade, score
+from shoal.evaluation.reports import Answer
+from shoal.evaluation.scaling import ShapeCost
 from shoal.tasks.metrics import Interval, bleu, bootstrap_interval, chrf, perplexity, rouge
 
 SHOWN_ANSWERS = 1  # a task that the report keeps
@@ -28,7 +28,7 @@ class MethodSummary:
         title: for people.
         note: what a reader must know.
         grade: scores and letters.
-        metrics: everything of `shoal.grading.CURVES` that was measured.
+        metrics: everything of `shoal.evaluation.grading.CURVES` that was measured.
         intervals: mean over tasks with its 95% interval, of some metrics.
         task_scores: task -> ROUGE-L with its 95% interval over examples.
         losses: mean training loss of every step over tasks; empty without training.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.errors import UsageError
-from shoal.respondents import Respondent
+from shoal.evaluation.predictors import Respondent
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from shoal.errors import ShoalError, UsageError
-from shoal.reports import Answer, MethodResult, Report, cell, mean_result, summarise
+from shoal.evaluation.reports import Answer, MethodResult, Report, cell, mean_result, summarise
 from shoal.tasks.metrics import Interval
 
 

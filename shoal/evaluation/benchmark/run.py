@@ -1,7 +1,7 @@
 """A whole benchmark: every method in a process of its own, resumable cell by cell, then one report.
 
-Knows the order of things; how a method is measured is `shoal.benchmark.measuring`, what it is worth
-`shoal.benchmark.summary`, and what a report looks like `shoal.benchmark.page`.
+Knows the order of things; how a method is measured is `shoal.evaluation.benchmark.measuring`, what it is worth
+`shoal.evaluation.benchmark.summary`, and what a report looks like `shoal.evaluation.benchmark.page`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shoal.benchmark.cells import CELLS, IDENTITY_FILE, Cell, CellFolder
-from shoal.benchmark.methods import method
-from shoal.benchmark.page import render_html, render_markdown
-from shoal.benchmark.plots import draw
-from shoal.benchmark.summary import BenchmarkReport, summarise_method
-from shoal.benchmark.tasks import benchmark_tasks
 from shoal.config import BenchmarkConfig
-from shoal.environment import environment
 from shoal.errors import ShoalError, UsageError, reason
+from shoal.evaluation.benchmark.cells import CELLS, IDENTITY_FILE, Cell, CellFolder
+from shoal.evaluation.benchmark.methods import method
+from shoal.evaluation.benchmark.page import render_html, render_markdown
+from shoal.evaluation.benchmark.plots import draw
+from shoal.evaluation.benchmark.summary import BenchmarkReport, summarise_method
+from shoal.evaluation.benchmark.tasks import benchmark_tasks
+from shoal.evaluation.environment import environment
+from shoal.evaluation.scaling import GUIDE_SHAPES, ShapeCost, measure_shapes
 from shoal.files import check_place, read_json, write_directory, write_file
-from shoal.scaling import GUIDE_SHAPES, ShapeCost, measure_shapes
 from shoal.tasks.metrics import bleu, chrf
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,14 @@ def write_report(report: BenchmarkReport, folder: Path) -> None:
 
 def _measured_apart(folder: Path, name: str, config: BenchmarkConfig) -> str | None:
     """Measure a method in a process of its own, which ends with this one; why that failed, if it did."""
-    command = [sys.executable, "-m", "shoal.benchmark.measuring", str(folder), name, config.model_dump_json()]
+    command = [
+        sys.executable,
+        "-m",
+        "shoal.evaluation.benchmark.measuring",
+        str(folder),
+        name,
+        config.model_dump_json(),
+    ]
     lines: list[str] = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -1,6 +1,6 @@
 """All tasks of one method, measured one after the other in this process; finished cells are kept at once.
 
-`python -m shoal.benchmark.measuring FOLDER METHOD SETTINGS` is the process in which `shoal.benchmark.run`
+`python -m shoal.evaluation.benchmark.measuring FOLDER METHOD SETTINGS` is the process in which `shoal.evaluation.benchmark.run`
 measures a method: what another method holds or has loaded is no part of its memory.
 """
 
@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
-from shoal.base_ability import BaseAbility, base_ability
-from shoal.benchmark.cells import Cell, CellFolder
-from shoal.benchmark.device_use import DeviceUse, utilisation_counter
-from shoal.benchmark.methods import Adapted, method
-from shoal.benchmark.tasks import benchmark_tasks
 from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError, reason
+from shoal.evaluation.benchmark.cells import Cell, CellFolder
+from shoal.evaluation.benchmark.device_use import DeviceUse, utilisation_counter
+from shoal.evaluation.benchmark.methods import Adapted, method
+from shoal.evaluation.benchmark.tasks import benchmark_tasks
+from shoal.evaluation.reports import Answer
+from shoal.evaluation.retention import BaseAbility, base_ability
 from shoal.leash import end_with_holder
 from shoal.memory import forget_peak, peak
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.reports import Answer
 from shoal.tasks.loading import Task
 from shoal.tasks.metrics import exact_match, rouge_l
 from shoal.tasks.rewards import label

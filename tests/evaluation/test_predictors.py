@@ -10,14 +10,14 @@ from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.svf import ExpertVector, decompose
 from shoal.adapters.svf_hooks import attach_expert, dense_weight
-from shoal.base_ability import GENERAL_KNOWLEDGE, base_ability
 from shoal.config import Transformer2Config
 from shoal.errors import UsageError
-from shoal.evaluation import reference_losses
+from shoal.evaluation.evaluate import reference_losses
+from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
+from shoal.evaluation.predictors import AdaptedModel, SelfAdaptingModel
+from shoal.evaluation.retention import GENERAL_KNOWLEDGE, base_ability
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
-from shoal.respondents import AdaptedModel, SelfAdaptingModel
 from shoal.transformer2.model import Transformer2, mlp_modules
 from shoal.transformer2.router import NONE, Decision
 

@@ -18,10 +18,10 @@ import torch
 
 from shoal.config import BenchmarkConfig, LoraTrainingConfig, TextToLoRAConfig, Transformer2Config
 from shoal.errors import ShoalError, UsageError
-from shoal.evaluation import described
+from shoal.evaluation.evaluate import described
+from shoal.evaluation.predictors import AdaptedModel, Respondent, SelfAdaptingModel
 from shoal.integration import SakanaAIIntegration
 from shoal.models.backbone import Backbone
-from shoal.respondents import AdaptedModel, Respondent, SelfAdaptingModel
 from shoal.tasks.loading import Example, Task
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.training.checkpoints import LOG_FILE

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from shoal import evaluation
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import UsageError
-from shoal.evaluation import Method, described, evaluate, reference_losses, score, with_shots
+from shoal.evaluation import evaluate as evaluation
+from shoal.evaluation.evaluate import Method, described, evaluate, reference_losses, score, with_shots
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.loading import Example, Task, load_split

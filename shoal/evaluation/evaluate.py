@@ -1,8 +1,8 @@
 """Model x task -> report: what a method answers to a task's test inputs, scored.
 
 A method says how a request is worded and which adapter is attached; every row of a table is one. Knows
-nothing of how adapters were made: the rows of a Text-to-LoRA report are in `shoal.controls`, what was found
-in `shoal.reports`.
+nothing of how adapters were made: the rows of a Text-to-LoRA report are in `shoal.evaluation.baselines`, what was found
+in `shoal.evaluation.reports`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 
 from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
+from shoal.evaluation.reports import METRICS, Answer, MethodResult, Report, mean_result, summarise
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import adapters_of, attached, check_adapters, check_lengths, generate_greedy
 from shoal.models.backbone import Backbone
-from shoal.reports import METRICS, Answer, MethodResult, Report, mean_result, summarise
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.metrics import exact_match, rouge_l
 

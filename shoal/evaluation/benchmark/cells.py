@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from shoal.config import BenchmarkConfig
-from shoal.environment import commit
 from shoal.errors import ShoalError, UsageError
+from shoal.evaluation.environment import commit
+from shoal.evaluation.reports import Answer
 from shoal.files import check_writable, read_json, write_file
-from shoal.reports import Answer
 
 IDENTITY_FILE, CELLS = "run.json", "cells"
 
@@ -27,7 +27,7 @@ class Cell:
         task: its name.
         failure: why nothing was measured; the other fields are then empty.
         note: what a reader must know of the adaptation.
-        metrics: name of `shoal.grading.CURVES` -> value, of those that belong to one cell.
+        metrics: name of `shoal.evaluation.grading.CURVES` -> value, of those that belong to one cell.
         answers: to the test examples, scored.
         latencies: seconds of each request that was timed singly.
         losses: of every training step, in nats a token.

@@ -2,7 +2,7 @@
 
 No weight of any base model is read: a hypernetwork of the guide's configuration is built for the shape, with
 random weights in every layer, and emits one adapter. A trained one takes the same time and memory. Each shape
-is measured in a process of its own, whose peak memory is therefore its own; `python -m shoal.scaling MODEL`
+is measured in a process of its own, whose peak memory is therefore its own; `python -m shoal.evaluation.scaling MODEL`
 is that process.
 """
 
@@ -134,7 +134,7 @@ def scaling_table(costs: Sequence[ShapeCost]) -> str:
 
 
 def _measured_apart(model: str, config: TextToLoRAConfig, timeout: float) -> ShapeCost:
-    command = [sys.executable, "-m", "shoal.scaling", model, config.model_dump_json()]
+    command = [sys.executable, "-m", "shoal.evaluation.scaling", model, config.model_dump_json()]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:

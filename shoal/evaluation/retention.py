@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.errors import UsageError
-from shoal.multiple_choice import ChoiceQuestion, answer_by_likelihood
-from shoal.respondents import Respondent
+from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
+from shoal.evaluation.predictors import Respondent
 from shoal.tasks.metrics import perplexity
 
 # Question, right answer, three wrong ones.

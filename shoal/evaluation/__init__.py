@@ -1,0 +1,1 @@
+"""Scores and grades: reports, baselines, retention, scaling, and the benchmark."""
