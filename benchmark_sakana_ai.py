@@ -7,7 +7,7 @@ The same as `shoal benchmark`, which see for every flag.
 
 import sys
 
-from shoal.apps.cli import main
+from shoal.apps.cli.main import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "benchmark")

@@ -147,7 +147,7 @@ def test_command_line() -> None:
     whole = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def shoal(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "shoal.apps.cli", *arguments]
+        command = [sys.executable, "-m", "shoal.apps.cli.main", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=whole, timeout=300)
 
     made = json.loads(shoal("generate", next(iter(PROMPTS)), "--json").stdout)

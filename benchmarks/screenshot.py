@@ -130,7 +130,7 @@ def running(folder: Path) -> Iterator[tuple[str, str]]:
     """Addresses of a service with an empty registry, and of its page."""
     ports = [free_port() for _ in range(2)]
     service, page = (f"http://127.0.0.1:{port}" for port in ports)
-    shoal = [sys.executable, "-m", "shoal.apps.cli"]
+    shoal = [sys.executable, "-m", "shoal.apps.cli.main"]
     commands = [
         [*shoal, "serve", "--open", "--port", str(ports[0]), "--registry", str(folder / "registry")],
         [*shoal, "ui", "--service", service, "--port", str(ports[1])],

@@ -38,7 +38,7 @@ def main() -> None:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--open", "--port", str(port), "--registry", folder, "--requests-per-minute", "1000000"]
-        command = [sys.executable, "-m", "shoal.apps.cli", "serve", *flags]
+        command = [sys.executable, "-m", "shoal.apps.cli.main", "serve", *flags]
         service = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
         try:
             url = f"http://127.0.0.1:{port}"

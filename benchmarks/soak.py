@@ -72,7 +72,7 @@ def main() -> None:
         flags = ["--open", "--port", str(port), "--registry", folder, "--base", arguments.base]
         flags += ["--dtype", arguments.dtype] if arguments.dtype else []
         flags += ["--requests-per-minute", "1000000", "--tokens-per-minute", "1000000000"]
-        command = [sys.executable, "-m", "shoal.apps.cli", "serve", *flags]
+        command = [sys.executable, "-m", "shoal.apps.cli.main", "serve", *flags]
         service = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
         try:
             model, begin = wait(url), time.monotonic()

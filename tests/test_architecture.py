@@ -241,7 +241,7 @@ def test_generating_an_adapter_needs_no_extra() -> None:
     ]
     run_python(
         f"import sys\nsys.modules.update(dict.fromkeys({extras}))\n"  # None makes an import fail
-        "import shoal.integration, shoal.text_to_lora.generator, shoal.apps.cli"
+        "import shoal.integration, shoal.text_to_lora.generator, shoal.apps.cli.main"
     )
 
 

@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from shoal.apps import affinity, cli
-from shoal.apps.cluster import Deployment
+from shoal.apps.cli.cluster import Deployment
 from shoal.config import ServiceConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def test_prometheus_asks_the_service_and_grafana_prometheus() -> None:
 def test_kuberay_starts_our_application_with_settings_that_it_takes() -> None:
     config = yaml.safe_load(RAY["serveConfigV2"])
     (application,) = config["applications"]
-    assert application["import_path"] == "shoal.apps.cluster:application"
+    assert application["import_path"] == "shoal.apps.cli.cluster:application"
     deployment = Deployment.model_validate(application["args"])
     workers = GROUPS[1]
     assert deployment.service.shared and deployment.replicas.max_replicas == workers["maxReplicas"]

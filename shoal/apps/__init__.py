@@ -1,1 +1,1 @@
-"""The programs: each parses, calls and formats, and holds no logic."""
+"""Programs for people: the command line and the web page."""

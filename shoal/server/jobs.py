@@ -245,7 +245,7 @@ class Jobs:
 
     def _train(self, identity: str, folder: Path) -> None:
         settings = str(folder / "settings.yaml")
-        command = [sys.executable, "-m", "shoal.apps.leashed", "train", "lora", "--config", settings]
+        command = [sys.executable, "-m", "shoal.apps.cli.child", "train", "lora", "--config", settings]
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith(("SHOAL_DATABASE", "HF_TOKEN"))
         }

@@ -20,7 +20,7 @@ from shoal.adapters.archive import pack
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import save_adapter
 from shoal.adapters.lora import LoRA, LoraFactors
-from shoal.apps.serving import bound, uvicorn_config
+from shoal.apps.cli.serve import bound, uvicorn_config
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.models.backbone import Backbone
 from shoal.models.shapes import load_shape

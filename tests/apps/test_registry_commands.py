@@ -58,7 +58,7 @@ def shoal_at(hub: str, folder: Path, *arguments: object) -> str:
     """The same in a process of its own: the hub's client reads where its hub is when it is imported."""
     there = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf")}
     ended = subprocess.run(
-        [sys.executable, "-m", "shoal.apps.cli", *map(str, arguments)],
+        [sys.executable, "-m", "shoal.apps.cli.main", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **there},
         capture_output=True,
         text=True,

@@ -428,7 +428,16 @@ def test_logs_hold_no_prompts_and_no_keys(tiny_llama: Path, tmp_path: Path) -> N
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "shoal.apps.cli", "serve", "--base", str(tiny_llama), "--port", port]
+    command = [
+        sys.executable,
+        "-m",
+        "shoal.apps.cli.main",
+        "serve",
+        "--base",
+        str(tiny_llama),
+        "--port",
+        port,
+    ]
     command += ["--registry", str(tmp_path / "r")]
     headers = {"Authorization": f"Bearer {key}"}
     secret, said = "tangerine", "Write the plural of the word tangerine."

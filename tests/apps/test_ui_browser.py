@@ -107,7 +107,7 @@ class Tab:
 
 def ui(service: str, port: int) -> list[str]:
     """The command that serves the page."""
-    return [sys.executable, "-m", "shoal.apps.cli", "ui", "--service", service, "--port", str(port)]
+    return [sys.executable, "-m", "shoal.apps.cli.main", "ui", "--service", service, "--port", str(port)]
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from shoal.apps.ui.counters import activity, read_counters
 from shoal.errors import ShoalError
 from shoal.inference.engine.adapter_cache import CacheStatistics
 from shoal.inference.engine.records import EngineState, FinishedRecord, StepRecord
-from shoal.readings import activity, read_counters
 from shoal.server.metrics import Monitoring
 
 IDLE = EngineState(waiting=2, running=3, reading=0, kv_tokens=0, adapters=CacheStatistics())

@@ -7,9 +7,9 @@ from typing import Any
 
 import streamlit as st
 
-from shoal.apps.ui_answers import Asked, Style, stream_together, style_box
-from shoal.apps.ui_charts import PLAIN, heat_map
-from shoal.apps.ui_elements import (
+from shoal.apps.ui.charts import PLAIN, heat_map
+from shoal.apps.ui.chat import Asked, Style, stream_together, style_box
+from shoal.apps.ui.widgets import (
     MAX_NAME,
     base_model,
     chips,

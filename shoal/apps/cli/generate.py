@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.settings import Only, Output
+from shoal.apps.cli.settings import Only, Output
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 

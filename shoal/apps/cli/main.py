@@ -14,14 +14,14 @@ from typing import Any
 
 import typer
 
-from shoal.apps.adapting import ask, generate
-from shoal.apps.benchmarking import benchmark
-from shoal.apps.browsing import ui
-from shoal.apps.cluster import up
-from shoal.apps.comparing import compare, scaling
-from shoal.apps.experts import adapt, train_dispatch, train_expert
-from shoal.apps.listing import models, skills
-from shoal.apps.registry import (
+from shoal.apps.cli.benchmark import benchmark
+from shoal.apps.cli.cluster import up
+from shoal.apps.cli.compare import compare, scaling
+from shoal.apps.cli.evaluate import evaluate
+from shoal.apps.cli.experts import adapt, train_dispatch, train_expert
+from shoal.apps.cli.generate import ask, generate
+from shoal.apps.cli.listing import models, skills
+from shoal.apps.cli.registry import (
     create_key,
     export_adapter,
     import_adapter,
@@ -33,16 +33,16 @@ from shoal.apps.registry import (
     revoke_key,
     show_adapter,
 )
-from shoal.apps.scoring import evaluate
-from shoal.apps.serving import serve
-from shoal.apps.settings import Output, command
-from shoal.apps.training import (
+from shoal.apps.cli.serve import serve
+from shoal.apps.cli.settings import Output, command
+from shoal.apps.cli.train import (
     average_networks,
     set_fallback,
     train_lora,
     train_multi_task,
     train_text_to_lora,
 )
+from shoal.apps.cli.ui import ui
 from shoal.errors import ShoalError, UsageError
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from shoal.adapters.files import load_adapter, save_adapter
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_files import load_expert
 from shoal.apps import cli
-from shoal.apps.settings import command
-from shoal.apps.training import Data, divided
+from shoal.apps.cli.settings import command
+from shoal.apps.cli.train import Data, divided
 from shoal.config import (
     ExpertTrainingConfig,
     HypernetworkTrainingConfig,
@@ -186,7 +186,9 @@ def test_every_setting_is_a_flag_with_its_help(shoal: Shoal, path: str, models: 
 
 
 def test_help_is_quick() -> None:
-    code = "import sys; sys.argv = ['shoal', 'train', 'lora', '--help']\nfrom shoal.apps.cli import main\n"
+    code = (
+        "import sys; sys.argv = ['shoal', 'train', 'lora', '--help']\nfrom shoal.apps.cli.main import main\n"
+    )
     code += "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers', 'rich'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
@@ -286,7 +288,7 @@ def test_mistakes_in_flags(shoal: Shoal, arguments: str, says: str) -> None:
 
 
 def test_the_recipes_are_valid() -> None:
-    from shoal.apps.training import Data, Steering
+    from shoal.apps.cli.train import Data, Steering
 
     schema = {
         *Data.model_fields,
@@ -301,7 +303,7 @@ def test_the_recipes_are_valid() -> None:
 
 
 def test_the_quick_start_shows_valid_settings() -> None:
-    from shoal.apps.training import Data
+    from shoal.apps.cli.train import Data
 
     shown = (ROOT / "docs" / "quickstart.md").read_text("utf-8").split("```yaml")[1].split("```")[0]
     settings = yaml.safe_load(shown)
@@ -812,7 +814,7 @@ def test_an_adapter_of_another_model_is_said(
 def test_evaluate_reads_every_adapter_before_it_scores(
     shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.apps.scoring.load", None)  # loading the model would fail
+    monkeypatch.setattr("shoal.apps.cli.evaluate.load", None)  # loading the model would fail
     (tmp_path / "each").mkdir()
     where = ("evaluate", "--base", tiny_llama, "--tasks", data, "--adapter", f"mine={tmp_path / 'each'}")
     assert_one_line(shoal(*where), 2, "no directory")
@@ -827,7 +829,7 @@ def test_what_nobody_foresaw_is_one_line(shoal: Shoal, monkeypatch: pytest.Monke
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("shoal.apps.adapting.load", broken)
+    monkeypatch.setattr("shoal.apps.cli.generate.load", broken)
     assert_one_line(shoal("ask", "hi"), 1, "unexpected ZeroDivisionError: division by zero", "--verbose")
 
 
@@ -856,7 +858,7 @@ def test_ctrl_c_while_training(tiny_llama: Path, data: Path, tmp_path: Path) -> 
     arguments = ["train", "multi-task", "--base", tiny_llama, "--tasks", data, "--out", out, *SMALL]
     arguments += ["--steps", 100_000, "--batch-size", 2]
     running = subprocess.Popen(
-        [sys.executable, "-m", "shoal.apps.cli", *map(str, arguments)],
+        [sys.executable, "-m", "shoal.apps.cli.main", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -881,7 +883,7 @@ def test_ctrl_c_while_training(tiny_llama: Path, data: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_default_model_from_a_shell(tmp_path: Path) -> None:
     def run(*arguments: str) -> Ended:
-        command = [sys.executable, "-m", "shoal.apps.cli", *arguments]
+        command = [sys.executable, "-m", "shoal.apps.cli.main", *arguments]
         path = {**os.environ, "PYTHONPATH": str(ROOT)}
         ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=path)
         return Ended(ended.returncode, ended.stdout, ended.stderr)
@@ -910,7 +912,7 @@ def test_two_processes_write_and_print_once(tiny_llama: Path, data: Path, tmp_pa
         str(tmp_path / "out"),
         *map(str, QUICK),
     ]
-    command = [*launcher, "-m", "shoal.apps.cli", "train", "multi-task", *where, "--json"]
+    command = [*launcher, "-m", "shoal.apps.cli.main", "train", "multi-task", *where, "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.serving import LOOPBACK
-from shoal.apps.settings import Output, check_extra
+from shoal.apps.cli.serve import LOOPBACK
+from shoal.apps.cli.settings import Output, check_extra
 from shoal.errors import UsageError
 
 KEY = "OPENAI_API_KEY"

@@ -1,11 +1,11 @@
 """The command line for a process that another one holds, which ends with it (`shoal.leash`).
 
-    python -m shoal.apps.leashed train lora --config settings.yaml
+    python -m shoal.apps.cli.child train lora --config settings.yaml
 
 So the service runs a training.
 """
 
-from shoal.apps.cli import main
+from shoal.apps.cli.main import main
 from shoal.leash import end_with_holder
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.adapting import BASE_HELP
-from shoal.apps.registry import Place
-from shoal.apps.settings import Output, check_extra
+from shoal.apps.cli.generate import BASE_HELP
+from shoal.apps.cli.registry import Place
+from shoal.apps.cli.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.server.json_logs import log_json_lines

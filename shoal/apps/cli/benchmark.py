@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.settings import Output
+from shoal.apps.cli.settings import Output
 from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from shoal.apps.ui_answers import Asked, stream_together, style_box
-from shoal.apps.ui_charts import PLAIN, heat_map, layer_lines
-from shoal.apps.ui_elements import base_model, choose_adapters, client, code_name, plain_line, told_failure
+from shoal.apps.ui.charts import PLAIN, heat_map, layer_lines
+from shoal.apps.ui.chat import Asked, stream_together, style_box
+from shoal.apps.ui.widgets import base_model, choose_adapters, client, code_name, plain_line, told_failure
 
 MOST = 4
 EXAMPLE = "The plot made no sense and the acting was dreadful."

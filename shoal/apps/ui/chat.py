@@ -13,7 +13,7 @@ from typing import Any
 
 import streamlit as st
 
-from shoal.apps.ui_elements import failure_line
+from shoal.apps.ui.widgets import failure_line
 from shoal.errors import ShoalError
 from shoal.server.client import Chat, Client
 

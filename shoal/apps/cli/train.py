@@ -1,4 +1,4 @@
-"""`shoal train`: a LoRA for one task, one for many, or a hypernetwork; experts are `shoal.apps.experts`."""
+"""`shoal train`: a LoRA for one task, one for many, or a hypernetwork; experts are `shoal.apps.cli.experts`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.adapting import AdapterSizes, Place, load, warn_of_another_base
-from shoal.apps.settings import Only, Output, check_extra
+from shoal.apps.cli.generate import AdapterSizes, Place, load, warn_of_another_base
+from shoal.apps.cli.settings import Only, Output, check_extra
 from shoal.config import (
     HypernetworkTrainingConfig,
     LoraTrainingConfig,

@@ -7,8 +7,8 @@ from pathlib import PurePath
 
 import streamlit as st
 
-from shoal.apps.ui_charts import PLAIN, heat_map
-from shoal.apps.ui_elements import (
+from shoal.apps.ui.charts import PLAIN, heat_map
+from shoal.apps.ui.widgets import (
     MAX_NAME,
     base_model,
     client,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.adapting import BASE_HELP
-from shoal.apps.settings import Output, check_extra
+from shoal.apps.cli.generate import BASE_HELP
+from shoal.apps.cli.settings import Output, check_extra
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:

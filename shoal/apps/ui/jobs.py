@@ -6,7 +6,7 @@ import time
 
 import streamlit as st
 
-from shoal.apps.ui_elements import (
+from shoal.apps.ui.widgets import (
     MAX_NAME,
     client,
     code_name,

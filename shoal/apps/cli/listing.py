@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from shoal.apps.settings import Output
+from shoal.apps.cli.settings import Output
 from shoal.errors import ShoalError
 
 

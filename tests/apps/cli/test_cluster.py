@@ -22,7 +22,7 @@ import openai
 import psutil
 import pytest
 
-from shoal.apps.cluster import application
+from shoal.apps.cli.cluster import application
 from shoal.registry.api_keys import ApiKeys
 from shoal.registry.registry import Registry
 from shoal.server.affinity import REPLICA_HEADER

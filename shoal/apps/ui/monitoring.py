@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
-from shoal.apps.ui_elements import client, plain_line, told_failure
-from shoal.readings import Activity, Reading, activity, read_counters
+from shoal.apps.ui.counters import Activity, Reading, activity, read_counters
+from shoal.apps.ui.widgets import client, plain_line, told_failure
 
 LOOK_SECONDS, KEPT = 2.0, 90
 SEA = "#2a9d8f"

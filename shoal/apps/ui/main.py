@@ -11,14 +11,14 @@ import os
 
 import streamlit as st
 
-from shoal.apps.browsing import KEY
-from shoal.apps.ui_adapt import adapt_page
-from shoal.apps.ui_compare import compare_page
-from shoal.apps.ui_elements import plain_line, told_failure
-from shoal.apps.ui_jobs import jobs_page
-from shoal.apps.ui_mix import mix_page
-from shoal.apps.ui_monitoring import monitoring_page
-from shoal.apps.ui_registry import registry_page
+from shoal.apps.cli.ui import KEY
+from shoal.apps.ui.adapt import adapt_page
+from shoal.apps.ui.compare import compare_page
+from shoal.apps.ui.jobs import jobs_page
+from shoal.apps.ui.mix import mix_page
+from shoal.apps.ui.monitoring import monitoring_page
+from shoal.apps.ui.registry import registry_page
+from shoal.apps.ui.widgets import plain_line, told_failure
 from shoal.server.client import DEFAULT_URL, Client
 
 # A picture of ours: for an icon by name, the browser would ask another machine.

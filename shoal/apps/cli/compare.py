@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.adapting import AdapterSizes
-from shoal.apps.settings import Output
+from shoal.apps.cli.generate import AdapterSizes
+from shoal.apps.cli.settings import Output
 from shoal.errors import ShoalError
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from shoal.apps.browsing import PAGE, Page, flags, ui
-from shoal.apps.ui_charts import heat_map, layer_lines
-from shoal.apps.ui_elements import code_name, suggested_name
+from shoal.apps.cli.ui import PAGE, Page, flags, ui
+from shoal.apps.ui.charts import heat_map, layer_lines
+from shoal.apps.ui.widgets import code_name, suggested_name
 from shoal.errors import UsageError
 from shoal.server.client import Client
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from shoal.apps import cluster
-from shoal.apps.cluster import Deployment, Replicas
-from shoal.apps.registry import Place
-from shoal.apps.serving import Address, check_service
+from shoal.apps.cli.cluster import Deployment, Replicas
+from shoal.apps.cli.registry import Place
+from shoal.apps.cli.serve import Address, check_service
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import pick_device, pick_dtype
@@ -43,7 +43,7 @@ def served(
     command = [
         sys.executable,
         "-m",
-        "shoal.apps.cli",
+        "shoal.apps.cli.main",
         "serve",
         "--open",
         "--dtype",
