@@ -28,7 +28,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from shoal.errors import ShoalError, UsageError, reason
-from shoal.file_failures import failures_named
+from shoal.file_errors import failures_named
 
 MAX_JSON_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20

@@ -9,7 +9,7 @@ from typing import IO
 
 from shoal.adapters.files import ADAPTER_FILES
 from shoal.errors import UsageError, reason, shorten
-from shoal.file_failures import failures_named
+from shoal.file_errors import failures_named
 
 MAX_ENTRIES = 64
 _BLOCK = 2**20

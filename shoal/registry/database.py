@@ -25,7 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
-from shoal.file_failures import failures_named
+from shoal.file_errors import failures_named
 
 BUSY_SECONDS, CONNECT_SECONDS = 10, 5
 _MIGRATIONS = Path(__file__).parent / "migrations"

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shoal.errors import ShoalError, UsageError
-from shoal.file_failures import failures_named
+from shoal.file_errors import failures_named
 from shoal.files import read_directory, read_json, read_tensors, write_directory, write_file
 
 log = logging.getLogger(__name__)
