@@ -1,6 +1,6 @@
 # Each target sets up .venv first, so every one of them works in a fresh clone.
 #
-#   make setup    install everything into .venv          make check    format, lint, types, docs, tests
+#   make setup    install everything into .venv          make check    format, lint, types, imports, docs, tests
 #   make demo     a sentence -> an adapter -> scores     make bench    speeds and skill detection
 #   make test     all tests, slow ones included          make docs     the site, in docs/_build
 #
@@ -49,6 +49,7 @@ check: $(STAMP)
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy shoal
+	$(BIN)/lint-imports
 	$(MAKE) docs
 	$(MAKE) test
 

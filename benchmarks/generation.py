@@ -45,9 +45,9 @@ OBJECTS = (
 ENDINGS = ("for a child", "in one sentence", "without using any names", "as a numbered list", "for an expert")
 
 PEAK = """
-from shoal import memory
+from shoal import process
 def peak():
-    return memory.peak() / 1e9
+    return process.peak() / 1e9
 """
 GENERATE = """
 import sys

@@ -18,7 +18,8 @@ from _long_requests import COMPLETION, REQUEST
 from _machine import machine, table
 
 from shoal.adapters.hooks import attach
-from shoal.adapters.lora import LoRA, LoraFactors, stack
+from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.merging import stack
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import load_backbone

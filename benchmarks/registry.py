@@ -25,15 +25,15 @@ from sqlalchemy import insert
 
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.lora import LoRA
-from shoal.memory import resident
 from shoal.models.shapes import load_shape
+from shoal.process import resident
 from shoal.registry.registry import Registry
 from shoal.registry.schema import ADAPTERS
 
 LOOKS = 1000
 READ = """
 import sys
-from shoal.memory import resident
+from shoal.process import resident
 from shoal.registry.registry import Registry
 registry = Registry(sys.argv[1], *sys.argv[2:])
 after = ""

@@ -38,11 +38,12 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
-from shoal.adapters.lora import LoRA, TargetModule
+from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError, reason
 from shoal.inference.forward import Sequences, pad_sequences
 from shoal.models.backbone import Backbone, load_backbone
+from shoal.models.modules import TargetModule
 from shoal.tasks.loading import load_split
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
 from shoal.training.lora import LoraObjective, set_for_training

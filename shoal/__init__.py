@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shoal.adapters.hooks import attach, merge
-    from shoal.adapters.lora import LoRA, compose, stack, truncate
+    from shoal.adapters.lora import LoRA
+    from shoal.adapters.merging import compose, stack, truncate
     from shoal.config import (
         HypernetworkTrainingConfig,
         LoraTrainingConfig,

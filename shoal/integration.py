@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from shoal.config import TextToLoRAConfig, Transformer2Config
+from shoal.errors import ShoalError
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
-from shoal.monitoring import MonitoringMetrics, RequestLog
+from shoal.process import resident
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.skill_check import detection_accuracy
 from shoal.text_to_lora.skills import SkillDetector
 from shoal.transformer2.model import Transformer2
+
+_HELP = {
+    "total_requests": "Requests so far",
+    "successful_requests": "Requests that ended without an error",
+    "avg_response_time": "Mean time of a request in seconds",
+    "avg_memory_usage": "Mean resident memory at the end of a request in bytes",
+    "skill_detection_accuracy": "Share of labelled prompts whose skills are all found and no other",
+}
 
 
 class SakanaAIIntegration:
@@ -83,8 +96,8 @@ class SakanaAIIntegration:
     def metrics(self) -> MonitoringMetrics:
         """Counts of the adapters asked for so far, and how well skills are detected.
 
-        The accuracy is measured once, on the prompts of `shoal.text_to_lora.skill_check`, which takes about a second;
-        again where custom skills were taught since.
+        The accuracy is measured once, on the prompts of `shoal.text_to_lora.skill_check`, which takes about a
+        second; again where custom skills were taught since.
         """
         if self._accuracy is None:
             self._accuracy = detection_accuracy(
@@ -109,3 +122,82 @@ def _info(adapter: GeneratedAdapter) -> dict[str, Any]:
         "adapters": tensors,
         "hypernetwork": adapter.hypernetwork,
     }
+
+
+@dataclass(frozen=True)
+class MonitoringMetrics:
+    """What an operator watches.
+
+    Attributes:
+        total_requests: requests so far.
+        successful_requests: those that ended without an error.
+        avg_response_time: mean over all requests, in seconds; None before the first.
+        avg_memory_usage: mean of what the process held when each ended, in bytes; None before the first.
+        skill_detection_accuracy: share of the labelled prompts whose skills are exactly right, in [0, 1].
+    """
+
+    total_requests: int
+    successful_requests: int
+    avg_response_time: float | None
+    avg_memory_usage: float | None
+    skill_detection_accuracy: float
+
+    def to_prometheus(self, prefix: str = "shoal") -> str:
+        """The same in Prometheus' text format; what is not known yet is left out.
+
+        Raises:
+            ShoalError: prometheus-client is not installed.
+        """
+        try:
+            from prometheus_client import CollectorRegistry, Gauge, generate_latest
+        except ImportError as error:
+            raise ShoalError(
+                f"metrics for Prometheus need {error.name}, which is not installed; "
+                "pip install 'shoal[monitoring]'"
+            ) from None
+        registry = CollectorRegistry()
+        for name, about in _HELP.items():
+            value = getattr(self, name)
+            if value is not None:  # gauges all: a counter's name would have to end otherwise
+                Gauge(f"{prefix}_{name}", about, registry=registry).set(value)
+        return generate_latest(registry).decode()
+
+
+class RequestLog:
+    """Counts requests; may be used by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._total = self._successful = 0
+        self._seconds = self._bytes = 0.0
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count what happens inside as one request, successful unless it raises."""
+        started, failed = time.perf_counter(), True
+        try:
+            yield
+            failed = False
+        finally:
+            self.add(time.perf_counter() - started, successful=not failed)
+
+    def add(self, seconds: float, *, successful: bool) -> None:
+        """Count a request that has ended after so many seconds."""
+        held = resident()
+        with self._lock:
+            self._total += 1
+            self._successful += successful
+            self._seconds += seconds
+            self._bytes += held
+
+    def metrics(self, skill_detection_accuracy: float) -> MonitoringMetrics:
+        """The counts so far, with an accuracy that was measured elsewhere."""
+        with self._lock:
+            total = self._total
+            return MonitoringMetrics(
+                total_requests=total,
+                successful_requests=self._successful,
+                avg_response_time=self._seconds / total if total else None,
+                avg_memory_usage=self._bytes / total if total else None,
+                skill_detection_accuracy=skill_detection_accuracy,
+            )

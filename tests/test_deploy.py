@@ -14,9 +14,10 @@ import pytest
 import typer
 import yaml
 
-from shoal.apps import affinity, cli
+from shoal.apps.cli import main as cli
 from shoal.apps.cli.cluster import Deployment
 from shoal.config import ServiceConfig
+from shoal.server import affinity
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"

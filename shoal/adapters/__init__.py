@@ -1,1 +1,1 @@
-"""Adapters as values: LoRA and singular-value experts, how they attach to a model, their files and their arithmetic."""
+"""Adapters as values: LoRA and singular-value experts, how they attach, their files and their arithmetic."""

@@ -18,10 +18,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from shoal.adapters.hooks import sized_module
 from shoal.adapters.lora import LoRA
 from shoal.adapters.svf import Decomposition, Decompositions, ExpertVector, check_fits
 from shoal.errors import UsageError
+from shoal.models.modules import sized_module
 
 Adaptation = LoRA | ExpertVector | None
 

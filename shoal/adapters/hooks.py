@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.errors import UsageError
+from shoal.models.modules import is_conv1d, sized_module
 
 
 class Attachment:
@@ -136,39 +137,6 @@ def forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Itera
             del module.forward
         else:
             module.forward = own
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """True for a `transformers` Conv1D, told by its own `nf` and `nx` sizes."""
-    return hasattr(module, "nf") and hasattr(module, "nx")
-
-
-def module_sizes(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) features of a linear map, None for any other module."""
-    if is_conv1d(module):
-        return int(module.nx), int(module.nf)  # type: ignore[arg-type]
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
-    return None
-
-
-def sized_module(model: nn.Module, name: str, sizes: tuple[int, int]) -> nn.Module:
-    """The linear map of a name, which must have these (in, out) features.
-
-    Raises:
-        UsageError: there is none, or it has others.
-    """
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        raise UsageError(
-            f"the model has no module {name!r}; the adapter belongs to another architecture"
-        ) from None
-    if module_sizes(module) != sizes:
-        raise UsageError(
-            f"{name} is {module_sizes(module)} (in, out) but the adapter has {sizes}; use its base model"
-        )
-    return module
 
 
 def _adapted_modules(model: nn.Module, lora: LoRA | BatchedLoRA) -> dict[str, nn.Module]:

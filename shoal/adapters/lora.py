@@ -15,30 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from shoal.errors import UsageError
-
-
-@dataclass(frozen=True)
-class TargetModule:
-    """A linear map of the backbone that an adapter may change.
-
-    Attributes:
-        name: full module name, for example `model.layers.3.self_attn.q_proj`.
-        layer: index of its decoder layer, from 0.
-        type: its name within the layer, for example `self_attn.q_proj`.
-        in_features: size of its input.
-        out_features: size of its output.
-        fan_in_fan_out: True where the weight is stored (in, out), as Conv1D does.
-    """
-
-    name: str
-    layer: int
-    type: str
-    in_features: int
-    out_features: int
-    fan_in_fan_out: bool = False
+from shoal.models.modules import TargetModule, check_rank
 
 
 class LoraFactors(NamedTuple):
@@ -176,106 +155,3 @@ class BatchedLoRA:
     def select(self, rows: Tensor) -> BatchedLoRA:
         """A batch made of the given rows (int64, any length); gradients flow back to them."""
         return replace(self, factors={n: LoraFactors(f.a[rows], f.b[rows]) for n, f in self.factors.items()})
-
-
-def check_rank(targets: Sequence[TargetModule], rank: int) -> None:
-    """Raise UsageError unless there are targets and the rank is between 1 and the smaller side of each."""
-    if not targets:
-        raise UsageError("an adapter needs at least one target module, got none; name some")
-    smallest = min(targets, key=lambda t: min(t.in_features, t.out_features))
-    limit = min(smallest.in_features, smallest.out_features)
-    if not 1 <= rank <= limit:
-        raise UsageError(
-            f"adapter rank {rank} is outside 1..{limit} ({smallest.type} is "
-            f"{smallest.out_features} x {smallest.in_features}); choose a rank in that range"
-        )
-
-
-def compose(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
-    """The adapter whose delta weight is the weighted sum of the others', exactly, by concatenating ranks.
-
-    Rows of A and columns of B are concatenated with scaling and weight folded into B, so the result has the
-    summed rank and scaling 1. A module that an adapter lacks counts as zero.
-
-    Raises:
-        UsageError: no adapters, as many weights as adapters are not given, or modules of different sizes.
-    """
-    _check_sizes(loras)
-    if not loras or len(loras) != len(weights):
-        raise UsageError(
-            f"composition needs one weight for each of {len(loras)} adapters (at least 1), got {len(weights)}"
-        )
-    rank = sum(lora.rank for lora in loras)
-    shapes = {name: f for lora in loras for name, f in lora.factors.items()}
-    factors = {}
-    for name, like in shapes.items():
-        rows, columns = [], []
-        for lora, weight in zip(loras, weights, strict=True):
-            own = lora.factors.get(name)
-            if own is None:
-                rows.append(like.a.new_zeros(lora.rank, like.a.shape[1]))
-                columns.append(like.b.new_zeros(like.b.shape[0], lora.rank))
-            else:
-                rows.append(own.a)
-                columns.append(own.b * (lora.scaling * weight))
-        factors[name] = LoraFactors(torch.cat(rows), torch.cat(columns, dim=1))
-    return LoRA(factors, alpha=float(rank))
-
-
-def truncate(lora: LoRA, rank: int) -> LoRA:
-    """The best adapter of a smaller rank (Eckart-Young), by singular value decomposition.
-
-    Never forms a delta weight: with B = Q_b R_b and A^T = Q_a R_a, the decomposition is that of R_b R_a^T.
-
-    Raises:
-        UsageError: the rank is outside 1..the adapter's rank.
-    """
-    if not 1 <= rank <= lora.rank:
-        raise UsageError(f"cannot truncate a rank-{lora.rank} adapter to rank {rank}; choose 1..{lora.rank}")
-    factors = {}
-    for name, f in lora.factors.items():
-        q_b, r_b = torch.linalg.qr(f.b.float() * lora.scaling)
-        q_a, r_a = torch.linalg.qr(f.a.float().T)
-        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-        root = s[:rank].sqrt()
-        a, b = root[:, None] * (vh[:rank] @ q_a.T), (q_b @ u[:, :rank]) * root
-        factors[name] = LoraFactors(a.to(f.a.dtype).contiguous(), b.to(f.b.dtype).contiguous())
-    return LoRA(factors, alpha=float(rank))
-
-
-def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
-    """A batch in which sample i uses adapter i; smaller ranks are padded with zeros, scalings folded into B.
-
-    Raises:
-        UsageError: no adapters, or adapters of different modules or sizes.
-    """
-    _check_sizes(loras)
-    if not loras or any(lora.factors.keys() != loras[0].factors.keys() for lora in loras):
-        raise UsageError("adapters of one batch must adapt the same modules, and there must be one at least")
-    rank = max(lora.rank for lora in loras)
-    factors = {}
-    for name in loras[0].factors:
-        a = [F.pad(lora.factors[name].a, (0, 0, 0, rank - lora.rank)) for lora in loras]
-        b = [F.pad(lora.factors[name].b * lora.scaling, (0, rank - lora.rank)) for lora in loras]
-        factors[name] = LoraFactors(torch.stack(a), torch.stack(b))
-    return BatchedLoRA(factors, alpha=float(rank))
-
-
-def _check_sizes(loras: Sequence[LoRA]) -> None:
-    sizes: dict[str, tuple[int, int]] = {}
-    for lora in loras:
-        for name, f in lora.factors.items():
-            own = (f.a.shape[-1], f.b.shape[-2])
-            if sizes.setdefault(name, own) != own:
-                raise UsageError(
-                    f"{name} is {sizes[name]} (in, out) in one adapter and {own} in another; join adapters "
-                    "of one base model"
-                )
-
-
-def group_by_type(targets: Sequence[TargetModule]) -> list[list[TargetModule]]:
-    """Targets of one type and size together; layers of an odd size are a group of their own."""
-    groups: dict[tuple[str, int, int], list[TargetModule]] = {}
-    for t in targets:
-        groups.setdefault((t.type, t.in_features, t.out_features), []).append(t)
-    return list(groups.values())

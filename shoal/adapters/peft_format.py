@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.config import MAX_ALPHA
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import BackboneShape
+from shoal.models.modules import TargetModule
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -79,7 +80,7 @@ def cover(lora: LoRA, shape: BackboneShape, *, pad_layers: bool = False) -> Cove
     Raises:
         UsageError: the model has no such module, or one of another size.
     """
-    adapted = shape.adapted_by(lora)
+    adapted = adapted_targets(shape, lora)
     types = {t.type for t in adapted}
     layers = {t.layer for t in (shape.targets if pad_layers else adapted)}
     targets = tuple(t for t in shape.targets if t.type in types and t.layer in layers)
@@ -297,3 +298,21 @@ def _short_names(types: set[str], all_types: set[str]) -> tuple[str, ...]:
         return [".".join(parts[i:]) for i in reversed(range(len(parts)))]
 
     return tuple(sorted({next(e for e in endings(kind) if matches(e) <= types) for kind in types}))
+
+
+def adapted_targets(shape: BackboneShape, lora: LoRA) -> tuple[TargetModule, ...]:
+    """The targets of a base model that an adapter changes, in the adapter's order.
+
+    Raises:
+        UsageError: the model has no such module, or one of another size.
+    """
+    by_name = {t.name: t for t in shape.targets}
+    for name, f in lora.factors.items():
+        target, sizes = by_name.get(name), (f.a.shape[-1], f.b.shape[0])
+        if target is None or sizes != (target.in_features, target.out_features):
+            known = "no such module" if target is None else f"{target.in_features} x {target.out_features}"
+            raise UsageError(
+                f"the adapter's {name} is {sizes[0]} x {sizes[1]} (in x out), in {shape.base_model} {known}; "
+                "use the model that it was made for"
+            )
+    return tuple(by_name[name] for name in lora.factors)

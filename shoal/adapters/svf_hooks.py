@@ -23,9 +23,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.adapters.hooks import Attachment, forward_replaced, is_conv1d, module_sizes, sized_module
+from shoal.adapters.hooks import Attachment, forward_replaced
 from shoal.adapters.svf import Decomposition, Decompositions, ExpertVector, check_fits
 from shoal.errors import UsageError
+from shoal.models.modules import is_conv1d, module_sizes, sized_module
 
 Mode = Literal["delta", "factored", "merged"]
 PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -14,7 +14,7 @@ from typing import Any
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.integration import SakanaAIIntegration
-from shoal.memory import resident
+from shoal.process import resident
 
 GUIDE_PROMPTS = (
     "Make this model excel at code generation and debugging",

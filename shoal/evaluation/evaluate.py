@@ -1,8 +1,8 @@
 """Model x task -> report: what a method answers to a task's test inputs, scored.
 
 A method says how a request is worded and which adapter is attached; every row of a table is one. Knows
-nothing of how adapters were made: the rows of a Text-to-LoRA report are in `shoal.evaluation.baselines`, what was found
-in `shoal.evaluation.reports`.
+nothing of how adapters were made: the rows of a Text-to-LoRA report are in `shoal.evaluation.baselines`, what
+was found in `shoal.evaluation.reports`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
 from shoal.evaluation.reports import METRICS, Answer, MethodResult, Report, mean_result, summarise
-from shoal.inference.forward import answer_losses, pad_sequences
-from shoal.inference.generate import adapters_of, attached, check_adapters, check_lengths, generate_greedy
+from shoal.inference.generate import generate_greedy
+from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.metrics import exact_match, rouge_l
@@ -32,7 +30,6 @@ __all__ = [
     "described",
     "evaluate",
     "mean_result",
-    "reference_losses",
     "score",
     "with_shots",
 ]
@@ -136,36 +133,6 @@ def score(
         Answer(e.input, a, e.outputs, rouge_l(a, e.outputs), exact_match(a, e.outputs), nll)
         for e, a, nll in zip(examples, answers, losses, strict=True)
     ]
-
-
-@torch.no_grad()
-def reference_losses(
-    backbone: Backbone,
-    requests: Sequence[str],
-    references: Sequence[str],
-    adapters: LoRA | Sequence[LoRA] | None = None,
-    *,
-    closed: bool = True,
-    batch_size: int = 32,
-) -> list[float]:
-    """Mean cross-entropy of each reference after its request, in nats a token.
-
-    The end-of-turn token is one of them where `closed`. Adapters and errors are those of `generate_greedy`.
-    """
-    check_adapters(adapters, len(requests))
-    prompts, completions = backbone.encode_prompts(requests), backbone.encode_completions(references)
-    completions = completions if closed else [ids[:-1] for ids in completions]
-    pairs = list(zip(prompts, completions, strict=True))
-    check_lengths(backbone, prompts, [len(c) for c in completions])
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    losses = [0.0] * len(pairs)
-    for begin in range(0, len(order), batch_size):
-        rows = order[begin : begin + batch_size]
-        batch = pad_sequences([pairs[i] for i in rows], backbone.end_of_turn, backbone.device)
-        with attached(backbone, adapters_of(backbone, adapters, rows)):
-            for i, loss in zip(rows, answer_losses(backbone, batch).tolist(), strict=True):
-                losses[i] = loss
-    return losses
 
 
 def described(task: Task, example: Example) -> str:

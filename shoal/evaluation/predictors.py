@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from shoal.adapters.lora import LoRA
-from shoal.evaluation.evaluate import reference_losses
 from shoal.inference.forward import pad_sequences
 from shoal.inference.generate import generate_greedy
+from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
 from shoal.transformer2.model import Transformer2
 

@@ -2,8 +2,8 @@
 
 No weight of any base model is read: a hypernetwork of the guide's configuration is built for the shape, with
 random weights in every layer, and emits one adapter. A trained one takes the same time and memory. Each shape
-is measured in a process of its own, whose peak memory is therefore its own; `python -m shoal.evaluation.scaling MODEL`
-is that process.
+is measured in a process of its own, whose peak memory is therefore its own; `python -m
+shoal.evaluation.scaling MODEL` is that process.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, reason
-from shoal.memory import peak
 from shoal.models.backbone import load_shape
 from shoal.models.shapes import on_meta
 from shoal.models.sources import find_model, known_config, read_config
+from shoal.process import peak
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.shipped import new_hypernetwork
 

@@ -1,8 +1,8 @@
 """Batched generation, greedy or sampled; a batch may share one adapter or give every request its own.
 
 The sampling and penalties of a model's own generation settings are left out. Answers that have ended leave
-the batch, with their adapters. For requests that arrive at any time see `shoal.inference.engine`. Knows prompts and
-adapters, nothing of tasks or scores.
+the batch, with their adapters. For requests that arrive at any time see `shoal.inference.engine`. Knows
+prompts and adapters, nothing of tasks or scores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from shoal.adapters.batched import Adaptation, ModelBasis
 from shoal.adapters.hooks import attach
-from shoal.adapters.lora import BatchedLoRA, LoRA, stack
+from shoal.adapters.lora import BatchedLoRA, LoRA
+from shoal.adapters.merging import stack
 from shoal.adapters.svf import Decompositions, ExpertVector
 from shoal.errors import ShoalError, UsageError
 from shoal.inference.decoding import Rows

@@ -20,9 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from shoal.adapters.hooks import is_conv1d, module_sizes
-from shoal.adapters.lora import LoRA, TargetModule
 from shoal.errors import ShoalError, UsageError, reason
+from shoal.models.modules import TargetModule, is_conv1d, module_sizes
 from shoal.models.sources import (
     DEFAULT_HUB_ID,
     DEFAULT_MODEL,
@@ -106,25 +105,6 @@ class BackboneShape:
         if not chosen:
             raise UsageError(f"no target modules are named; choose from the roles {', '.join(ROLES)}")
         return tuple(t for t in self.targets if t.type in chosen and t.layer >= first)
-
-    def adapted_by(self, lora: LoRA) -> tuple[TargetModule, ...]:
-        """The targets that an adapter changes, in its own order.
-
-        Raises:
-            UsageError: the model has no such module, or one of another size.
-        """
-        by_name = {t.name: t for t in self.targets}
-        for name, f in lora.factors.items():
-            target, sizes = by_name.get(name), (f.a.shape[-1], f.b.shape[0])
-            if target is None or sizes != (target.in_features, target.out_features):
-                known = (
-                    "no such module" if target is None else f"{target.in_features} x {target.out_features}"
-                )
-                raise UsageError(
-                    f"the adapter's {name} is {sizes[0]} x {sizes[1]} (in x out), in {self.base_model} "
-                    f"{known}; use the model that it was made for"
-                )
-        return tuple(by_name[name] for name in lora.factors)
 
 
 def load_shape(model: str = DEFAULT_MODEL) -> BackboneShape:

@@ -1,1 +1,1 @@
-"""Adapters by name and version, with their owners, keys and training jobs, in a database beside a directory."""
+"""Adapters by name and version, their owners, keys and training jobs: a database beside a directory."""

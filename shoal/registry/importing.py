@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE, StoredAdapter, load_adapter
+from shoal.adapters.peft_format import adapted_targets
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.files import read_json
 from shoal.models.shapes import BackboneShape
@@ -61,7 +62,7 @@ def read_foreign(
             f"the adapter is for {shorten(stored.base_model)}, not {shape.base_model}; if that is the same "
             f"model under another name, correct base_model_name_or_path in its {CONFIG_FILE}"
         )
-    shape.adapted_by(stored.lora)
+    adapted_targets(shape, stored.lora)
     if stored.card is not None and (length := len(stored.card.model_dump_json())) > MAX_CARD:
         raise UsageError(
             f"the card in {FACTS_FILE} has {length} characters, the limit is {MAX_CARD}; shorten its "

@@ -1,6 +1,7 @@
 """The tables of the registry: adapters, API keys and jobs, as SQLAlchemy describes them.
 
-Times are seconds since 1970. `shoal.registry.migrations` brings a database to this state. Knows no rules and no files.
+Times are seconds since 1970. `shoal.registry.migrations` brings a database to this state. Knows no rules and
+no files.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from shoal.apps import routes_adapters, routes_answers, routes_operations
 from shoal.errors import ShoalError
+from shoal.server import routes_adapters, routes_completions, routes_operations
 from shoal.server.errors import Failure, disk_full, failure_of
 from shoal.server.middleware import Guard
 from shoal.server.service import Service
@@ -38,7 +38,7 @@ def create_app(service: Service) -> FastAPI:
         responses={"4XX": {"description": "an OpenAI error body"}, "503": {"description": "try again later"}},
     )
     app.state.service = service
-    for routes in (routes_answers, routes_adapters, routes_operations):
+    for routes in (routes_completions, routes_adapters, routes_operations):
         app.include_router(routes.router)
     for kind in (Failure, ShoalError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _failed)

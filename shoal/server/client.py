@@ -18,6 +18,7 @@ import httpx2
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
 from shoal.server.client_errors import FOREIGN, failure_of_status, message_of, parsed
 
+KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment, as the official client reads it
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0
 MAX_ZIP_BYTES = 2**28

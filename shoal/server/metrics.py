@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from shoal.inference.engine.records import EngineState, FinishedRecord, StepRecord
-from shoal.memory import resident
-from shoal.monitoring import MonitoringMetrics, RequestLog
+from shoal.integration import MonitoringMetrics, RequestLog
+from shoal.process import resident
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -142,5 +142,5 @@ class _Guide(Collector):
         for name, value in vars(self._usage()).items():
             if value is not None:
                 yield GaugeMetricFamily(
-                    name, "the guide's name; see shoal.monitoring.MonitoringMetrics", value
+                    name, "the guide's name; see shoal.integration.MonitoringMetrics", value
                 )

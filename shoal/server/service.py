@@ -11,9 +11,9 @@ from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
 from shoal.inference.engine.records import EngineState
 from shoal.inference.engine.runner import Runner
-from shoal.memory import give_back
 from shoal.models.backbone import Backbone
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL
+from shoal.process import give_back
 from shoal.registry.api_keys import ANYONE, ApiKeys
 from shoal.registry.registry import Registry
 from shoal.server.adapter_selection import Choices

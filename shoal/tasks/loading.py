@@ -1,8 +1,8 @@
 """Tasks from every source under one name, and whole directories of them.
 
 The loaders of one source each are in `shoal.tasks.files` (JSON, Super-NaturalInstructions, JSONL),
-`shoal.tasks.hub` and `shoal.tasks.puzzles`; the records and the rule against leaks are in `shoal.tasks.records`.
-Knows nothing of tokens, prompts or models.
+`shoal.tasks.hub` and `shoal.tasks.puzzles`; the records and the rule against leaks are in
+`shoal.tasks.records`. Knows nothing of tokens, prompts or models.
 """
 
 from __future__ import annotations

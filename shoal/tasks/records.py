@@ -128,7 +128,8 @@ def check_no_leakage(train: Sequence[Task], held_out: Sequence[Task]) -> None:
             if owner is not None:
                 raise LeakageError(
                     f"task {task.name}: its training example {shorten(example.input)} is evaluation data of "
-                    f"task {owner}; 0 such are allowed, take it out of train (shoal.tasks.loading.remove_leaks does)"
+                    f"task {owner}; 0 such are allowed, take it out of train "
+                    "(shoal.tasks.loading.remove_leaks does)"
                 )
 
 

@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.files import read_directory, read_json, read_tensors, write_directory
+from shoal.models.modules import TargetModule
 from shoal.text_to_lora.encoders.sentence import TaskEncoder, embed_texts
 from shoal.text_to_lora.familiarity import Familiarity, KnownTasks
 from shoal.text_to_lora.hypernetwork import Architecture, Hypernetwork

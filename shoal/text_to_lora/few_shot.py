@@ -17,7 +17,7 @@ from torch import nn
 from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
-from shoal.evaluation.evaluate import reference_losses
+from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.records import divide

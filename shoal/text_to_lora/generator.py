@@ -165,7 +165,8 @@ class TextToLoRA:
         Args:
             description: what the adapter shall do, in English.
             examples: at least 4 solved ones, as records or as (input, output), on which the adapter is then
-                trained for some seconds; for that the base model is loaded. See `shoal.text_to_lora.few_shot`.
+                trained for some seconds; for that the base model is loaded. See
+                `shoal.text_to_lora.few_shot`.
 
         Raises:
             UsageError: the description is empty, too short or long, or not English; the examples are too few,

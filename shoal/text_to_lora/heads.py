@@ -23,8 +23,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.adapters.lora import LoraFactors, TargetModule
+from shoal.adapters.lora import LoraFactors
 from shoal.errors import UsageError
+from shoal.models.modules import TargetModule
 
 ATTENTION_HEADS = 4
 

@@ -2,9 +2,9 @@
 
 Knows tensors and targets, nothing of files, descriptions, models or training. A trunk reads the sentence
 vector of a task embedding beside learned layer and module-type embeddings; one head a module type
-(`shoal.text_to_lora.heads`) turns its output, and the token states if it reads them, into factors. With an offset, the
-network learns one shared adapter and emits differences from it that start at zero, so that training starts at
-the multi-task LoRA.
+(`shoal.text_to_lora.heads`) turns its output, and the token states if it reads them, into factors. With an
+offset, the network learns one shared adapter and emits differences from it that start at zero, so that
+training starts at the multi-task LoRA.
 
 Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105, section 3; the
 offset is Shoal's own.
@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, check_rank, group_by_type
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.errors import UsageError
+from shoal.models.modules import TargetModule, check_rank, group_by_type
 from shoal.text_to_lora.heads import HEADS, Architecture, Tokens
 
 

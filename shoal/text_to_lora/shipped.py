@@ -15,7 +15,7 @@ from shoal.text_to_lora.checkpoint import CONFIG_FILE, HypernetworkCheckpoint
 from shoal.text_to_lora.heads import READINGS, Architecture
 from shoal.text_to_lora.hypernetwork import Hypernetwork
 
-SHIPPED = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parents[1] / "weights"
 
 
 def shipped_for(base_model: str) -> list[Path]:

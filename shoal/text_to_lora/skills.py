@@ -35,7 +35,7 @@ GUIDE_EXAMPLES = {
     "enhance creative writing and storytelling capabilities": ("creative_writing", "optimization"),
 }
 
-HEAD_PATH = Path(__file__).parent / "weights" / "skills.safetensors"
+HEAD_PATH = Path(__file__).parents[1] / "weights" / "skills.safetensors"
 # Cosine similarity from which a text is about a custom skill that none of its keywords names.
 _SIMILAR = 0.4
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, stack
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
+from shoal.adapters.merging import stack
 from shoal.config import HypernetworkTrainingConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
+from shoal.models.modules import TargetModule
 from shoal.tasks.loading import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run

@@ -24,7 +24,7 @@ from shoal.transformer2.router import ProbeDispatch
 from shoal.transformer2.router_files import load_probe
 
 DISPATCH = "dispatch"
-SHIPPED = Path(__file__).parent / "weights" / "experts"
+SHIPPED = Path(__file__).parents[1] / "weights" / "experts"
 
 
 @dataclass(frozen=True, eq=False)

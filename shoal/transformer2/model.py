@@ -135,7 +135,8 @@ class Transformer2(nn.Module):
             model: a causal language model of `transformers`.
             config: settings; the first `num_expert_vectors` experts are taken, and no more than
                 `expert_vector_dim` of their components.
-            folder: of experts (`shoal.transformer2.experts`); by default that of the shipped ones for these weights.
+            folder: of experts (`shoal.transformer2.experts`); by default that of the shipped ones for these
+            weights.
 
         Raises:
             UsageError: a model of another kind, or experts of other weights.

@@ -1,4 +1,4 @@
-"""From tasks to an expert: decompose, train, and write it with its provenance, as `shoal.text_to_lora.recipe` does."""
+"""From tasks to an expert: decompose, train, and write it with its provenance."""
 
 from __future__ import annotations
 

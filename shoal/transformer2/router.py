@@ -2,8 +2,9 @@
 
 `PromptDispatch` needs no training: it asks the model, by the likelihood of every skill's name.
 `ProbeDispatch` reads a hidden state after the first layers, and is trained once on labelled requests. (With
-solved examples of a task there is a third way, `shoal.transformer2.mixture_search`.) Both read the model as it is. Where
-no skill serves, the decision is `NONE`, and no expert is attached. Knows a backbone; nothing of experts.
+solved examples of a task there is a third way, `shoal.transformer2.mixture_search`.) Both read the model as
+it is. Where no skill serves, the decision is `NONE`, and no expert is attached. Knows a backbone; nothing of
+experts.
 
 Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.2.
 """

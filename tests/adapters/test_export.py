@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from shoal.adapters.export import GGUF_FAMILIES, export_gguf, export_merged
 from shoal.adapters.hooks import attach
-from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import Backbone, load_backbone, load_shape
+from shoal.models.modules import TargetModule
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
 # What llama.cpp calls some modules of each family.

@@ -32,9 +32,10 @@ from shoal.adapters.files import (
     save_adapter,
 )
 from shoal.adapters.hooks import attach, merge
-from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import Backbone, BackboneShape, load_backbone, load_shape
+from shoal.models.modules import TargetModule
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
 CARD = AdapterCard(

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shoal.adapters.hooks import attach, is_conv1d, merge, module_sizes
-from shoal.adapters.lora import LoRA, LoraFactors, TargetModule, compose, stack
+from shoal.adapters.hooks import attach, merge
+from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.merging import compose, stack
 from shoal.errors import UsageError
 from shoal.models.backbone import shape_of
+from shoal.models.modules import TargetModule, is_conv1d, module_sizes
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.adapters.lora import LoRA, LoraFactors, TargetModule, check_rank, compose, stack, truncate
+from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.merging import compose, stack, truncate
 from shoal.errors import UsageError
+from shoal.models.modules import TargetModule, check_rank
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 ranks = st.integers(1, 5)

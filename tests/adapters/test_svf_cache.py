@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from shoal.adapters import svf_cache as decompositions
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import dense_weight
 from shoal.errors import ShoalError, UsageError
@@ -39,7 +38,7 @@ def test_weights_are_decomposed_once(
     for name, (u, s, vt) in first.items():
         weight = dense_weight(model.get_submodule(name))
         torch.testing.assert_close((u * s) @ vt, weight, atol=1e-5, rtol=1e-4)
-    monkeypatch.setattr(decompositions, "decompose", None)  # a second computation would fail
+    monkeypatch.setattr("shoal.adapters.svf_cache.decompose", None)  # a second computation would fail
     again = decompose_model(model, names, components=2, cache=tmp_path)
     assert all(torch.equal(again[n].u, first[n].u[:, :2]) for n in names)
     assert not list(tmp_path.glob("*.tmp"))

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shoal.adapters.hooks import attach, is_conv1d
+from shoal.adapters.hooks import attach
 from shoal.adapters.svf import Decomposition, ExpertVector, decompose, expert_as_lora
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import MODES, MergedExperts, attach_expert, dense_weight, mode_costs
 from shoal.errors import UsageError
 from shoal.models.backbone import shape_of
+from shoal.models.modules import is_conv1d
 
 FAMILIES = ("llama", "gemma", "gpt2", "gpt_neox", "opt", "phi")
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.adapters.lora import TargetModule
 from shoal.errors import UsageError
 from shoal.evaluation.baselines import (
     GIBBERISH,
@@ -21,6 +20,7 @@ from shoal.evaluation.baselines import (
     right_description,
     word_salad_description,
 )
+from shoal.models.modules import TargetModule
 from shoal.tasks.loading import Example, Task
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint
 from shoal.text_to_lora.heads import Architecture

@@ -6,7 +6,6 @@ import pytest
 
 from shoal.config import TextToLoRAConfig
 from shoal.errors import UsageError
-from shoal.evaluation import compare as comparison
 from shoal.evaluation.compare import GUIDE_PROMPTS, compare_models, comparison_table
 
 SMALL = TextToLoRAConfig(adapter_rank=2, num_layers_to_adapt=None)
@@ -14,7 +13,7 @@ SMALL = TextToLoRAConfig(adapter_rank=2, num_layers_to_adapt=None)
 
 def test_every_model_has_a_row(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     held = iter(range(0, 10**9, 5 * 10**6))  # what the process holds rises by 5 MB whenever it is read
-    monkeypatch.setattr(comparison, "resident", lambda: next(held))
+    monkeypatch.setattr("shoal.evaluation.compare.resident", lambda: next(held))
     paths = [str(tiny_models[family]) for family in ("llama", "gpt2")]
     rows = compare_models([*paths, "/nowhere"], config=SMALL)
     for row, path in zip(rows[:2], paths, strict=True):

@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import UsageError
-from shoal.evaluation import evaluate as evaluation
-from shoal.evaluation.evaluate import Method, described, evaluate, reference_losses, score, with_shots
+from shoal.evaluation.evaluate import Method, described, evaluate, score, with_shots
 from shoal.inference.generate import generate_greedy
+from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.loading import Example, Task, load_split
 
@@ -71,7 +71,7 @@ def test_answers_are_scored_against_every_reference(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = ["SHADE 0.", "a hue", "nothing of it"]
-    monkeypatch.setattr(evaluation, "generate_greedy", lambda *args, **options: said)
+    monkeypatch.setattr("shoal.evaluation.evaluate.generate_greedy", lambda *args, **options: said)
     examples = task().test
     answers = score(backbone, examples, [e.input for e in examples], None)
     assert [a.answer for a in answers] == said

@@ -12,11 +12,11 @@ from shoal.adapters.svf import ExpertVector, decompose
 from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import Transformer2Config
 from shoal.errors import UsageError
-from shoal.evaluation.evaluate import reference_losses
 from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.evaluation.predictors import AdaptedModel, SelfAdaptingModel
 from shoal.evaluation.retention import GENERAL_KNOWLEDGE, base_ability
 from shoal.inference.generate import generate_greedy
+from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.transformer2.model import Transformer2, mlp_modules
 from shoal.transformer2.router import NONE, Decision

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoal.adapters.hooks import attach
-from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors, TargetModule, stack
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
+from shoal.adapters.merging import stack
 from shoal.inference.forward import (
     Sequences,
     adapted,
@@ -21,6 +22,7 @@ from shoal.inference.forward import (
     pad_sequences,
 )
 from shoal.models.backbone import Backbone, load_backbone
+from shoal.models.modules import TargetModule
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

@@ -245,7 +245,8 @@ def test_processes_that_open_a_fresh_database_at_once_make_its_tables_once(
     if database == "postgresql":
         url = fresh_database(request.getfixturevalue("postgresql"), "fresh")
     script = (
-        "import sys\nfrom shoal.registry.database import Database\nprint('ready', flush=True)\nsys.stdin.readline()\n"
+        "import sys\nfrom shoal.registry.database import Database\n"
+        "print('ready', flush=True)\nsys.stdin.readline()\n"
         "Database(sys.argv[1]).close()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

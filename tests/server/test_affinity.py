@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from shoal.apps import affinity
 from shoal.config import DEFAULT_MODEL, ServiceConfig
+from shoal.server import affinity
 from shoal.server.affinity import Affinity, session_of
 from shoal.server.middleware import SAFE_HEADERS
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import ShoalError, UsageError
+from shoal.models.modules import TargetModule
 from shoal.text_to_lora.checkpoint import (
     CONFIG_FILE,
     KNOWN_TASKS_FILE,

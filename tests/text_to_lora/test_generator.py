@@ -20,8 +20,6 @@ from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import load_backbone, load_shape
 from shoal.tasks.loading import Example, Task
-from shoal.text_to_lora import generator as text_to_lora
-from shoal.text_to_lora import shipped as released
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, load_hypernetwork, save_hypernetwork
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER
 from shoal.text_to_lora.generator import CACHED_ADAPTERS, TextToLoRA
@@ -66,9 +64,9 @@ class FakeSkills:
 
 @pytest.fixture(autouse=True)
 def fake_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(text_to_lora, "TaskEncoder", FakeEncoder)
-    monkeypatch.setattr(text_to_lora, "SkillDetector", FakeSkills)
-    monkeypatch.setattr(released, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr("shoal.text_to_lora.generator.TaskEncoder", FakeEncoder)
+    monkeypatch.setattr("shoal.text_to_lora.generator.SkillDetector", FakeSkills)
+    monkeypatch.setattr("shoal.text_to_lora.shipped.SHIPPED", tmp_path / "shipped")
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.adapters.lora import LoRA, LoraFactors, TargetModule
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import UsageError
 from shoal.models.backbone import load_shape
+from shoal.models.modules import TargetModule
 from shoal.text_to_lora.heads import HEADS, Architecture
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 

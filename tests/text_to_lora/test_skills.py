@@ -12,7 +12,7 @@ from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.skill_features import KEYWORDS, features, prepare
 from shoal.text_to_lora.skills import HEAD_PATH, SKILLS, SkillDetection, SkillDetector, load_head
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

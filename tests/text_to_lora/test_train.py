@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from shoal.adapters.hooks import attach
-from shoal.adapters.lora import LoRA, TargetModule
+from shoal.adapters.lora import LoRA
 from shoal.config import HypernetworkTrainingConfig
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
+from shoal.models.modules import TargetModule
 from shoal.tasks.loading import LeakageError
 from shoal.text_to_lora.descriptions import Descriptions
 from shoal.text_to_lora.encoders.states import StateReader

@@ -17,7 +17,6 @@ from shoal.config import Transformer2Config
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.loading import Example, Task
-from shoal.transformer2 import experts as expert_set
 from shoal.transformer2.experts import (
     DISPATCH,
     experts_of,
@@ -116,7 +115,7 @@ def test_what_dispatch_cannot_be_trained_on(backbone: Backbone, tmp_path: Path) 
 def test_a_model_answers_with_the_experts_of_its_weights(
     backbone: Backbone, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expert_set, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr("shoal.transformer2.experts.SHIPPED", tmp_path / "shipped")
     assert shipped_experts(backbone.model) is None
     (tmp_path / "shipped").mkdir()
     folder.rename(tmp_path / "shipped" / "tiny")
@@ -143,7 +142,7 @@ def test_a_model_answers_with_the_experts_of_its_weights(
 def test_another_architecture_has_no_shipped_experts(
     folder: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expert_set, "SHIPPED", folder.parent)
+    monkeypatch.setattr("shoal.transformer2.experts.SHIPPED", folder.parent)
     assert shipped_experts(AutoModelForCausalLM.from_pretrained(tiny_models["gpt2"])) is None
 
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shoal.apps import affinity
 from shoal.apps.cli.registry import Place
 from shoal.apps.cli.serve import KEEP_ALIVE_SECONDS, LEAVING_SECONDS, Address, check_service
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
+from shoal.server import affinity
 from shoal.server.json_logs import log_json_lines
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`shoal train`: a LoRA for one task, one for many, or a hypernetwork; experts are `shoal.apps.cli.experts`."""
+"""`shoal train`: a LoRA for one task, one for many, or a hypernetwork; experts have a module of their own."""
 
 from __future__ import annotations
 

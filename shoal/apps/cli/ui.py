@@ -12,8 +12,7 @@ from shoal.apps.cli.serve import LOOPBACK
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.errors import UsageError
 
-KEY = "OPENAI_API_KEY"
-PAGE = Path(__file__).with_name("ui.py")
+PAGE = Path(__file__).parents[1] / "ui" / "main.py"
 UPLOAD_MEGABYTES = 128  # what a service takes by default
 
 
@@ -35,12 +34,13 @@ def ui(page: Page) -> Output:
     check_extra("the web page", "ui", "streamlit", "plotly", "httpx2", "prometheus_client")
     from streamlit.web import cli
 
-    from shoal.server.client import check_url
+    from shoal.server.client import KEY_VARIABLE, check_url
 
     service = check_url(page.service)
-    if page.host not in LOOPBACK and os.environ.get(KEY):
+    if page.host not in LOOPBACK and os.environ.get(KEY_VARIABLE):
         raise UsageError(
-            f"--host {page.host} would lend the key of ${KEY} to anyone; unset it: visitors type their own"
+            f"--host {page.host} would lend the key of ${KEY_VARIABLE} to anyone; "
+            "unset it: visitors type their own"
         )
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     command = ["run", str(PAGE), *flags(page), "--", "--service", service]

@@ -11,7 +11,6 @@ import os
 
 import streamlit as st
 
-from shoal.apps.cli.ui import KEY
 from shoal.apps.ui.adapt import adapt_page
 from shoal.apps.ui.compare import compare_page
 from shoal.apps.ui.jobs import jobs_page
@@ -19,7 +18,7 @@ from shoal.apps.ui.mix import mix_page
 from shoal.apps.ui.monitoring import monitoring_page
 from shoal.apps.ui.registry import registry_page
 from shoal.apps.ui.widgets import plain_line, told_failure
-from shoal.server.client import DEFAULT_URL, Client
+from shoal.server.client import DEFAULT_URL, KEY_VARIABLE, Client
 
 # A picture of ours: for an icon by name, the browser would ask another machine.
 _WAVE = "q3-3 6 0t6 0 6 0"
@@ -79,7 +78,7 @@ def main() -> None:
 
 def _connect(service: str) -> bool:
     """Find the service with the key at hand; whether it answers."""
-    given = os.environ.get(KEY, "")
+    given = os.environ.get(KEY_VARIABLE, "")
     if "typed_key" not in st.session_state:  # Streamlit forgets it when a button leads to another page
         st.session_state.typed_key = st.session_state.get("kept_key", "")
     typed = st.text_input(

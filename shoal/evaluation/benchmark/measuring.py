@@ -1,7 +1,8 @@
 """All tasks of one method, measured one after the other in this process; finished cells are kept at once.
 
-`python -m shoal.evaluation.benchmark.measuring FOLDER METHOD SETTINGS` is the process in which `shoal.evaluation.benchmark.run`
-measures a method: what another method holds or has loaded is no part of its memory.
+`python -m shoal.evaluation.benchmark.measuring FOLDER METHOD SETTINGS` is the process in which
+`shoal.evaluation.benchmark.run` measures a method: what another method holds or has loaded is no part of its
+memory.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from shoal.evaluation.benchmark.methods import Adapted, method
 from shoal.evaluation.benchmark.tasks import benchmark_tasks
 from shoal.evaluation.reports import Answer
 from shoal.evaluation.retention import BaseAbility, base_ability
-from shoal.leash import end_with_holder
-from shoal.memory import forget_peak, peak
 from shoal.models.backbone import Backbone, load_backbone
+from shoal.process import end_with_holder, forget_peak, peak
 from shoal.tasks.loading import Task
 from shoal.tasks.metrics import exact_match, rouge_l
 from shoal.tasks.rewards import label

@@ -1,7 +1,7 @@
 """A whole benchmark: every method in a process of its own, resumable cell by cell, then one report.
 
-Knows the order of things; how a method is measured is `shoal.evaluation.benchmark.measuring`, what it is worth
-`shoal.evaluation.benchmark.summary`, and what a report looks like `shoal.evaluation.benchmark.page`.
+Knows the order of things; how a method is measured is `shoal.evaluation.benchmark.measuring`, what it is
+worth `shoal.evaluation.benchmark.summary`, and what a report looks like `shoal.evaluation.benchmark.page`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from shoal.adapters.batched import Adaptation, ModelBasis, check_adaptation
-from shoal.adapters.lora import LoRA, compose
+from shoal.adapters.lora import LoRA
+from shoal.adapters.merging import compose
 from shoal.errors import UsageError
 from shoal.inference.engine.adapter_cache import AdapterCache
 from shoal.inference.engine.records import Limits, Request

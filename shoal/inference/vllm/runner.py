@@ -18,7 +18,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from shoal.adapters.lora import LoRA, compose
+from shoal.adapters.lora import LoRA
+from shoal.adapters.merging import compose
 from shoal.adapters.svf import ExpertVector
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
 from shoal.inference.engine.core import CLOSED

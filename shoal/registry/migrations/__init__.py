@@ -1,1 +1,1 @@
-"""Alembic revisions of the registry's database, applied by `shoal.registry.database`; no `alembic.ini` is needed."""
+"""Alembic revisions of the registry's database, which `shoal.registry.database` applies; no `alembic.ini`."""

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shoal.adapters.lora import TargetModule, group_by_type
 from shoal.errors import shorten
 from shoal.inference.forward import pad_sequences
 from shoal.models.backbone import Backbone
+from shoal.models.modules import TargetModule, group_by_type
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from shoal.server.affinity import REPLICA_HEADER
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install 'shoal[cluster]'")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
 TOKEN = "0" * 32 + "f" * 32
 SECONDS = 300  # for what a busy machine may take long for; nothing is measured

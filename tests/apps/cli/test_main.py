@@ -22,7 +22,7 @@ from torch import Tensor
 from shoal.adapters.files import load_adapter, save_adapter
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_files import load_expert
-from shoal.apps import cli
+from shoal.apps.cli import main as cli
 from shoal.apps.cli.settings import command
 from shoal.apps.cli.train import Data, divided
 from shoal.config import (
@@ -36,7 +36,7 @@ from shoal.models.backbone import DEFAULT_MODEL, load_backbone, load_shape
 from shoal.text_to_lora.checkpoint import load_hypernetwork
 from shoal.transformer2.model import mlp_modules
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WORDS = ("apple", "banana", "cherry", "dates", "elder", "figs", "grape", "honey", "iris")
 RULES: dict[str, Callable[[str], str]] = {
     "upper": str.upper,

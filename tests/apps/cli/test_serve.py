@@ -17,7 +17,7 @@ import httpx2
 import pytest
 import torch
 
-from shoal.apps import cluster
+from shoal.apps.cli import cluster
 from shoal.apps.cli.cluster import Deployment, Replicas
 from shoal.apps.cli.registry import Place
 from shoal.apps.cli.serve import Address, check_service
@@ -28,7 +28,7 @@ from shoal.registry.registry import Registry
 from shoal.server.engines import open_engine
 from shoal.server.middleware import MAX_HEADER_BYTES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 120  # for what a busy machine may take long for; nothing is measured
 
 

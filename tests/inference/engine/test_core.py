@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.adapters.lora import LoRA, compose
+from shoal.adapters.lora import LoRA
+from shoal.adapters.merging import compose
 from shoal.adapters.svf import Decompositions, ExpertVector
 from shoal.errors import ShoalError, UsageError
 from shoal.inference.engine.adapter_cache import AdapterCache

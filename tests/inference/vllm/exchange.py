@@ -145,7 +145,7 @@ def served(exchange: Exchange) -> Iterator[str]:
 
 def save_model(directory: Path) -> Path:
     """The tiny Llama of tests/conftest.py with heads of 64."""
-    spec = importlib.util.spec_from_file_location("fixtures", Path(__file__).parents[1] / "conftest.py")
+    spec = importlib.util.spec_from_file_location("fixtures", Path(__file__).parents[2] / "conftest.py")
     assert spec is not None and spec.loader is not None
     fixtures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fixtures)

@@ -8,8 +8,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.errors import UsageError
-from shoal.memory import forget_peak, peak, resident
-from shoal.monitoring import RequestLog
+from shoal.integration import RequestLog
+from shoal.process import forget_peak, peak, resident
 from shoal.text_to_lora.skill_check import LABELLED, detection_accuracy
 from shoal.text_to_lora.skill_features import SKILLS
 

@@ -20,13 +20,13 @@ import torch
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import load_adapter, save_adapter
 from shoal.adapters.lora import LoRA
-from shoal.apps import cli
+from shoal.apps.cli import main as cli
 from shoal.models.shapes import load_shape
 from shoal.registry.api_keys import ApiKeys
 from shoal.registry.registry import Registry
 
 Shoal = Callable[..., str]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -1,15 +1,18 @@
-"""How much memory this process holds and held at most, as the kernel counts, in bytes; and giving it back."""
+"""This process: the memory that it holds and held at most, in bytes, and its end with its parent process."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+import threading
 from pathlib import Path
 
 import psutil
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _FORGET_THE_PEAK = "5"  # of proc(5): the peak becomes what is resident now
+LET_GO = 75  # exit code of one whose holder is gone
 
 
 def resident() -> int:
@@ -51,3 +54,18 @@ def give_back() -> bool:
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc, for all its arenas
     return trim is not None and trim(0) in (0, 1)
+
+
+def end_with_holder() -> None:
+    """End this process once its standard input is closed, which its holder must have opened as a pipe.
+
+    The kernel closes it also where the holder was killed, on every system that has pipes, and nothing else
+    does. What is written meanwhile must be whole or not there.
+    """
+    threading.Thread(target=_watch, name="end-with-holder", daemon=True).start()
+
+
+def _watch() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(LET_GO)

@@ -26,7 +26,6 @@ from shoal.models.shapes import load_shape
 from shoal.registry.registry import Registry
 from shoal.server.app import create_app
 from shoal.server.service import open_service
-from shoal.text_to_lora import shipped as released
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, save_hypernetwork
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder
 from shoal.text_to_lora.shipped import new_hypernetwork
@@ -172,7 +171,7 @@ def install_hypernetwork(model: Path, shipped: Path) -> None:
 def test_a_description_is_answered_as_its_stored_adapter_is(
     serve: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(released, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr("shoal.text_to_lora.shipped.SHIPPED", tmp_path / "shipped")
     install_hypernetwork(tiny_llama, tmp_path / "shipped")
     wanted = {"plural": "Write the plural of the given noun.", "sum": "Add the two given numbers."}
     with serve() as running, owner(running, running.ada) as http:

@@ -1,0 +1,99 @@
+"""Arithmetic of several adapters: their weighted sum, the best approximation of smaller rank, and batches.
+
+Exact where it can be: A and B are never averaged apart, since the product of means is not the mean of
+products. Knows LoRA values only.
+
+Source: Hu et al., "LoRA", arXiv 2106.09685, section 4.1; truncation: Eckart and Young, 1936.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
+from shoal.errors import UsageError
+
+
+def compose(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
+    """The adapter whose delta weight is the weighted sum of the others', exactly, by concatenating ranks.
+
+    Rows of A and columns of B are concatenated with scaling and weight folded into B, so the result has the
+    summed rank and scaling 1. A module that an adapter lacks counts as zero.
+
+    Raises:
+        UsageError: no adapters, as many weights as adapters are not given, or modules of different sizes.
+    """
+    _check_sizes(loras)
+    if not loras or len(loras) != len(weights):
+        raise UsageError(
+            f"composition needs one weight for each of {len(loras)} adapters (at least 1), got {len(weights)}"
+        )
+    rank = sum(lora.rank for lora in loras)
+    shapes = {name: f for lora in loras for name, f in lora.factors.items()}
+    factors = {}
+    for name, like in shapes.items():
+        rows, columns = [], []
+        for lora, weight in zip(loras, weights, strict=True):
+            own = lora.factors.get(name)
+            if own is None:
+                rows.append(like.a.new_zeros(lora.rank, like.a.shape[1]))
+                columns.append(like.b.new_zeros(like.b.shape[0], lora.rank))
+            else:
+                rows.append(own.a)
+                columns.append(own.b * (lora.scaling * weight))
+        factors[name] = LoraFactors(torch.cat(rows), torch.cat(columns, dim=1))
+    return LoRA(factors, alpha=float(rank))
+
+
+def truncate(lora: LoRA, rank: int) -> LoRA:
+    """The best adapter of a smaller rank (Eckart-Young), by singular value decomposition.
+
+    Never forms a delta weight: with B = Q_b R_b and A^T = Q_a R_a, the decomposition is that of R_b R_a^T.
+
+    Raises:
+        UsageError: the rank is outside 1..the adapter's rank.
+    """
+    if not 1 <= rank <= lora.rank:
+        raise UsageError(f"cannot truncate a rank-{lora.rank} adapter to rank {rank}; choose 1..{lora.rank}")
+    factors = {}
+    for name, f in lora.factors.items():
+        q_b, r_b = torch.linalg.qr(f.b.float() * lora.scaling)
+        q_a, r_a = torch.linalg.qr(f.a.float().T)
+        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+        root = s[:rank].sqrt()
+        a, b = root[:, None] * (vh[:rank] @ q_a.T), (q_b @ u[:, :rank]) * root
+        factors[name] = LoraFactors(a.to(f.a.dtype).contiguous(), b.to(f.b.dtype).contiguous())
+    return LoRA(factors, alpha=float(rank))
+
+
+def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
+    """A batch in which sample i uses adapter i; smaller ranks are padded with zeros, scalings folded into B.
+
+    Raises:
+        UsageError: no adapters, or adapters of different modules or sizes.
+    """
+    _check_sizes(loras)
+    if not loras or any(lora.factors.keys() != loras[0].factors.keys() for lora in loras):
+        raise UsageError("adapters of one batch must adapt the same modules, and there must be one at least")
+    rank = max(lora.rank for lora in loras)
+    factors = {}
+    for name in loras[0].factors:
+        a = [F.pad(lora.factors[name].a, (0, 0, 0, rank - lora.rank)) for lora in loras]
+        b = [F.pad(lora.factors[name].b * lora.scaling, (0, rank - lora.rank)) for lora in loras]
+        factors[name] = LoraFactors(torch.stack(a), torch.stack(b))
+    return BatchedLoRA(factors, alpha=float(rank))
+
+
+def _check_sizes(loras: Sequence[LoRA]) -> None:
+    sizes: dict[str, tuple[int, int]] = {}
+    for lora in loras:
+        for name, f in lora.factors.items():
+            own = (f.a.shape[-1], f.b.shape[-2])
+            if sizes.setdefault(name, own) != own:
+                raise UsageError(
+                    f"{name} is {sizes[name]} (in, out) in one adapter and {own} in another; join adapters "
+                    "of one base model"
+                )
