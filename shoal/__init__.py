@@ -39,13 +39,13 @@ _HOME = {
     "Transformer2Config": "shoal.config",
     "UsageError": "shoal.errors",
     "attach": "shoal.adapters.hooks",
-    "compose": "shoal.adapters.lora",
+    "compose": "shoal.adapters.merging",
     "load_backbone": "shoal.models.backbone",
     "load_shape": "shoal.models.backbone",
     "load_split": "shoal.tasks.loading",
     "merge": "shoal.adapters.hooks",
-    "stack": "shoal.adapters.lora",
-    "truncate": "shoal.adapters.lora",
+    "stack": "shoal.adapters.merging",
+    "truncate": "shoal.adapters.merging",
 }
 
 __all__ = [
