@@ -1,5 +1,7 @@
 """Settings of the documentation site: `make docs` builds it with warnings as errors."""
 
+import os
+
 from pydantic import BaseModel
 from sphinx.application import Sphinx
 
@@ -10,10 +12,23 @@ author = "The Shoal authors"
 copyright = "2026, The Shoal authors"
 version = release = shoal.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "api/generated/modules.rst"]
 html_theme = "furo"
 html_title = f"Shoal {release}"
+
+# A page per package is written from the docstrings at every build, so the list of modules stands nowhere else.
+# Sphinx's extension reads the options of such a page from the environment alone.
+os.environ["SPHINX_APIDOC_OPTIONS"] = "members,show-inheritance"
+apidoc_modules = [
+    {
+        "path": "../shoal",
+        "destination": "api/generated",
+        "exclude_patterns": ["../shoal/registry/migrations"],
+        "module_first": True,
+        "max_depth": 2,
+    }
+]
 
 default_role = "code"  # `name` in a docstring is code
 myst_heading_anchors = 3
