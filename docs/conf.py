@@ -17,7 +17,7 @@ exclude_patterns = ["_build", "api/generated/modules.rst"]
 html_theme = "furo"
 html_title = f"Shoal {release}"
 
-# A page per package is written from the docstrings at every build, so the list of modules stands nowhere else.
+# A page per package is written from the docstrings at every build: the list of modules stands nowhere else.
 # Sphinx's extension reads the options of such a page from the environment alone.
 os.environ["SPHINX_APIDOC_OPTIONS"] = "members,show-inheritance"
 apidoc_modules = [
