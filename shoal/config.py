@@ -16,6 +16,7 @@ TargetModules = tuple[str, ...]
 HeadName = Literal["L", "M", "S", "mixture", "modulation", "perceiver", "reader"]
 MAX_WIDTH, MAX_COUNT = 2**16, 2**31  # beyond what any machine holds or finishes
 MAX_ALPHA = 1e9  # of a LoRA
+MIN_EXAMPLES = 4  # solved ones that refine a generated adapter
 DEFAULT_MODEL = "smollm2-135m-instruct"  # an alias of `shoal.models.sources`
 GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
 

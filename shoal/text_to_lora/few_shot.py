@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from shoal.adapters.lora import LoRA
-from shoal.config import LoraTrainingConfig
+from shoal.config import MIN_EXAMPLES, LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
@@ -27,7 +27,6 @@ from shoal.training.lora import LoraObjective, set_for_training
 
 log = logging.getLogger(__name__)
 
-MIN_EXAMPLES = 4
 REFINING = LoraTrainingConfig(steps=20, batch_size=8, learning_rate=1e-3)
 STEPS_BETWEEN_LOOKS = 4
 MAX_TOKENS = 10_000  # of training; long examples get fewer steps, so that two cores need no half minute

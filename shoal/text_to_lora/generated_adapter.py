@@ -13,6 +13,7 @@ from typing import Any
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import save_adapter
 from shoal.adapters.lora import LoRA
+from shoal.config import MIN_EXAMPLES
 from shoal.models.backbone import BackboneShape
 from shoal.text_to_lora.skills import SkillDetection
 
@@ -45,6 +46,25 @@ class GeneratedAdapter:
         """Whether a trained hypernetwork made it."""
         return bool(self.hypernetwork["trained"])
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its user should know before relying on it, in plain sentences; empty where all is well.
+
+        That it changes nothing, that its description reads as nonsense, or that the description is far from
+        every training task, each with what to do about it.
+        """
+        facts = self.hypernetwork
+        if not self.trained:
+            return (
+                f"This adapter changes nothing: no hypernetwork is trained for {self.shape.base_model} with "
+                f"this configuration. Train one with: {facts['how_to_train']}",
+            )
+        if facts.get("nonsense"):
+            return (f"{familiarity_note(facts)} Say in a sentence what the model shall do.",)
+        if facts.get("confidence", 1) < 1 and "few_shot" not in facts:
+            return (f"{_far_note(facts)} Give {MIN_EXAMPLES} or more solved examples of the task.",)
+        return ()
+
     def card(self) -> AdapterCard:
         """Its provenance."""
         facts = self.hypernetwork
@@ -75,9 +95,17 @@ def familiarity_note(facts: Mapping[str, Any]) -> str:
     )
 
 
+def _far_note(facts: Mapping[str, Any]) -> str:
+    nearest = next(iter(facts["nearest_tasks"]))
+    return (
+        f"The description is far from every training task (the nearest is {nearest}, confidence "
+        f"{facts['confidence']:.2f}), so the adapter may help little."
+    )
+
+
 def few_shot_note(facts: Mapping[str, Any]) -> str:
     """What `few_shot` of an adapter's facts says, as a sentence."""
     return (
         f"Refined on {facts['examples']} examples for {facts['steps']} steps; loss on {facts['held_out']} "
-        f"others {facts['loss_before']:.2f} -> {facts['loss_after']:.2f} nats a token."
+        f"others {facts['loss_before']:.2f} -> {facts['loss_after']:.2f} nats per token."
     )

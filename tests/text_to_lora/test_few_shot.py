@@ -10,8 +10,8 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example
+from shoal.text_to_lora import few_shot
 from shoal.text_to_lora.few_shot import REFINING, refine
-from shoal.training import few_shot
 
 FAST = REFINING.model_copy(update={"learning_rate": 1e-2})
 SAME = [Example(f"word number {i}", ("yes",)) for i in range(16)]

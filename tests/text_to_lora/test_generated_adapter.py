@@ -1,10 +1,18 @@
-"""What a generated adapter's card says of its description."""
+"""What a generated adapter says of itself: on its card, and to whoever is about to use it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from shoal.text_to_lora.generated_adapter import familiarity_note
+from shoal.adapters.lora import LoRA
+from shoal.models.shapes import load_shape
+from shoal.text_to_lora.generated_adapter import GeneratedAdapter, familiarity_note
+from shoal.text_to_lora.skills import SkillDetection
+
+FAR = {"nearest_tasks": {"plurals": 0.412, "dates": 0.6}, "distance": 0.412, "confidence": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -15,5 +23,42 @@ from shoal.text_to_lora.generated_adapter import familiarity_note
     ],
 )
 def test_the_note_says_how_near_or_that_it_is_nonsense(confidence: float, nonsense: bool, said: str) -> None:
-    facts = {"nearest_tasks": {"plurals": 0.412, "dates": 0.6}, "distance": 0.412}
-    assert familiarity_note({**facts, "confidence": confidence, "nonsense": nonsense}) == said
+    assert familiarity_note({**FAR, "confidence": confidence, "nonsense": nonsense}) == said
+
+
+def adapter_with(base: Path, **facts: Any) -> GeneratedAdapter:
+    shape = load_shape(str(base))
+    lora = LoRA.identity(shape.select(("q_proj",), 1), 2, 4.0)
+    return GeneratedAdapter("Sort the words.", lora, SkillDetection((), {}), facts, 0.1, shape)
+
+
+def test_an_identity_says_that_it_changes_nothing_and_what_trains_it(tiny_llama: Path) -> None:
+    (note,) = adapter_with(tiny_llama, trained=False, how_to_train="shoal train it").notes
+    assert note.startswith(f"This adapter changes nothing: no hypernetwork is trained for {tiny_llama}")
+    assert note.endswith("Train one with: shoal train it")
+
+
+def test_a_description_far_from_the_training_tasks_asks_for_examples(tiny_llama: Path) -> None:
+    (note,) = adapter_with(tiny_llama, trained=True, nonsense=False, **FAR).notes
+    assert note == (
+        "The description is far from every training task (the nearest is plurals, confidence 0.25), so the "
+        "adapter may help little. Give 4 or more solved examples of the task."
+    )
+
+
+def test_nonsense_asks_for_a_sentence(tiny_llama: Path) -> None:
+    (note,) = adapter_with(tiny_llama, trained=True, nonsense=True, **FAR).notes
+    assert "reads as nonsense" in note and note.endswith("Say in a sentence what the model shall do.")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {**FAR, "nonsense": False, "confidence": 1.0},
+        {**FAR, "nonsense": False, "few_shot": {"examples": 6}},
+    ],
+    ids=["tasks not known", "near", "refined on examples"],
+)
+def test_there_is_no_note_where_nothing_is_to_be_done(tiny_llama: Path, facts: dict[str, Any]) -> None:
+    assert adapter_with(tiny_llama, trained=True, **facts).notes == ()

@@ -426,7 +426,7 @@ def test_generators_that_share_an_encoder_read_their_own_base_models(
 def test_a_description_is_read_while_an_adapter_is_refined(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shoal.training import few_shot
+    from shoal.text_to_lora import few_shot
 
     generator = TextToLoRA.load(reading(tmp_path / "network", tiny_llama))
     expected = TextToLoRA.load(tmp_path / "network").generate("Sort the words.").lora

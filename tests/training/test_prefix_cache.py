@@ -11,7 +11,7 @@ import torch
 
 from shoal.inference.forward import Sequences, hidden_before, pad_sequences
 from shoal.models.backbone import Backbone
-from shoal.training import prefix
+from shoal.training import prefix_cache
 from shoal.training.batches import TokenisedExample, tokenise
 from shoal.training.prefix_cache import PrefixCache
 
@@ -37,7 +37,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         rows.append(len(batch.ids))
         return hidden_before(backbone.model, batch, layer)
 
-    monkeypatch.setattr(prefix, "hidden_before", counted)
+    monkeypatch.setattr(prefix_cache, "hidden_before", counted)
     return rows
 
 
@@ -104,7 +104,7 @@ def test_accelerators_compute_a_batch_at_once(
 ) -> None:
     examples = examples_of(toy, backbone)[:5]
     batch = batch_of(examples, backbone)
-    monkeypatch.setattr(prefix, "COMPUTED_ALONE", ())
+    monkeypatch.setattr(prefix_cache, "COMPUTED_ALONE", ())
     grouped = PrefixCache(backbone, 1).hidden(examples, batch)
     assert computed == [5] and grouped is not None
     monkeypatch.undo()
