@@ -130,7 +130,7 @@ def _sittings(sittings: Sequence[Facts]) -> str:
     begin, end = sittings[0]["points"][-1], sittings[-1]["points"][-1]
     said = (
         "From the first logged point to the last. Both are of one description on at most "
-        f"{shipped_recipe()['monitor_examples']} `train` examples a validation task, in nats a token, so "
+        f"{shipped_recipe()['monitor_examples']} `train` examples a validation task, in nats per token, so "
         "they scatter. Tokens are spread evenly over a training's steps."
     )
     if len(sittings) > 1:

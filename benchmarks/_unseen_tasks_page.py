@@ -65,7 +65,7 @@ def _margins(report: Report, names: Sequence[str]) -> str:
         for name in (OTHER, GIBBERISH, SALAD, NONE)
         if name in names
     ]
-    return table(["steering margin", "nats a token"], rows) if rows else ""
+    return table(["steering margin", "nats per token"], rows) if rows else ""
 
 
 def _share_of_the_way(report: Report) -> str:

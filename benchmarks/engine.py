@@ -80,7 +80,7 @@ def main() -> None:
         f"{args.requests} requests, {args.tokens} tokens each, rank {args.rank}, {args.modules}; "
         f"{machine(backbone.dtype)}\n"
     )
-    print(table(["way", "tokens", "seconds", "tokens a second", "adapters each against it"], rows))
+    print(table(["way", "tokens", "seconds", "tokens per second", "adapters each against it"], rows))
     print(f"\nTime with an adapter each over the bare model: {times[EACH] / times[BARE]:.2f} (at most 1.3).")
 
 

@@ -1,4 +1,4 @@
-"""Description to adapter: milliseconds in memory and on disk, adapters a second in batches, peak memory.
+"""Description to adapter: milliseconds in memory and on disk, adapters per second in batches, peak memory.
 
     python benchmarks/generation.py
 

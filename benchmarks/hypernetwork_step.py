@@ -107,7 +107,7 @@ def main() -> None:
     ]
     ratio = sum(times["hypernetwork"][2:]) / sum(times["multi-task LoRA"][2:])
     print(f"batch {args.batch}, {args.steps} batches; {machine(backbone.dtype)}\n")
-    print(table(["SFT step", "median s", "real tokens a second"], rows))
+    print(table(["SFT step", "median s", "real tokens per second"], rows))
     print(f"\nHypernetwork / multi-task LoRA, all batches: {ratio:.2f} x the time (target: at most 1.15).")
 
 

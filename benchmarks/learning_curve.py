@@ -125,7 +125,7 @@ def network_facts(args: argparse.Namespace, conditions: Conditions, folder: Path
 
 
 def margin(other: MethodResult, right: MethodResult, tasks: Sequence[Task]) -> Interval:
-    """How much worse another task's description is, in nats a token, paired over tasks."""
+    """How much worse another task's description is, in nats per token, paired over tasks."""
     wrong, own = ([r.scores["nll"][t.name] for t in tasks] for r in (other, right))
     return bootstrap_difference(wrong, own)
 

@@ -1,4 +1,4 @@
-"""LoRA training: real (unpadded) tokens a second of Shoal's loop against PEFT with the transformers Trainer.
+"""LoRA training: real (unpadded) tokens per second of Shoal against PEFT with the transformers Trainer.
 
     python benchmarks/lora_training.py
 
@@ -59,7 +59,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Speeds:
-    """Real tokens a second of one run: over the first pass of the data, and later."""
+    """Real tokens per second of one run: over the first pass of the data, and later."""
 
     first: float
     later: float
@@ -145,7 +145,7 @@ def main() -> None:
         f"{args.examples} examples of {args.tasks} tasks, {tokens} tokens; batch {args.batch}; "
         f"{machine(ours.dtype)}\n"
     )
-    print(table(["real tokens a second", "Shoal", "PEFT + Trainer", "ratio", "target"], rows))
+    print(table(["real tokens per second", "Shoal", "PEFT + Trainer", "ratio", "target"], rows))
 
 
 def sample(args: argparse.Namespace, backbone: Backbone) -> Corpus:

@@ -104,7 +104,15 @@ def write(args: argparse.Namespace, facts: Sequence[dict[str, Any]]) -> None:
     runs = sorted((r for r in reports if r.notes["share"]), key=lambda r: (r.notes["share"], r.notes["seed"]))
     start = [r for r in reports if not r.notes["share"]]
     rows = [result_row(r) for r in [*start, *runs]]
-    header = ["training tasks", "seed", "tokens", "ROUGE-L", "exact match", "NLL a token", "steering margin"]
+    header = [
+        "training tasks",
+        "seed",
+        "tokens",
+        "ROUGE-L",
+        "exact match",
+        "NLL per token",
+        "steering margin",
+    ]
     notes = runs[0].notes
     text = [
         "# Text-to-LoRA's score on unseen tasks by the number of training tasks\n",
@@ -184,7 +192,7 @@ def draw(runs: Sequence[Report], start: Sequence[Report], path: Path) -> None:
     axes = figure.subplots(1, 3)
     tasks = [r.notes["tasks"] for r in runs]
     for axis, metric, scale, name in (
-        (axes[0], "nll", 1, "NLL a token"),
+        (axes[0], "nll", 1, "NLL per token"),
         (axes[1], "rouge_l", 100, "ROUGE-L"),
     ):
         axis.plot(tasks, [scale * mean(r, metric) for r in runs], "o", color="#0072b2")

@@ -2,7 +2,7 @@
 
     python benchmarks/training_steps.py
 
-A step is forward, backward, clipping and AdamW; speeds are in real (unpadded) tokens a second, and a ratio
+A step is forward, backward, clipping and AdamW; speeds are in real (unpadded) tokens per second, and a ratio
 below 1 says that training was slower with the change. All ways take turns batch by batch over the same
 examples, and who is first moves on, so that a noisy machine is noisy for all. The changes:
 
@@ -108,7 +108,7 @@ def main() -> None:
         graphs_later = counters["stats"]["unique_graphs"] - graphs
     tokens = sum(tokens for _, tokens in settings[ALL][SHIPPED].taken)
     print(f"batch {args.batch}, {args.steps} batches, {tokens} tokens; {machine(backbone.dtype)}\n")
-    header = ["LoRA step", "median s", "real tokens a second", "ratio", "95% interval"]
+    header = ["LoRA step", "median s", "real tokens per second", "ratio", "95% interval"]
     print(table(header, [row for setting, ways in settings.items() for row in rows_of(setting, ways)]))
     print(f"\ntorch.compile: {compiling}")
     if COMPILED in settings[ALL]:

@@ -96,7 +96,7 @@ def scores(report: Report) -> Markdown:
         f"{report.to_markdown()}\n\n"
         "Higher is better, except for NLL. The adapted model reads the input alone. It beats the base model "
         f"that is told the description in {won} of 3 scores. With another task's description its NLL is "
-        f"{margin:+.2f} nats a token higher: {verdict}. These are {len(report.tasks)} tasks of a few "
+        f"{margin:+.2f} nats per token higher: {verdict}. These are {len(report.tasks)} tasks of a few "
         "inputs each, so the intervals are wide; README.md says what was measured on more."
     )
 

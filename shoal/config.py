@@ -95,7 +95,7 @@ class LoraTrainingConfig(_Frozen):
     """Optimisation of LoRA factors, for one task or for many at once."""
 
     steps: int = Field(300, le=MAX_COUNT, ge=1, description="optimiser steps")
-    batch_size: int = Field(16, le=MAX_WIDTH, ge=1, description="examples a forward pass, per process")
+    batch_size: int = Field(16, le=MAX_WIDTH, ge=1, description="examples per forward pass and process")
     accumulation: int = Field(1, le=MAX_WIDTH, ge=1, description="forward passes an optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up; linear decay after")
@@ -127,7 +127,7 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
     offset_learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the shared adapter")
     contrastive_weight: float = Field(0.0, ge=0, description="weight of the wrong-description term")
     contrastive_share: float = Field(0.25, gt=0, le=1, description="share of the batch that the term uses")
-    contrastive_margin: float = Field(1.0, gt=0, description="nats a token by which right must beat wrong")
+    contrastive_margin: float = Field(1.0, gt=0, description="nats per token by which right must beat wrong")
     description_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of rows given the null description"
     )
@@ -166,7 +166,7 @@ class ExpertTrainingConfig(LoraTrainingConfig):
 
 
 class MixtureSearchConfig(_Frozen):
-    """How a mixture of experts is searched, by the cross-entropy method."""
+    """Search for a mixture of experts by the cross-entropy method."""
 
     population: int = Field(32, le=MAX_WIDTH, ge=2, description="candidates an iteration")
     iterations: int = Field(50, le=MAX_COUNT, ge=1, description="rounds of sampling and refitting")
@@ -178,7 +178,7 @@ class MixtureSearchConfig(_Frozen):
 
 
 class ServiceConfig(_Frozen):
-    """What the service takes on; every limit is checked before anything is allocated for it."""
+    """Limits of the service; each is checked before anything is allocated for a request."""
 
     max_body_bytes: int = Field(2**20, ge=1024, description="bytes of a request's body, uploads aside")
     max_upload_bytes: int = Field(2**27, ge=1024, description="bytes of an uploaded adapter")
@@ -212,7 +212,7 @@ class ServiceConfig(_Frozen):
 
 
 class EngineConfig(_Frozen):
-    """What answers."""
+    """The engine that answers."""
 
     engine: Literal["own", "vllm"] = Field("own", description="answer here, or by a vLLM server")
     vllm_url: str | None = Field(
@@ -225,7 +225,7 @@ class EngineConfig(_Frozen):
 
 
 class BenchmarkConfig(_Frozen):
-    """What is compared, on what, and how long."""
+    """Methods that are compared, their tasks and their effort."""
 
     base: str = Field("smollm2-135m-instruct", description="base model: alias, directory or hub id")
     methods: tuple[str, ...] = Field(
@@ -237,11 +237,11 @@ class BenchmarkConfig(_Frozen):
         None, description="directory of task data, whose validation tasks are used; none means tasks in code"
     )
     num_tasks: int = Field(16, le=MAX_COUNT, ge=1, description="tasks, evenly chosen from all there are")
-    examples: int = Field(20, le=MAX_COUNT, ge=1, description="test examples a task")
+    examples: int = Field(20, le=MAX_COUNT, ge=1, description="test examples per task")
     lora_steps: int = Field(40, le=MAX_COUNT, ge=1, description="optimiser steps of each classic LoRA")
-    lora_batch: int = Field(8, le=MAX_WIDTH, ge=1, description="examples a step of it")
+    lora_batch: int = Field(8, le=MAX_WIDTH, ge=1, description="examples per step of it")
     max_new_tokens: int = Field(40, le=MAX_WIDTH, ge=1, description="limit of an answer, in tokens")
-    single_requests: int = Field(4, le=MAX_COUNT, ge=1, description="requests a task that are timed singly")
+    single_requests: int = Field(4, le=MAX_COUNT, ge=1, description="requests per task that are timed singly")
     base_questions: int = Field(
         32, le=32, ge=1, description="general questions that say what an adapter made the model forget"
     )

@@ -14,11 +14,11 @@ class UsageError(ShoalError, ValueError):
 
 
 class NotFoundError(UsageError):
-    """What was named is not there, or not for this caller to see."""
+    """The named thing is not there, or not for this owner to see."""
 
 
 class ConflictError(UsageError):
-    """What was asked for is taken, or in a state that forbids it."""
+    """The name is taken, or the thing is in a state that forbids the request."""
 
 
 class UnavailableError(ShoalError):
@@ -26,7 +26,7 @@ class UnavailableError(ShoalError):
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
-    """What an error of another library says, as at most `limit` characters of one line."""
+    """The message of another library's error, as at most `limit` characters of one line."""
     text = " ".join(str(error).split()).rstrip(".;") or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

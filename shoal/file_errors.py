@@ -1,4 +1,4 @@
-"""What the file system's failures mean for a person: one line with the path and the fix. Knows no formats."""
+"""Failures of the file system in words: one line with the path and the fix. Knows no formats."""
 
 from __future__ import annotations
 

@@ -331,7 +331,7 @@ def _swap(new: Path, old: Path) -> None:
 
 @contextmanager
 def _held(directory: Path) -> Iterator[Callable[[], bool]]:
-    """Whether this very directory is still in place; held open, so that no later one can take its inode."""
+    """True while this very directory is in place; held open, so that no later one can take its inode."""
     if not directory.is_dir():
         raise UsageError(f"there is no directory {directory}; check the path")
     with failures_named(directory, "read"):

@@ -59,7 +59,7 @@ def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
 
 
 def _delta_hook(factors: LoraFactors, scaling: float):  # type: ignore[no-untyped-def]
-    """The forward hook that adds one module's delta, for one shared pair of factors or one a sample."""
+    """The forward hook that adds one module's delta, for one shared pair of factors or one per sample."""
     a, b = factors
 
     def add_shared(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _delta_hook(factors: LoraFactors, scaling: float):  # type: ignore[no-untype
             rows % a.shape[0]
         ):  # with three axes, rows are samples; some families flatten (batch, sequence) first
             raise UsageError(
-                f"a batch of {rows} rows cannot be shared by {a.shape[0]} adapters; give one a sample"
+                f"a batch of {rows} rows cannot be shared by {a.shape[0]} adapters; give one per sample"
             )
         x = inputs[0].reshape(a.shape[0], -1, a.shape[-1])
         low = torch.bmm(x, a.to(x.dtype).transpose(1, 2))

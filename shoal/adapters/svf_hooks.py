@@ -1,6 +1,6 @@
 """Experts at work on a model: attached beside its weights, in place of their products, or merged into them.
 
-* `delta`: `W x + U ((s (z - 1)) * (V^T x))`, m n + k (m + n) multiply-adds a token for an m x n weight;
+* `delta`: `W x + U ((s (z - 1)) * (V^T x))`, m n + k (m + n) multiply-adds per token for an m x n weight;
 * `factored`: `U ((s z) * (V^T x))`, k (m + n), and all components are needed;
 * `merged`: `W' x`, m n, with the weight built once.
 
@@ -244,7 +244,7 @@ def _scaled_product(decomposition: Decomposition, scale: Tensor, x: Tensor) -> T
         return F.linear(low * scale, u)
     if x.shape[0] % scale.shape[0]:  # rows are samples; some families flatten (batch, sequence) first
         raise UsageError(
-            f"a batch of {x.shape[0]} rows cannot be shared by {scale.shape[0]} experts; give one a sample"
+            f"a batch of {x.shape[0]} rows cannot be shared by {scale.shape[0]} experts; give one per sample"
         )
     own = low.reshape(scale.shape[0], -1, scale.shape[1]) * scale[:, None]
     return F.linear(own.view_as(low), u)

@@ -59,7 +59,7 @@ def word_salad_description(
 
 
 def no_description(checkpoint: HypernetworkCheckpoint) -> Method:
-    """What a description that says nothing gets."""
+    """The adapter of a description that says nothing."""
     return Method(NONE, lambda task: checkpoint.fallback)
 
 

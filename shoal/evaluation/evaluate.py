@@ -1,4 +1,4 @@
-"""Model x task -> report: what a method answers to a task's test inputs, scored.
+"""Model x task -> report: a method's answers to a task's test inputs, scored.
 
 A method says how a request is worded and which adapter is attached; every row of a table is one. Knows
 nothing of how adapters were made: the rows of a Text-to-LoRA report are in `shoal.evaluation.baselines`, what
@@ -68,10 +68,10 @@ def evaluate(
         backbone: the frozen model.
         tasks: whose `test` lists to use.
         methods: rows of the report.
-        examples: test examples a task, at most.
+        examples: test examples per task, at most.
         max_new_tokens: limit of an answer, in tokens.
         batch_size: requests that run together.
-        samples: answers a task that the report keeps.
+        samples: answers per task that the report keeps.
         notes: recorded in the report.
         on_method: called with every finished method.
 
@@ -170,7 +170,7 @@ def _batchable(tasks: Sequence[Task], method: Method) -> list[list[tuple[Task, L
 
 
 def _one_or_each(loras: Sequence[LoRA | None]) -> LoRA | list[LoRA] | None:
-    """One adapter where all are the same object, else one a request; a group without any has none."""
+    """One adapter where all are the same object, else one per request; a group without any has none."""
     if all(lora is loras[0] for lora in loras):
         return loras[0]
     return [lora for lora in loras if lora is not None]

@@ -33,7 +33,7 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Curve:
-    """How one metric becomes a score.
+    """A metric's way to a score.
 
     Attributes:
         component: where it counts.
@@ -74,11 +74,11 @@ _MEMORY: Points = ((0.25e9, 100), (1e9, 90), (4e9, 72), (16e9, 50), (80e9, 20), 
 CURVES: Mapping[str, Curve] = {
     "final_loss": Curve(
         "training performance",
-        "nats a token",
+        "nats per token",
         _LOSS,
         "1 nat is a perplexity of 2.7; guessing among 3,000 tokens is 8",
     ),
-    "best_loss": Curve("training performance", "nats a token", _LOSS, "as final_loss"),
+    "best_loss": Curve("training performance", "nats per token", _LOSS, "as final_loss"),
     "convergence": Curve(
         "training performance",
         "share of the first loss that training removed",
@@ -96,14 +96,14 @@ CURVES: Mapping[str, Curve] = {
     ),
     "training_tokens_per_second": Curve(
         "training performance",
-        "real tokens a second",
+        "real tokens per second",
         ((1, 0), (10, 20), (100, 45), (1e3, 70), (1e4, 88), (1e5, 100)),
         "a laptop's core trains 100M parameters at hundreds, one accelerator at tens of thousands",
         logarithmic=True,
     ),
     "perplexity": Curve(
         "model quality",
-        "e to the nats a token",
+        "e to the nats per token",
         ((1, 100), (2, 90), (5, 75), (10, 62), (30, 40), (100, 20), (1000, 0)),
         "1 is certainty, 2 a coin between two tokens, 1000 a guess among as many",
         logarithmic=True,
@@ -147,7 +147,7 @@ CURVES: Mapping[str, Curve] = {
     ),
     "throughput": Curve(
         "system performance",
-        "answer tokens a second, in batches",
+        "answer tokens per second, in batches",
         ((0.1, 0), (1, 15), (10, 40), (100, 65), (1e3, 85), (1e4, 100)),
         "a person reads about 5",
         logarithmic=True,
@@ -217,7 +217,7 @@ class ComponentGrade:
 
 @dataclass(frozen=True)
 class Grade:
-    """What metrics are worth.
+    """Scores and letter of a set of metrics.
 
     Attributes:
         score: mean of the components' scores in [0, 100]; None where nothing was measured.

@@ -37,13 +37,13 @@ class ChoiceQuestion:
 
 @dataclass(frozen=True)
 class ChoiceResult:
-    """What was answered to one question.
+    """The answer to one question.
 
     Attributes:
         chosen: the likeliest choice by character.
         right: whether that is the right one.
         likeliest: the likeliest choice as a whole, however long it is (`acc` of the harness).
-        nll: cross-entropy of the right choice's text, nats a token.
+        nll: cross-entropy of the right choice's text, nats per token.
     """
 
     chosen: int

@@ -38,7 +38,7 @@ class Respondent(Protocol):
         closed: bool = True,
         batch_size: int = 32,
     ) -> list[float]:
-        """Mean cross-entropy of each continuation, nats a token; with the end of turn where `closed`."""
+        """Mean cross-entropy of each continuation, in nats per token; with the end of turn where `closed`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ class SelfAdaptingModel:
     def _skill_by_skill(
         self, requests: Sequence[str], of: Callable[[Sequence[int]], list[Result]]
     ) -> list[Result]:
-        """What a function of rows gives, asked once a skill, with that skill's expert attached.
+        """Results of a function of rows, called once per skill with that skill's expert attached.
 
         The expert is always a delta: chosen by time, the way it is attached, and with it the rounding of
         close calls, could differ between two runs.

@@ -1,4 +1,4 @@
-"""What an evaluation found: scores of methods side by side, as values, JSON and a Markdown table.
+"""Results of an evaluation: scores of methods side by side, as values, JSON and a Markdown table.
 
 Knows numbers and names; nothing of models, tasks' contents or how a score came about.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from shoal.errors import ShoalError, UsageError
 from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
 
-METRICS = {"rouge_l": "ROUGE-L", "exact_match": "exact match", "nll": "NLL a token"}
+METRICS = {"rouge_l": "ROUGE-L", "exact_match": "exact match", "nll": "NLL per token"}
 LOWER_IS_BETTER = {"nll"}
 
 
@@ -26,7 +26,7 @@ class Answer:
         references: right answers.
         rouge_l: against the best reference, in [0, 1].
         exact_match: 0 or 1.
-        nll: cross-entropy of the first reference, nats a token.
+        nll: cross-entropy of the first reference, nats per token.
     """
 
     input: str
@@ -55,7 +55,7 @@ class MethodResult:
 
 
 def summarise(name: str, answers: Mapping[str, Sequence[Answer]], samples: int) -> MethodResult:
-    """The result of a method from its answers, by task; `samples` answers a task are kept."""
+    """The result of a method from its answers, by task; `samples` answers per task are kept."""
     scores = {
         metric: {task: sum(getattr(a, metric) for a in rows) / len(rows) for task, rows in answers.items()}
         for metric in METRICS
@@ -89,7 +89,7 @@ class Report:
     Attributes:
         base_model: hub id or path.
         tasks: names.
-        examples: test examples a task, at most.
+        examples: test examples per task, at most.
         results: one a method, in the order given.
         notes: whatever a reader must know: seeds, training tokens, commands.
     """

@@ -1,4 +1,4 @@
-"""What a base model could do before it was adapted: plain questions of general knowledge, by likelihood.
+"""Retention of the base model's abilities: plain questions of general knowledge, answered by likelihood.
 
 Asked before and after, they say what an adapter made the model forget. The right choice stands first in the
 table: likelihood does not see an order. No task of the benchmark is among
@@ -60,7 +60,7 @@ GENERAL_KNOWLEDGE: Sequence[tuple[str, str, str, str, str]] = (
 
 @dataclass(frozen=True)
 class BaseAbility:
-    """How well the questions are answered.
+    """Scores on the questions.
 
     Attributes:
         accuracy: share of the questions whose right choice is the likeliest, in [0, 1].

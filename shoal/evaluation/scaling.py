@@ -1,4 +1,4 @@
-"""What generating an adapter costs as the base model grows: time, memory and size, for shapes alone.
+"""Costs of generating an adapter as the base model grows: time, memory and size, for shapes alone.
 
 No weight of any base model is read: a hypernetwork of the guide's configuration is built for the shape, with
 random weights in every layer, and emits one adapter. A trained one takes the same time and memory. Each shape
@@ -35,7 +35,7 @@ TIMEOUT = 600
 
 @dataclass(frozen=True)
 class ShapeCost:
-    """What one base model's shape costs.
+    """Costs of one base model's shape.
 
     Attributes:
         base_model: hub id or path.

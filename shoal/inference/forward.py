@@ -67,7 +67,7 @@ def answer_losses(
     hidden: Float[Tensor, "batch length width"] | None = None,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, " batch"]:
-    """Mean cross-entropy of every sample's answer tokens, in nats a token, float32.
+    """Mean cross-entropy of every sample's answer tokens, in nats per token, float32.
 
     Args:
         backbone: the model, with whatever is attached to it.
@@ -124,7 +124,7 @@ def adapted(backbone: Backbone, lora: LoRA | BatchedLoRA, *, recompute: bool = F
 
     Args:
         backbone: the model.
-        lora: the adapter, or one a sample.
+        lora: the adapter, or one per sample.
         recompute: keep no activation of the adapted layers, and compute them again, with this adapter, in the
             backward pass (gradient checkpointing, Chen et al., arXiv 1604.06174). That may run after this
             context has ended: then a hook would be gone, which is why each layer attaches its own part.

@@ -67,8 +67,8 @@ def choose_tokens(
 
     Args:
         logits: of any floating dtype.
-        rules: one a row.
-        numbers: one a row, uniform in [0, 1); unused where the temperature is 0.
+        rules: one per row.
+        numbers: one per row, uniform in [0, 1); unused where the temperature is 0.
 
     Returns:
         Token ids; None where the row's logits are not finite at their largest, so that nothing can be drawn.

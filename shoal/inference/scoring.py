@@ -25,7 +25,7 @@ def reference_losses(
     closed: bool = True,
     batch_size: int = 32,
 ) -> list[float]:
-    """Mean cross-entropy of each reference after its request, in nats a token.
+    """Mean cross-entropy of each reference after its request, in nats per token.
 
     The end-of-turn token is one of them where `closed`. Adapters and errors are those of `generate_greedy`.
     """

@@ -60,7 +60,7 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its weights are stored in."""
+        """Floating type of its weights."""
         return self.model.dtype
 
     @property
@@ -258,7 +258,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _finite(weight: torch.Tensor) -> bool:
-    """Whether no number is NaN or infinite; quantised weights, integers or narrower floats, are not read."""
+    """True where no number is NaN or infinite; quantised weights and narrower floats are not read."""
     if weight.numel() == 0 or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return True
     return bool(torch.stack(weight.aminmax()).isfinite().all())

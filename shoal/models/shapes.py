@@ -63,7 +63,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class BackboneShape:
-    """What an adapter must know of its base model.
+    """The linear maps of a base model, and the name that adapters record.
 
     Attributes:
         base_model: hub id or path that adapters record.

@@ -178,7 +178,7 @@ def check_downloaded(model: str) -> None:
 
 
 def _whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
+    """True where a safetensors file is as long as its header says."""
     try:
         with safe_open(file, framework="pt"):
             return True
@@ -244,7 +244,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
 
 
 def _hub_answers(hub_id: str) -> bool:
-    """Whether the hub can be asked for a model; False where it cannot but a copy is here.
+    """True where the hub can be asked for a model; False where it cannot but a copy is here.
 
     One request with a deadline: `transformers` itself would try for 23 seconds.
     """

@@ -36,7 +36,7 @@ class Taken:
 
     Attributes:
         asked: what was asked.
-        streams: one a prompt.
+        streams: one per prompt.
         chosen: the adapter.
         id: of the answer.
         created: seconds since 1970.

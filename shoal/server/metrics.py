@@ -59,7 +59,7 @@ class Monitoring:
         )
         self.tokens = Counter(
             "shoal_tokens",
-            "tokens read and made; their rate is tokens a second",
+            "tokens read and made; their rate is tokens per second",
             ["kind"],
             registry=self.registry,
         )

@@ -112,7 +112,7 @@ def chrf(answers: Sequence[str], references: Sequence[Sequence[str]]) -> CorpusS
 
 
 def perplexity(losses: Sequence[float]) -> float:
-    """The exponential of the mean of cross-entropies in nats a token; at least 1, infinite above 700 nats.
+    """The exponential of the mean of cross-entropies in nats per token; at least 1, infinite above 700 nats.
 
     Raises:
         UsageError: there is no loss, or one is negative or no number (NaN).

@@ -41,7 +41,7 @@ class Refinement:
         examples: examples that were trained on.
         held_out: examples that chose where to stop.
         steps: optimiser steps that are kept; 0 means that the adapter is as it was.
-        loss_before: mean loss on the held-out examples at the start, in nats a token.
+        loss_before: mean loss on the held-out examples at the start, in nats per token.
         loss_after: the same after the steps that are kept.
         seconds: how long all of it took.
     """

@@ -35,7 +35,7 @@ class SteeringMonitor:
 
     @torch.no_grad()
     def __call__(self) -> Mapping[str, float]:
-        """`unseen_loss` in nats a token, mean over tasks, and `unseen_margin`, wrong minus right."""
+        """`unseen_loss` in nats per token, mean over tasks, and `unseen_margin`, wrong minus right."""
         emitted = self._network(self._descriptions)
         count = len(self._corpus.tasks)
         right = sum(self._loss(task, emitted.row(task)) for task in range(count)) / count

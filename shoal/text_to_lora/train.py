@@ -105,7 +105,7 @@ def train_reconstruction(
         network: trained in place.
         encoder: reads the descriptions.
         tasks: whose descriptions to take.
-        adapters: one a task, of the network's targets.
+        adapters: one per task, of the network's targets.
         folder: of the run; training resumes from a checkpoint in it.
         config: optimisation settings; a batch is `batch_size` tasks.
         backbone: the frozen model, for a network that reads its states.

@@ -37,7 +37,7 @@ class Progress:
         step: optimiser steps done.
         tokens: real tokens that they read, in all processes.
         seconds: time that they took.
-        losses: mean loss of every step, nats a token where the objective is a language model's.
+        losses: mean loss of every step, nats per token where the objective is a language model's.
         rewards: where candidates are tried instead of gradients taken, what each earned, for every step.
     """
 

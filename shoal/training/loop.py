@@ -249,7 +249,7 @@ def summed(numbers: Mapping[str, float], accelerator: Accelerator) -> dict[str, 
 
 
 def moved_on(progress: Progress, loss: float, tokens: int, started: float) -> float:
-    """Count a step that began at `started`, as `time.perf_counter` tells it; its tokens a second."""
+    """Count a step that began at `started`, as `time.perf_counter` tells it; its tokens per second."""
     seconds = time.perf_counter() - started
     progress.step += 1
     progress.tokens += tokens

@@ -34,7 +34,7 @@ class PrefixCache:
     def answer_losses(
         self, examples: Sequence[TokenisedExample], adapters: LoRA | BatchedLoRA, config: LoraTrainingConfig
     ) -> tuple[Float[Tensor, " batch"], int]:
-        """The loss of every example's answer, nats a token, and how many real tokens were read for them."""
+        """The loss of every example's answer, nats per token, and how many real tokens were read for them."""
         pairs = [(e.prompt, e.completion) for e in examples]
         batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
         hidden = self.hidden(examples, batch)

@@ -35,7 +35,7 @@ class FoundMixture:
     Attributes:
         expert: the mixture itself.
         coefficients: of the experts and, last, of the base model; (layers or 1, experts + 1), rows sum to 1.
-        loss: its mean answer loss on the shots, in nats a token.
+        loss: its mean answer loss on the shots, in nats per token.
         base_loss: that of the base model.
         history: best loss of every iteration.
     """

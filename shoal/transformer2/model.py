@@ -169,12 +169,12 @@ class Transformer2(nn.Module):
 
         Args:
             input_ids: of the requests; padding is told by `attention_mask`.
-            decisions: of an earlier first pass, one a row, which is then not repeated.
+            decisions: of an earlier first pass, one per row, which is then not repeated.
             inputs: passed on to the model.
 
         Returns:
-            The model's own output with three attributes more: `detected_skill`, the most frequent of the
-            batch; `detected_skills`, one a row; `adaptations`, one record a weight and row that was adapted.
+            The model's own output with three more attributes: `detected_skill`, the most frequent
+            of the batch; `detected_skills`, one per row; `adaptations`, a record per adapted weight and row.
 
         Raises:
             UsageError: an empty batch or request, or another number of decisions.
@@ -236,7 +236,7 @@ class Transformer2(nn.Module):
         """The base model with each row's expert attached, for a second pass of one's own.
 
         Args:
-            decisions: one a row of the batches that will be run.
+            decisions: one per row of the batches that will be run.
             uses: forward passes that will be run; decides how experts are attached.
         """
         chosen = [self.experts.get(d.skill) for d in decisions]
@@ -284,7 +284,7 @@ class Transformer2(nn.Module):
 
 def _check_rows(decisions: Sequence[Decision], rows: int) -> None:
     if len(decisions) != rows:
-        raise UsageError(f"{len(decisions)} decisions do not fit {rows} rows; give one a row")
+        raise UsageError(f"{len(decisions)} decisions do not fit {rows} rows; give one per row")
 
 
 def mlp_modules(shape: BackboneShape, layers: Sequence[int] | None = None) -> list[str]:

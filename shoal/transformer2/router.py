@@ -113,7 +113,7 @@ class PromptDispatch:
 
     @torch.no_grad()
     def _likelihoods(self, request: str) -> Float[Tensor, " names"]:
-        """Mean log-likelihood of every name, in nats a token."""
+        """Mean log-likelihood of every name, in nats per token."""
         asked = self._asked(request)
         pairs = [(asked, label) for label in self._labels]
         batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)

@@ -299,7 +299,7 @@ class ExpertObjective:
         return StepLoss(loss, batch.tokens, {**metrics, "kl": float(divergence.detach())})
 
     def _policy(self, batch: Sequences) -> tuple[Float[Tensor, " batch"], Float[Tensor, ""]]:
-        """(log-likelihood of every answer, mean divergence from the base model a token of an answer)."""
+        """(log-likelihood of every answer, mean divergence from the base model per token of an answer)."""
         with self._tuned.attached():
             logits = answer_logits(self._backbone, batch)
         likely = log_likelihoods(logits, batch)

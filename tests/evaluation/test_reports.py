@@ -84,7 +84,7 @@ def test_json_that_is_no_report_is_refused(damage: dict) -> None:
 
 def test_the_table() -> None:
     lines = REPORT.to_markdown("T2L").splitlines()
-    assert lines[0] == "|  | ROUGE-L | exact match | NLL a token | T2L leads by |"
+    assert lines[0] == "|  | ROUGE-L | exact match | NLL per token | T2L leads by |"
     assert lines[1] == "|---|---:|---:|---:|---:|"
     assert (
         lines[2]

@@ -40,7 +40,7 @@ class Scoring(BaseModel):
         description="row for an adapter directory, or for a folder of one adapter directory a task",
     )
     hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
-    examples: int = Field(60, ge=1, description="test examples a task, at most")
+    examples: int = Field(60, ge=1, description="test examples per task, at most")
     shots: int = Field(
         3, ge=0, description="solved examples in the prompt of the few-shot row; 0 leaves it out"
     )
@@ -53,7 +53,7 @@ class Scoring(BaseModel):
 def evaluate(place: Place, scoring: Scoring) -> Output:
     """Score the model, adapters and Text-to-LoRA.
 
-    Every row has ROUGE-L, exact match and NLL a token, with 95% intervals over tasks.
+    Every row has ROUGE-L, exact match and NLL per token, with 95% intervals over tasks.
     """
     if scoring.out is not None:
         from shoal.files import check_place

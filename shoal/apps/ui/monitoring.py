@@ -102,5 +102,5 @@ def _now(seen: Sequence[Activity]) -> None:
     )
     plain_line(
         f"Now: {last.running} answers running · {last.waiting} requests waiting · "
-        f"{last.requests_per_second:.1f} requests a second · adapter cache: {share}"
+        f"{last.requests_per_second:.1f} requests per second · adapter cache: {share}"
     )

@@ -1,4 +1,4 @@
-"""What was measured of one method on one task, and the folder in which finished cells are kept."""
+"""Measurements of one method on one task, and the folder that keeps finished ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Cell:
         metrics: name of `shoal.evaluation.grading.CURVES` -> value, of those that belong to one cell.
         answers: to the test examples, scored.
         latencies: seconds of each request that was timed singly.
-        losses: of every training step, in nats a token.
+        losses: of every training step, in nats per token.
         base_accuracy: on general questions after adapting, in [0, 1].
         base_perplexity: of their right choices.
         target_accuracy: share of answers whose first line is right.
@@ -96,12 +96,12 @@ class CellFolder:
         check_writable(path)
 
     def read(self, method: str, task: str) -> Cell | None:
-        """What is kept of a method on a task, if anything is."""
+        """The kept measurement of a method on a task; None where there is none."""
         path = self._path(method, task)
         return Cell.from_json(read_json(path)) if path.is_file() else None
 
     def is_finished(self, method: str, task: str) -> bool:
-        """Whether it was measured; what failed is tried again."""
+        """True where it was measured; what failed is tried again."""
         cell = self.read(method, task)
         return cell is not None and cell.failure is None
 

@@ -1,4 +1,4 @@
-"""How busy the accelerator is while something runs: its own counter, read a few times a second."""
+"""Utilisation of the accelerator while something runs: its own counter, read a few times per second."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def _cell(
 
 
 def _training(losses: Sequence[float]) -> dict[str, float]:
-    """What the losses of a training say; a tenth of the steps is the final loss, and as many the first."""
+    """Metrics from the losses of a training: the final loss is the mean of the last tenth of the steps."""
     if not losses:
         return {}
     part = max(1, len(losses) // 10)

@@ -1,4 +1,4 @@
-"""The ways to adapt a model that are compared, in one literal table: from a task to what answers it.
+"""The ways to adapt a model that are compared, in one literal table: from a task to its predictor.
 
 An adapter replaces the instruction, so its requests carry the input alone; the base model and Transformer²
 read the task's first description in every request. Knows how each method is used; nothing of scores.
@@ -32,14 +32,14 @@ GENERATIONS = 5  # adapters that the time of one is the median of
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
-    """What a method made of a task.
+    """A model that a method adapted to a task.
 
     Attributes:
         respondent: who answers.
         request: how an example is asked.
         seconds: from the task to the adapter; None where nothing is adapted.
         tokens_per_second: of training; None without any.
-        losses: of every training step, nats a token.
+        losses: of every training step, nats per token.
         note: what a reader must know.
     """
 

