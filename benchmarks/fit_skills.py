@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
-from shoal.text_to_lora.skill_features import SKILLS, features, prepare
+from shoal.text_to_lora.skill_features import features, prepare
+from shoal.text_to_lora.skill_keywords import SKILLS
 from shoal.text_to_lora.skills import HEAD_PATH
 
 PROMPTS = Path(__file__).parent / "skill_prompts.jsonl"

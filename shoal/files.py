@@ -21,14 +21,15 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
-from safetensors import torch as safetensors
-from torch import Tensor
 
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.file_errors import failures_named
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_JSON_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20
@@ -213,6 +214,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         ShoalError: the file is missing, truncated, not a safetensors file, or has a header above 8 MB.
     """
+    from safetensors.torch import load_file  # which loads torch, and much here needs none
+
     path = Path(path)
     with failures_named(path, "read"):
         with path.open("rb") as file:
@@ -225,7 +228,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 "it is not a whole safetensors file, write or download it again"
             )
         try:
-            return safetensors.load_file(path)
+            return load_file(path)
         except (SafetensorError, ValueError, KeyError) as error:
             raise ShoalError(
                 f"{path} is not a whole safetensors file ({error}); write or download it again"

@@ -11,7 +11,7 @@ from shoal.errors import UsageError
 from shoal.integration import RequestLog
 from shoal.process import forget_peak, peak, resident
 from shoal.text_to_lora.skill_check import LABELLED, detection_accuracy
-from shoal.text_to_lora.skill_features import SKILLS
+from shoal.text_to_lora.skill_keywords import SKILLS
 
 
 def test_requests_are_counted_as_they_end() -> None:

@@ -2,7 +2,7 @@
 
 A directory holds `adapter_config.json` and `adapter_model.safetensors` (see `peft_format`), a model card
 `README.md`, and `shoal.json`, the card's facts for machines. Knows how these are kept; not how adapters are
-made, attached or served.
+made, attached or served. Tensors are loaded where they are read or written: names and cards need no torch.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
 from shoal.adapters.card import AdapterCard, AdapterFacts, render_card
-from shoal.adapters.lora import LoRA
-from shoal.adapters.peft_format import cover, peft_config, peft_tensors, read_lora
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.files import read_directory, read_json, read_tensors, write_directory
-from shoal.models.backbone import BackboneShape
+
+if TYPE_CHECKING:
+    import torch
+
+    from shoal.adapters.lora import LoRA
+    from shoal.models.shapes import BackboneShape
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -80,6 +82,10 @@ def save_adapter(
         UsageError: the adapter does not fit the shape, is not finite in this dtype, or has no alpha above 0.
         ShoalError: the directory cannot be written.
     """
+    from safetensors.torch import save_file
+
+    from shoal.adapters.peft_format import cover, peft_config, peft_tensors
+
     coverage = cover(lora, shape, pad_layers=pad_layers)
     config = peft_config(lora, coverage, base_model=shape.base_model, revision=revision)
     tensors = peft_tensors(lora, coverage, dtype)
@@ -129,6 +135,8 @@ def check_name(name: object) -> str:
 
 
 def _read_adapter(directory: Path) -> StoredAdapter:
+    from shoal.adapters.peft_format import read_lora
+
     if (directory / "adapter_model.bin").exists() and not (directory / WEIGHTS_FILE).exists():
         raise ShoalError(
             f"{directory / 'adapter_model.bin'} is a pickle, which can run code and is never read; "

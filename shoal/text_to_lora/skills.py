@@ -20,7 +20,8 @@ from torch import Tensor
 
 from shoal.errors import ShoalError, UsageError
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder
-from shoal.text_to_lora.skill_features import SKILLS, WORD, features, prepare
+from shoal.text_to_lora.skill_features import WORD, features, prepare
+from shoal.text_to_lora.skill_keywords import SKILLS
 
 # The documented examples, whose skills and order are a definition: there "problem solving" is debugging too
 # and "enhance" is optimization, which elsewhere is wrong more often than right. The weights are equal.

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, BertConfig, T5Config
 
 from shoal.adapters.lora import LoRA
 from shoal.errors import ShoalError, UsageError
+from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS
 from shoal.models.shapes import ROLES, BackboneShape, load_shape, on_meta, shape_of
-from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, find_model, read_config
+from shoal.models.sources import DEFAULT_MODEL, find_model, read_config
 
 LLAMA_LIKE = tuple(f"self_attn.{role}" for role in ("q_proj", "k_proj", "v_proj", "o_proj"))
 ATTENTION = {
@@ -92,7 +93,7 @@ def test_a_configuration_alone_gives_the_shape_of_the_model(
         assert weight.shape == stored
 
 
-@pytest.mark.parametrize("name", KNOWN_CONFIGS)
+@pytest.mark.parametrize("name", KNOWN_MODELS)
 def test_models_of_the_documentation_need_no_hub(name: str) -> None:
     shape = load_shape(name)
     assert shape.base_model == name

@@ -21,10 +21,9 @@ from transformers.utils import logging as transformers_logging
 
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import load_backbone, load_shape
+from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS
 from shoal.models.sources import (
-    DEFAULT_HUB_ID,
     DEFAULT_MODEL,
-    KNOWN_CONFIGS,
     check_downloaded,
     find_model,
     quietly,
@@ -140,9 +139,7 @@ def test_offline_mode_is_respected() -> None:
 
 def test_an_unreachable_hub_leaves_what_was_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     hub_that_raises(ConnectionError(), monkeypatch)
-    monkeypatch.setattr(
-        "shoal.models.sources.try_to_load_from_cache", lambda name, file: "/somewhere/config.json"
-    )
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: "/somewhere/config.json")
     assert find_model("someone/something").local_only
 
 
@@ -246,5 +243,5 @@ def test_a_killed_conversion_is_repaired_and_two_at_once_convert_once(empty_cach
 
     backbone = load_backbone()
     assert backbone.shape == load_shape(DEFAULT_MODEL)  # what is known without files is what is converted
-    assert backbone.model.config.vocab_size == KNOWN_CONFIGS[DEFAULT_HUB_ID].vocab_size
+    assert backbone.model.config.vocab_size == KNOWN_MODELS[DEFAULT_HUB_ID].vocabulary
     assert backbone.tokenizer.chat_template and backbone.end_of_turn == backbone.tokenizer.eos_token_id

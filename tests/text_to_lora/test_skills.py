@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from shoal.errors import ShoalError, UsageError
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
-from shoal.text_to_lora.skill_features import KEYWORDS, features, prepare
+from shoal.text_to_lora.skill_features import features, prepare
+from shoal.text_to_lora.skill_keywords import KEYWORDS
 from shoal.text_to_lora.skills import HEAD_PATH, SKILLS, SkillDetection, SkillDetector, load_head
 
 ROOT = Path(__file__).resolve().parents[2]

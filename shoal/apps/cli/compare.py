@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.generate import AdapterSizes
+from shoal.apps.cli.model import AdapterSizes
 from shoal.apps.cli.settings import Output
 from shoal.errors import ShoalError
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.generate import HYPERNETWORK_HELP, Place, load, warn_of_another_base
+from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, warn_of_another_base
 from shoal.apps.cli.settings import Output, check_extra
-from shoal.apps.cli.train import TASKS_HELP, read_tasks
+from shoal.apps.cli.tasks import TASKS_HELP, read_tasks
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:

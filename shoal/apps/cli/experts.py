@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.generate import Place, load
+from shoal.apps.cli.model import Place, load
 from shoal.apps.cli.settings import Only, Output, check_extra, read_mapping
-from shoal.apps.cli.train import Data, divided, summarised
+from shoal.apps.cli.tasks import Data, divided
+from shoal.apps.cli.train import summarised
 from shoal.config import ExpertTrainingConfig, MixtureSearchConfig, Transformer2Config
 from shoal.errors import UsageError
 

@@ -14,13 +14,13 @@ def skills(
     text: Annotated[str | None, typer.Argument(help="a description or request to find skills in")] = None,
 ) -> Output:
     """List the skills, or those in a text."""
+    if text is None:
+        from shoal.text_to_lora.skill_keywords import SKILLS
+
+        return Output({"skills": list(SKILLS)}, "\n".join(SKILLS))
     from shoal.text_to_lora.skills import SkillDetector
 
-    detector = SkillDetector()
-    if text is None:
-        names = list(detector.names)
-        return Output({"skills": names}, "\n".join(names))
-    found = detector.detect(text)
+    found = SkillDetector().detect(text)
     lines = [f"{name:20}{weight:.2f}" for name, weight in found.weights.items()]
     record = {"text": text, "skills": list(found.skills), "weights": dict(found.weights)}
     return Output(record, "\n".join(lines) or "none of the known skills")
@@ -31,12 +31,13 @@ def models() -> Output:
 
     That is: the default, shapes that are known without a download, and the roles of target modules.
     """
-    from shoal.models.backbone import ROLES
-    from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL, KNOWN_CONFIGS, find_model
+    from shoal.config import DEFAULT_MODEL
+    from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS, ROLES
+    from shoal.models.sources import find_model
 
     known = {
-        name: {"model_type": c.model_type, "layers": c.num_hidden_layers, "width": c.hidden_size}
-        for name, c in KNOWN_CONFIGS.items()
+        name: {"model_type": m.model_type, "layers": m.layers, "width": m.width}
+        for name, m in KNOWN_MODELS.items()
     }
     try:
         source = find_model(DEFAULT_MODEL).location

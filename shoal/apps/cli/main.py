@@ -1,7 +1,8 @@
 """The command line `shoal`: which commands there are, and how they end.
 
 A mistake in the arguments ends with exit code 2, any other failure with 1, each with one line on standard
-error. Standard output carries results alone. Commands import what is heavy themselves, for a quick `--help`.
+error. Standard output carries results alone. A command's module is imported when the command is run, and
+imports what is heavy itself: help and listings come at once.
 """
 
 from __future__ import annotations
@@ -10,85 +11,100 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from shoal.apps.cli.benchmark import benchmark
-from shoal.apps.cli.cluster import up
-from shoal.apps.cli.compare import compare, scaling
-from shoal.apps.cli.evaluate import evaluate
-from shoal.apps.cli.experts import adapt, train_dispatch, train_expert
-from shoal.apps.cli.generate import ask, generate
-from shoal.apps.cli.listing import models, skills
-from shoal.apps.cli.registry import (
-    create_key,
-    export_adapter,
-    import_adapter,
-    list_adapters,
-    list_keys,
-    pull_adapter,
-    push_adapter,
-    remove_adapter,
-    revoke_key,
-    show_adapter,
-)
-from shoal.apps.cli.serve import serve
-from shoal.apps.cli.settings import Output, command
-from shoal.apps.cli.train import (
-    average_networks,
-    set_fallback,
-    train_lora,
-    train_multi_task,
-    train_text_to_lora,
-)
-from shoal.apps.cli.ui import ui
+import shoal
 from shoal.errors import ShoalError, UsageError
 
 log = logging.getLogger(__name__)
 
-COMMANDS: dict[str, Callable[..., Output]] = {
-    "generate": generate,
-    "ask": ask,
-    "adapt": adapt,
-    "evaluate": evaluate,
-    "benchmark": benchmark,
-    "compare": compare,
-    "scaling": scaling,
-    "models": models,
-    "skills": skills,
-    "serve": serve,
-    "ui": ui,
-}
-GROUPS: dict[str, tuple[str, dict[str, Callable[..., Output]]]] = {
-    "cluster": ("The service on several machines.", {"up": up}),
-    "train": (
+
+@dataclass(frozen=True)
+class Entry:
+    """A command before it is imported.
+
+    Attributes:
+        home: `module:function`, the module within `shoal.apps.cli`.
+        summary: first line of its help, for listings.
+    """
+
+    home: str
+    summary: str
+
+    def function(self) -> Callable[..., Any]:
+        """The function, imported now."""
+        module, name = self.home.split(":")
+        return getattr(import_module(f"shoal.apps.cli.{module}"), name)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands under one word."""
+
+    summary: str
+    commands: Mapping[str, Entry | Group]
+
+
+COMMANDS: dict[str, Entry | Group] = {
+    "generate": Entry("generate:generate", "Turn a task description into a LoRA adapter."),
+    "ask": Entry("ask:ask", "Answer a request, with an adapter or an expert, or without."),
+    "adapt": Entry("experts:adapt", "Find a mixture of experts from a few solved examples."),
+    "evaluate": Entry("evaluate:evaluate", "Score the model, adapters and Text-to-LoRA."),
+    "benchmark": Entry("benchmark:benchmark", "Compare classic LoRA, Text-to-LoRA and Transformer²."),
+    "compare": Entry("compare:compare", "Compare base models on the same descriptions."),
+    "scaling": Entry("compare:scaling", "Measure what an adapter costs as base models grow."),
+    "models": Entry("listing:models", "Show the base models and their modules."),
+    "skills": Entry("listing:skills", "List the skills, or those in a text."),
+    "serve": Entry("serve:serve", "Serve the OpenAI-compatible API until stopped."),
+    "ui": Entry("ui:ui", "Show the web page of a service until stopped."),
+    "cluster": Group(
+        "The service on several machines.",
+        {"up": Entry("cluster:up", "Serve from several replicas on a Ray cluster until stopped.")},
+    ),
+    "train": Group(
         "Train a LoRA for one task or many, the hypernetwork, or experts.",
         {
-            "lora": train_lora,
-            "multi-task": train_multi_task,
-            "text-to-lora": train_text_to_lora,
-            "average": average_networks,
-            "fallback": set_fallback,
-            "expert": train_expert,
-            "dispatch": train_dispatch,
+            "lora": Entry("train:train_lora", "Train a LoRA on one task."),
+            "multi-task": Entry("train:train_multi_task", "Train one LoRA on many tasks."),
+            "text-to-lora": Entry("train:train_text_to_lora", "Train the hypernetwork."),
+            "average": Entry("networks:average_networks", "Average the weights of hypernetworks."),
+            "fallback": Entry("networks:set_fallback", "Give a hypernetwork the LoRA that nonsense gets."),
+            "expert": Entry("experts:train_expert", "Train an expert on verifiable rewards."),
+            "dispatch": Entry(
+                "experts:train_dispatch", "Train the probe that chooses an expert for a request."
+            ),
         },
     ),
-    "adapters": (
+    "adapters": Group(
         "The registry of adapters.",
         {
-            "list": list_adapters,
-            "show": show_adapter,
-            "import": import_adapter,
-            "export": export_adapter,
-            "push": push_adapter,
-            "pull": pull_adapter,
-            "rm": remove_adapter,
+            "list": Entry("registry:list_adapters", "List adapters by name."),
+            "show": Entry("registry:show_adapter", "Show one adapter."),
+            "import": Entry("registry:import_adapter", "Keep a PEFT LoRA under a name; it is checked first."),
+            "export": Entry("registry:export_adapter", "Write an adapter as a PEFT directory or ZIP."),
+            "push": Entry(
+                "registry:push_adapter",
+                "Send an adapter to a model hub; HF_ENDPOINT and HF_TOKEN are read.",
+            ),
+            "pull": Entry(
+                "registry:pull_adapter",
+                "Keep an adapter of a model hub under a name; it is checked first.",
+            ),
+            "rm": Entry("registry:remove_adapter", "Remove an adapter with all its versions."),
         },
     ),
-    "keys": (
+    "keys": Group(
         "API keys of the service.",
-        {"create": create_key, "list": list_keys, "revoke": revoke_key},
+        {
+            "create": Entry("registry:create_key", "Make an API key; it is printed once and kept hashed."),
+            "list": Entry("registry:list_keys", "List API keys by id and owner."),
+            "revoke": Entry("registry:revoke_key", "End an API key."),
+        },
     ),
 }
 # What click raises for mistakes that it finds itself; newer versions of typer carry a copy of click.
@@ -124,30 +140,67 @@ def _run() -> int:
     return _fail("interrupted", 1) if code == INTERRUPTED else int(code or 0)
 
 
+class _Table(TyperGroup):
+    """Commands that are imported when they are run, and listed without."""
+
+    entries: Mapping[str, Entry | Group]
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = dict.fromkeys(self.entries)  # their names, also for suggestions
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        entry = self.entries.get(cmd_name)
+        if entry is None:
+            return None
+        if isinstance(entry, Group):
+            group = _group(entry, _start_group)
+            return _named(typer.main.get_command(group), cmd_name)
+        from shoal.apps.cli.settings import command
+
+        alone = typer.Typer(**_PLAIN)
+        alone.command(cmd_name)(command(entry.function()))
+        return _named(typer.main.get_command(alone), cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in self.entries.items()])
+
+
+def _named(command: Any, name: str) -> Any:
+    command.name = name
+    return command
+
+
+_PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
+
+
 def _app() -> typer.Typer:
-    plain: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
-    app = typer.Typer(help="A sentence in, a working LoRA adapter out.", **plain)
-    app.callback(invoke_without_command=True)(_start)
-    _add(app, COMMANDS)
-    for name, (about, table) in GROUPS.items():
-        group = typer.Typer(help=about, **plain)
-        group.callback(invoke_without_command=True)(_start_group)
-        _add(group, table)
-        app.add_typer(group, name=name)
+    return _group(Group("A sentence in, a working LoRA adapter out.", COMMANDS), _start)
+
+
+def _group(group: Group, start: Callable[..., None]) -> typer.Typer:
+    table = type("_Table", (_Table,), {"entries": group.commands})
+    app = typer.Typer(help=group.summary, cls=table, **_PLAIN)
+    app.callback(invoke_without_command=True)(start)
     return app
 
 
-def _add(group: typer.Typer, table: Mapping[str, Callable[..., Output]]) -> None:
-    for name, function in table.items():
-        group.command(name)(command(function))
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"shoal {shoal.__version__}")
+        raise typer.Exit
 
 
 def _start(
     context: typer.Context,
     verbose: bool = typer.Option(False, "--verbose", "-v", help="log what is done, to standard error"),
+    version: bool = typer.Option(
+        False, "--version", help="print the version", callback=_print_version, is_eager=True
+    ),
 ) -> None:
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s: %(message)s")
+    logging.getLogger("shoal").setLevel(logging.INFO if verbose else logging.WARNING)
     _help_alone(context)
 
 

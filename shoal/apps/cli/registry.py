@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.generate import BASE_HELP
+from shoal.apps.cli.model import BASE_HELP
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.errors import UsageError
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.generate import BASE_HELP
+from shoal.apps.cli.model import BASE_HELP
 from shoal.apps.cli.registry import Place
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig

