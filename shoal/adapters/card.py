@@ -28,6 +28,11 @@ class AdapterCard(BaseModel):
     scores: Mapping[str, float] = Field(default_factory=dict, description="metric -> measured value")
     notes: tuple[str, ...] = Field((), description="further sentences for people")
 
+    @property
+    def names_task(self) -> bool:
+        """True where a task is described; the adapter then answers greedily by default."""
+        return self.description is not None
+
 
 @dataclass(frozen=True)
 class AdapterFacts:

@@ -1,4 +1,4 @@
-"""Which adapter answers a request: named by `model`, described, mixed, or chosen by the model itself.
+"""The adapter that answers a request: named by `model`, described, mixed, or chosen by the model itself.
 
 A name that this owner may not see is as unknown as one that nobody has. Knows no prompts and no answers.
 """
@@ -24,19 +24,26 @@ Adapter = str | Mapping[str, float] | LoRA | ExpertVector | None
 class Describer(Protocol):
     """Turns a description into an adapter."""
 
-    def described(self, description: str) -> tuple[LoRA, dict[str, Any]]:
-        """The adapter and what is known of it."""
+    def describe(self, description: str) -> tuple[LoRA, dict[str, Any]]:
+        """The adapter and the facts of its generation."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """An adapter as the engine takes it, and what the answer says of it."""
+class SelectedAdapter:
+    """An adapter as the engine takes it.
 
-    adapter: Adapter
-    facts: Mapping[str, Any] | None
+    Attributes:
+        adapter: None for the base model.
+        facts: shown in the answer; None shows none.
+        greedy: the adapter was made for a task, so its answers are greedy unless the request says otherwise.
+    """
+
+    adapter: Adapter = None
+    facts: Mapping[str, Any] | None = None
+    greedy: bool = False
 
 
-class Choices:
+class AdapterSelector:
     """Resolves `model` and `adapter` of a request."""
 
     def __init__(
@@ -48,7 +55,7 @@ class Choices:
         decide: Callable[[Callable[[], list[Decision]]], list[Decision]],
         max_mix: int,
     ) -> None:
-        """Take what knows adapters.
+        """Take the sources of adapters.
 
         Args:
             registry: of adapters.
@@ -59,11 +66,18 @@ class Choices:
             max_mix: adapters in one mix.
         """
         self.base_names = tuple(base_names)
-        self._registry, self._describer, self._experts = registry, describer, experts
-        self._decide, self._max_mix = decide, max_mix
+        self._registry = registry
+        self._describer = describer
+        self._experts = experts
+        self._decide = decide
+        self._max_mix = max_mix
 
-    def named(self, name: str, owner: str | None) -> AdapterRecord:
-        """The adapter of a name.
+    def record(self, model: str, owner: str | None) -> AdapterRecord | None:
+        """The registered adapter that `model` names, None for the base model; errors as `find`."""
+        return None if model in self.base_names else self.find(model, owner)
+
+    def find(self, name: str, owner: str | None) -> AdapterRecord:
+        """The registered adapter of a name.
 
         Raises:
             Failure: 404: there is none for this owner, or it is for another base model.
@@ -77,47 +91,59 @@ class Choices:
             raise not_a_model(name)
         return record
 
-    def chosen(
-        self, model: str, choice: AdapterChoice | str | None, prompt: Sequence[int], owner: str | None
-    ) -> Chosen:
+    def select(
+        self,
+        record: AdapterRecord | None,
+        choice: AdapterChoice | str | None,
+        prompt: Sequence[int],
+        owner: str | None,
+    ) -> SelectedAdapter:
         """The adapter of a request; may take as long as generating one takes.
 
+        Args:
+            record: what `model` names, see `record`.
+            choice: the request's `adapter`.
+            prompt: token ids, by which `auto` decides.
+            owner: who asks.
+
         Raises:
-            Failure: 404: a name that is not there.
+            Failure: 404: a name in a mix that is not there.
             UsageError: both `model` and `adapter` name adapters, or a choice of nothing or of two things.
             UnavailableError: the database cannot be reached.
         """
-        record = None if model in self.base_names else self.named(model, owner)
-        if choice is None:
-            if record is None:
-                return Chosen(None, None)
-            return Chosen(record.sha256, {"name": record.name, "version": record.version})
         if record is not None:
-            raise UsageError(
-                f"model {model!r} is an adapter, `adapter` cannot name another; give {self.base_names[0]!r}"
-            )
+            if choice is not None:
+                raise UsageError(
+                    f"model {record.name!r} is an adapter, `adapter` cannot name another; "
+                    f"give {self.base_names[0]!r}"
+                )
+            facts = {"name": record.name, "version": record.version}
+            return SelectedAdapter(record.sha256, facts, greedy=record.card.names_task)
+        if choice is None:
+            return SelectedAdapter()
         if isinstance(choice, str):
             return self._automatic(prompt)
         if (choice.describe is None) == (choice.mix is None):
             raise UsageError("`adapter` holds one of describe and mix; give one")
         if choice.describe is not None:
-            lora, facts = self._describer.described(choice.describe)
-            return Chosen(lora, facts)
+            lora, facts = self._describer.describe(choice.describe)
+            return SelectedAdapter(lora, facts, greedy=True)
         return self._mixed(choice, owner)
 
-    def _mixed(self, choice: AdapterChoice, owner: str | None) -> Chosen:
+    def _mixed(self, choice: AdapterChoice, owner: str | None) -> SelectedAdapter:
         parts = choice.mix or []
         if len(parts) > self._max_mix:
             raise UsageError(f"a mix of {len(parts)} adapters is above the limit of {self._max_mix}")
         weights: dict[str, float] = {}
-        for part in parts:
-            sha256 = self.named(part.name, owner).sha256  # two names may have one content
-            weights[sha256] = weights.get(sha256, 0.0) + part.weight
-        return Chosen(weights, {"mix": [part.model_dump() for part in parts]})
+        records = [self.find(part.name, owner) for part in parts]
+        for part, record in zip(parts, records, strict=True):  # two names may have one content
+            weights[record.sha256] = weights.get(record.sha256, 0.0) + part.weight
+        greedy = all(record.card.names_task for record in records)
+        return SelectedAdapter(weights, {"mix": [part.model_dump() for part in parts]}, greedy)
 
-    def _automatic(self, prompt: Sequence[int]) -> Chosen:
+    def _automatic(self, prompt: Sequence[int]) -> SelectedAdapter:
         known = self._experts
         if known is None:
-            return Chosen(None, {"auto": NONE})
+            return SelectedAdapter(facts={"auto": NONE})
         decision = self._decide(lambda: known.dispatch.decide([prompt]))[0]
-        return Chosen(known.experts.get(decision.skill), {"auto": decision.skill})
+        return SelectedAdapter(known.experts.get(decision.skill), {"auto": decision.skill})

@@ -18,9 +18,9 @@ from shoal.models.sources import DEFAULT_MODEL
 from shoal.registry.importing import keep_foreign
 from shoal.registry.registry import AdapterRecord, Registry
 from shoal.server.metrics import Monitoring
-from shoal.server.microbatching import Combined
+from shoal.server.microbatching import MicroBatcher
 from shoal.server.schemas import NewAdapter
-from shoal.server.skills import OwnersSkills
+from shoal.server.skills import OwnerSkills
 from shoal.text_to_lora.generator import TextToLoRA
 
 LINGER_SECONDS = 0.02  # a fraction of what one description takes
@@ -34,7 +34,7 @@ class Adapters:
         self,
         registry: Registry,
         generator: TextToLoRA,
-        skills: OwnersSkills,
+        skills: OwnerSkills,
         monitoring: Monitoring,
         discard: Callable[[str], None],
         config: ServiceConfig,
@@ -42,7 +42,7 @@ class Adapters:
         self._discard = discard
         self._registry, self._generator, self._skills = registry, generator, skills
         self._monitoring, self._config = monitoring, config
-        self._one = Combined(generator.generate_many, config.max_generated, LINGER_SECONDS)
+        self._one = MicroBatcher(generator.generate_many, config.max_generated, LINGER_SECONDS)
         self._others: dict[str, TextToLoRA] = {}
         self._lock = threading.Lock()
 
@@ -50,7 +50,7 @@ class Adapters:
         """Make no more."""
         self._one.close()
 
-    def described(self, description: str) -> tuple[LoRA, dict[str, Any]]:
+    def describe(self, description: str) -> tuple[LoRA, dict[str, Any]]:
         """An adapter that is not kept; see `TextToLoRA.generate` for errors."""
         with self._monitoring.adapter_seconds.time():
             adapter = self._one(description)

@@ -1,4 +1,4 @@
-"""Chats and completions: OpenAI's requests to the engine's, and pieces of answers to OpenAI's answers.
+"""Chats and completions: OpenAI's requests to the engine's requests, and its streams to OpenAI's responses.
 
 The two endpoints differ in how a prompt is encoded and how a choice looks; the rest is shared.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -16,214 +15,204 @@ from typing import Any
 
 from shoal.config import ServiceConfig
 from shoal.errors import UsageError
-from shoal.inference.engine.records import Delta, Request, TokenScore
+from shoal.inference.engine.records import Delta, Request
 from shoal.inference.engine.runner import Runner
 from shoal.inference.engine.stream import Stream
-from shoal.inference.engine.validation import check_numbers
 from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone
-from shoal.server.adapter_selection import Choices, Chosen
+from shoal.server.adapter_selection import AdapterSelector, SelectedAdapter
 from shoal.server.errors import failure_of
 from shoal.server.rate_limits import RateLimits
+from shoal.server.responses import DONE, Choice, event, first_piece, piece, usage
 from shoal.server.schemas import ChatRequest, CompletionRequest
-
-DONE = "data: [DONE]\n\n"
 
 
 @dataclass
-class Taken:
-    """A request that the engine has taken on.
+class AcceptedRequest:
+    """A request whose answers are being generated.
 
     Attributes:
-        asked: what was asked.
+        body: of the request.
         streams: one per prompt.
-        chosen: the adapter.
-        id: of the answer.
+        selected: the adapter.
+        prompt_tokens: of all prompts.
+        id: of the response.
         created: seconds since 1970.
     """
 
-    asked: ChatRequest | CompletionRequest
+    body: ChatRequest | CompletionRequest
     streams: list[Stream]
-    chosen: Chosen
+    selected: SelectedAdapter
     prompt_tokens: int
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def chat(self) -> bool:
-        """Whether it is a chat."""
-        return isinstance(self.asked, ChatRequest)
+        """True for a chat, False for a completion."""
+        return isinstance(self.body, ChatRequest)
+
+    @property
+    def counts_usage(self) -> bool:
+        """True where the stream ends with the tokens used."""
+        return self.body.stream_options is not None and self.body.stream_options.include_usage
 
     def cancel(self) -> None:
-        """Free its places."""
+        """Free its places in the engine."""
         for stream in self.streams:
             stream.cancel()
 
+    def envelope(self, choices: Sequence[dict[str, Any]], *, streamed: bool) -> dict[str, Any]:
+        """A response body, or one event of a stream."""
+        kind = "chat.completion" if self.chat else "text_completion"
+        body = {
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
+            "object": f"{kind}.chunk" if streamed and self.chat else kind,
+            "created": self.created,
+            "model": self.body.model,
+            "choices": list(choices),
+        }
+        return body if self.selected.facts is None else {**body, "adapter": dict(self.selected.facts)}
 
-class Answers:
-    """Takes requests on and words their answers."""
+
+class Completions:
+    """Accepts chats and completions, and writes their responses."""
 
     def __init__(
         self,
         backbone: Backbone,
         runner: Runner,
-        choices: Choices,
+        selector: AdapterSelector,
         limits: RateLimits,
         config: ServiceConfig,
     ) -> None:
-        self._backbone, self._runner, self._choices = backbone, runner, choices
-        self._limits, self._config = limits, config
+        self._backbone = backbone
+        self._runner = runner
+        self._selector = selector
+        self._limits = limits
+        self._config = config
 
-    def take(self, asked: ChatRequest | CompletionRequest, owner: str) -> Taken:
-        """Check a request, find its adapter and queue it; blocks as long as that takes.
+    def accept(self, body: ChatRequest | CompletionRequest, owner: str) -> AcceptedRequest:
+        """Check a request, select its adapter and queue it; blocks as long as that takes.
 
         Raises:
             Failure: an unknown model, or tokens above the owner's limit.
             UsageError: something is outside the limits.
             UnavailableError: try later.
         """
-        if asked.model not in self._choices.base_names:
-            self._choices.named(asked.model, owner)  # before any work
-        config, limit = self._config, self._limit(asked)
-        texts = 1 if isinstance(asked, ChatRequest) else _number_of_prompts(asked)
-        if texts * asked.n > config.max_choices:
-            raise UsageError(
-                f"{texts} prompts with n {asked.n} are {texts * asked.n} answers, the limit is "
-                f"{config.max_choices}; ask for fewer"
-            )
-        if texts > 1 and asked.adapter == "auto":
-            raise UsageError(f"`auto` chooses for one prompt, these are {texts}; send a request for each")
-        prompts = self._prompts(asked)
-        requests = [_request(asked, prompt, limit) for prompt in prompts]
-        for request in requests:  # before an adapter is made, or a prompt read, to choose one
-            check_numbers(request, self._backbone, self._runner.limits)
-        self._limits.tokens(owner, sum(map(len, prompts)) + len(prompts) * asked.n * limit)
-        chosen = self._choices.chosen(asked.model, asked.adapter, prompts[0], owner)
-        streams: list[Stream] = []
-        try:
-            for request in requests:
-                streams.append(self._runner.submit(replace(request, adapter=chosen.adapter)))
-        except BaseException:
-            for stream in streams:
-                stream.cancel()
-            raise
-        return Taken(asked, streams, chosen, sum(map(len, prompts)))
+        record = self._selector.record(body.model, owner)  # an unknown name costs no work
+        max_tokens = self._max_tokens(body)
+        self._check_choices(body)
+        prompts = self._prompts(body)
+        requests = [_engine_request(body, prompt, max_tokens) for prompt in prompts]
+        for request in requests:  # before an adapter is generated, or a prompt read, to select one
+            self._runner.check_numbers(request)
+        prompt_tokens = sum(map(len, prompts))
+        self._limits.tokens(owner, prompt_tokens + len(prompts) * body.n * max_tokens)
+        selected = self._selector.select(record, body.adapter, prompts[0], owner)
+        if selected.greedy and body.temperature is None:
+            requests = [replace(r, sampling=replace(r.sampling, temperature=0.0)) for r in requests]
+        streams = self._submit([replace(request, adapter=selected.adapter) for request in requests])
+        return AcceptedRequest(body, streams, selected, prompt_tokens)
 
-    async def whole(self, taken: Taken) -> dict[str, Any]:
-        """The whole answer; leaving it early frees its places.
+    async def whole(self, accepted: AcceptedRequest) -> dict[str, Any]:
+        """The whole response; leaving it early frees its places.
 
         Raises:
             ShoalError: the engine failed.
         """
-        n = taken.asked.n
-        choices = [_Choice(i) for i in range(n * len(taken.streams))]
+        n = accepted.body.n
+        choices = [Choice(i) for i in range(n * len(accepted.streams))]
         try:
-            async for number, delta in _merged(taken.streams):
+            async for number, delta in _merged(accepted.streams):
                 choices[number * n + delta.index].add(delta)
         finally:
-            taken.cancel()
-        words = _chat_choice if taken.chat else _text_choice
-        usage = _usage(taken.prompt_tokens, [c.tokens for c in choices])
-        return self._envelope(taken, [words(c) for c in choices], streamed=False) | {"usage": usage}
+            accepted.cancel()
+        bodies = [choice.body(accepted.chat) for choice in choices]
+        used = usage(accepted.prompt_tokens, sum(choice.tokens for choice in choices))
+        return accepted.envelope(bodies, streamed=False) | {"usage": used}
 
-    async def events(self, taken: Taken) -> AsyncIterator[str]:
+    async def events(self, accepted: AcceptedRequest) -> AsyncIterator[str]:
         """Server-sent events; a failure on the way is the last but one, since the status is sent by then."""
-        asked, n = taken.asked, taken.asked.n
-        counts = [0] * (n * len(taken.streams))
+        n = accepted.body.n
+        counts = [0] * (n * len(accepted.streams))
+        unused = {"usage": None} if accepted.counts_usage else {}
         try:
-            if taken.chat:
+            if accepted.chat:
                 for index in range(n):
-                    yield self._event(
-                        taken, [_chat_delta(index, {"role": "assistant", "content": ""}, None, None)]
-                    )
-            async for number, delta in _merged(taken.streams):
+                    yield event(accepted.envelope([first_piece(index)], streamed=True) | unused)
+            async for number, delta in _merged(accepted.streams):
                 index = number * n + delta.index
                 counts[index] = delta.completion_tokens
-                yield self._event(taken, [_piece(taken.chat, index, delta)])
-            if asked.stream_options and asked.stream_options.include_usage:
-                usage = {"usage": _usage(taken.prompt_tokens, counts)}
-                yield _sse(self._envelope(taken, [], streamed=True) | usage)
+                choice = piece(accepted.chat, index, delta)
+                yield event(accepted.envelope([choice], streamed=True) | unused)
+            if accepted.counts_usage:
+                used = {"usage": usage(accepted.prompt_tokens, sum(counts))}
+                yield event(accepted.envelope([], streamed=True) | used)
         except Exception as error:
-            yield _sse(failure_of(error, self._config.retry_seconds).body())
+            yield event(failure_of(error, self._config.retry_seconds).body())
         finally:
-            taken.cancel()
+            accepted.cancel()
         yield DONE
 
-    def _limit(self, asked: ChatRequest | CompletionRequest) -> int:
-        stated = asked.max_tokens
-        if isinstance(asked, ChatRequest):
-            stated = asked.max_completion_tokens or stated
+    def _max_tokens(self, body: ChatRequest | CompletionRequest) -> int:
+        stated = body.max_tokens
+        if isinstance(body, ChatRequest):
+            stated = body.max_completion_tokens or stated
         limit = stated or min(self._config.default_tokens, self._config.max_tokens)
         if limit > self._config.max_tokens:
             raise UsageError(f"max_tokens {limit} is above the limit of {self._config.max_tokens}; lower it")
         return limit
 
-    def _prompts(self, asked: ChatRequest | CompletionRequest) -> list[list[int]]:
-        if isinstance(asked, ChatRequest):
+    def _check_choices(self, body: ChatRequest | CompletionRequest) -> None:
+        prompts = 1 if isinstance(body, ChatRequest) else len(body.prompts)
+        if prompts * body.n > self._config.max_choices:
+            raise UsageError(
+                f"{prompts} prompts with n {body.n} are {prompts * body.n} answers, the limit is "
+                f"{self._config.max_choices}; ask for fewer"
+            )
+        if prompts > 1 and body.adapter == "auto":
+            raise UsageError(f"`auto` chooses for one prompt, these are {prompts}; send a request for each")
+
+    def _prompts(self, body: ChatRequest | CompletionRequest) -> list[list[int]]:
+        if isinstance(body, ChatRequest):
             roles = {"developer": "system"}
-            chat = [{"role": roles.get(m.role, m.role), "content": m.text} for m in asked.messages]
+            chat = [{"role": roles.get(m.role, m.role), "content": m.text} for m in body.messages]
             return self._backbone.encode_chats([chat])
-        prompt: Any = asked.prompt
-        several = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-        encoded = [self._backbone.encode_text(p) if isinstance(p, str) else list(p) for p in several]
+        encoded = [self._backbone.encode_text(p) if isinstance(p, str) else list(p) for p in body.prompts]
         vocabulary = int(self._backbone.model.config.vocab_size)
         if any(token >= vocabulary for ids in encoded for token in ids):
             raise UsageError(f"a token id is above {vocabulary - 1}, the last of the vocabulary")
         return encoded
 
-    def _event(self, taken: Taken, choices: list[dict[str, Any]]) -> str:
-        envelope = self._envelope(taken, choices, streamed=True)
-        options = taken.asked.stream_options
-        return _sse(envelope | ({"usage": None} if options and options.include_usage else {}))
-
-    def _envelope(self, taken: Taken, choices: Sequence[dict[str, Any]], *, streamed: bool) -> dict[str, Any]:
-        kind = "chat.completion" if taken.chat else "text_completion"
-        envelope = {
-            "id": f"{'chatcmpl' if taken.chat else 'cmpl'}-{taken.id}",
-            "object": f"{kind}.chunk" if streamed and taken.chat else kind,
-            "created": taken.created,
-            "model": taken.asked.model,
-            "choices": list(choices),
-        }
-        return envelope if taken.chosen.facts is None else {**envelope, "adapter": dict(taken.chosen.facts)}
+    def _submit(self, requests: Sequence[Request]) -> list[Stream]:
+        streams: list[Stream] = []
+        try:
+            for request in requests:
+                streams.append(self._runner.submit(request, numbers_checked=True))
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
+        return streams
 
 
-class _Choice:
-    """One answer as it grows."""
-
-    def __init__(self, index: int) -> None:
-        self.index, self.tokens = index, 0
-        self.text: list[str] = []
-        self.scores: list[TokenScore] = []
-        self.finish: str | None = None
-
-    def add(self, delta: Delta) -> None:
-        self.text.append(delta.text)
-        self.scores += delta.tokens
-        self.tokens, self.finish = delta.completion_tokens, delta.finish_reason or self.finish
-
-
-def _number_of_prompts(asked: CompletionRequest) -> int:
-    prompt = asked.prompt
-    return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
-
-
-def _request(asked: ChatRequest | CompletionRequest, prompt: Sequence[int], limit: int) -> Request:
-    """A prompt's request, whose adapter is yet to be chosen."""
-    if isinstance(asked, ChatRequest):
-        if asked.top_logprobs is not None and not asked.logprobs:
+def _engine_request(body: ChatRequest | CompletionRequest, prompt: Sequence[int], max_tokens: int) -> Request:
+    """The engine's request for one prompt, whose adapter is yet to be selected."""
+    if isinstance(body, ChatRequest):
+        if body.top_logprobs is not None and not body.logprobs:
             raise UsageError("top_logprobs needs logprobs true")
-        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
     else:
-        logprobs = asked.logprobs
+        logprobs = body.logprobs
     defaults = Sampling()
     sampling = Sampling(
-        temperature=defaults.temperature if asked.temperature is None else asked.temperature,
-        top_p=defaults.top_p if asked.top_p is None else asked.top_p,
-        top_k=asked.top_k or 0,
-        seed=asked.seed,
+        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        top_k=body.top_k or 0,
+        seed=body.seed,
     )
-    return Request(prompt, None, limit, asked.n, sampling, asked.stops, logprobs)
+    return Request(prompt, None, max_tokens, body.n, sampling, body.stops, logprobs)
 
 
 async def _merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Delta]]:
@@ -245,56 +234,3 @@ async def _merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Delta]]
     finally:
         for task in waiting:
             task.cancel()
-
-
-def _usage(prompt_tokens: int, counts: Sequence[int]) -> dict[str, int]:
-    made = sum(counts)
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made}
-
-
-def _piece(chat: bool, index: int, delta: Delta) -> dict[str, Any]:
-    if chat:
-        content = {"content": delta.text} if delta.text or not delta.finish_reason else {}
-        return _chat_delta(index, content, delta.tokens or None, delta.finish_reason)
-    scores = _text_scores(delta.tokens) if delta.tokens else None
-    return {"index": index, "text": delta.text, "logprobs": scores, "finish_reason": delta.finish_reason}
-
-
-def _chat_delta(
-    index: int, delta: dict[str, str], scores: Sequence[TokenScore] | None, finish: str | None
-) -> dict[str, Any]:
-    logprobs = {"content": _chat_scores(scores), "refusal": None} if scores else None
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-
-
-def _chat_choice(choice: _Choice) -> dict[str, Any]:
-    message = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
-    logprobs = {"content": _chat_scores(choice.scores), "refusal": None} if choice.scores else None
-    return {"index": choice.index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
-
-
-def _text_choice(choice: _Choice) -> dict[str, Any]:
-    logprobs = _text_scores(choice.scores) if choice.scores else None
-    text = "".join(choice.text)
-    return {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.finish}
-
-
-def _chat_scores(scores: Sequence[TokenScore]) -> list[dict[str, Any]]:
-    def one(score: TokenScore) -> dict[str, Any]:
-        return {"token": score.text, "logprob": score.logprob, "bytes": list(score.bytes)}
-
-    return [{**one(score), "top_logprobs": [one(other) for other in score.top]} for score in scores]
-
-
-def _text_scores(scores: Sequence[TokenScore]) -> dict[str, Any]:
-    lengths = [len(score.text) for score in scores]
-    return {
-        "tokens": [score.text for score in scores],
-        "token_logprobs": [score.logprob for score in scores],
-        "top_logprobs": [{other.text: other.logprob for other in score.top} for score in scores],
-        "text_offset": [sum(lengths[:i]) for i in range(len(lengths))],
-    }
-
-
-def _sse(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"

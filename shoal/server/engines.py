@@ -27,7 +27,7 @@ VLLM_KEY_VARIABLE = "VLLM_API_KEY"
 
 
 @dataclass(frozen=True)
-class Answering:
+class OpenEngine:
     """An open engine.
 
     Attributes:
@@ -51,7 +51,7 @@ def own_engine(
     experts: ExpertSet | None,
     config: ServiceConfig,
     observe: Observer,
-) -> Answering:
+) -> OpenEngine:
     """The engine of `shoal.inference.engine`, with the adapters of a registry."""
 
     def load(sha256: str) -> LoRA:
@@ -62,12 +62,12 @@ def own_engine(
     basis = experts.basis if experts else None
     engine = Engine(backbone, limits=_limits(config), adapters=cache, basis=basis, observe=observe)
     runner = EngineRunner(engine)
-    return Answering(backbone, runner, experts, cache.discard, runner.close)
+    return OpenEngine(backbone, runner, experts, cache.discard, runner.close)
 
 
 def vllm_engine(
     registry: Registry, base: str, wanted: EngineConfig, config: ServiceConfig, observe: Observer
-) -> Answering:
+) -> OpenEngine:
     """A vLLM server, whose adapters are those of a registry; both see the same files under the same paths.
 
     Raises:
@@ -122,7 +122,7 @@ def vllm_engine(
         runner.close()
         shutil.rmtree(folder, ignore_errors=True)
 
-    return Answering(backbone, runner, None, adapters.discard, close)
+    return OpenEngine(backbone, runner, None, adapters.discard, close)
 
 
 def open_engine(
@@ -134,7 +134,7 @@ def open_engine(
     *,
     backbone: Backbone | None,
     experts: ExpertSet | None,
-) -> Answering:
+) -> OpenEngine:
     """The engine that is wanted; errors as `load_backbone` and `vllm_engine`.
 
     Raises:

@@ -17,7 +17,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class Combined(Generic[Key, Value]):
+class MicroBatcher(Generic[Key, Value]):
     """A function of one thing, out of a function of many; for any number of threads."""
 
     def __init__(

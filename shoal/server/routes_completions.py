@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from shoal.registry.registry import AdapterRecord
-from shoal.server.completions import Taken
+from shoal.server.completions import AcceptedRequest
 from shoal.server.dependencies import Open, Owner
 from shoal.server.schemas import ChatRequest, CompletionRequest
 from shoal.server.service import Service
@@ -36,28 +36,28 @@ def list_models(
 @router.get("/v1/models/{name:path}")
 def get_model(name: str, service: Open, owner: Owner) -> dict[str, Any]:
     """The base model or an adapter."""
-    return _base(service) if name in service.base_names else _adapter(service.choices.named(name, owner))
+    return _base(service) if name in service.base_names else _adapter(service.selector.find(name, owner))
 
 
 @router.post("/v1/chat/completions")
-async def chat(asked: ChatRequest, request: Request, service: Open, owner: Owner) -> Response:
+async def chat(body: ChatRequest, request: Request, service: Open, owner: Owner) -> Response:
     """Answer a chat, whole or streamed."""
-    return await _answer(asked, request, service, owner)
+    return await _respond(body, request, service, owner)
 
 
 @router.post("/v1/completions")
-async def complete(asked: CompletionRequest, request: Request, service: Open, owner: Owner) -> Response:
+async def complete(body: CompletionRequest, request: Request, service: Open, owner: Owner) -> Response:
     """Go on with texts, whole or streamed."""
-    return await _answer(asked, request, service, owner)
+    return await _respond(body, request, service, owner)
 
 
-async def _answer(
-    asked: ChatRequest | CompletionRequest, request: Request, service: Service, owner: str
+async def _respond(
+    body: ChatRequest | CompletionRequest, request: Request, service: Service, owner: str
 ) -> Response:
-    taken = await asyncio.to_thread(service.answers.take, asked, owner)
-    if asked.stream:
-        return _EventStream(service, taken)
-    whole = asyncio.ensure_future(service.answers.whole(taken))
+    accepted = await asyncio.to_thread(service.completions.accept, body, owner)
+    if body.stream:
+        return _EventStream(service, accepted)
+    whole = asyncio.ensure_future(service.completions.whole(accepted))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -67,21 +67,21 @@ async def _answer(
     finally:
         gone.cancel()
         whole.cancel()
-        taken.cancel()
+        accepted.cancel()
 
 
 class _EventStream(StreamingResponse):
     """Pieces of an answer as they come; its places are free as soon as it is left, for whatever reason."""
 
-    def __init__(self, service: Service, taken: Taken) -> None:
-        super().__init__(service.answers.events(taken), media_type="text/event-stream")
-        self._taken = taken
+    def __init__(self, service: Service, accepted: AcceptedRequest) -> None:
+        super().__init__(service.completions.events(accepted), media_type="text/event-stream")
+        self._accepted = accepted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._taken.cancel()
+            self._accepted.cancel()
 
 
 async def _disconnected(request: Request) -> None:

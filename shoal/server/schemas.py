@@ -76,7 +76,13 @@ class _Generation(_Body):
     )
     max_tokens: int | None = Field(None, ge=1, le=2**20)
     n: int = Field(1, ge=1, le=128)
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=2,
+        description="0 for the likeliest tokens. By default 1 for the base model and `auto`, and 0 for an "
+        "adapter that was made for a task: a described one, or one whose card holds a description",
+    )
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=2**20, description="an extension: 0 for all tokens")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
@@ -120,6 +126,13 @@ class CompletionRequest(_Generation):
     echo: Literal[False] = False
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Texts or token ids, also where `prompt` is a single one."""
+        prompt: Any = self.prompt
+        several = isinstance(prompt, list) and not isinstance(prompt[0], int)
+        return prompt if several else [prompt]
 
 
 class NewAdapter(_Body):

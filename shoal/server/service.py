@@ -16,15 +16,15 @@ from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.process import give_back
 from shoal.registry.api_keys import ANYONE, ApiKeys
 from shoal.registry.registry import Registry
-from shoal.server.adapter_selection import Choices
+from shoal.server.adapter_selection import AdapterSelector
 from shoal.server.adapters import Adapters
-from shoal.server.completions import Answers
+from shoal.server.completions import Completions
 from shoal.server.engines import open_engine
 from shoal.server.jobs import Jobs
 from shoal.server.metrics import Monitoring
 from shoal.server.rate_limits import RateLimits
 from shoal.server.shared_rates import SharedRates
-from shoal.server.skills import OwnersSkills
+from shoal.server.skills import OwnerSkills
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.skill_check import detection_accuracy
 from shoal.text_to_lora.skills import SkillDetector
@@ -52,10 +52,10 @@ class Service:
     runner: Runner
     monitoring: Monitoring
     limits: RateLimits
-    skills: OwnersSkills
+    skills: OwnerSkills
     adapters: Adapters
-    choices: Choices
-    answers: Answers
+    selector: AdapterSelector
+    completions: Completions
     jobs: Jobs
     closers: Sequence[Callable[[], object]] = field(repr=False)
 
@@ -102,16 +102,16 @@ def open_service(
         log.info("not swept: %s", error)
     generator = TextToLoRA(base)
     detector = SkillDetector(generator.encoder)
-    skills = OwnersSkills(detector, registry.database, config.max_custom_skills)
+    skills = OwnerSkills(detector, registry.database, config.max_custom_skills)
 
     def state() -> EngineState:
-        return answering.runner.state()
+        return opened.runner.state()
 
     def detected(texts: Sequence[str]) -> list[tuple[str, ...]]:
         return [found.skills for found in detector.detect_many(texts)]
 
     monitoring = Monitoring(state, lambda: detection_accuracy(detected))
-    answering = open_engine(
+    opened = open_engine(
         registry,
         base,
         engine or EngineConfig(),
@@ -120,15 +120,15 @@ def open_service(
         backbone=backbone,
         experts=experts,
     )
-    runner, shape = answering.runner, answering.backbone.shape
+    runner, shape = opened.runner, opened.backbone.shape
     limits = RateLimits(config, SharedRates(registry.database) if config.shared else None)
-    adapters = Adapters(registry, generator, skills, monitoring, answering.discard, config)
+    adapters = Adapters(registry, generator, skills, monitoring, opened.discard, config)
     alias = (DEFAULT_MODEL,) if shape.base_model == DEFAULT_HUB_ID else ()
     names = (shape.base_model, *alias)
     registry.reserve(names)
-    choices = Choices(registry, names, adapters, answering.experts, runner.run, config.max_mix)
+    selector = AdapterSelector(registry, names, adapters, opened.experts, runner.run, config.max_mix)
     jobs = Jobs(registry, shape, base, config)
-    answers = Answers(answering.backbone, runner, choices, limits, config)
+    completions = Completions(opened.backbone, runner, selector, limits, config)
     closing = threading.Event()
     threading.Thread(target=_give_back, args=(closing,), name="shoal-memory", daemon=True).start()
     log.info("serving %s from %s", shape.base_model, registry.database.shown)
@@ -143,10 +143,10 @@ def open_service(
         limits=limits,
         skills=skills,
         adapters=adapters,
-        choices=choices,
-        answers=answers,
+        selector=selector,
+        completions=completions,
         jobs=jobs,
-        closers=(closing.set, jobs.close, adapters.close, answering.close, registry.close),
+        closers=(closing.set, jobs.close, adapters.close, opened.close, registry.close),
     )
 
 

@@ -27,7 +27,7 @@ class _Own:
     detector: SkillDetector
 
 
-class OwnersSkills:
+class OwnerSkills:
     """Skill detection for every owner, over one encoder.
 
     Any call may raise `UnavailableError`: the database cannot be reached.

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shoal.server.microbatching import Combined
+from shoal.server.microbatching import MicroBatcher
 
 
 def test_calls_are_done_together_and_mistakes_alone() -> None:
@@ -23,7 +23,7 @@ def test_calls_are_done_together_and_mistakes_alone() -> None:
             raise ValueError(f"a negative number among {len(numbers)}")
         return [number / 2 for number in numbers]
 
-    half = Combined(halve, limit=4)
+    half = MicroBatcher(halve, limit=4)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(half, 100)
         assert first_runs.wait(10)
@@ -46,7 +46,7 @@ def test_a_batch_waits_for_those_who_came_last_time_but_not_for_ever() -> None:
         batches.append(len(numbers))
         return numbers
 
-    patient = Combined(same, limit=8, linger=60.0)
+    patient = MicroBatcher(same, limit=8, linger=60.0)
     alone = ThreadPoolExecutor(1)
     assert alone.submit(patient, 1).result(10) == 1  # nobody came before: nobody is waited for
     patient._last = 3

@@ -68,9 +68,9 @@ def test_limits_come_before_an_adapter_is_chosen(
         experts=shouting_experts(backbone),
     )
     http, work = TestClient(create_app(service)), list[str]()
-    run, described = service.runner.run, service.adapters.described
-    monkeypatch.setattr(service.choices, "_decide", lambda call: work.append("decided") or run(call))
-    monkeypatch.setattr(service.adapters, "described", lambda text: work.append("made") or described(text))
+    run, generate = service.runner.run, service.adapters.describe
+    monkeypatch.setattr(service.selector, "_decide", lambda call: work.append("decided") or run(call))
+    monkeypatch.setattr(service.adapters, "describe", lambda text: work.append("generated") or generate(text))
 
     def status(prompt: object, adapter: object, **others: object) -> int:
         ask = {"model": str(tiny_llama), "prompt": prompt, "adapter": adapter, "max_tokens": 2, **others}
@@ -85,5 +85,5 @@ def test_limits_come_before_an_adapter_is_chosen(
     assert status(["x", "y"], "auto") == 400  # one choice would not be both prompts'
     assert not work and not service.runner.state().running
     assert status("x", "auto") == 200 and status(["x", "y"], describe) == 200
-    assert work == ["decided", "made"]
+    assert work == ["decided", "generated"]
     service.close()

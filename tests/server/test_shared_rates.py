@@ -21,7 +21,7 @@ from shoal.server.rate_limits import RateLimits
 from shoal.server.schemas import CustomSkill
 from shoal.server.service import open_service
 from shoal.server.shared_rates import SharedRates
-from shoal.server.skills import OwnersSkills
+from shoal.server.skills import OwnerSkills
 from shoal.text_to_lora.skills import SkillDetector
 
 
@@ -91,7 +91,7 @@ def test_shared_limits_answer_as_others_do(two: tuple[Database, Database]) -> No
 
 def test_a_skill_taught_to_one_service_is_known_to_the_other(two: tuple[Database, Database]) -> None:
     shared = SkillDetector()
-    one, other = (OwnersSkills(shared, database, 2) for database in two)
+    one, other = (OwnerSkills(shared, database, 2) for database in two)
     one.add(CustomSkill(name="wine", keywords=["riesling"]), "ada")
     assert "wine" in other.names("ada") and "wine" not in other.names("eve")
     found = other.own("Is a riesling dry?", "ada")

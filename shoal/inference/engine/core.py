@@ -104,16 +104,22 @@ class Engine:
             EngineClosed: the engine was closed.
             Exception: what the adapter cache raises for an adapter's name.
         """
-        self.check(request)
+        self.check_numbers(request)
+        self.check_adapter(request)
         return self.queue(request)
 
-    def check(self, request: Request) -> None:
-        """The first half of `submit`, which may take time: refuses what `submit` refuses."""
+    def check_numbers(self, request: Request) -> None:
+        """The first step of `submit`, which needs no adapter: see that the numbers are within the limits."""
         self._refuse()
-        self._admission.check(request)
+        self._admission.check_numbers(request)
+
+    def check_adapter(self, request: Request) -> None:
+        """The second step of `submit`, which may take time: load the adapter and see that it fits."""
+        self._refuse()
+        self._admission.check_adapter(request)
 
     def queue(self, request: Request) -> int:
-        """The second half of `submit`, for a request that was checked."""
+        """The last step of `submit`, for a request that was checked."""
         with self._lock:
             self._refuse()
             job = Job(next(self._tickets), request, self._clock())

@@ -29,7 +29,10 @@ class Runner(Protocol):
 
     limits: Limits
 
-    def submit(self, request: Request) -> Stream:
+    def check_numbers(self, request: Request) -> None:
+        """Refuse numbers outside the limits before an adapter is generated; errors as `submit`."""
+
+    def submit(self, request: Request, *, numbers_checked: bool = False) -> Stream:
         """Ask; raises what `EngineRunner.submit` raises."""
 
     def run(self, function: Callable[[], Result]) -> Result:
@@ -62,8 +65,20 @@ class EngineRunner:
         self._thread = threading.Thread(target=self._drive, name="shoal-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> Stream:
+    def check_numbers(self, request: Request) -> None:
+        """See that the numbers of a request are within the limits, whatever its adapter.
+
+        Raises:
+            UsageError, EngineFull, EngineClosed: as `submit`.
+        """
+        self._engine.check_numbers(request)
+
+    def submit(self, request: Request, *, numbers_checked: bool = False) -> Stream:
         """Ask, from any thread; adapters that the request names are loaded on this one.
+
+        Args:
+            request: the question.
+            numbers_checked: `check_numbers` has passed this request; only its adapter was set since.
 
         Raises:
             UsageError: the request is outside the limits of the engine or the model.
@@ -71,7 +86,9 @@ class EngineRunner:
             EngineClosed: the engine was closed.
             Exception: what the adapter cache raises for an adapter's name.
         """
-        self._engine.check(request)
+        if not numbers_checked:
+            self._engine.check_numbers(request)
+        self._engine.check_adapter(request)
         with self._wanted:
             ticket = self._engine.queue(request)
             stream = Stream(lambda: self._cancel(ticket), self._engine.limits.unread_events)

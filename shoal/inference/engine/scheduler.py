@@ -30,14 +30,17 @@ class Admission:
         """Nothing is checked yet."""
         self._backbone, self._limits, self._adapters, self._basis = backbone, limits, adapters, basis
 
-    def check(self, request: Request) -> None:
-        """See that a request can be answered; loads the adapters that it names.
+    def check_numbers(self, request: Request) -> None:
+        """Raise `UsageError` for a number of a request that is outside the limits; looks at no adapter."""
+        check_numbers(request, self._backbone, self._limits)
+
+    def check_adapter(self, request: Request) -> None:
+        """Load the adapters that a request names, and see that they fit the model.
 
         Raises:
-            UsageError: a number of it is outside the limits, or its adapter does not fit the model.
+            UsageError: they do not fit.
             Exception: what the adapter cache raises for a name.
         """
-        check_numbers(request, self._backbone, self._limits)
         adaptation = self.adaptation(request)
         check_adaptation(self._backbone.model, adaptation, self._basis)
 
@@ -45,7 +48,7 @@ class Admission:
         """What a request's rows are adapted by; `again` where it was checked before.
 
         Raises:
-            UsageError: as `check`.
+            UsageError: as `check_adapter`.
             Exception: what the adapter cache raises for a name.
         """
         asked = request.adapter

@@ -104,15 +104,24 @@ class VllmRunner:
         self._closing = False
         self._tickets = itertools.count()
 
-    def submit(self, request: Request) -> Stream:
+    def check_numbers(self, request: Request) -> None:
+        """See that the numbers of a request are within the limits; `UsageError` if not."""
+        check_numbers(request, self._backbone, self.limits)
+
+    def submit(self, request: Request, *, numbers_checked: bool = False) -> Stream:
         """Ask, from any thread; adapters are loaded on this one.
+
+        Args:
+            request: the question.
+            numbers_checked: `check_numbers` has passed this request; only its adapter was set since.
 
         Raises:
             UsageError: the request is outside the limits, or asks for experts.
             EngineFull: as many requests are open as may be.
             UnavailableError: vLLM cannot be reached, or did not load the adapter.
         """
-        check_numbers(request, self._backbone, self.limits)
+        if not numbers_checked:
+            self.check_numbers(request)
         with self._lock:
             self._refuse()
         content, uses = self._content(request.adapter), ExitStack()

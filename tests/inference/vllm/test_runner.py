@@ -166,7 +166,9 @@ def test_experts_and_other_models_are_refused(start: Callable[..., Any], tmp_pat
     with pytest.raises(UsageError, match="add --served-model-name other/model"):
         type(vllm.service.runner)(
             client,
-            type(vllm.service.answers._backbone)(None, vllm.service.answers._backbone.tokenizer, Other),
+            type(vllm.service.completions._backbone)(
+                None, vllm.service.completions._backbone.tokenizer, Other
+            ),
             None,
             limits=vllm.service.runner.limits,
             read=None,

@@ -1,0 +1,108 @@
+"""OpenAI's response bodies: choices, pieces of a stream, token scores and usage, from the engine's deltas.
+
+Knows no requests and no engine; `shoal.server.completions` puts an envelope around these.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from shoal.inference.engine.records import Delta, TokenScore
+
+DONE = "data: [DONE]\n\n"
+
+
+class Choice:
+    """One answer as it grows.
+
+    Attributes:
+        index: among the answers of its request.
+        tokens: generated so far.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.tokens = 0
+        self._text: list[str] = []
+        self._scores: list[TokenScore] = []
+        self._finish: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Append the next piece."""
+        self._text.append(delta.text)
+        self._scores += delta.tokens
+        self.tokens = delta.completion_tokens
+        self._finish = delta.finish_reason or self._finish
+
+    def body(self, chat: bool) -> dict[str, Any]:
+        """The choice as a chat or a completion returns it."""
+        text = "".join(self._text)
+        if chat:
+            message = {"role": "assistant", "content": text, "refusal": None}
+            return self._finished({"message": message, "logprobs": chat_logprobs(self._scores)})
+        return self._finished({"text": text, "logprobs": text_logprobs(self._scores)})
+
+    def _finished(self, content: dict[str, Any]) -> dict[str, Any]:
+        return {"index": self.index, **content, "finish_reason": self._finish}
+
+
+def first_piece(index: int) -> dict[str, Any]:
+    """The choice of a chat's stream that says whose turn it is."""
+    delta = {"role": "assistant", "content": ""}
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def piece(chat: bool, index: int, delta: Delta) -> dict[str, Any]:
+    """The choice of one event of a stream."""
+    finish = delta.finish_reason
+    if chat:
+        content = {"content": delta.text} if delta.text or not finish else {}
+        scores = chat_logprobs(delta.tokens)
+        return {"index": index, "delta": content, "logprobs": scores, "finish_reason": finish}
+    return {
+        "index": index,
+        "text": delta.text,
+        "logprobs": text_logprobs(delta.tokens),
+        "finish_reason": finish,
+    }
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Tokens read and generated."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def chat_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+    """`logprobs` of a chat's choice; None without scores."""
+    if not scores:
+        return None
+
+    def one(score: TokenScore) -> dict[str, Any]:
+        return {"token": score.text, "logprob": score.logprob, "bytes": list(score.bytes)}
+
+    content = [{**one(score), "top_logprobs": [one(other) for other in score.top]} for score in scores]
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+    """`logprobs` of a completion's choice; None without scores."""
+    if not scores:
+        return None
+    lengths = [len(score.text) for score in scores]
+    return {
+        "tokens": [score.text for score in scores],
+        "token_logprobs": [score.logprob for score in scores],
+        "top_logprobs": [{other.text: other.logprob for other in score.top} for score in scores],
+        "text_offset": [sum(lengths[:i]) for i in range(len(lengths))],
+    }
+
+
+def event(content: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"

@@ -1,0 +1,54 @@
+"""Trainings over HTTP: uploaded examples in, an adapter out, cancelled where asked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx2
+
+from tests.fixtures.service import wait_until
+
+
+def ended(http: httpx2.Client, identity: str) -> dict[str, Any]:
+    """A job after it has ended."""
+    path = f"/v1/jobs/{identity}"
+    wait_until(lambda: http.get(path).json()["state"] not in ("queued", "running"), 120)
+    job: dict[str, Any] = http.get(path).json()
+    return job
+
+
+def test_a_job_trains_an_adapter(running: Any, as_ada: httpx2.Client) -> None:
+    lines = "\n".join(json.dumps({"input": f"{i}", "output": f"{i + 1}"}) for i in range(40))
+    form = {"name": "next", "definition": "Write the next number.", "steps": "2", "rank": "2"}
+    job = as_ada.post("/v1/jobs", data=form, files={"file": ("x.jsonl", lines)}).json()
+    assert job["state"] == "queued", job
+    waiting = as_ada.post(
+        "/v1/jobs", data={**form, "name": "other"}, files={"file": ("x.jsonl", lines)}
+    ).json()
+    settings = running.service.registry.root / "jobs" / waiting["id"] / "settings.yaml"
+    assert json.loads(settings.read_text())["test_size"] == 0  # all that was uploaded is trained on
+    cancelled = as_ada.post(f"/v1/jobs/{waiting['id']}/cancel").json()
+    assert cancelled["state"] == "cancelled"
+    assert as_ada.post(f"/v1/jobs/{waiting['id']}/cancel").status_code == 409
+    job = ended(as_ada, job["id"])
+    assert (job["state"], job["step"], job["steps"]) == ("succeeded", 2, 2), job["error"]
+    assert as_ada.get("/v1/adapters/next").json()["card"]["generator"] == "lora training"
+    assert as_ada.get("/v1/adapters/other").status_code == 404
+    as_ada.delete("/v1/adapters/next")
+    eve = {"Authorization": f"Bearer {running.eve}"}
+    assert as_ada.get(f"/v1/jobs/{job['id']}", headers=eve).status_code == 404
+    for name, content in (("../x", lines), ("x", "no json"), ("x", '{"input": "a"}'), ("x", "")):
+        bad = as_ada.post("/v1/jobs", data={**form, "name": name}, files={"file": ("x.jsonl", content)})
+        assert bad.status_code == 400, bad.text
+    assert not list((running.service.registry.root / "jobs").iterdir())
+
+
+def test_a_running_job_is_cancelled(running: Any, as_ada: httpx2.Client) -> None:
+    lines = "\n".join(json.dumps({"input": f"{i}", "output": f"{i + 1}"}) for i in range(40))
+    form = {"name": "long", "definition": "Write the next number.", "steps": "2000"}
+    job = as_ada.post("/v1/jobs", data=form, files={"file": ("x.jsonl", lines)}).json()
+    wait_until(lambda: as_ada.get(f"/v1/jobs/{job['id']}").json()["step"] >= 1, 60)
+    assert as_ada.post(f"/v1/jobs/{job['id']}/cancel").json()["state"] == "cancelled"
+    wait_until(lambda: not list((running.service.registry.root / "jobs").iterdir()), 60)
+    assert as_ada.get("/v1/adapters/long").status_code == 404
