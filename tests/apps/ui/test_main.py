@@ -45,10 +45,8 @@ def whole(
 @contextmanager
 def page(name: str, url: str, key: str, **state: Any) -> Iterator[AppTest]:
     """One page alone, as after connecting."""
-    module = f"ui_{name}"
-    app = AppTest.from_string(
-        f"from shoal.apps.{module} import {name}_page\n{name}_page()", default_timeout=60
-    )
+    script = f"from shoal.apps.ui.{name} import {name}_page\n{name}_page()"
+    app = AppTest.from_string(script, default_timeout=60)
     with Client(url, key) as client:
         for field, value in {"client": client, "base": "base", **state}.items():
             app.session_state[field] = value
