@@ -1,4 +1,4 @@
-"""Publish the report of a finished `shoal benchmark`: its page under docs/results, its table in the README.
+"""Publish the report of a finished `shoal benchmark`: its page in docs/results, its table in the overview.
 
 python benchmarks/publish_benchmark.py runs/benchmark
 """
@@ -35,13 +35,13 @@ def main() -> None:
     shown = "\n\n".join(f"## {title}\n\n![{title}]({copy})" for copy, title in pictures)
     write_file(place / "benchmark.md", f"{page.rstrip()}\n\n{shown}\n")
     write_file(place / "benchmark.json", (report / "report.json").read_text("utf-8"))
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
+    overview = place / "index.md"
+    text = overview.read_text("utf-8")
     table = re.search(r"^\| method \|.*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)
     if table is None or text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f"no table in {report / 'report.md'}, or no place for it in {readme}")
+        raise SystemExit(f"no table in {report / 'report.md'}, or no place for it in {overview}")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_file(readme, f"{before}{BEGIN}\n\n{table[0]}\n\n{END}{after}")
+    write_file(overview, f"{before}{BEGIN}\n\n{table[0]}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ apidoc_modules = [
 ]
 
 default_role = "code"  # `name` in a docstring is code
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 # ignore-module-all: a name is documented where it is defined, once.
 autodoc_default_options = {
