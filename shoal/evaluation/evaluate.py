@@ -7,6 +7,7 @@ was found in `shoal.evaluation.reports`.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.metrics import exact_match, rouge_l
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "METRICS",
@@ -91,7 +94,8 @@ def evaluate(
             f"examples {examples} must be at least 1 and samples {samples} at least 0; raise them"
         )
     results = []
-    for method in methods:
+    for number, method in enumerate(methods, 1):
+        log.info("scoring %s on %d tasks (%d of %d)", method.name, len(tasks), number, len(methods))
         answers: dict[str, list[Answer]] = {task.name: [] for task in tasks}
         for group in _batchable(tasks, method):
             asked = [(task, lora, e) for task, lora in group for e in task.test[:examples]]

@@ -6,6 +6,7 @@ Knows nothing of training, adapters on disk or descriptions.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -23,6 +24,8 @@ from shoal.errors import ShoalError, UsageError, reason
 from shoal.models.shapes import ROLES, BackboneShape, decoder_layers, load_shape, on_meta, shape_of
 from shoal.models.sources import DEFAULT_MODEL, ModelSource, find_model, quietly, read_config
 
+log = logging.getLogger(__name__)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of weights
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "shape_of",
+    "usable_device",
 ]
 
 
@@ -174,8 +178,9 @@ def load_backbone(
         UsageError: no model of that name or path.
         ShoalError: it is incomplete, broken, not a causal language model, or larger than the memory.
     """
-    device = _checked_device(device)
+    device = usable_device(device)
     source = find_model(model)
+    log.info("loading the base model %s on %s", source.name, device)
     empty = on_meta(read_config(source), source.name)  # refuses other models before any weight is read
     dtype = dtype or pick_dtype(device)
     _check_memory(empty, source.name, device, dtype)
@@ -221,8 +226,12 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def _checked_device(device: str | torch.device | None) -> torch.device:
-    """The device, if something can be put there."""
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device, if something can be put there; the best there is for None.
+
+    Raises:
+        UsageError: nothing can be computed on it here.
+    """
     if device is None:
         return pick_device()
     try:

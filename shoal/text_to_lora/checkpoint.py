@@ -8,6 +8,7 @@ training.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,8 @@ from shoal.models.modules import TargetModule
 from shoal.text_to_lora.encoders.sentence import TaskEncoder, embed_texts
 from shoal.text_to_lora.familiarity import Familiarity, KnownTasks
 from shoal.text_to_lora.hypernetwork import Architecture, Hypernetwork
+
+log = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "hypernetwork.safetensors"
 CONFIG_FILE = "hypernetwork.json"
@@ -218,6 +221,7 @@ def load_hypernetwork(
         ShoalError: a file is missing, truncated, of another format, or holds numbers that are not finite.
         UsageError: it is for another base model, or for modules of other shapes.
     """
+    log.info("reading the hypernetwork %s", folder)
     checkpoint = read_directory(folder, _read)
     if base_model is not None and checkpoint.base_model != base_model:
         raise UsageError(

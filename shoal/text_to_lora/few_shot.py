@@ -77,6 +77,7 @@ def refine(
         UsageError: too few examples that fit into `config.max_length` tokens; longer ones are left out.
     """
     started = time.perf_counter()
+    log.info("refining the adapter on %d examples", len(examples))
     examples = _fitting(backbone, examples, config.max_length)
     fit, held_out = divide(examples, test_size=max(1, len(examples) // 4), seed=config.seed)
     if (count := len(fit) + len(held_out)) < MIN_EXAMPLES:

@@ -78,11 +78,7 @@ def make_lora(
         UsageError: the directory holds something else, `start` does not fit, or as `train_lora`.
         ShoalError: as `train_lora` and `save_adapter`.
     """
-    check_place(directory, ADAPTER_FILES)
-    check_run_folder(run, directory)
-    _check_start(start, backbone.shape)
-    before = _lora_of(start)
-    _check_sizes(before, sizes)
+    check_lora_training(backbone.shape, directory, sizes=sizes, run=run, start=start)
     targets = backbone.shape.select(sizes.target_modules, sizes.num_layers_to_adapt)
     lora, summary = train_lora(
         backbone,
@@ -92,7 +88,7 @@ def make_lora(
         training,
         rank=sizes.adapter_rank,
         alpha=sizes.adapter_alpha,
-        start=before,
+        start=_lora_of(start),
         held_out=held_out,
         show_progress=show_progress,
     )
@@ -111,6 +107,24 @@ def make_lora(
     if PartialState().is_main_process:
         save_adapter(directory, lora, shape=backbone.shape, card=card)
     return summary
+
+
+def check_lora_training(
+    shape: BackboneShape, directory: Path, *, sizes: TextToLoRAConfig, run: Path, start: Start | None
+) -> None:
+    """Refuse before the base model is loaded what `make_lora` would refuse after; as there."""
+    check_place(directory, ADAPTER_FILES)
+    check_run_folder(run, directory)
+    _check_start(start, shape)
+    _check_sizes(_lora_of(start), sizes)
+    shape.select(sizes.target_modules, sizes.num_layers_to_adapt)
+
+
+def check_network_training(shape: BackboneShape, directory: Path, *, run: Path, start: Start | None) -> None:
+    """Refuse before the base model is loaded what `make_hypernetwork` would refuse after; as there."""
+    check_place(directory, HYPERNETWORK_FILES)
+    check_run_folder(run, directory)
+    _check_start(start, shape)
 
 
 def load_start(directory: Path) -> Start:
@@ -158,8 +172,7 @@ def make_hypernetwork(
         UsageError: the directory holds something else, `start` does not fit, or as `train_hypernetwork`.
         ShoalError: as `train_hypernetwork` and `save_hypernetwork`.
     """
-    check_place(directory, HYPERNETWORK_FILES)
-    check_run_folder(run, directory)
+    check_network_training(backbone.shape, directory, run=run, start=start)
     encoder = TaskEncoder()
     network = _fresh(backbone.shape, sizes, encoder, training.seed, start)
     summary = train_hypernetwork(
@@ -196,9 +209,8 @@ def make_hypernetwork_from_adapters(
     Args and errors as `make_hypernetwork`; `adapters` go task by task. A head that reads the base model's
     states needs the model, the others its shape alone.
     """
-    check_place(directory, HYPERNETWORK_FILES)
-    check_run_folder(run, directory)
     backbone, shape = (base, base.shape) if isinstance(base, Backbone) else (None, base)
+    check_network_training(shape, directory, run=run, start=start)
     encoder = TaskEncoder()
     network = _fresh(shape, sizes, encoder, training.seed, start)
     described = _described(tasks, max_descriptions)
@@ -220,6 +232,7 @@ def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | Non
     originals = [task for task in tasks if not is_copy(task)]
     texts = [list(task.descriptions[:DESCRIPTIONS_A_TASK]) for task in originals]
     made = [text for task in tasks if is_copy(task) for text in task.descriptions[:DESCRIPTIONS_A_TASK]]
+    log.info("measuring how far the descriptions of %d tasks are from one another", len(tasks))
     words = vocabulary(texts)
     read = encoder.encode([*(text for own in texts for text in own), *made])
     own, others = read.split([sum(map(len, texts)), len(made)])
@@ -248,7 +261,6 @@ def _fresh(
     seed: int,
     start: Start | None,
 ) -> Hypernetwork:
-    _check_start(start, shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = new_hypernetwork(shape, sizes, encoder.dim)

@@ -9,6 +9,7 @@ Source: Charakorn et al., arXiv 2506.06105, sections 3.1 (reconstruction) and 3.
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from shoal.training.batches import BatchOrder, Corpus, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
 from shoal.training.prefix_cache import PrefixCache
+
+log = logging.getLogger(__name__)
 
 
 def train_hypernetwork(
@@ -73,6 +76,7 @@ def train_hypernetwork(
         raise UsageError("training a hypernetwork needs at least one task, got none; name some")
     check_no_leakage(tasks, held_out)
     network.to(backbone.device)
+    log.info("preparing the examples and descriptions of %d tasks", len(tasks))
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
     _read_states(encoder, network, backbone)
     descriptions = Descriptions(encoder, network, tasks)
@@ -126,6 +130,7 @@ def train_reconstruction(
             f"{len(adapters)} adapters for {len(tasks)} tasks; train them on the same base model and targets"
         )
     check_no_leakage(tasks, held_out)
+    log.info("preparing the descriptions of %d tasks", len(tasks))
     _read_states(encoder, network, backbone)
     objective = ReconstructionObjective(network, Descriptions(encoder, network, tasks), adapters, config)
     return run(objective, config, folder, show_progress=show_progress)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import signal
 import time
@@ -24,11 +25,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError
 from shoal.training.checkpoints import CHECKPOINT, Progress, RunLog, load_checkpoint, save_checkpoint
+from shoal.training.progress import ProgressDisplay
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def run(
         config: optimisation settings.
         folder: of this run: checkpoint, JSONL log and TensorBoard events; shared by all processes.
         monitor: numbers to log at every checkpoint, for example the loss on held-out tasks.
-        show_progress: draw a progress bar on standard error.
+        show_progress: on standard error: a bar on a terminal, else a line every ten seconds.
 
     Raises:
         UsageError: the folder holds another run's checkpoint.
@@ -152,7 +155,7 @@ def drive(
         folder: of the run.
         accelerator: of the processes.
         watch: further numbers at every checkpoint.
-        show_progress: draw a progress bar on standard error.
+        show_progress: on standard error: a bar on a terminal, else a line every ten seconds.
 
     Raises:
         Interrupted: Ctrl-C, after the checkpoint is written.
@@ -161,20 +164,19 @@ def drive(
     main = accelerator.is_main_process
     with ExitStack() as stack:
         interrupts = stack.enter_context(_noted_interrupts())
-        log = stack.enter_context(RunLog(folder, progress.step)) if main else None
-        hidden = not (show_progress and main)
-        bar = stack.enter_context(
-            tqdm(total=config.steps, initial=progress.step, unit="step", disable=hidden)
+        rows = stack.enter_context(RunLog(folder, progress.step)) if main else None
+        log.info("training from step %d to %d", progress.step, config.steps)
+        display = stack.enter_context(
+            ProgressDisplay(config.steps, progress.step, shown=show_progress and main)
         )
         while progress.step < config.steps:
             metrics, stopping = take_step(interrupts)
-            bar.update()
-            bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
+            display.advance(metrics["loss"])
             due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
-            if log is not None:
+            if rows is not None:
                 if due and watch and not stopping:
                     metrics |= watch()
-                log.write(progress.step, metrics)
+                rows.write(progress.step, metrics)
                 if due or stopping:
                     save()
             if stopping:

@@ -8,6 +8,7 @@ Source: Hu et al., arXiv 2106.09685, section 4.1.
 from __future__ import annotations
 
 import hashlib
+import logging
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from shoal.tasks.loading import Task, check_no_leakage
 from shoal.training.batches import BatchOrder, Corpus, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.prefix_cache import PrefixCache
+
+log = logging.getLogger(__name__)
 
 
 def train_lora(
@@ -72,6 +75,7 @@ def train_lora(
     check_no_leakage(tasks, held_out)
     generator = torch.Generator().manual_seed(config.seed)
     lora = start or LoRA.identity(targets, rank, alpha, generator=generator)
+    log.info("preparing the examples of %d tasks", len(tasks))
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
     objective = LoraObjective(backbone, corpus, targets, lora, config)
     with set_for_training(backbone):

@@ -9,6 +9,7 @@ is Rubinstein's, "The cross-entropy method for combinatorial and continuous opti
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from shoal.errors import UsageError, shorten
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.tasks.records import Example, normalise
+
+log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 64
 FIRST_DEVIATION, LEAST_DEVIATION = 2.0, 0.05  # of the scores whose softmax is a mixture
@@ -84,6 +87,7 @@ def search_mixture(
     lowest = base_loss = float(_losses(backbone, basis, known, best[None], groups, shots))
     history = []
     for iteration in range(search.iterations):
+        log.info("searching: round %d of %d, loss %.3f", iteration + 1, search.iterations, lowest)
         noise = torch.randn(search.population, count, size, generator=generator)
         scores = mean + deviation * noise
         candidates = scores.softmax(-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +16,14 @@ from shoal.adapters.svf_files import EXPERT_FILES, StoredExpert, save_expert
 from shoal.config import ExpertTrainingConfig, Transformer2Config
 from shoal.errors import UsageError
 from shoal.files import check_place
-from shoal.models.backbone import Backbone
+from shoal.models.backbone import Backbone, BackboneShape
 from shoal.tasks.loading import Task
 from shoal.training.checkpoints import check_run_folder
 from shoal.transformer2.model import mlp_modules
 from shoal.transformer2.router import NONE
 from shoal.transformer2.train import TrainedExpert, train_expert
+
+log = logging.getLogger(__name__)
 
 
 def make_expert(
@@ -52,13 +56,12 @@ def make_expert(
             `decompose_model` and `train_expert`.
         ShoalError: as `decompose_model`, `train_expert` and `save_expert`.
     """
-    check_place(directory, EXPERT_FILES)
-    check_run_folder(run, directory)
+    check_expert_training(backbone.shape, directory, skill=skill, sizes=sizes, run=run)
     names = mlp_modules(backbone.shape, sizes.adaptation_layers)
-    if not skill.strip() or skill == NONE:
-        raise UsageError(f"skill {skill!r} cannot be dispatched to; name what the expert is for")
     main = PartialState().is_main_process
-    bar = tqdm(names, desc="singular values", disable=not (show_progress and main))
+    log.info("decomposing %d weights, which is kept for the next time", len(names))
+    hidden = not (show_progress and main and sys.stderr.isatty())
+    bar = tqdm(names, desc="singular values", disable=hidden)
     basis = decompose_model(
         backbone.model, names, components=sizes.expert_vector_dim, progress=lambda names: bar
     )
@@ -75,3 +78,14 @@ def make_expert(
         stored = StoredExpert(trained.expert, backbone.shape.base_model, skill, provenance)
         save_expert(directory, stored, basis)
     return trained
+
+
+def check_expert_training(
+    shape: BackboneShape, directory: Path, *, skill: str, sizes: Transformer2Config, run: Path
+) -> None:
+    """Refuse before the base model is loaded what `make_expert` would refuse after; as there."""
+    check_place(directory, EXPERT_FILES)
+    check_run_folder(run, directory)
+    mlp_modules(shape, sizes.adaptation_layers)
+    if not skill.strip() or skill == NONE:
+        raise UsageError(f"skill {skill!r} cannot be dispatched to; name what the expert is for")

@@ -8,6 +8,7 @@ fitted to the rest.
 
 from __future__ import annotations
 
+import logging
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
 from shoal.transformer2.router import NONE, Probe, mean_states, train_probe
 from shoal.transformer2.router_files import PROBE_FILES, StoredProbe, save_probe
+
+log = logging.getLogger(__name__)
 
 # Description number n is of fold n % 4.
 FOLDS, TRAIN, TEST = 4, (0, 1, 2), (3,)
@@ -89,6 +92,7 @@ def make_dispatch(
     each = -(-requests // len(TRAIN))
     pools = [labelled_requests(groups, each, [fold], seed, more) for fold in TRAIN]
     labels = [torch.tensor([_class(names, r.skill) for r in pool]) for pool in pools]
+    log.info("reading the states of %d requests", sum(len(pool) for pool in pools))
     prompts = [backbone.encode_prompts([r.text for r in pool]) for pool in pools]
     fitted = {
         layer: _cross_validated(

@@ -16,6 +16,7 @@ Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ from shoal.training.label_rewards import LabelRewards, labels_of, log_likelihood
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
 from shoal.transformer2.population import ExpertPopulation
+
+log = logging.getLogger(__name__)
 
 GATE_EXAMPLES = 64  # of all tasks together, on which the base model is tried first
 
@@ -187,6 +190,7 @@ def train_on_rewards(
 
 def base_success(backbone: Backbone, corpus: Corpus, reward: Reward, config: ExpertTrainingConfig) -> float:
     """Mean reward of the base model's greedy answers to the first training examples of every task."""
+    log.info("measuring what the base model earns on training examples")
     each = max(1, GATE_EXAMPLES // len(corpus.tasks))
     earned = []
     for task, examples in zip(corpus.tasks, corpus.examples, strict=True):

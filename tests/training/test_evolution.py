@@ -69,12 +69,15 @@ def test_a_run_climbs_logs_and_sums_up(tmp_path: Path) -> None:
     assert summary.final_loss == pytest.approx(sum(row["loss"] for row in rows[-15:]) / 15, abs=1e-5)
 
 
-def test_progress_is_drawn_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_drawn_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     run(Hill(), tmp_path / "silent")
-    silent = capfd.readouterr()
+    silent = capsys.readouterr()
     assert (silent.out, silent.err) == ("", "")
     evolve(Hill(), settings(), tmp_path / "drawn", show_progress=True)
-    assert "12/12" in capfd.readouterr().err
+    assert "12/12" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("population", [4, 5, 8, 17])

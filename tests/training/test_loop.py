@@ -88,9 +88,12 @@ def test_a_run_learns_logs_and_sums_up(tmp_path: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr().err == ""
 
 
-def test_progress_is_drawn_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_drawn_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     run(Line(), settings(), tmp_path, show_progress=True)
-    assert "12/12" in capfd.readouterr().err
+    assert "12/12" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

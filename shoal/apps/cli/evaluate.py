@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, warn_of_another_base
+from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, shape_of, warn_of_another_base
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.apps.cli.tasks import TASKS_HELP, read_tasks
 from shoal.errors import UsageError
@@ -64,6 +64,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
     split = read_tasks(scoring.tasks, scoring.definition, scoring.task)
     tasks = split.validation or split.train
     check_extra("evaluation", "evaluate", "rouge_score")
+    shape_of(place)
     base = place.base or DEFAULT_MODEL
     adapters = [_adapter_row(name, directory, base, tasks) for name, directory in scoring.adapter.items()]
     from rich.console import Console

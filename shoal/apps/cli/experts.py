@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.model import Place, load
+from shoal.apps.cli.model import Place, load, shape_of
 from shoal.apps.cli.settings import Only, Output, check_extra, read_mapping
 from shoal.apps.cli.tasks import Data, divided
 from shoal.apps.cli.train import summarised
@@ -89,18 +88,17 @@ def train_expert(
     evolving = ("cma",) if training.objective == "evolution" else ()
     check_extra("training", "train", "accelerate", "tensorboard", "tqdm", *evolving)
     tasks, held_out = divided(data)
-    from shoal.transformer2.recipe import make_expert
+    from shoal.transformer2.recipe import check_expert_training, make_expert
 
+    common: dict[str, Any] = {"skill": naming.skill, "sizes": sizes, "run": data.run_folder}
+    check_expert_training(shape_of(place), data.out, **common)
     trained = make_expert(
         load(place),
         tasks,
         data.out,
-        skill=naming.skill,
-        sizes=sizes,
         training=training,
-        run=data.run_folder,
         held_out=held_out,
-        show_progress=sys.stderr.isatty(),
+        **common,
     )
     output = summarised(trained.summary, data, len(tasks), "expert")
     first = f"the base model earns {trained.base_success:.2f} of 1 on training examples"
@@ -113,9 +111,12 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
     It reads which tasks the experts were trained on, and is scored on descriptions and inputs that it never
     saw.
     """
+    from shoal.files import check_place
     from shoal.transformer2.experts import tasks_of
+    from shoal.transformer2.router_files import PROBE_FILES
     from shoal.transformer2.router_recipe import make_dispatch
 
+    check_place(data.out, PROBE_FILES)
     wanted = tasks_of(choice.experts)
     tasks = {task.name: task for part in divided(data) for task in part}
     missing = [n for names in (*wanted.values(), choice.others) for n in names if n not in tasks]
@@ -127,6 +128,7 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
     settings: dict[str, Any] = choice.model_dump(exclude={"experts", "others", "wordings"})
     if choice.wordings:
         settings["wordings"] = read_wordings(choice.wordings)
+    shape_of(place)
     stored = make_dispatch(load(place), skills, [tasks[n] for n in choice.others], data.out, **settings)
     record = {**stored.provenance, "skills": list(stored.probe.skills), "out": str(data.out)}
     text = (
@@ -152,6 +154,7 @@ def adapt(place: Place, files: Adapting, search: MixtureSearchConfig) -> Output:
 
     The mixture is written as an expert; `shoal ask --expert` answers with it.
     """
+    from shoal.adapters.files import ADAPTER_FILES
     from shoal.adapters.svf_files import EXPERT_FILES, StoredExpert, save_expert
     from shoal.files import check_place
     from shoal.tasks.loading import load_jsonl
@@ -159,7 +162,10 @@ def adapt(place: Place, files: Adapting, search: MixtureSearchConfig) -> Output:
     from shoal.transformer2.mixture_search import search_mixture
 
     check_place(files.out, EXPERT_FILES)
+    if files.lora is not None:
+        check_place(files.lora, ADAPTER_FILES)
     task = load_jsonl(files.examples, definition=files.describe or "adapt", test_size=0)
+    shape_of(place)
     backbone = load(place)
     known = experts_of(backbone.model, files.experts)
     shots = [

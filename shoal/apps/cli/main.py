@@ -19,9 +19,10 @@ import typer
 from typer.core import TyperGroup
 
 import shoal
+from shoal.apps.cli.progress import end_stages, show_stages
 from shoal.errors import ShoalError, UsageError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("shoal.apps.cli")  # also where this module is the program
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def main() -> None:
     if not sys.stderr.isatty():
         # progress bars are for people; transformers reads this when it is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    sys.exit(_run())
+    code = _run()
+    end_stages()
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -199,8 +202,8 @@ def _start(
         False, "--version", help="print the version", callback=_print_version, is_eager=True
     ),
 ) -> None:
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s: %(message)s")
-    logging.getLogger("shoal").setLevel(logging.INFO if verbose else logging.WARNING)
+    show_stages(verbose)
+    log.info("loading libraries")
     _help_alone(context)
 
 
@@ -220,6 +223,7 @@ def _path(error: Exception) -> str:
 
 
 def _fail(reason: object, code: int) -> int:
+    end_stages()
     print("error:", " ".join(str(reason).split()), file=sys.stderr)
     return code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,10 @@ from shoal.config import TextToLoRAConfig
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from shoal.adapters.files import StoredAdapter
-    from shoal.models.backbone import Backbone
+    from shoal.models.backbone import Backbone, BackboneShape
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +40,23 @@ class Place(BaseModel):
     )
 
 
-def load(place: Place, base: str | None = None) -> Backbone:
-    """The base model of a command.
+@dataclass(frozen=True)
+class Loading:
+    """Where a model is put, and in which dtype; None means what the device is fast in."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+
+
+def check_place(place: Place) -> Loading:
+    """See that the device and dtype can be had, before anything is read.
 
     Raises:
-        UsageError: no such model, device or dtype.
-        ShoalError: the model is damaged.
+        UsageError: no such device or dtype.
     """
     import torch
 
-    from shoal.models.backbone import DEFAULT_MODEL, DTYPES, load_backbone
+    from shoal.models.backbone import DTYPES, usable_device
 
     if place.dtype is not None and place.dtype not in DTYPES:
         raise UsageError(f"--dtype {place.dtype}: choose from {', '.join(DTYPES)}")
@@ -54,8 +64,31 @@ def load(place: Place, base: str | None = None) -> Backbone:
         device = torch.device(place.device) if place.device else None
     except RuntimeError:
         raise UsageError(f"--device {place.device}: choose from cuda, mps, cpu") from None
-    dtype = DTYPES[place.dtype] if place.dtype else None
-    return load_backbone(base or place.base or DEFAULT_MODEL, device=device, dtype=dtype)
+    return Loading(usable_device(device), DTYPES[place.dtype] if place.dtype else None)
+
+
+def shape_of(place: Place) -> BackboneShape:
+    """The shape of the base model of a command, with its device and dtype checked; errors as `load`."""
+    from shoal.models.backbone import DEFAULT_MODEL, load_shape
+    from shoal.models.sources import check_downloaded
+
+    check_place(place)
+    base = place.base or DEFAULT_MODEL
+    check_downloaded(base)
+    return load_shape(base)
+
+
+def load(place: Place, base: str | None = None) -> Backbone:
+    """The base model of a command.
+
+    Raises:
+        UsageError: no such model, device or dtype.
+        ShoalError: the model is damaged.
+    """
+    from shoal.models.backbone import DEFAULT_MODEL, load_backbone
+
+    chosen = check_place(place)
+    return load_backbone(base or place.base or DEFAULT_MODEL, device=chosen.device, dtype=chosen.dtype)
 
 
 def warn_of_another_base(stored: StoredAdapter, base: str | None, directory: Path) -> None:

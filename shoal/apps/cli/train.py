@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.model import AdapterSizes, Place, load, warn_of_another_base
+from shoal.apps.cli.model import AdapterSizes, Place, load, shape_of, warn_of_another_base
 from shoal.apps.cli.settings import Only, Output, check_extra
 from shoal.apps.cli.tasks import Data, divided
 from shoal.config import (
@@ -21,6 +20,7 @@ from shoal.config import (
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
+    from shoal.models.backbone import BackboneShape
     from shoal.tasks.loading import Task
     from shoal.training.loop import RunSummary
 
@@ -85,7 +85,29 @@ def train_text_to_lora(
     It turns descriptions into LoRAs. The same command resumes a run that was stopped.
     """
     check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
+    _check_objective(training, steering)
     tasks, held_out = divided(data)
+    from shoal.text_to_lora.recipe import check_network_training, load_start, make_hypernetwork
+
+    shape = shape_of(place)
+    common: dict[str, Any] = {
+        "sizes": sizes,
+        "training": training,
+        "run": data.run_folder,
+        "start": load_start(data.start) if data.start else None,
+        "max_descriptions": steering.max_descriptions,
+    }
+    check_network_training(shape, data.out, run=data.run_folder, start=common["start"])
+    if steering.adapters is not None:
+        summary = _reconstruct(place, shape, tasks, steering.adapters, data.out, common)
+    else:
+        watched: dict[str, Any] = {"held_out": held_out, "monitor_examples": steering.monitor_examples}
+        summary = make_hypernetwork(load(place), tasks, data.out, **watched, **common)
+    return summarised(summary, data, len(tasks), "hypernetwork")
+
+
+def _check_objective(training: HypernetworkTrainingConfig, steering: Steering) -> None:
+    """See that every flag acts on what the hypernetwork learns from."""
     reconstruct = training.objective == "reconstruction"
     if reconstruct != (steering.adapters is not None):
         fix = "needs --adapters DIR" if reconstruct else "takes no --adapters; add --objective reconstruction"
@@ -96,33 +118,28 @@ def train_text_to_lora(
             raise UsageError(
                 f"--{flag} {value:g}: reconstruction reads no answers and ignores it; set it to 0"
             )
-    from shoal.adapters.files import load_adapter
-    from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_shape
-    from shoal.text_to_lora.heads import READINGS
-    from shoal.text_to_lora.recipe import load_start, make_hypernetwork, make_hypernetwork_from_adapters
 
-    common: dict[str, Any] = {
-        "sizes": sizes,
-        "training": training,
-        "run": data.run_folder,
-        "start": load_start(data.start) if data.start else None,
-        "max_descriptions": steering.max_descriptions,
-        "show_progress": sys.stderr.isatty(),
-    }
-    if steering.adapters is not None:
-        reads_states = READINGS.get(sizes.head) == "states"
-        base = load(place) if reads_states else load_shape(place.base or DEFAULT_MODEL)
-        name = base.shape.base_model if isinstance(base, Backbone) else base.base_model
-        folders = [steering.adapters / task.name for task in tasks]
-        stored = [load_adapter(folder) for folder in folders]
-        for adapter, folder in zip(stored, folders, strict=True):
-            warn_of_another_base(adapter, name, folder)
-        loras = [adapter.lora for adapter in stored]
-        summary = make_hypernetwork_from_adapters(base, tasks, loras, data.out, **common)
-    else:
-        watched: dict[str, Any] = {"held_out": held_out, "monitor_examples": steering.monitor_examples}
-        summary = make_hypernetwork(load(place), tasks, data.out, **watched, **common)
-    return summarised(summary, data, len(tasks), "hypernetwork")
+
+def _reconstruct(
+    place: Place,
+    shape: BackboneShape,
+    tasks: Sequence[Task],
+    adapters: Path,
+    out: Path,
+    common: Mapping[str, Any],
+) -> RunSummary:
+    """Train on one adapter per task, each in a folder of the task's name."""
+    from shoal.adapters.files import load_adapter
+    from shoal.text_to_lora.heads import READINGS
+    from shoal.text_to_lora.recipe import make_hypernetwork_from_adapters
+
+    folders = [adapters / task.name for task in tasks]
+    stored = [load_adapter(folder) for folder in folders]
+    for adapter, folder in zip(stored, folders, strict=True):
+        warn_of_another_base(adapter, shape.base_model, folder)
+    loras = [adapter.lora for adapter in stored]
+    base = load(place) if READINGS.get(common["sizes"].head) == "states" else shape
+    return make_hypernetwork_from_adapters(base, tasks, loras, out, **common)
 
 
 def _train_adapter(
@@ -134,8 +151,10 @@ def _train_adapter(
     held_out: Sequence[Task],
 ) -> Output:
     check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
-    from shoal.text_to_lora.recipe import load_start, make_lora
+    from shoal.text_to_lora.recipe import check_lora_training, load_start, make_lora
 
+    start = load_start(data.start) if data.start else None
+    check_lora_training(shape_of(place), data.out, sizes=sizes, run=data.run_folder, start=start)
     summary = make_lora(
         load(place),
         tasks,
@@ -143,9 +162,8 @@ def _train_adapter(
         sizes=sizes,
         training=training,
         run=data.run_folder,
-        start=load_start(data.start) if data.start else None,
+        start=start,
         held_out=held_out,
-        show_progress=sys.stderr.isatty(),
     )
     return summarised(summary, data, len(tasks), "adapter")
 

@@ -289,6 +289,7 @@ def _load(source: str, device: torch.device) -> tuple:
         raise UsageError(
             f"the task encoder {source!r} is not a folder: pass a folder or a hub id, or leave it out"
         )
+    logger.info("loading the task encoder %s", source)
     try:
         with quietly():
             tokenizer = AutoTokenizer.from_pretrained(source)
