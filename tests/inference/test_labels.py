@@ -1,0 +1,96 @@
+"""Label scoring on a tiny random model: the same numbers as the plain loss, and what it refuses."""
+
+import pytest
+import torch
+
+from shoal.adapters.lora import LoRA
+from shoal.errors import UsageError
+from shoal.inference.labels import (
+    MAX_LABELS,
+    answer_with_labels,
+    content_free_priors,
+    encode_labels,
+    label_log_likelihoods,
+    label_priors,
+)
+from shoal.inference.scoring import reference_losses
+from shoal.models.backbone import Backbone, load_backbone
+
+REQUESTS = ["a short one", "another request, which is a good deal longer", "third"]
+LABELS = ["no", "no way", "perhaps so", "yes"]  # one is a prefix of another
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_llama) -> Backbone:
+    return load_backbone(str(tiny_llama), device="cpu")
+
+
+@pytest.fixture
+def lora(backbone) -> LoRA:
+    identity = LoRA.identity(backbone.shape.targets[:4], 2, 4.0, generator=torch.Generator().manual_seed(1))
+    factors = {n: f._replace(b=torch.randn_like(f.b)) for n, f in identity.factors.items()}
+    return LoRA(factors, identity.alpha)
+
+
+def plain(backbone, adapters) -> torch.Tensor:
+    requests = [r for r in REQUESTS for _ in LABELS]
+    losses = reference_losses(backbone, requests, LABELS * len(REQUESTS), adapters)
+    tokens = [len(ids) for ids in backbone.encode_completions(LABELS)] * len(REQUESTS)
+    return -(torch.tensor(losses) * torch.tensor(tokens)).reshape(len(REQUESTS), len(LABELS))
+
+
+def test_scores_are_the_log_probability_of_the_whole_answer(backbone) -> None:
+    scores = label_log_likelihoods(backbone, backbone.encode_prompts(REQUESTS), LABELS)
+    torch.testing.assert_close(scores, plain(backbone, None), atol=1e-3, rtol=1e-4)
+
+
+def test_one_adapter_for_all_and_one_each_score_as_attached(backbone, lora) -> None:
+    prompts = backbone.encode_prompts(REQUESTS)
+    shared = label_log_likelihoods(backbone, prompts, LABELS, lora)
+    torch.testing.assert_close(shared, plain(backbone, lora), atol=1e-3, rtol=1e-4)
+    each = label_log_likelihoods(backbone, prompts, LABELS, [lora, lora * 0.5, lora * 0.0])
+    torch.testing.assert_close(each[0], shared[0], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(each[2], plain(backbone, None)[2], atol=1e-3, rtol=1e-4)
+
+
+def test_small_batches_score_as_large_ones(backbone, monkeypatch) -> None:
+    prompts = backbone.encode_prompts(REQUESTS)
+    whole = label_log_likelihoods(backbone, prompts, LABELS)
+    monkeypatch.setattr("shoal.inference.labels.ROWS", 4)
+    torch.testing.assert_close(label_log_likelihoods(backbone, prompts, LABELS), whole, atol=1e-3, rtol=1e-4)
+
+
+def test_a_label_that_is_likely_everywhere_wins_only_where_it_is_likelier_than_usual() -> None:
+    scores = torch.tensor([[-1.0, -3.0], [-1.5, -2.0], [-0.5, -4.0]])
+    answers = answer_with_labels(["often", "rare"], scores, label_priors(scores))
+    assert [a.label for a in answers] == ["often", "rare", "often"]
+    assert sum(answers[0].probabilities.values()) == pytest.approx(1)
+
+
+def test_content_free_priors_are_one_finite_number_a_label(backbone, lora) -> None:
+    priors = content_free_priors(backbone, LABELS, lora)
+    assert len(priors) == len(LABELS) and all(p < 0 for p in priors)
+
+
+@pytest.mark.parametrize(
+    ("labels", "part"),
+    [
+        (["one"], "got 1"),
+        ("yes", "got 1"),
+        ([str(n) for n in range(MAX_LABELS + 1)], f"2 to {MAX_LABELS}"),
+        (["a", "b", "a"], "same tokens"),
+        (["a", ""], "cannot spell"),
+    ],
+)
+def test_sets_that_are_no_choice_are_refused(backbone, labels, part) -> None:
+    with pytest.raises(UsageError, match=part):
+        encode_labels(backbone, labels)
+
+
+def test_labels_in_any_script_are_spelt_by_a_byte_tokenizer(backbone) -> None:
+    assert len(encode_labels(backbone, ["да", "いいえ", "🙂"])) == 3
+
+
+def test_a_prompt_without_room_for_the_label_is_refused(backbone) -> None:
+    with pytest.raises(UsageError, match="exceed"):
+        label_log_likelihoods(backbone, [[1] * 511], LABELS)
