@@ -8,11 +8,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what `--max-lora-rank` accepts
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class LabelSet(BaseModel):
+    """The closed set of answers that an adapter chooses from, with what is needed to choose fairly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    labels: tuple[str, ...] = Field(min_length=2, max_length=256, description="the answers")
+    priors: tuple[float, ...] | None = Field(
+        None,
+        description="mean log-probability of each label under this adapter over texts whose labels are not "
+        "known, in nats; None: measured on content-free texts when it first answers",
+    )
+    source: Literal["description", "given"] = Field("given", description="where the labels were named")
+    calibrated_on: str | None = Field(None, description="the texts of the priors, for people")
+
+    @model_validator(mode="after")
+    def _one_prior_a_label(self) -> LabelSet:
+        if self.priors is not None and len(self.priors) != len(self.labels):
+            raise ValueError(f"{len(self.priors)} priors for {len(self.labels)} labels")
+        return self
 
 
 class AdapterCard(BaseModel):
@@ -25,6 +47,7 @@ class AdapterCard(BaseModel):
     description: str | None = Field(None, description="the task description that it was made from")
     checkpoint_sha256: str | None = Field(None, description="hash of the hypernetwork, in hex")
     seed: int | None = Field(None, description="seed of its training or generation")
+    label_set: LabelSet | None = Field(None, description="the answers that it chooses from, if they are closed")
     scores: Mapping[str, float] = Field(default_factory=dict, description="metric -> measured value")
     notes: tuple[str, ...] = Field((), description="further sentences for people")
 
@@ -70,6 +93,7 @@ def render_card(card: AdapterCard, facts: AdapterFacts) -> str:
         "Rank, alpha": f"{facts.rank}, {facts.alpha:g}",
         "Target modules": ", ".join(facts.target_modules),
         "Layers": _layers_row(facts),
+        **({"Labels": ", ".join(card.label_set.labels)} if card.label_set else {}),
         **{f"Score: {name}": f"{value:.4g}" for name, value in sorted(card.scores.items())},
     }
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())

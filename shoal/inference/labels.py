@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shoal.adapters.batched import Adaptation
+from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError, shorten
 from shoal.inference.decoding import Rows
@@ -131,6 +132,22 @@ def answer_with_labels(
         LabelAnswer(labels[int(row.argmax())], dict(zip(labels, row.tolist(), strict=True)))
         for row in calibrated
     ]
+
+
+def choose_labels(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    label_set: LabelSet,
+    lora: LoRA | None = None,
+) -> list[LabelAnswer]:
+    """Answer prompts (token ids) from a label set; its priors, where it has none, are content-free ones.
+
+    Raises:
+        UsageError: as `label_log_likelihoods`.
+    """
+    scores = label_log_likelihoods(backbone, prompts, label_set.labels, lora)
+    priors = label_set.priors or content_free_priors(backbone, label_set.labels, lora)
+    return answer_with_labels(label_set.labels, scores, priors)
 
 
 def content_free_priors(

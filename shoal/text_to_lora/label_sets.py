@@ -120,7 +120,8 @@ _TRAILING = _pattern(
     ",? "
     + _any(
         """only|nothing else|and nothing else|respectively|instead|accordingly
-        |for (?:each|every|the|this|that|it) .*|for what .*|to (?:each|every|the|it|this) .*|depending on .*|based on .*|according to .*
+        |for (?:each|every|the|this|that|it) .*|for what .*|to (?:each|every|the|it|this) .*|depending on .*
+        |based on .*|according to .*
         |as (?:the )?(?:answer|label|output).*"""
     )
     + "$"

@@ -1,0 +1,90 @@
+"""Inputs without answers: what a user has of a task before anyone solved it.
+
+Knows texts and files, nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from shoal.errors import ShoalError, UsageError, shorten
+from shoal.tasks.files import read_text
+from shoal.tasks.records import normalise
+
+log = logging.getLogger(__name__)
+
+MIN_INPUTS, MAX_INPUTS = 4, 64  # different ones that are needed, and that are used
+MAX_FILE_BYTES = 64 * 2**20
+MAX_INPUT_CHARACTERS = 20_000
+FIELDS = ("input", "text", "prompt")
+
+
+def check_inputs(inputs: Sequence[str], *, most: int = MAX_INPUTS) -> tuple[str, ...]:
+    """The different inputs, at most `most`, drawn evenly where there are more.
+
+    Their language does not matter: an input is never read as a description is.
+
+    Raises:
+        UsageError: they are one string, one of them is no string, blank or too long, or fewer than
+            `MIN_INPUTS` differ.
+    """
+    if isinstance(inputs, str):
+        raise UsageError(f"inputs {shorten(inputs)} is one string; give a list of at least {MIN_INPUTS}")
+    for text in inputs:
+        if not isinstance(text, str) or not text.strip() or len(text) > MAX_INPUT_CHARACTERS:
+            raise UsageError(
+                f"input {shorten(text)} must be a string of 1 to {MAX_INPUT_CHARACTERS} characters, one of "
+                "them visible; correct it or leave it out"
+            )
+    different = list({normalise(text): text for text in inputs}.values())
+    if len(different) < MIN_INPUTS:
+        raise UsageError(
+            f"{len(different)} different inputs ({len(inputs)} given) are too few to learn from, the least is "
+            f"{MIN_INPUTS}; give more, or none"
+        )
+    if len(different) > most:
+        log.info("%d of %d different inputs are used, drawn at random", most, len(different))
+        different = random.Random(0).sample(different, most)
+    return tuple(different)
+
+
+def read_inputs(path: str | Path) -> list[str]:
+    """The inputs in a file: one a line, or with the ending `.jsonl` one JSON string or object a line.
+
+    Of an object its `input` counts, else its `text` or `prompt`. Blank lines are skipped.
+
+    Raises:
+        UsageError: there is no such file.
+        ShoalError: it is empty, larger than `MAX_FILE_BYTES`, not UTF-8, or a line is malformed (its number
+            is given).
+    """
+    path = Path(path)
+    if path.is_file() and (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise ShoalError(
+            f"{path}: {size} bytes, the limit is {MAX_FILE_BYTES}; {MAX_INPUTS} inputs are used, take some out"
+        )
+    lines = read_text(path).splitlines()
+    rows = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not rows:
+        raise ShoalError(f"{path}: 0 inputs; at least {MIN_INPUTS} lines are needed, add some")
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+        return [line.strip() for _, line in rows]
+    return [_input(path, number, line) for number, line in rows]
+
+
+def _input(path: Path, number: int, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ShoalError(f"{path} line {number}: {error}; repair the line") from None
+    if isinstance(row, dict):
+        row = next((row[field] for field in FIELDS if field in row), None)
+    if not isinstance(row, str) or not row.strip():
+        raise ShoalError(
+            f"{path} line {number}: no input; a string is needed, alone or as {', '.join(FIELDS)} of an object"
+        )
+    return row

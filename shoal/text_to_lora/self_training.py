@@ -1,0 +1,148 @@
+"""Inputs without answers make an adapter better: it learns the labels that it gives when it is calibrated.
+
+The adapter scores every label on the user's inputs; the mean score of a label is its prior, and the calibrated
+label of each input is a pseudo-label. Some steps on these pairs put the calibration into the LoRA itself, so
+that any loader of a plain adapter has it. Guards keep the adapter as it was where the pseudo-labels do not
+depend on the input, where nearly all are the same, and where training does not bring plain answers nearer to
+them. Open answers are left alone: nothing that was tried on them paid (see the log of negative results).
+
+Source: Lee, "Pseudo-Label", ICML workshop 2013; calibration as in `shoal.inference.labels`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shoal.adapters.card import LabelSet
+from shoal.adapters.lora import LoRA
+from shoal.inference.labels import answer_with_labels, label_log_likelihoods, label_priors
+from shoal.models.backbone import Backbone
+from shoal.training.imitation import Imitation, TaughtAnswer
+
+STEPS, LOOK_EVERY, BATCH_SIZE, LEARNING_RATE = 12, 6, 8, 1e-3
+MOST_OF_ONE = 0.8  # share of one label among the pseudo-labels, above which they are called collapsed
+LEAST_INFORMATION = 0.05  # share of the label entropy that the input must explain
+
+
+@dataclass(frozen=True, eq=False)
+class SelfTraining:
+    """An adapter after inputs without answers.
+
+    Attributes:
+        lora: the adapter, float32 on the CPU.
+        label_set: with the priors of this adapter on the inputs.
+        inputs: that were used.
+        steps: optimiser steps that are kept; 0 means that the factors are as they were.
+        agreement_before: share of the inputs whose plain likeliest label is the calibrated one, at the start.
+        agreement_after: the same, with the calibrated labels of the start, after the steps that are kept.
+        largest_share: of one label among the pseudo-labels.
+        information: share of the label entropy that the inputs explain, in [0, 1]; see `information`.
+        reason: why the factors are as they were; None where training was kept.
+        seconds: how long all of it took.
+    """
+
+    lora: LoRA
+    label_set: LabelSet
+    inputs: int
+    steps: int
+    agreement_before: float
+    agreement_after: float
+    largest_share: float
+    information: float
+    reason: str | None
+    seconds: float
+
+
+def self_train(
+    backbone: Backbone, lora: LoRA, label_set: LabelSet, inputs: Sequence[str], *, steps: int = STEPS
+) -> SelfTraining:
+    """Calibrate an adapter on inputs, and train it on the labels that it then gives, unless a guard objects.
+
+    Args:
+        backbone: the frozen model that the adapter is for.
+        lora: the adapter to start from.
+        label_set: its priors, if any, are measured again.
+        inputs: checked, see `shoal.tasks.inputs.check_inputs`.
+        steps: of training; 0 calibrates only.
+
+    Raises:
+        UsageError: as `label_log_likelihoods`.
+    """
+    started = time.perf_counter()
+    labels, prompts = label_set.labels, backbone.encode_prompts(inputs)
+    scores = label_log_likelihoods(backbone, prompts, labels, lora)
+    priors = label_priors(scores)
+    said = [labels.index(a.label) for a in answer_with_labels(labels, scores, priors)]
+    largest = max(Counter(said).values()) / len(said)
+    explained = information(scores - torch.tensor(priors))
+    before = after = _agreement(scores, said)
+    best, kept, own = lora, 0, scores
+    reason = _objection(largest, explained) if steps else "0 steps"
+    if reason is None:
+        completions = backbone.encode_completions(labels)
+        taught = [TaughtAnswer(p, completions[i]) for p, i in zip(prompts, said, strict=True)]
+        imitation = Imitation(
+            backbone, lora, taught, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, seed=0
+        )
+        for step in range(1, steps + 1):
+            imitation.step()
+            if step % LOOK_EVERY and step != steps:
+                continue
+            candidate = imitation.lora()
+            found = label_log_likelihoods(backbone, prompts, labels, candidate)
+            agreement = _agreement(found, said)
+            if agreement > after and _largest(found) <= max(MOST_OF_ONE, largest):
+                best, kept, after, own = candidate, step, agreement, found
+        reason = None if kept else "training brought its plain answers no nearer to the calibrated ones"
+    return SelfTraining(
+        best,
+        label_set.model_copy(
+            update={"priors": tuple(label_priors(own)), "calibrated_on": f"{len(inputs)} inputs"}
+        ),
+        len(inputs),
+        kept,
+        before,
+        after,
+        largest,
+        explained,
+        reason,
+        time.perf_counter() - started,
+    )
+
+
+def information(calibrated: Float[Tensor, "inputs labels"]) -> float:
+    """How much of the label entropy the input explains: (H(mean p) - mean H(p)) / H(mean p), in [0, 1].
+
+    Near 0 the same distribution of labels comes whatever the input is. Source: Bridle et al., "Unsupervised
+    Classifiers, Mutual Information and Phantom Targets", NIPS 1991.
+    """
+    p = torch.softmax(calibrated, -1)
+    whole = _entropy(p.mean(0))
+    return float(((whole - _entropy(p).mean()) / whole.clamp(min=1e-9)).clamp(0, 1))
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp(min=1e-12).log()).sum(-1)
+
+
+def _objection(largest: float, explained: float) -> str | None:
+    if largest > MOST_OF_ONE:
+        return f"{largest:.0%} of its calibrated answers are one label"
+    if explained < LEAST_INFORMATION:
+        return f"its calibrated answers hardly depend on the input ({explained:.0%} of the label entropy)"
+    return None
+
+
+def _agreement(scores: Float[Tensor, "inputs labels"], said: Sequence[int]) -> float:
+    return float((scores.argmax(-1) == torch.tensor(said)).float().mean())
+
+
+def _largest(scores: Float[Tensor, "inputs labels"]) -> float:
+    return max(Counter(scores.argmax(-1).tolist()).values()) / len(scores)
