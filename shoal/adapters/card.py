@@ -47,7 +47,9 @@ class AdapterCard(BaseModel):
     description: str | None = Field(None, description="the task description that it was made from")
     checkpoint_sha256: str | None = Field(None, description="hash of the hypernetwork, in hex")
     seed: int | None = Field(None, description="seed of its training or generation")
-    label_set: LabelSet | None = Field(None, description="the answers that it chooses from, if they are closed")
+    label_set: LabelSet | None = Field(
+        None, description="the answers that it chooses from, if they are closed"
+    )
     scores: Mapping[str, float] = Field(default_factory=dict, description="metric -> measured value")
     notes: tuple[str, ...] = Field((), description="further sentences for people")
 

@@ -43,8 +43,8 @@ def check_inputs(inputs: Sequence[str], *, most: int = MAX_INPUTS) -> tuple[str,
     different = list({normalise(text): text for text in inputs}.values())
     if len(different) < MIN_INPUTS:
         raise UsageError(
-            f"{len(different)} different inputs ({len(inputs)} given) are too few to learn from, the least is "
-            f"{MIN_INPUTS}; give more, or none"
+            f"{len(different)} different inputs ({len(inputs)} given) are too few to learn from, the least "
+            f"is {MIN_INPUTS}; give more, or none"
         )
     if len(different) > most:
         log.info("%d of %d different inputs are used, drawn at random", most, len(different))
@@ -65,7 +65,8 @@ def read_inputs(path: str | Path) -> list[str]:
     path = Path(path)
     if path.is_file() and (size := path.stat().st_size) > MAX_FILE_BYTES:
         raise ShoalError(
-            f"{path}: {size} bytes, the limit is {MAX_FILE_BYTES}; {MAX_INPUTS} inputs are used, take some out"
+            f"{path}: {size} bytes, the limit is {MAX_FILE_BYTES}; only {MAX_INPUTS} inputs are used, take "
+            "some out"
         )
     lines = read_text(path).splitlines()
     rows = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -85,6 +86,6 @@ def _input(path: Path, number: int, line: str) -> str:
         row = next((row[field] for field in FIELDS if field in row), None)
     if not isinstance(row, str) or not row.strip():
         raise ShoalError(
-            f"{path} line {number}: no input; a string is needed, alone or as {', '.join(FIELDS)} of an object"
+            f"{path} line {number}: no input; a string is needed, alone or as {' or '.join(FIELDS)}"
         )
     return row

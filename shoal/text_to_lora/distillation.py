@@ -22,7 +22,7 @@ from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_logits, pad_sequences
-from shoal.inference.generate import attached, generate_greedy
+from shoal.inference.generate import generate_greedy
 from shoal.inference.labels import answer_with_labels, label_log_likelihoods, label_priors
 from shoal.models.backbone import Backbone
 from shoal.tasks.inputs import MIN_INPUTS
@@ -138,7 +138,9 @@ def _fitting(
             f"{MIN_INPUTS}; shorten the description or the inputs"
         )
     if len(kept) < len(inputs):
-        log.warning("left out %d of %d inputs of more than %d tokens", len(inputs) - len(kept), len(inputs), room)
+        log.warning(
+            "left out %d of %d inputs of more than %d tokens", len(inputs) - len(kept), len(inputs), room
+        )
     return [text for text, _ in kept], [ids for _, ids in kept]
 
 
@@ -155,8 +157,7 @@ def _open_answers(
     taught = []
     for prompt, teacher, completion in zip(plain, prompted, completions, strict=True):
         batch = pad_sequences([(teacher, completion)], backbone.end_of_turn, backbone.device)
-        with attached(backbone, None):
-            likely = torch.softmax(answer_logits(backbone, batch).float(), -1)
+        likely = torch.softmax(answer_logits(backbone, batch).float(), -1)
         top = likely.topk(min(TOP, likely.shape[-1]), -1)
         soft = SoftTargets(top.indices.cpu(), (top.values / top.values.sum(-1, keepdim=True)).cpu())
         taught.append(TaughtAnswer(prompt, completion, soft))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shoal.adapters.card import AdapterCard
+from shoal.adapters.card import AdapterCard, LabelSet
 from shoal.adapters.files import save_adapter
 from shoal.adapters.lora import LoRA
 from shoal.config import MIN_EXAMPLES
@@ -32,6 +32,8 @@ class GeneratedAdapter:
             `shoal.text_to_lora.few_shot.Refinement`.
         duration: seconds that generating took, of several made at once its share; 0 from the cache.
         shape: of the base model.
+        label_set: the answers that it chooses from, read from the description or given; None where they are
+            open. Without priors it is calibrated on content-free texts when it first answers.
     """
 
     description: str
@@ -40,6 +42,7 @@ class GeneratedAdapter:
     hypernetwork: dict[str, Any]
     duration: float
     shape: BackboneShape = field(repr=False)
+    label_set: LabelSet | None = None
 
     @property
     def trained(self) -> bool:
@@ -57,7 +60,8 @@ class GeneratedAdapter:
         if not self.trained:
             return (
                 f"This adapter changes nothing: no hypernetwork is trained for {self.shape.base_model} with "
-                f"this configuration. Train one with: {facts['how_to_train']}",
+                f"this configuration. Train one with: {facts['how_to_train']}; or distil the prompted model "
+                f"from {MIN_EXAMPLES} or more inputs without answers: shoal generate --distil --inputs FILE",
             )
         if facts.get("nonsense"):
             return (f"{familiarity_note(facts)} Say in a sentence what the model shall do.",)
@@ -69,14 +73,16 @@ class GeneratedAdapter:
         """Its provenance."""
         facts = self.hypernetwork
         notes = [few_shot_note(facts["few_shot"])] if "few_shot" in facts else []
+        notes += [sentence(facts[name]) for name, sentence in _INPUT_NOTES.items() if name in facts]
         if "confidence" in facts:
             notes.append(familiarity_note(facts))
         return AdapterCard(
-            generator="text-to-lora",
+            generator="context distillation" if "distilled" in facts else "text-to-lora",
             trained=self.trained,
             description=self.description,
             checkpoint_sha256=facts.get("sha256"),
             notes=tuple(notes),
+            label_set=self.label_set,
         )
 
     def save(self, directory: str | Path) -> None:
@@ -109,3 +115,27 @@ def few_shot_note(facts: Mapping[str, Any]) -> str:
         f"Refined on {facts['examples']} examples for {facts['steps']} steps; loss on {facts['held_out']} "
         f"others {facts['loss_before']:.2f} -> {facts['loss_after']:.2f} nats per token."
     )
+
+
+def self_training_note(facts: Mapping[str, Any]) -> str:
+    """What `self_training` of an adapter's facts says, as a sentence."""
+    begin = f"Calibrated on {facts['inputs']} inputs without answers"
+    if facts["reason"]:
+        return f"{begin}; its factors are as they were: {facts['reason']}."
+    return (
+        f"{begin}, and trained on its own labels for {facts['steps']} steps: plain answers agree with the "
+        f"calibrated ones on {facts['agreement_after']:.0%} of them, {facts['agreement_before']:.0%} before."
+    )
+
+
+def distilled_note(facts: Mapping[str, Any]) -> str:
+    """What `distilled` of an adapter's facts says, as a sentence."""
+    return (
+        f"Distilled from the base model with the description in its prompt, on {facts['inputs']} inputs for "
+        f"{facts['steps']} steps: {facts['prompt_tokens_saved']:.0f} of {facts['prompt_tokens']:.0f} prompt "
+        f"tokens are saved; loss to its answers {facts['loss_before']:.2f} -> {facts['loss_after']:.2f} nats "
+        "per token."
+    )
+
+
+_INPUT_NOTES = {"self_training": self_training_note, "distilled": distilled_note}

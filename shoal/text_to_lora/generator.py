@@ -41,6 +41,7 @@ from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder, c
 from shoal.text_to_lora.encoders.states import StateReader
 from shoal.text_to_lora.familiarity import Familiarity
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter, familiarity_note
+from shoal.text_to_lora.inputs import Asked, asked_for, described_labels, distilled, with_inputs
 from shoal.text_to_lora.shipped import config_of, misfit, shipped_for
 from shoal.text_to_lora.skills import SkillDetector
 
@@ -158,7 +159,12 @@ class TextToLoRA:
         return self.checkpoint is not None
 
     def generate(
-        self, description: str, examples: Sequence[Example | tuple[str, str]] = ()
+        self,
+        description: str,
+        examples: Sequence[Example | tuple[str, str]] = (),
+        *,
+        inputs: Sequence[str] = (),
+        labels: Sequence[str] | None = None,
     ) -> GeneratedAdapter:
         """One adapter; a description asked before comes from the cache.
 
@@ -167,14 +173,50 @@ class TextToLoRA:
             examples: at least 4 solved ones, as records or as (input, output), on which the adapter is then
                 trained for some seconds; for that the base model is loaded. See
                 `shoal.text_to_lora.few_shot`.
+            inputs: at least 4 different ones without answers, on which a closed label set is calibrated and
+                the adapter trained for some seconds; see `shoal.text_to_lora.self_training`.
+            labels: the answers that there are, 2 to 256; none of them ([]) where answers are open; None reads
+                them from the description.
 
         Raises:
             UsageError: the description is empty, too short or long, or not English; the examples are too few,
                 too long, or blank; or there are examples but no trained hypernetwork.
             ShoalError: there are examples, and the base model is damaged or the extra `train` not installed.
         """
+        asked = asked_for(description, inputs, labels)
         adapter = self.generate_many([description])[0]
-        return self._refined(adapter, examples) if len(examples) else adapter
+        adapter = self._refined(adapter, examples) if len(examples) else adapter
+        return self._with_inputs(adapter, asked)
+
+    def distil(
+        self, description: str, inputs: Sequence[str], *, labels: Sequence[str] | None = None
+    ) -> GeneratedAdapter:
+        """An adapter that answers as the base model with the description in its prompt; no hypernetwork.
+
+        For any base model whose weights are there, in minutes; see `shoal.text_to_lora.distillation`.
+
+        Args:
+            description: what the adapter shall do, in English.
+            inputs: at least 4 different ones without answers; some dozens are better.
+            labels: as in `generate`.
+
+        Raises:
+            UsageError: the description, the inputs or the labels cannot be used.
+            ShoalError: the base model is damaged or not there.
+        """
+        asked = asked_for(check_description(description), inputs, labels, needed=True)
+        with self._refining:  # the adapter that is trained hangs on the backbone
+            lora, label_set, facts = distilled(self.backbone, self._targets, self.config, asked)
+        base = {"base_model": self.shape.base_model, "rank": lora.rank, "modules": len(self._targets)}
+        return GeneratedAdapter(
+            asked.description,
+            lora,
+            self.skills.detect_many([asked.description])[0],
+            {**base, "trained": True, "distilled": facts},
+            facts["seconds"],
+            self.shape,
+            label_set,
+        )
 
     def generate_many(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
         """One adapter a description, in one pass of encoder and hypernetwork; errors as `generate`."""
@@ -189,7 +231,9 @@ class TextToLoRA:
             found = self.skills.detect_many(new) if new else []
             share = (time.perf_counter() - started) / max(1, len(new))
             made = {
-                text: GeneratedAdapter(text, lora, skills, {**self.facts(), **of}, share, self.shape)
+                text: GeneratedAdapter(
+                    text, lora, skills, {**self.facts(), **of}, share, self.shape, described_labels(text)
+                )
                 for text, lora, skills, of in zip(new, loras, found, known, strict=True)
             }
             self._remember({**hits, **made})
@@ -261,6 +305,20 @@ class TextToLoRA:
             lora=refinement.lora,
             hypernetwork={**adapter.hypernetwork, "few_shot": facts},
             duration=adapter.duration + refinement.seconds,
+        )
+
+    def _with_inputs(self, adapter: GeneratedAdapter, asked: Asked) -> GeneratedAdapter:
+        """The adapter with the labels that are asked for, calibrated and trained on the inputs."""
+        if not asked.inputs and not asked.calibrates:
+            return replace(adapter, label_set=asked.label_set)
+        with self._refining:  # the adapter that is trained hangs on the backbone
+            lora, label_set, facts = with_inputs(self.backbone, adapter, asked)
+        return replace(
+            adapter,
+            lora=lora,
+            label_set=label_set,
+            hypernetwork={**adapter.hypernetwork, **facts},
+            duration=adapter.duration + facts.get("self_training", {}).get("seconds", 0.0),
         )
 
     @torch.no_grad()
