@@ -134,13 +134,11 @@ def _fitting(
     kept = [(text, ids) for text, ids in zip(inputs, prompted, strict=True) if len(ids) <= room]
     if len(kept) < MIN_INPUTS:
         raise UsageError(
-            f"{len(kept)} of {len(inputs)} inputs have at most {room} tokens with the description, the least is "
-            f"{MIN_INPUTS}; shorten the description or the inputs"
+            f"{len(kept)} of {len(inputs)} inputs have at most {room} tokens with the description, the least "
+            f"is {MIN_INPUTS}; shorten the description or the inputs"
         )
-    if len(kept) < len(inputs):
-        log.warning(
-            "left out %d of %d inputs of more than %d tokens", len(inputs) - len(kept), len(inputs), room
-        )
+    if left := len(inputs) - len(kept):
+        log.warning("left out %d of %d inputs of more than %d tokens", left, len(inputs), room)
     return [text for text, _ in kept], [ids for _, ids in kept]
 
 
