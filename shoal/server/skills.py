@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from cachetools import LRUCache
 from sqlalchemy import delete, insert, select
 
 from shoal.errors import ConflictError
@@ -35,7 +35,7 @@ class OwnerSkills:
 
     def __init__(self, shared: SkillDetector, database: Database, max_custom: int) -> None:
         self._shared, self._database, self._max_custom = shared, database, max_custom
-        self._own: OrderedDict[str, _Own] = OrderedDict()
+        self._own: LRUCache[str, _Own] = LRUCache(MAX_OWNERS)
         self._lock = threading.Lock()
 
     def detect(self, text: str, owner: str) -> SkillDetection:
@@ -89,7 +89,4 @@ class OwnerSkills:
                 detector = SkillDetector(self._shared.encoder)
                 detector.add_custom_skills(definitions)
                 own = self._own[owner] = _Own(definitions, detector)
-            self._own.move_to_end(owner)
-            while len(self._own) > MAX_OWNERS:
-                self._own.popitem(last=False)
             return own.detector

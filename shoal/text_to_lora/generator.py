@@ -13,7 +13,6 @@ import logging
 import shlex
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy, deepcopy
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 
 from shoal.adapters.lora import LoRA
 from shoal.config import TextToLoRAConfig
@@ -113,7 +113,7 @@ class TextToLoRA:
                 generator=torch.Generator().manual_seed(0),
             )
         self._skills = skills
-        self._cache: OrderedDict[str, GeneratedAdapter] = OrderedDict()
+        self._cache: LRUCache[str, GeneratedAdapter] = LRUCache(CACHED_ADAPTERS)
         self._lock = threading.Lock()
         self._refining = threading.Lock()
 
@@ -236,7 +236,7 @@ class TextToLoRA:
                 )
                 for text, lora, skills, of in zip(new, loras, found, known, strict=True)
             }
-            self._remember({**hits, **made})
+            self._cache.update(made)
         return [_own(made[text] if text in made else replace(hits[text], duration=0.0)) for text in texts]
 
     def clear_cache(self) -> None:
@@ -346,13 +346,6 @@ class TextToLoRA:
 
     def _states(self, texts: Sequence[str]) -> list[torch.Tensor]:
         return self._reader.read(texts)
-
-    def _remember(self, adapters: dict[str, GeneratedAdapter]) -> None:
-        self._cache.update(adapters)
-        for text in adapters:
-            self._cache.move_to_end(text)
-        while len(self._cache) > CACHED_ADAPTERS:
-            self._cache.popitem(last=False)
 
     def _training_command(self) -> str:
         """The command that trains what is missing; DATA and OUT are the user's to fill in."""

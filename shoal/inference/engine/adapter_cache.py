@@ -6,10 +6,12 @@ Loads what is asked for, each name once at a time. Knows nothing of where adapte
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
+
+from cachetools import LRUCache
 
 from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
@@ -50,11 +52,13 @@ class AdapterCache:
         """
         if max_bytes < 0:
             raise UsageError(f"max_bytes {max_bytes} is below 0; give the bytes that adapters may take")
-        self._load, self._max_bytes = load, max_bytes
-        self._lock = threading.Lock()
-        self._held: OrderedDict[str, LoRA] = OrderedDict()  # the one used last is last
-        self._coming: dict[str, Future[LoRA]] = {}
-        self._statistics = CacheStatistics()
+        self._load = load
+        self._lock = threading.Lock()  # over all that follow
+        self._held: LRUCache[str, LoRA] = LRUCache(max_bytes, getsizeof=size)
+        self._loading: dict[str, Future[LoRA]] = {}
+        self._hits = 0
+        self._misses = 0
+        self._evictions = 0
 
     def get(self, name: str, *, again: bool = False) -> LoRA:
         """The adapter of a name, loaded if need be.
@@ -67,17 +71,16 @@ class AdapterCache:
             Exception: whatever `load` raises, to everyone who waited for it; nothing of it is kept.
         """
         with self._lock:
-            here, coming = self._held.get(name), self._coming.get(name)
-            if here is None and coming is None:
-                own = self._coming[name] = Future()
-                self._count(misses=1)
+            held, loading = self._held.get(name), self._loading.get(name)
+            if held is None and loading is None:
+                own = self._loading[name] = Future()
+                self._misses += 1
             elif not again:
-                self._count(hits=1)
-            if here is not None:
-                self._held.move_to_end(name)
-                return here
-        if coming is not None:
-            return coming.result()
+                self._hits += 1
+        if held is not None:
+            return held
+        if loading is not None:
+            return loading.result()
         try:
             lora = self._load(name)
         except BaseException as error:
@@ -94,36 +97,28 @@ class AdapterCache:
     def discard(self, name: str) -> None:
         """Forget an adapter, also one that is being loaded: the next `get` loads it anew."""
         with self._lock:
-            self._coming.pop(name, None)
-            lora = self._held.pop(name, None)
-            if lora is not None:
-                self._count(adapters=-1, bytes=-size(lora))
+            self._loading.pop(name, None)
+            self._held.pop(name, None)
 
     def statistics(self) -> CacheStatistics:
         """Counts since the beginning, and what is held now."""
         with self._lock:
-            return self._statistics
+            held = self._held
+            return CacheStatistics(self._hits, self._misses, self._evictions, len(held), int(held.currsize))
 
     def _forget(self, name: str, own: Future[LoRA]) -> bool:
         """End a load; whether it was still wanted."""
-        wanted = self._coming.get(name) is own
+        wanted = self._loading.get(name) is own
         if wanted:
-            del self._coming[name]
+            del self._loading[name]
         return wanted
 
     def _keep(self, name: str, lora: LoRA) -> None:
-        own = size(lora)
-        if own > self._max_bytes:
-            return
-        while self._statistics.bytes + own > self._max_bytes:
-            _, oldest = self._held.popitem(last=False)
-            self._count(evictions=1, adapters=-1, bytes=-size(oldest))
-        self._held[name] = lora
-        self._count(adapters=1, bytes=own)
-
-    def _count(self, **changes: int) -> None:
-        now = self._statistics
-        self._statistics = replace(now, **{name: getattr(now, name) + by for name, by in changes.items()})
+        """Hold an adapter that was not there, in the place of those used longest ago."""
+        before = len(self._held)
+        with suppress(ValueError):  # larger than all that may be held
+            self._held[name] = lora
+            self._evictions += before + 1 - len(self._held)
 
 
 def size(lora: LoRA) -> int:

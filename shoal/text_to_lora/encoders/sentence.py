@@ -13,11 +13,11 @@ import math
 import re
 import threading
 import unicodedata
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from cachetools import LRUCache
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
@@ -162,7 +162,7 @@ class TaskEncoder:
         self._vocabulary = frozenset(self._tokenizer.get_vocab())
         self.dim: int = self._model.config.hidden_size
         self.states: Callable[[Sequence[str]], list[Tensor]] | None = None
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._cache: LRUCache[str, Tensor] = LRUCache(cache_size)
         self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -182,7 +182,7 @@ class TaskEncoder:
                 batch = unknown[start : start + self.batch_size]
                 sentences, _ = self._embed(batch)
                 known.update((text, row.clone()) for text, row in zip(batch, sentences, strict=True))
-            self._remember({text: known[text] for text in texts})
+            self._cache.update((text, known[text]) for text in unknown)
         if not known:
             return torch.empty(0, self.dim, device=self.device)
         return torch.stack([known[text] for text in texts])
@@ -205,19 +205,12 @@ class TaskEncoder:
                 sentences, states = self._embed([texts[i] for i in rows])
                 for row, sentence, own in zip(rows, sentences, states, strict=True):
                     read[row] = torch.cat([sentence[None], own])
-            self._remember({text: rows[0].clone() for text, rows in zip(texts, read, strict=True)})
+            self._cache.update((text, rows[0].clone()) for text, rows in zip(texts, read, strict=True))
         return read
 
     def knows(self, word: str) -> bool:
         """Whether the encoder has one token for the lower-case `word`; it splits rare and misspelt ones."""
         return word in self._vocabulary
-
-    def _remember(self, sentences: Mapping[str, Tensor]) -> None:
-        for text, row in sentences.items():
-            self._cache[text] = row
-            self._cache.move_to_end(text)
-        while len(self._cache) > self.cache_size:
-            self._cache.popitem(last=False)
 
     @torch.no_grad()
     def _embed(self, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
