@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.config import DEFAULT_MODEL, ServiceConfig
@@ -69,7 +69,7 @@ class Affinity:
             _check_stated(scope, limit)
             await self._send_on(scope, _Incoming(receive, limit), answer)
         except Failure as failure:
-            await answer.fail(failure)
+            await answer.fail(scope, receive, failure)
         except TimeoutError:
             if not answer.unread:
                 raise
@@ -202,22 +202,10 @@ class _Answer:
         last = f"data: {json.dumps(failure.body())}\n\ndata: [DONE]\n\n".encode()
         await self._send({"type": "http.response.body", "body": last})
 
-    async def fail(self, failure: Failure) -> None:
-        if self.started:
-            return
-        body = json.dumps(failure.body()).encode()
-        message: Message = {"type": "http.response.start", "status": failure.status, "headers": []}
-        headers = MutableHeaders(raw=message["headers"])
-        fixed = {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-        }
-        for name, value in {**SAFE_HEADERS, **failure.headers(), **fixed}.items():
-            headers[name] = value
-        if failure.status == 413:
-            headers["Connection"] = "close"  # what is left of the body is not read
-        await self._send(message)
-        await self._send({"type": "http.response.body", "body": body})
+    async def fail(self, scope: Scope, receive: Receive, failure: Failure) -> None:
+        """Send an error of our own, unless something was sent already."""
+        if not self.started:
+            await failure.response(SAFE_HEADERS)(scope, receive, self._send)
 
 
 def session_of(body: bytes) -> str | None:

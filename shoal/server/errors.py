@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
 
 log = logging.getLogger(__name__)
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+
+
+UNREAD = frozenset({"body_too_large", "body_length"})  # codes after which a body is not read
 
 
 @dataclass(eq=False)
@@ -39,9 +45,17 @@ class Failure(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """Retry-After, and what a missing key must be told."""
+        """Retry-After, the scheme of keys, and the end of a connection whose body is unread."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if self.code in UNREAD:
+            headers["Connection"] = "close"  # what is left of the body is not read
+        return headers
+
+    def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        """The error as a response, with further headers."""
+        return JSONResponse(self.body(), self.status, {**self.headers(), **(headers or {})})
 
 
 def failure_of(error: BaseException, retry_seconds: int) -> Failure:

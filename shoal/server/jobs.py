@@ -9,7 +9,6 @@ is told from one that runs by its last sign of life.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from sqlalchemy import func, insert, select, true, update
 
 from shoal.config import ServiceConfig, TextToLoRAConfig
@@ -80,7 +80,7 @@ class Jobs:
         self._registry, self._shape, self._base, self._config = registry, shape, base, config
         self._database, self._root = registry.database, registry.root / "jobs"
         self._queue: queue.Queue[str | None] = queue.Queue()
-        self._mine: dict[str, int] = {}  # that wait here or run -> the descriptor that locks it
+        self._mine: dict[str, FileLock] = {}  # that wait here or run -> their locks
         self._closing = threading.Event()
         self._sweep()
         self._thread = threading.Thread(target=self._work, name="shoal-jobs", daemon=True)
@@ -172,12 +172,9 @@ class Jobs:
         for folder in self._root.glob("*"):
             with contextlib.suppress(OSError):  # another service's, or it is gone
                 changed = folder.stat().st_mtime
-                descriptor = _locked(folder)
-                try:
+                with _lock(folder):
                     if self._change(folder.name, state=FAILED, error=LOST) or self._is_left(folder, changed):
                         shutil.rmtree(folder, ignore_errors=True)
-                finally:
-                    os.close(descriptor)
 
     def _is_left(self, folder: Path, changed: float) -> bool:
         """Whether nothing will use the folder of a job that does not run: it ended, or was never told of."""
@@ -196,15 +193,17 @@ class Jobs:
     def _forget(self, identity: str) -> None:
         """Remove a job's folder, then give up its lock."""
         shutil.rmtree(self._root / identity, ignore_errors=True)
-        descriptor = self._mine.pop(identity, None)
-        if descriptor is not None:
-            os.close(descriptor)
+        lock = self._mine.pop(identity, None)
+        if lock is not None:
+            lock.release()
 
     def _prepare(self, identity: str, examples: bytes, definition: str, steps: int, rank: int) -> None:
         folder = self._root / identity
         try:
             folder.mkdir(parents=True)
-            self._mine[identity] = _locked(folder)
+            lock = _lock(folder)
+            lock.acquire()
+            self._mine[identity] = lock
             (folder / "examples.jsonl").write_bytes(examples)
         except OSError as error:
             raise UnavailableError(f"the examples cannot be kept: {reason(error)}") from error
@@ -307,21 +306,13 @@ def _progress(folder: Path) -> dict[str, Any]:
     return {"step": int(last["step"]), "loss": float(last["loss"])}
 
 
-def _locked(folder: Path) -> int:
-    """A descriptor that holds the lock of a job until it is closed, by whatever ends this process too.
+def _lock(folder: Path) -> FileLock:
+    """The lock of a job, once acquired held until it is released, by whatever ends this process too.
 
-    The lock is a file of its own: training locks the folder where it writes.
-
-    Raises:
-        OSError: another process holds it, or there is no folder.
+    Acquiring it raises OSError where another process holds it. It is a file of its own: training locks the
+    folder where it writes.
     """
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return FileLock(folder / "lock", timeout=0, mode=0o600, thread_local=False)  # released by any thread
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -7,7 +7,6 @@ logged without what was said, and are given up where the client does not read.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PUBLIC = frozenset({"/health", "/ready"})
+PUBLIC = frozenset({"/", "/health", "/ready", "/openapi.json", "/docs", "/docs/start.js"})
+PUBLIC_FOLDER = "/docs/static/"
 UPLOADS = frozenset({"/v1/adapters/import", "/v1/jobs"})
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 MAX_HEADER_BYTES = 2**15  # of a request's target and headers together
 FORM_BYTES = 2**16  # of an upload besides its file
 LENGTH_DIGITS = 19  # of a Content-Length: all that fit 64 bits
-UNREAD = frozenset({"body_too_large", "body_length"})  # failures after which a body is not read
 SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -66,7 +65,7 @@ class Guard:
         except Exception as error:
             failure = failure_of(error, self._service.config.retry_seconds)
             if not answer.started:
-                await answer.fail(failure)
+                await failure.response()(scope, receive, answer.send)
         finally:
             self._record(scope, answer, time.perf_counter() - started)
 
@@ -75,7 +74,7 @@ class Guard:
         headers, service = Headers(scope=scope), self._service
         if service.open and _host(headers) not in LOCAL_HOSTS:  # a page of another site, by a name of its own
             raise Failure(403, "without keys only this machine is answered; use localhost", code="host")
-        if scope["path"] in PUBLIC:
+        if scope["path"] in PUBLIC or scope["path"].startswith(PUBLIC_FOLDER):
             await self._app(scope, receive, answer.send)
             return
         owner = await asyncio.to_thread(self._owner, headers)
@@ -134,15 +133,6 @@ class _Answer:
             for name, value in {**SAFE_HEADERS, "X-Request-Id": self.id}.items():
                 headers.setdefault(name, value)
         await asyncio.wait_for(self._send(message), self._seconds)
-
-    async def fail(self, failure: Failure) -> None:
-        body = json.dumps(failure.body()).encode()
-        headers = {**failure.headers(), "Content-Type": "application/json", "Content-Length": str(len(body))}
-        if failure.code in UNREAD:
-            headers["Connection"] = "close"  # what is left of the body is not read
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": failure.status, "headers": raw})
-        await self.send({"type": "http.response.body", "body": body})
 
 
 def check_head(scope: Scope) -> None:

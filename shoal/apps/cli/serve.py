@@ -102,7 +102,16 @@ def check_service(address: Address) -> None:
         ShoalError: what it needs is not installed.
         UsageError: it would be open to other machines.
     """
-    check_extra("the service", "serve", "fastapi", "uvicorn", "limits", "prometheus_client", "multipart")
+    check_extra(
+        "the service",
+        "serve",
+        "fastapi",
+        "uvicorn",
+        "limits",
+        "prometheus_client",
+        "multipart",
+        "fastapi_offline",
+    )
     if address.open and address.host not in LOOPBACK:
         raise UsageError(
             f"--open with --host {address.host} would let anyone in; leave one out, and make keys with "
