@@ -60,8 +60,8 @@ class GeneratedAdapter:
         if not self.trained:
             return (
                 f"This adapter changes nothing: no hypernetwork is trained for {self.shape.base_model} with "
-                f"this configuration. Train one with: {facts['how_to_train']}; or distil the prompted model "
-                f"from {MIN_EXAMPLES} or more inputs without answers: shoal generate --distil --inputs FILE",
+                f"this configuration. Distil the prompted model from {MIN_EXAMPLES} or more inputs without "
+                f"answers (shoal generate --distil --inputs FILE). Train one with: {facts['how_to_train']}",
             )
         if facts.get("nonsense"):
             return (f"{familiarity_note(facts)} Say in a sentence what the model shall do.",)

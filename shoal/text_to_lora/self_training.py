@@ -2,9 +2,9 @@
 
 The adapter scores every label on the user's inputs; the mean score of a label is its prior, and the
 calibrated label of each input is a pseudo-label. Some steps on these pairs put the calibration into the LoRA
-itself, so that any loader of a plain adapter has it. Guards keep the adapter as it was where the pseudo-labels
-do not depend on the input, where nearly all are the same, and where training does not bring plain answers
-nearer to them. Open answers are left alone.
+itself, so that any loader of a plain adapter has it. Guards keep the adapter as it was where the
+pseudo-labels do not depend on the input, where nearly all are the same, and where training does not bring
+plain answers nearer to them. Open answers are left alone.
 
 Source: Lee, "Pseudo-Label", ICML workshop 2013; calibration as in `shoal.inference.labels`.
 """
