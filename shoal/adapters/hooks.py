@@ -16,29 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoal.adapters.base import Attachment, Hook
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.errors import UsageError
 from shoal.models.modules import is_conv1d, sized_module
-
-
-class Attachment:
-    """A change of what a model computes, until `detach`; also a context manager."""
-
-    def __init__(self, undo: ExitStack) -> None:
-        """`undo` ends what was begun."""
-        self._undo = undo
-
-    def detach(self) -> None:
-        """Let the model compute what it did before, bit for bit; a second time does nothing."""
-        self._undo.close()
-
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.detach()
 
 
 def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
@@ -51,14 +32,14 @@ def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
     Raises:
         UsageError: a module is missing or has another shape.
     """
-    modules = _adapted_modules(model, lora)
+    modules = adapted_modules(model, lora)
     with ExitStack() as undo:
         for name, module in modules.items():
             undo.callback(module.register_forward_hook(_delta_hook(lora.factors[name], lora.scaling)).remove)
         return Attachment(undo.pop_all())
 
 
-def _delta_hook(factors: LoraFactors, scaling: float):  # type: ignore[no-untyped-def]
+def _delta_hook(factors: LoraFactors, scaling: float) -> Hook:
     """The forward hook that adds one module's delta, for one shared pair of factors or one per sample."""
     a, b = factors
 
@@ -68,9 +49,8 @@ def _delta_hook(factors: LoraFactors, scaling: float):  # type: ignore[no-untype
 
     def add_batched(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         rows = inputs[0].shape[0]
-        if (
-            rows % a.shape[0]
-        ):  # with three axes, rows are samples; some families flatten (batch, sequence) first
+        # With three axes, rows are samples; some families flatten (batch, sequence) first.
+        if rows % a.shape[0]:
             raise UsageError(
                 f"a batch of {rows} rows cannot be shared by {a.shape[0]} adapters; give one per sample"
             )
@@ -110,7 +90,7 @@ def merge(model: nn.Module, lora: LoRA) -> Merged:
     Raises:
         UsageError: a module is missing or has another shape, or its weight is not floating point.
     """
-    modules = _adapted_modules(model, lora)
+    modules = adapted_modules(model, lora)
     originals = []
     for name, module in modules.items():
         weight = module.weight
@@ -139,7 +119,12 @@ def forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Itera
             module.forward = own
 
 
-def _adapted_modules(model: nn.Module, lora: LoRA | BatchedLoRA) -> dict[str, nn.Module]:
+def adapted_modules(model: nn.Module, lora: LoRA | BatchedLoRA) -> dict[str, nn.Module]:
+    """The modules of a model that an adapter changes, by name.
+
+    Raises:
+        UsageError: a module is missing or has another shape.
+    """
     return {
         name: sized_module(model, name, (f.a.shape[-1], f.b.shape[-2])) for name, f in lora.factors.items()
     }

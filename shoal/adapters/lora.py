@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoal.adapters.base import fingerprint_of, nbytes_of
 from shoal.errors import UsageError
 from shoal.models.modules import TargetModule, check_rank
 
@@ -94,6 +95,15 @@ class LoRA:
         a, b = self.factors[name]
         return self.scaling * (b @ a)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all factors."""
+        return nbytes_of(self._tensors())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of alpha and all factors, in hex."""
+        return fingerprint_of(self._tensors(), "LoRA", self.alpha)
+
     def norms(self) -> dict[str, float]:
         """Module name -> Frobenius norm of the delta weight."""
         squares = {name: f.to(torch.float32).squared_norm() for name, f in self.factors.items()}
@@ -131,6 +141,11 @@ class LoRA:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{letter}": t for name, f in self.factors.items() for letter, t in f._asdict().items()
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoal.adapters.base import fingerprint_of, nbytes_of
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import UsageError
 
@@ -115,6 +116,20 @@ class ExpertVector:
         """How many experts this is; None for a single one."""
         first = next(iter(self.z.values()))
         return first.shape[0] if first.dim() == 2 else None
+
+    @property
+    def rank(self) -> int:
+        """0: an expert scales shared components, and takes no factors of its own."""
+        return 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of every z."""
+        return nbytes_of(self.z)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every z, in hex."""
+        return fingerprint_of(self.z, "ExpertVector")
 
     def row(self, index: int) -> ExpertVector:
         """One expert of a batch."""
@@ -225,6 +240,17 @@ def check_fits(basis: Decompositions, expert: ExpertVector) -> None:
             )
 
 
+def check_single(basis: Decompositions, expert: ExpertVector) -> None:
+    """See that this is one expert, and that it fits.
+
+    Raises:
+        UsageError: it is a batch of experts, or as `check_fits`.
+    """
+    check_fits(basis, expert)
+    if expert.batch is not None:
+        raise UsageError(f"a batch of {expert.batch} experts is not one expert; choose a row of it")
+
+
 @dataclass(frozen=True, eq=False)
 class LowRankExpert:
     """An expert as a LoRA, with what was lost.
@@ -250,9 +276,7 @@ def expert_as_lora(basis: Decompositions, expert: ExpertVector, rank: int) -> Lo
     Raises:
         UsageError: a batch of experts, one that does not fit, or a rank below 1 or above a z's length.
     """
-    check_fits(basis, expert)
-    if expert.batch is not None:
-        raise UsageError(f"a batch of {expert.batch} experts is not one LoRA; choose a row")
+    check_single(basis, expert)
     smallest = min(z.numel() for z in expert.z.values())
     if not 1 <= rank <= smallest:
         raise UsageError(f"rank {rank} is outside 1 to {smallest}, the shortest z; choose another")

@@ -1,7 +1,7 @@
-"""Experts on disk: z as safetensors, what they belong to as JSON; written whole, read strictly.
+"""Experts on disk: z as safetensors, where they belong as JSON; written whole, read strictly.
 
-An expert scales the singular values of one model, so it carries a fingerprint of them: loaded beside another
-model's decompositions, it is refused. Knows files and values; nothing of training or dispatch.
+An expert scales the singular values of one model, so it carries a fingerprint of them: beside another model's
+decompositions it is refused. Knows files and values; nothing of training or routers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from shoal.adapters.svf import Decomposition, Decompositions, ExpertVector, check_fits
+from shoal.adapters.svf import Decomposition, Decompositions, ExpertVector, check_fits, check_single
 from shoal.adapters.svf_cache import decompose_model
 from shoal.errors import ShoalError, UsageError
 from shoal.files import read_directory, read_json, read_tensors, write_directory
@@ -30,19 +30,22 @@ TOLERANCE = 1e-3  # relative; the same weights give the same values to 1e-5 on o
 
 @dataclass(frozen=True, eq=False)
 class StoredExpert:
-    """An expert and what it belongs to.
+    """An expert with its origin.
 
     Attributes:
         expert: a single one.
         base_model: hub id or path of the model that it scales.
-        skill: what it is for, as dispatch names it.
+        skill: the name by which the router chooses it.
         provenance: how it was trained, as JSON values.
+        weights: module name -> fingerprint of the singular values that it was trained on (see
+            `singular_fingerprint`); empty until it was saved.
     """
 
     expert: ExpertVector
     base_model: str
     skill: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def save_expert(directory: Path, stored: StoredExpert, basis: Decompositions) -> None:
@@ -52,14 +55,12 @@ def save_expert(directory: Path, stored: StoredExpert, basis: Decompositions) ->
         UsageError: it is a batch of experts, it does not fit, or the directory holds other files.
         ShoalError: the directory cannot be written.
     """
-    check_fits(basis, stored.expert)
-    if stored.expert.batch is not None:
-        raise UsageError(f"a batch of {stored.expert.batch} experts is not one expert; save its rows")
+    check_single(basis, stored.expert)
     description = {
         "format": FORMAT,
         "base_model": stored.base_model,
         "skill": stored.skill,
-        "fingerprint": {name: fingerprint(basis[name]) for name in stored.expert.z},
+        "fingerprint": {name: singular_fingerprint(basis[name]) for name in stored.expert.z},
         "provenance": dict(stored.provenance),
     }
     z = {name: z.detach().float().cpu().contiguous() for name, z in stored.expert.z.items()}
@@ -71,66 +72,94 @@ def save_expert(directory: Path, stored: StoredExpert, basis: Decompositions) ->
     write_directory(directory, write)
 
 
+def read_expert(directory: Path) -> StoredExpert:
+    """Read an expert, whichever model it belongs to.
+
+    Raises:
+        UsageError: no such directory.
+        ShoalError: a file is missing, truncated, of another format, or holds numbers that are not finite.
+    """
+    return read_directory(directory, _read)
+
+
 def load_expert(directory: Path, basis: Decompositions) -> StoredExpert:
     """Read an expert and see that it belongs to these singular values.
 
     Raises:
-        UsageError: no such directory, or the expert is for other weights or another expert_vector_dim.
-        ShoalError: a file is missing, truncated, of another format, or holds numbers that are not finite.
+        UsageError: as `read_expert` and `check_belongs`.
+        ShoalError: as `read_expert`.
     """
-    return read_directory(directory, lambda folder: _read(folder, basis))
+    stored = read_expert(directory)
+    check_belongs(stored, basis)
+    return stored
 
 
-def modules_of(directory: Path) -> dict[str, int]:
-    """Module name -> length of z, of an expert that is not loaded; errors as `load_expert`."""
-    tensors = read_directory(directory, lambda folder: read_tensors(folder / WEIGHTS_FILE))
-    return {name: z.numel() for name, z in tensors.items()}
+def load_expert_for(directory: Path, model: nn.Module) -> tuple[StoredExpert, dict[str, Decomposition]]:
+    """One expert, and the decompositions of the weights that it scales; errors as `load_expert`."""
+    stored = read_expert(directory)
+    basis = decompose_for([stored], model)
+    check_belongs(stored, basis)
+    return stored, basis
 
 
-def is_for(directory: Path, model: nn.Module) -> bool:
-    """Whether an expert was trained on a model's weights, as far as the first that it scales tells.
+def decompose_for(experts: Sequence[StoredExpert], model: nn.Module) -> dict[str, Decomposition]:
+    """Decompositions of every weight of a model that some experts scale, as long as the longest z.
 
     Raises:
-        ShoalError: the expert is damaged.
+        UsageError: the model lacks one of the weights.
     """
-    name, kept = next(iter(modules_of(directory).items()))
+    names = dict.fromkeys(name for stored in experts for name in stored.expert.z)
+    longest = max(z.numel() for stored in experts for z in stored.expert.z.values())
+    return decompose_model(model, list(names), components=longest)
+
+
+def check_belongs(stored: StoredExpert, basis: Decompositions) -> None:
+    """See that an expert was trained on these singular values.
+
+    Raises:
+        UsageError: it is for other weights or another expert_vector_dim.
+    """
+    check_fits(basis, stored.expert)
+    for name, theirs in stored.weights.items():
+        ours = singular_fingerprint(basis[name])
+        if not _alike(theirs, ours):
+            raise UsageError(
+                f"the expert for {stored.skill} was trained on other weights: the singular values of {name} "
+                f"sum to {ours[1]:.4g}, its own to {theirs[1]:.4g}; use its base model {stored.base_model}"
+            )
+
+
+def is_for(stored: StoredExpert, model: nn.Module) -> bool:
+    """True where an expert was trained on a model's weights; only the first that it scales is compared."""
+    name, z = next(iter(stored.expert.z.items()))
     try:
-        basis = decompose_model(model, [name], components=kept)
+        basis = decompose_model(model, [name], components=z.numel())
     except UsageError:  # no such weight
         return False
-    description = read_json(directory / CONFIG_FILE, format=FORMAT)
-    return _alike(description["fingerprint"][name], fingerprint(basis[name]))
+    return _alike(stored.weights[name], singular_fingerprint(basis[name]))
 
 
-def fingerprint(decomposition: Decomposition) -> list[float]:
+def singular_fingerprint(decomposition: Decomposition) -> list[float]:
     """The largest singular value, their sum and their root of squares."""
     s = decomposition.s.double()
     return [float(s[0]), float(s.sum()), float(s.norm())]
 
 
-def _read(folder: Path, basis: Decompositions) -> StoredExpert:
-    path = folder / CONFIG_FILE
-    description = read_json(path, format=FORMAT)
+def _read(folder: Path) -> StoredExpert:
+    description = read_json(folder / CONFIG_FILE, format=FORMAT)
     try:
         expert = ExpertVector({name: z.float() for name, z in read_tensors(folder / WEIGHTS_FILE).items()})
         prints = {name: [float(x) for x in row] for name, row in description["fingerprint"].items()}
         if any(len(row) != 3 for row in prints.values()):
             raise ValueError("a fingerprint has 3 numbers")
+        provenance = dict(description["provenance"])
         stored = StoredExpert(
-            expert, str(description["base_model"]), str(description["skill"]), dict(description["provenance"])
+            expert, str(description["base_model"]), str(description["skill"]), provenance, prints
         )
     except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ShoalError(f"{folder} holds no expert ({error}); copy or train it again") from None
     if prints.keys() != expert.z.keys() or any(z.dim() != 1 for z in expert.z.values()):
         raise ShoalError(f"{folder}: {WEIGHTS_FILE} and {CONFIG_FILE} do not belong together; copy it again")
-    check_fits(basis, expert)
-    for name, theirs in prints.items():
-        ours = fingerprint(basis[name])
-        if not _alike(theirs, ours):
-            raise UsageError(
-                f"{folder} was trained on other weights: the singular values of {name} sum to {ours[1]:.4g}, "
-                f"its own to {theirs[1]:.4g}; use its base model {stored.base_model}"
-            )
     return stored
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from shoal.adapters.lora import LoRA
+from shoal.adapters.base import Adapter
 from shoal.inference.forward import pad_sequences
 from shoal.inference.generate import generate_greedy
 from shoal.inference.scoring import reference_losses
@@ -46,12 +46,12 @@ class AdaptedModel:
     """A model with one adapter, or as it is; errors as `generate_greedy`."""
 
     backbone: Backbone
-    lora: LoRA | None = None
+    adapter: Adapter | None = None
 
     def answers(self, requests: Sequence[str], *, max_new_tokens: int, batch_size: int = 32) -> list[str]:
         """See `Respondent`."""
         return generate_greedy(
-            self.backbone, requests, self.lora, max_new_tokens=max_new_tokens, batch_size=batch_size
+            self.backbone, requests, self.adapter, max_new_tokens=max_new_tokens, batch_size=batch_size
         )
 
     def losses(
@@ -64,7 +64,7 @@ class AdaptedModel:
     ) -> list[float]:
         """See `Respondent`."""
         return reference_losses(
-            self.backbone, requests, continuations, self.lora, closed=closed, batch_size=batch_size
+            self.backbone, requests, continuations, self.adapter, closed=closed, batch_size=batch_size
         )
 
 

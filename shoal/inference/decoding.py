@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shoal.adapters.batched import Adaptation, ModelBasis, RowAdapters
+from shoal.adapters.base import Adapter
+from shoal.adapters.batched import RowAdapters
+from shoal.adapters.svf import Decompositions
 from shoal.inference.kv_cache import RowCache
 from shoal.models.backbone import Backbone
 
@@ -23,7 +25,7 @@ class Rows:
     """A batch that is being continued.
 
     Attributes:
-        adapters: the adaptations of the rows.
+        adapters: the adapters of the rows.
         cache: their keys and values.
     """
 
@@ -31,9 +33,9 @@ class Rows:
         self,
         backbone: Backbone,
         prompts: Sequence[Sequence[int]] = (),
-        adapters: Sequence[Adaptation] | None = None,
+        adapters: Sequence[Adapter | None] | None = None,
         *,
-        basis: ModelBasis | None = None,
+        basis: Decompositions | None = None,
     ) -> None:
         """Rows whose prompts are not read yet (see `read`), or none.
 
@@ -41,13 +43,11 @@ class Rows:
             backbone: the model, with whatever is attached to it.
             prompts: token ids, of at least one token each.
             adapters: one for each prompt; None for none.
-            basis: decompositions that experts scale.
+            basis: decompositions that experts scale, best a `ModelBasis`.
         """
         self._backbone, self._cache_name = backbone, _cache_name(backbone.model)
         self.cache = RowCache(len(backbone.layers), [len(prompt) for prompt in prompts])
-        if basis is None:
-            basis = ModelBasis(backbone.model, None)
-        self.adapters = RowAdapters(backbone.model, basis, adapters or [None] * len(prompts))
+        self.adapters = RowAdapters(backbone.model, basis or {}, adapters or [None] * len(prompts))
         self._unread = _left_padded(prompts, backbone.end_of_turn) if prompts else None
 
     def __len__(self) -> int:

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shoal.adapters.batched import Adaptation, ModelBasis
-from shoal.adapters.hooks import attach
-from shoal.adapters.lora import BatchedLoRA, LoRA
-from shoal.adapters.merging import stack
+from shoal.adapters.base import Adapter
+from shoal.adapters.batched import RowAdapters
+from shoal.adapters.kinds import attach_adapter
 from shoal.adapters.svf import Decompositions, ExpertVector
+from shoal.adapters.svf_rows import ModelBasis
 from shoal.errors import ShoalError, UsageError
 from shoal.inference.decoding import Rows
 from shoal.models.backbone import Backbone
@@ -28,8 +28,9 @@ from shoal.models.backbone import Backbone
 def generate_greedy(
     backbone: Backbone,
     requests: Sequence[str],
-    adapters: LoRA | Sequence[LoRA] | None = None,
+    adapters: Adapter | Sequence[Adapter | None] | None = None,
     *,
+    basis: Decompositions | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 32,
 ) -> list[str]:
@@ -38,7 +39,8 @@ def generate_greedy(
     Args:
         backbone: the model, with whatever is attached to it.
         requests: inputs; the prompt format is the backbone's own.
-        adapters: one for all requests, one each, or none.
+        adapters: one for all requests, one for each, or none.
+        basis: decompositions that experts scale.
         max_new_tokens: limit of an answer, in tokens.
         batch_size: requests that run together; they are grouped by length.
 
@@ -58,11 +60,13 @@ def generate_greedy(
     prompts = backbone.encode_prompts(requests)
     check_lengths(backbone, prompts, [max_new_tokens] * len(prompts))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    own_basis = ModelBasis(backbone.model, basis)
     answers = [""] * len(prompts)
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
         own = [adapters[i] for i in rows] if isinstance(adapters, Sequence) else adapters
-        continued = _continue(backbone, [prompts[i] for i in rows], own, max_new_tokens, _most_likely)
+        texts = [prompts[i] for i in rows]
+        continued = _continue(backbone, texts, own, max_new_tokens, _most_likely, own_basis)
         for i, ids in zip(rows, continued, strict=True):
             answers[i] = backbone.decode(ids)
     return answers
@@ -145,28 +149,26 @@ def generate_with_experts(
     return _continue(backbone, prompts, own, max_new_tokens, _most_likely, ModelBasis(backbone.model, basis))
 
 
-def check_adapters(adapters: LoRA | Sequence[LoRA] | None, requests: int) -> None:
+def check_adapters(adapters: Adapter | Sequence[Adapter | None] | None, requests: int) -> None:
     """Raise UsageError unless there are no adapters, one for all, or one for each of so many requests."""
-    if adapters is not None and not isinstance(adapters, LoRA) and len(adapters) != requests:
+    if isinstance(adapters, Sequence) and len(adapters) != requests:
         raise UsageError(
             f"got {len(adapters)} adapters for {requests} requests; give one for all or one each"
         )
 
 
-def adapters_of(
-    backbone: Backbone, adapters: LoRA | Sequence[LoRA] | None, rows: Sequence[int]
-) -> LoRA | BatchedLoRA | None:
-    """What to attach for a batch of the given requests, in the backbone's dtype and on its device."""
+def attached(
+    backbone: Backbone,
+    adapters: Adapter | Sequence[Adapter | None] | None,
+    rows: Sequence[int],
+    basis: Decompositions,
+) -> AbstractContextManager[object]:
+    """The backbone with the adapters of a batch of the given requests: the one for all, or each row's own."""
     if adapters is None:
-        return None
-    if isinstance(adapters, LoRA):
-        return adapters.to(backbone.device, backbone.dtype)
-    return stack([adapters[row].to(backbone.device, backbone.dtype) for row in rows])
-
-
-def attached(backbone: Backbone, lora: LoRA | BatchedLoRA | None) -> AbstractContextManager[object]:
-    """The backbone with an adapter attached, or as it is."""
-    return attach(backbone.model, lora) if lora is not None else nullcontext()
+        return nullcontext()
+    if isinstance(adapters, Sequence):
+        return RowAdapters(backbone.model, basis, [adapters[row] for row in rows]).attached()
+    return attach_adapter(backbone.model, adapters, basis)
 
 
 def _most_likely(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
@@ -176,17 +178,18 @@ def _most_likely(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " bat
 def _continue(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    adapters: LoRA | Sequence[Adaptation] | None,
+    adapters: Adapter | Sequence[Adapter | None] | None,
     limit: int,
     choose: Callable[[Float[Tensor, "batch vocabulary"]], Int[Tensor, " batch"]],
     basis: ModelBasis | None = None,
 ) -> list[list[int]]:
     """Token ids after every prompt, up to and with the end-of-turn token, or to the limit."""
-    shared = adapters.to(backbone.device, backbone.dtype) if isinstance(adapters, LoRA) else None
+    own = adapters if isinstance(adapters, Sequence) else None
+    shared = None if isinstance(adapters, Sequence) else adapters
     running = list(range(len(prompts)))  # rows of the batch whose answers have not ended
     answers: list[list[int]] = [[] for _ in prompts]
-    with attached(backbone, shared):
-        rows = Rows(backbone, prompts, None if isinstance(adapters, LoRA) else adapters, basis=basis)
+    with attached(backbone, shared, (), basis or {}):
+        rows = Rows(backbone, prompts, own, basis=basis)
         logits = rows.read()
         while True:
             tokens = choose(logits).tolist()

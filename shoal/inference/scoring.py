@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
-from shoal.adapters.lora import LoRA
+from shoal.adapters.base import Adapter
+from shoal.adapters.svf import Decompositions
+from shoal.adapters.svf_rows import ModelBasis
 from shoal.inference.forward import answer_losses, pad_sequences
-from shoal.inference.generate import adapters_of, attached, check_adapters, check_lengths
+from shoal.inference.generate import attached, check_adapters, check_lengths
 from shoal.models.backbone import Backbone
 
 
@@ -20,14 +22,15 @@ def reference_losses(
     backbone: Backbone,
     requests: Sequence[str],
     references: Sequence[str],
-    adapters: LoRA | Sequence[LoRA] | None = None,
+    adapters: Adapter | Sequence[Adapter | None] | None = None,
     *,
+    basis: Decompositions | None = None,
     closed: bool = True,
     batch_size: int = 32,
 ) -> list[float]:
     """Mean cross-entropy of each reference after its request, in nats per token.
 
-    The end-of-turn token is one of them where `closed`. Adapters and errors are those of `generate_greedy`.
+    The end-of-turn token is one of them where `closed`. Adapters, basis and errors: see `generate_greedy`.
     """
     check_adapters(adapters, len(requests))
     prompts, completions = backbone.encode_prompts(requests), backbone.encode_completions(references)
@@ -35,11 +38,12 @@ def reference_losses(
     pairs = list(zip(prompts, completions, strict=True))
     check_lengths(backbone, prompts, [len(c) for c in completions])
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    own_basis = ModelBasis(backbone.model, basis)
     losses = [0.0] * len(pairs)
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
         batch = pad_sequences([pairs[i] for i in rows], backbone.end_of_turn, backbone.device)
-        with attached(backbone, adapters_of(backbone, adapters, rows)):
+        with attached(backbone, adapters, rows, own_basis):
             for i, loss in zip(rows, answer_losses(backbone, batch).tolist(), strict=True):
                 losses[i] = loss
     return losses

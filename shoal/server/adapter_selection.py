@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shoal.adapters.lora import LoRA
-from shoal.adapters.svf import ExpertVector
 from shoal.errors import NotFoundError, UsageError
+from shoal.inference.engine.records import RequestedAdapter
 from shoal.registry.registry import AdapterRecord, Registry
 from shoal.server.errors import not_a_model
 from shoal.server.schemas import AdapterChoice
 from shoal.transformer2.experts import ExpertSet
 from shoal.transformer2.router import NONE, Decision
-
-Adapter = str | Mapping[str, float] | LoRA | ExpertVector | None
 
 
 class Describer(Protocol):
@@ -38,7 +36,7 @@ class SelectedAdapter:
         greedy: the adapter was made for a task, so its answers are greedy unless the request says otherwise.
     """
 
-    adapter: Adapter = None
+    adapter: RequestedAdapter = None
     facts: Mapping[str, Any] | None = None
     greedy: bool = False
 

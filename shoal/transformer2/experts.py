@@ -9,15 +9,22 @@ is called. Knows directories and a model; nothing of passes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from shoal.adapters.svf import Decomposition, ExpertVector
-from shoal.adapters.svf_cache import decompose_model
-from shoal.adapters.svf_files import CONFIG_FILE, FORMAT, StoredExpert, is_for, load_expert, modules_of
+from shoal.adapters.svf_files import (
+    CONFIG_FILE,
+    FORMAT,
+    StoredExpert,
+    check_belongs,
+    decompose_for,
+    is_for,
+    read_expert,
+)
 from shoal.errors import ShoalError, UsageError
 from shoal.files import read_json
 from shoal.transformer2.router import ProbeDispatch
@@ -45,7 +52,7 @@ class ExpertSet:
 
 
 def load_expert_set(folder: Path, model: PreTrainedModel, *, components: int | None = None) -> ExpertSet:
-    """Read all experts of a directory and their dispatch.
+    """Read all experts of a directory and their router.
 
     Args:
         folder: the set.
@@ -56,26 +63,8 @@ def load_expert_set(folder: Path, model: PreTrainedModel, *, components: int | N
         UsageError: no such set, or it is for other weights.
         ShoalError: a part of it is missing or damaged.
     """
-    names = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
-    if not names:
-        raise UsageError(
-            f"{folder} holds no experts; train some with `shoal train expert --out {folder}/SKILL`"
-        )
-    modules = [modules_of(folder / name) for name in names]
-    kept = max(length for lengths in modules for length in lengths.values())
-    wanted = list(dict.fromkeys(module for lengths in modules for module in lengths))
-    basis = decompose_model(model, wanted, components=kept)
-    stored = {e.skill: e for e in (load_expert(folder / name, basis) for name in names)}
-    probe = load_probe(folder / DISPATCH).probe
-    if not stored.keys() <= set(probe.skills):
-        raise ShoalError(
-            f"{folder / DISPATCH} chooses between {', '.join(probe.skills)}, the experts are for "
-            f"{', '.join(stored)}; train it again with `shoal train dispatch`"
-        )
-    if components is not None and components < kept:
-        basis = {name: d.truncated(components) for name, d in basis.items()}
-    experts = {s: _cut(stored[s].expert, basis) for s in probe.skills if s in stored}
-    return ExpertSet(experts, {s: stored[s] for s in experts}, basis, ProbeDispatch(model, probe))
+    stored = [read_expert(directory) for directory in _some_directories(folder)]
+    return _joined(folder, stored, model, components)
 
 
 def experts_of(model: PreTrainedModel, folder: Path | None = None) -> ExpertSet:
@@ -89,23 +78,16 @@ def experts_of(model: PreTrainedModel, folder: Path | None = None) -> ExpertSet:
     return found
 
 
-def load_alone(directory: Path, model: PreTrainedModel) -> tuple[StoredExpert, dict[str, Decomposition]]:
-    """One expert, and the decompositions of what it scales; errors as `load_expert`."""
-    lengths = modules_of(directory)
-    basis = decompose_model(model, list(lengths), components=max(lengths.values()))
-    return load_expert(directory, basis), basis
-
-
 def tasks_of(folder: Path) -> dict[str, list[str]]:
-    """Skill -> names of the tasks that its expert was trained on; nothing is loaded.
+    """Skill -> names of the tasks that its expert was trained on; no tensor is loaded.
 
     Raises:
         UsageError: the directory holds no experts.
-        ShoalError: one does not say what it was trained on.
+        ShoalError: one does not name the tasks that it was trained on.
     """
     found = {}
-    for name in _names(folder):
-        path = folder / name / CONFIG_FILE
+    for directory in _some_directories(folder):
+        path = directory / CONFIG_FILE
         record = read_json(path, format=FORMAT)
         try:
             found[str(record["skill"])] = [str(task) for task in record["provenance"]["tasks"]]
@@ -122,19 +104,45 @@ def shipped_experts(model: PreTrainedModel, *, components: int | None = None) ->
         components: as `load_expert_set`, and so are errors.
     """
     for folder in sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else ():
-        first = next(iter(sorted(folder.glob(f"*/{CONFIG_FILE}"))), None)
-        if first is not None and is_for(first.parent, model):
-            return load_expert_set(folder, model, components=components)
+        stored = [read_expert(directory) for directory in _directories(folder)]
+        if stored and is_for(stored[0], model):
+            return _joined(folder, stored, model, components)
     return None
 
 
-def _names(folder: Path) -> list[str]:
-    names = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
-    if not names:
+def _directories(folder: Path) -> list[Path]:
+    """The experts' own directories, in the order of their names."""
+    return [path.parent for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
+
+
+def _some_directories(folder: Path) -> list[Path]:
+    found = _directories(folder)
+    if not found:
         raise UsageError(
-            f"{folder} holds no experts; train one with `shoal train expert --out {folder}/NAME`"
+            f"{folder} holds no experts; train some with `shoal train expert --out {folder}/SKILL`"
         )
-    return names
+    return found
+
+
+def _joined(
+    folder: Path, experts: Sequence[StoredExpert], model: PreTrainedModel, components: int | None
+) -> ExpertSet:
+    """Experts that were read, with what they scale of the model, and their router."""
+    basis = decompose_for(experts, model)
+    for expert in experts:
+        check_belongs(expert, basis)
+    stored = {expert.skill: expert for expert in experts}
+    probe = load_probe(folder / DISPATCH).probe
+    if not stored.keys() <= set(probe.skills):
+        raise ShoalError(
+            f"{folder / DISPATCH} chooses between {', '.join(probe.skills)}, the experts are for "
+            f"{', '.join(stored)}; train it again with `shoal train dispatch`"
+        )
+    if components is not None:
+        basis = {name: d.truncated(components) for name, d in basis.items()}
+    ordered = {skill: stored[skill] for skill in probe.skills if skill in stored}
+    cut = {skill: _cut(expert.expert, basis) for skill, expert in ordered.items()}
+    return ExpertSet(cut, ordered, basis, ProbeDispatch(model, probe))
 
 
 def _cut(expert: ExpertVector, basis: Mapping[str, Decomposition]) -> ExpertVector:

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.adapters.batched import Adaptation, ModelBasis
-from shoal.adapters.hooks import attach
+from shoal.adapters.base import Adapter
+from shoal.adapters.kinds import attach_adapter
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
-from shoal.adapters.svf_hooks import attach_expert
+from shoal.adapters.svf_rows import ModelBasis
 from shoal.errors import UsageError
 from shoal.inference.decoding import Rows
 from shoal.inference.kv_cache import SPARE
@@ -38,25 +38,23 @@ class Model:
         names = [t.name for t in self.backbone.shape.select(("up_proj", "down_proj"), None)]
         self.decompositions = decompose_model(self.backbone.model, names)
         self.basis = ModelBasis(self.backbone.model, self.decompositions)
-        self.adaptations: list[Adaptation] = [None, *(noise(self.backbone, *a) for a in ADAPTED)]
+        self.adaptations: list[Adapter | None] = [None, *(noise(self.backbone, *a) for a in ADAPTED)]
         self.adaptations += [
             ExpertVector({n: torch.linspace(0, last, d.s.numel()) for n, d in self.decompositions.items()})
             for last in (2.0, 3.0)
         ]
 
     @torch.no_grad()
-    def logits(self, ids: list[int], adaptation: Adaptation) -> torch.Tensor:
+    def logits(self, ids: list[int], adapter: Adapter | None) -> torch.Tensor:
         context = nullcontext()
-        if isinstance(adaptation, LoRA):
-            context = attach(self.backbone.model, adaptation)
-        elif adaptation is not None:
-            context = attach_expert(self.backbone.model, self.decompositions, adaptation)
+        if adapter is not None:
+            context = attach_adapter(self.backbone.model, adapter, self.decompositions)
         with context:
             return self.backbone.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
 
-    def check(self, logits: torch.Tensor, texts: list[list[int]], chosen: list[Adaptation]) -> None:
-        for own, ids, adaptation in zip(logits, texts, chosen, strict=True):
-            assert torch.allclose(own, self.logits(ids, adaptation), atol=TOLERANCE, rtol=0)
+    def check(self, logits: torch.Tensor, texts: list[list[int]], chosen: list[Adapter | None]) -> None:
+        for own, ids, adapter in zip(logits, texts, chosen, strict=True):
+            assert torch.allclose(own, self.logits(ids, adapter), atol=TOLERANCE, rtol=0)
 
 
 def noise(backbone: Backbone, modules: tuple[str, ...], rank: int) -> LoRA:
@@ -75,7 +73,7 @@ def model(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> Model
 def test_every_row_has_the_logits_that_it_has_alone(model: Model, data: st.DataObject) -> None:
     rows = Rows(model.backbone, basis=model.basis)
     texts: list[list[int]] = []
-    chosen: list[Adaptation] = []
+    chosen: list[Adapter | None] = []
 
     tokens = st.integers(0, 255)
     for _ in range(data.draw(st.integers(1, 6), label="rounds")):

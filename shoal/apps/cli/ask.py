@@ -104,11 +104,11 @@ def _check_choice(choice: Asking) -> None:
 
 def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Asking) -> dict[str, Any]:
     """Attach the chosen expert until the stack is left; what was chosen."""
+    from shoal.adapters.svf_files import load_expert_for
     from shoal.adapters.svf_hooks import attach_expert
-    from shoal.transformer2.experts import load_alone
 
     if choice.expert is not None:
-        stored, basis = load_alone(choice.expert, backbone.model)
+        stored, basis = load_expert_for(choice.expert, backbone.model)
         stack.enter_context(attach_expert(backbone.model, basis, stored.expert.strengthened(choice.strength)))
         return {"expert": str(choice.expert), "skill": stored.skill}
     import torch

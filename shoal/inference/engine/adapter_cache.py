@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from shoal.adapters.lora import LoRA
+from shoal.adapters.base import Adapter
 from shoal.errors import UsageError
 
 
@@ -39,7 +39,7 @@ class CacheStatistics:
 class AdapterCache:
     """A bounded cache for any number of threads."""
 
-    def __init__(self, load: Callable[[str], LoRA], max_bytes: int) -> None:
+    def __init__(self, load: Callable[[str], Adapter], max_bytes: int) -> None:
         """Nothing is loaded yet.
 
         Args:
@@ -54,13 +54,13 @@ class AdapterCache:
             raise UsageError(f"max_bytes {max_bytes} is below 0; give the bytes that adapters may take")
         self._load = load
         self._lock = threading.Lock()  # over all that follow
-        self._held: LRUCache[str, LoRA] = LRUCache(max_bytes, getsizeof=size)
-        self._loading: dict[str, Future[LoRA]] = {}
+        self._held: LRUCache[str, Adapter] = LRUCache(max_bytes, getsizeof=lambda adapter: adapter.nbytes)
+        self._loading: dict[str, Future[Adapter]] = {}
         self._hits = 0
         self._misses = 0
         self._evictions = 0
 
-    def get(self, name: str, *, again: bool = False) -> LoRA:
+    def get(self, name: str, *, again: bool = False) -> Adapter:
         """The adapter of a name, loaded if need be.
 
         Args:
@@ -82,7 +82,7 @@ class AdapterCache:
         if loading is not None:
             return loading.result()
         try:
-            lora = self._load(name)
+            adapter = self._load(name)
         except BaseException as error:
             with self._lock:
                 self._forget(name, own)
@@ -90,9 +90,9 @@ class AdapterCache:
             raise
         with self._lock:
             if self._forget(name, own):
-                self._keep(name, lora)
-        own.set_result(lora)
-        return lora
+                self._keep(name, adapter)
+        own.set_result(adapter)
+        return adapter
 
     def discard(self, name: str) -> None:
         """Forget an adapter, also one that is being loaded: the next `get` loads it anew."""
@@ -106,21 +106,16 @@ class AdapterCache:
             held = self._held
             return CacheStatistics(self._hits, self._misses, self._evictions, len(held), int(held.currsize))
 
-    def _forget(self, name: str, own: Future[LoRA]) -> bool:
+    def _forget(self, name: str, own: Future[Adapter]) -> bool:
         """End a load; whether it was still wanted."""
         wanted = self._loading.get(name) is own
         if wanted:
             del self._loading[name]
         return wanted
 
-    def _keep(self, name: str, lora: LoRA) -> None:
+    def _keep(self, name: str, adapter: Adapter) -> None:
         """Hold an adapter that was not there, in the place of those used longest ago."""
         before = len(self._held)
         with suppress(ValueError):  # larger than all that may be held
-            self._held[name] = lora
+            self._held[name] = adapter
             self._evictions += before + 1 - len(self._held)
-
-
-def size(lora: LoRA) -> int:
-    """Bytes of an adapter's factors."""
-    return sum(t.numel() * t.element_size() for factors in lora.factors.values() for t in factors)

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from shoal.adapters.batched import ModelBasis
 from shoal.adapters.svf import Decompositions
+from shoal.adapters.svf_rows import ModelBasis
 from shoal.errors import ShoalError, reason
 from shoal.inference.decoding import Rows
 from shoal.inference.engine.adapter_cache import AdapterCache, CacheStatistics
@@ -234,7 +234,7 @@ class Engine:
             for job in placed:
                 job.placed = self._clock()
                 try:
-                    job.adaptation = self._admission.adaptation(job.request, again=True)
+                    job.adapter = self._admission.adapter(job.request, again=True)
                 except (
                     Exception
                 ) as error:  # its own alone: the adapter is gone or broken since it was checked
@@ -250,7 +250,7 @@ class Engine:
             self._prompts = Rows(
                 self._backbone,
                 [job.request.prompt for job in self._reading],
-                [job.adaptation for job in self._reading],
+                [job.adapter for job in self._reading],
                 basis=self._basis,
             )
         except Exception as error:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from shoal.adapters.lora import LoRA
-from shoal.adapters.svf import ExpertVector
+from shoal.adapters.base import Adapter
 from shoal.errors import ShoalError, UnavailableError, UsageError
 from shoal.inference.engine.adapter_cache import CacheStatistics
 from shoal.inference.sampling import Sampling
@@ -15,6 +14,10 @@ from shoal.inference.sampling import Sampling
 Finish = Literal["stop", "length"]
 Outcome = Literal["stop", "length", "cancelled", "failed"]
 MAX_STOPS, MAX_STOP_LENGTH, MAX_TOP = 4, 256, 20
+
+
+# A name of the adapter cache; names with the weights of a mix; an adapter itself; or None for the bare model.
+RequestedAdapter = str | Mapping[str, float] | Adapter | None
 
 
 class EngineFull(UnavailableError):
@@ -31,8 +34,8 @@ class Request:
 
     Attributes:
         prompt: token ids.
-        adapter: a name of the engine's adapter cache; names with weights, whose delta weights are added up; a
-            LoRA; an expert or mixture of experts, with one z for each weight; or None for the bare model.
+        adapter: a name of the engine's adapter cache; names with the weights of their sum; an adapter of any
+            kind; or None for the bare model.
         max_tokens: limit of an answer, in tokens.
         n: answers to the same prompt.
         sampling: how tokens are drawn. With a seed, answer i is the same in any batch.
@@ -42,7 +45,7 @@ class Request:
     """
 
     prompt: Sequence[int]
-    adapter: str | Mapping[str, float] | LoRA | ExpertVector | None = None
+    adapter: RequestedAdapter = None
     max_tokens: int = 256
     n: int = 1
     sampling: Sampling = Sampling()
@@ -62,7 +65,7 @@ class Limits:
             with limit. Buffers may be up to twice as large, since they grow in steps.
         prefill_tokens: of prompts that are read in one step, between which running answers go on.
         max_n: answers of one request.
-        max_rank: of a request's LoRA, after composition.
+        max_rank: of a request's adapter, after composition.
         unread_events: pieces of an answer that may wait for a reader; one more, and the request is cancelled.
     """
 

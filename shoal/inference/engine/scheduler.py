@@ -10,9 +10,9 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from shoal.adapters.batched import Adaptation, ModelBasis, check_adaptation
-from shoal.adapters.lora import LoRA
-from shoal.adapters.merging import compose
+from shoal.adapters.base import Adapter
+from shoal.adapters.kinds import check_adapter, compose_adapters
+from shoal.adapters.svf import Decompositions
 from shoal.errors import UsageError
 from shoal.inference.engine.adapter_cache import AdapterCache
 from shoal.inference.engine.records import Limits, Request
@@ -25,7 +25,7 @@ class Admission:
     """The engine's door."""
 
     def __init__(
-        self, backbone: Backbone, limits: Limits, adapters: AdapterCache | None, basis: ModelBasis
+        self, backbone: Backbone, limits: Limits, adapters: AdapterCache | None, basis: Decompositions
     ) -> None:
         """Nothing is checked yet."""
         self._backbone, self._limits, self._adapters, self._basis = backbone, limits, adapters, basis
@@ -41,11 +41,10 @@ class Admission:
             UsageError: they do not fit.
             Exception: what the adapter cache raises for a name.
         """
-        adaptation = self.adaptation(request)
-        check_adaptation(self._backbone.model, adaptation, self._basis)
+        check_adapter(self._backbone.model, self.adapter(request), self._basis)
 
-    def adaptation(self, request: Request, *, again: bool = False) -> Adaptation:
-        """What a request's rows are adapted by; `again` where it was checked before.
+    def adapter(self, request: Request, *, again: bool = False) -> Adapter | None:
+        """The adapter of a request's rows; `again` where it was checked before.
 
         Raises:
             UsageError: as `check_adapter`.
@@ -65,8 +64,8 @@ class Admission:
                 )
             parts = [self._named(name, again) for name in asked]
             self._check_rank(sum(part.rank for part in parts))
-            asked = compose(parts, list(asked.values()))
-        if isinstance(asked, LoRA):
+            asked = compose_adapters(parts, list(asked.values()))
+        if asked is not None:
             self._check_rank(asked.rank)
         return asked
 
@@ -91,7 +90,7 @@ class Admission:
             group.append(waiting.popleft())
         return group
 
-    def _named(self, name: str, again: bool) -> LoRA:
+    def _named(self, name: str, again: bool) -> Adapter:
         if self._adapters is None:
             raise UsageError(f"adapter {name!r} cannot be found: the engine has no adapters; ask for none")
         return self._adapters.get(name, again=again)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from shoal.adapters.batched import Adaptation
+from shoal.adapters.base import Adapter
 from shoal.inference.engine.detokenizer import TextStream, TokenTexts
 from shoal.inference.engine.records import Delta, Finish, FinishedRecord, Outcome, Request, TokenScore
 from shoal.inference.sampling import Scores
@@ -21,7 +21,7 @@ class Job:
         arrived: when, in seconds of the engine's clock.
         placed: when it got a place.
         first_token: when its first token was drawn.
-        adaptation: what its rows are adapted by, from its place on.
+        adapter: of its rows, from its place on.
         open: answers that have not ended.
         tokens: generated, over all answers.
         over: whether nothing more is to be done for it.
@@ -32,7 +32,7 @@ class Job:
     arrived: float
     placed: float | None = None
     first_token: float | None = None
-    adaptation: Adaptation = None
+    adapter: Adapter | None = None
     open: int = field(init=False)
     tokens: int = 0
     over: bool = False

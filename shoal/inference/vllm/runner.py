@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import compose
-from shoal.adapters.svf import ExpertVector
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
 from shoal.inference.engine.core import CLOSED
 from shoal.inference.engine.detokenizer import TokenTexts
@@ -34,6 +33,7 @@ from shoal.inference.engine.records import (
     Limits,
     Outcome,
     Request,
+    RequestedAdapter,
     StepRecord,
     TokenScore,
 )
@@ -190,14 +190,16 @@ class VllmRunner:
         if asked is not None:
             asked.over.set()
 
-    def _content(self, adapter: str | Mapping[str, float] | LoRA | ExpertVector | None) -> str | None:
+    def _content(self, adapter: RequestedAdapter) -> str | None:
         """The content of a request's adapter, written if it has none yet."""
         if adapter is None or isinstance(adapter, str):
             return adapter
-        if isinstance(adapter, ExpertVector):
-            raise UsageError(NO_EXPERTS)
         if isinstance(adapter, Mapping):
             adapter = compose([self._read(sha256) for sha256 in adapter], list(adapter.values()))
+        if not isinstance(adapter, LoRA):
+            raise UsageError(
+                f"vLLM takes LoRA adapters alone, not a {type(adapter).__name__}; name or describe an adapter"
+            )
         if adapter.rank > self.limits.max_rank:
             raise UsageError(f"rank {adapter.rank} is above the limit of {self.limits.max_rank}; mix fewer")
         return self._keep(adapter)

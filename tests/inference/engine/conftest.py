@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.adapters.batched import Adaptation
-from shoal.adapters.hooks import attach
+from shoal.adapters.base import Adapter
+from shoal.adapters.kinds import attach_adapter
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.svf import Decompositions, ExpertVector
 from shoal.adapters.svf_cache import decompose_model
-from shoal.adapters.svf_hooks import attach_expert
 from shoal.models.backbone import Backbone, load_backbone
 
 
@@ -65,13 +64,14 @@ def plain_logits() -> Callable[..., torch.Tensor]:
 
     @torch.no_grad()
     def logits(
-        backbone: Backbone, ids: list[int], adaptation: Adaptation = None, basis: Decompositions | None = None
+        backbone: Backbone,
+        ids: list[int],
+        adapter: Adapter | None = None,
+        basis: Decompositions | None = None,
     ) -> torch.Tensor:
         context: AbstractContextManager[object] = nullcontext()
-        if isinstance(adaptation, LoRA):
-            context = attach(backbone.model, adaptation)
-        elif adaptation is not None:
-            context = attach_expert(backbone.model, basis or {}, adaptation)
+        if adapter is not None:
+            context = attach_adapter(backbone.model, adapter, basis)
         with context:
             return backbone.model(torch.tensor([ids]), use_cache=False).logits[0]
 

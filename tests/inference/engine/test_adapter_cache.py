@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import UsageError
-from shoal.inference.engine.adapter_cache import AdapterCache, size
+from shoal.inference.engine.adapter_cache import AdapterCache
 
 
 def sized(floats: int) -> LoRA:
@@ -35,7 +35,7 @@ def test_it_is_a_least_recently_used_cache_within_its_bytes(calls: list[tuple[st
             cache.discard(name)
             model = [other for other in model if other != name]
             continue
-        assert size(cache.get(name)) == number * 4
+        assert cache.get(name).nbytes == number * 4
         hits += name in model
         model = [*(other for other in model if other != name), name]
         while sum(int(other) * 4 for other in model) > limit:
@@ -49,7 +49,7 @@ def test_it_is_a_least_recently_used_cache_within_its_bytes(calls: list[tuple[st
 
 def test_one_that_is_larger_than_the_cache_is_given_out_and_not_kept() -> None:
     cache = AdapterCache(lambda name: sized(100), 16)
-    assert size(cache.get("big")) == 400
+    assert cache.get("big").nbytes == 400
     assert cache.statistics().adapters == 0
     with pytest.raises(UsageError, match="max_bytes -1"):
         AdapterCache(lambda name: sized(2), -1)

@@ -159,7 +159,7 @@ def test_a_server_that_is_gone_is_503_and_comes_back(start: Callable[..., Any]) 
 
 def test_experts_and_other_models_are_refused(start: Callable[..., Any], tmp_path: Path, model: Path) -> None:
     vllm = start()
-    with pytest.raises(UsageError, match="experts scale the model's own weights"):
+    with pytest.raises(UsageError, match="vLLM takes LoRA adapters alone, not a ExpertVector"):
         vllm.service.runner.submit(Request([1], ExpertVector({"x": torch.ones(2)})))
     assert vllm.ask(adapter="auto").json()["adapter"] == {"auto": "none"}
     client = vllm.service.runner._client
