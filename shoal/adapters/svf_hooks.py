@@ -23,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.adapters.hooks import Attachment, forward_replaced
+from shoal.adapters.base import Attachment
+from shoal.adapters.hooks import forward_replaced
 from shoal.adapters.svf import Decomposition, Decompositions, ExpertVector, check_fits
 from shoal.errors import UsageError
 from shoal.models.modules import is_conv1d, module_sizes, sized_module
