@@ -1,4 +1,4 @@
-"""The picture of the web page in the README, and one of every other page: drives a real service in Chromium.
+"""The picture of the web page in docs/service.md, and one of every other page: a real service in Chromium.
 
 `python benchmarks/screenshot.py` writes docs/ui.png; `--pages DIRECTORY` also writes the others there. What
 the models answer is what they answered.

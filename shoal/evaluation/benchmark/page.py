@@ -30,7 +30,7 @@ HEADER = (
 
 
 def render_markdown(report: BenchmarkReport) -> str:
-    """The table that the README quotes, with what a reader needs to judge it."""
+    """The table that the documentation quotes, with what a reader needs to judge it."""
     lines = ["# Benchmark, " + report.base_model, "", summary_table(report), ""]
     lines += [f"* {m.title}: {m.note}." for m in report.methods if m.note]
     for m in report.methods:
