@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 
 from _machine import table
+from _unseen_tasks_rows import SALAD
 
-from shoal.evaluation.baselines import GIBBERISH, NONE, OTHER, RIGHT, SALAD
+from shoal.evaluation.baselines import GIBBERISH, NONE, OTHER, RIGHT
 from shoal.evaluation.reports import METRICS, Report, cell
 
 BASE, DESCRIBED, SHOTS = "base", "base + description", "base + 3 examples"

@@ -18,10 +18,15 @@ from typing import Any
 import torch
 
 from shoal.adapters.lora import LoRA
+from shoal.evaluation.baselines import described_by
 from shoal.evaluation.evaluate import Method, MethodResult, Report, evaluate
 from shoal.files import write_file
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
+from shoal.text_to_lora.emission import Emitter
+from shoal.text_to_lora.nonsense import vocabulary, word_salad
+
+SALAD = "Text-to-LoRA, random words"
 
 
 @dataclass(frozen=True)
@@ -121,3 +126,9 @@ def digest(*parts: Any) -> str:
 def say(line: str) -> None:
     """Progress, on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def word_salad_description(emitter: Emitter, tasks: Sequence[Task], seed: int = 0) -> Method:
+    """Adapters from random words of the tasks' descriptions, others for every task."""
+    words = vocabulary([task.descriptions for task in tasks])
+    return described_by(SALAD, emitter, lambda task: word_salad(f"{seed}/{task.name}", words))

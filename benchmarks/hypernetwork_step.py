@@ -22,8 +22,8 @@ from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToL
 from shoal.models.backbone import load_backbone
 from shoal.tasks.loading import load_split
 from shoal.text_to_lora.descriptions import Descriptions
+from shoal.text_to_lora.encoders.reader import description_reader
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
-from shoal.text_to_lora.encoders.states import StateReader
 from shoal.text_to_lora.heads import HEADS
 from shoal.text_to_lora.shipped import new_hypernetwork
 from shoal.text_to_lora.train import SftObjective
@@ -77,7 +77,6 @@ def main() -> None:
     torch.manual_seed(args.seed)
     lora = LoRA.identity(targets, RANK, ALPHA)
     encoder = TaskEncoder()
-    encoder.states = StateReader(backbone, targets).read
     sizes = TextToLoRAConfig(
         target_modules=("q_proj", "v_proj"),
         num_layers_to_adapt=None,
@@ -86,7 +85,7 @@ def main() -> None:
         head=args.head,
     )
     network = new_hypernetwork(backbone.shape, sizes, encoder.dim).train()
-    embeddings = Descriptions(encoder, network, tasks)
+    embeddings = Descriptions(description_reader(network, encoder, backbone), tasks)
     wrong = {"contrastive_weight": 0.5, "contrastive_share": args.contrastive_share}
     config = HypernetworkTrainingConfig(**shared, **(wrong if args.contrastive_share else {}))
     sft = SftObjective(network, backbone, corpus, embeddings, config)

@@ -145,7 +145,7 @@ def rows(
     if missing and not args.report:
         generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place)
         for i in missing:
-            method = right_description(generator.checkpoint, generator.encoder, i)
+            method = right_description(generator.emitter, i)
             measure(conditions, generator.backbone, Repetition(method, right[i]), [])
     kept = [json.loads(path.read_text("utf-8")) if path.is_file() else None for path in paths]
     return [report and Report.from_json(report).results[0] for report in kept]

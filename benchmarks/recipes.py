@@ -39,6 +39,7 @@ from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.tasks.loading import Split, load_split
 from shoal.tasks.metrics import bootstrap_difference
+from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.generator import TextToLoRA
 
 # For heads that read one vector a description, which takes noise in place of hidden tokens.
@@ -131,12 +132,12 @@ def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, name: st
         chosen = random.Random(0).sample(split.train, change.reproduced)
         start, tokens = reproduce(place, backbone, chosen, recipe, start=start, steps=args.steps)
     train(place, backbone, split, tasks, recipe, steps=args.steps, seed=0, start=start)
-    generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place / "network")
+    generator = TextToLoRA(backbone=backbone, hypernetwork=place / "network")
     facts = {**same, "recipe": name, "tasks": len(tasks), "curve": curve(place)}
     facts["tokens"] = tokens + generator.checkpoint.provenance["tokens"]
     facts["seconds"] = generator.checkpoint.provenance["seconds"]
-    unguarded = replace(generator.checkpoint, known_tasks=None)
-    method = right_description(unguarded, generator.encoder)
+    checkpoint = replace(generator.checkpoint, known_tasks=None)
+    method = right_description(Emitter(checkpoint, generator.encoder, backbone))
     score(place, backbone, split, [method], args.examples, facts)
     say(f"{name}: {facts['curve'][-1]}")
 

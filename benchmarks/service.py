@@ -33,9 +33,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=400)
     arguments = parser.parse_args()
     prompts = [f"{v} the {n} of the text {w}." for w in WAYS for n in NOUNS for v in VERBS]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--open", "--port", str(port), "--registry", folder, "--requests-per-minute", "1000000"]
         command = [sys.executable, "-m", "shoal.apps.cli.main", "serve", *flags]
@@ -53,6 +51,13 @@ def main() -> None:
     print(f"| p50 | {statistics.median(seconds) * 1e3:.0f} ms |")
     print(f"| p95 | {statistics.quantiles(seconds, n=20)[-1] * 1e3:.0f} ms |")
     print(f"| a second | {len(seconds) / whole:.0f} |")
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def wait(url: str) -> None:

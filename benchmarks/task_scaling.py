@@ -41,6 +41,7 @@ from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.tasks.loading import Split, load_split
 from shoal.tasks.metrics import bootstrap_difference
+from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.generator import TextToLoRA
 
 START = "multi-task LoRA that all start from"
@@ -79,12 +80,10 @@ def one_run(args: argparse.Namespace, backbone: Backbone, split: Split, share: f
     tasks = given[: max(2, round(share * len(given)))]
     every = with_made_ones(tasks, split, recipe, share)
     train(place, backbone, split, every, recipe, steps=args.steps, seed=seed, start=args.start)
-    generator = TextToLoRA(DEFAULT_MODEL, hypernetwork=place / "network")
-    unguarded = replace(generator.checkpoint, known_tasks=None)  # few tasks cannot fit it
-    methods = [
-        right_description(unguarded, generator.encoder),
-        other_description(unguarded, generator.encoder, split.validation),
-    ]
+    generator = TextToLoRA(backbone=backbone, hypernetwork=place / "network")
+    checkpoint = replace(generator.checkpoint, known_tasks=None)  # few tasks cannot fit them
+    unguarded = Emitter(checkpoint, generator.encoder, backbone)
+    methods = [right_description(unguarded), other_description(unguarded, split.validation)]
     facts = {**same, "share": share, "seed": seed, "tasks": len(tasks)}
     facts |= {"tokens": generator.checkpoint.provenance["tokens"], "curve": curve(place)}
     score(place, backbone, split, methods, args.examples, facts)

@@ -31,7 +31,18 @@ from _unseen_tasks_page import (
     SHOTS,
     page,
 )
-from _unseen_tasks_rows import Conditions, Repetition, content, digest, measure, say, tensors_of, tokens_of
+from _unseen_tasks_rows import (
+    SALAD,
+    Conditions,
+    Repetition,
+    content,
+    digest,
+    measure,
+    say,
+    tensors_of,
+    tokens_of,
+    word_salad_description,
+)
 
 from shoal.adapters.files import load_adapter
 from shoal.adapters.lora import LoRA
@@ -41,13 +52,11 @@ from shoal.evaluation.baselines import (
     NONE,
     OTHER,
     RIGHT,
-    SALAD,
     gibberish_description,
     nearest_tasks,
     no_description,
     other_description,
     right_description,
-    word_salad_description,
 )
 from shoal.evaluation.evaluate import Method, MethodResult, Report, described, mean_result, with_shots
 from shoal.evaluation.reports import METRICS, cell
@@ -102,7 +111,7 @@ def main() -> None:
     split = load_split(args.data)
     tasks = split.validation[: args.tasks]
     backbone = load_backbone(args.base)
-    generators = [TextToLoRA(args.base, hypernetwork=folder) for folder in args.hypernetwork]
+    generators = [TextToLoRA(backbone=backbone, hypernetwork=folder) for folder in args.hypernetwork]
     multi_task = load_adapter(args.multi_task).lora if args.multi_task else None
     config = LoraTrainingConfig(
         steps=args.lora_steps,
@@ -204,14 +213,12 @@ def description_rows(
     """Every row of Text-to-LoRA, once a hypernetwork; the right one also once a description."""
     rows: dict[str, list[Repetition]] = {RIGHT: [], OTHER: [], GIBBERISH: [], SALAD: [], NONE: []}
     for folder, generator in zip(args.hypernetwork, generators, strict=True):
-        checkpoint, encoder = generator.checkpoint, generator.encoder
-        methods = [
-            (right_description(checkpoint, encoder, i), f"description {i}") for i in range(args.descriptions)
-        ]
-        methods += [(other_description(checkpoint, encoder, tasks), "")] if len(tasks) > 1 else []
-        methods += [(gibberish_description(checkpoint, encoder, args.seed), f"seed {args.seed}")]
-        methods += [(word_salad_description(checkpoint, encoder, tasks, args.seed), f"seed {args.seed}")]
-        methods += [(no_description(checkpoint), "")]
+        emitter = generator.emitter
+        methods = [(right_description(emitter, i), f"description {i}") for i in range(args.descriptions)]
+        methods += [(other_description(emitter, tasks), "")] if len(tasks) > 1 else []
+        methods += [(gibberish_description(emitter, args.seed), f"seed {args.seed}")]
+        methods += [(word_salad_description(emitter, tasks, args.seed), f"seed {args.seed}")]
+        methods += [(no_description(emitter), "")]
         for method, setting in methods:
             rows[method.name].append(Repetition(method, f"{tensors_of(folder)} {setting}"))
     return {name: repetitions for name, repetitions in rows.items() if repetitions}
@@ -219,7 +226,7 @@ def description_rows(
 
 def few_shot_row(args: argparse.Namespace, backbone: Backbone, generator: TextToLoRA) -> Repetition:
     """The first hypernetwork's adapter of the first description, refined on examples of the `train` list."""
-    right = right_description(generator.checkpoint, generator.encoder)
+    right = right_description(generator.emitter)
 
     def refined(task: Task) -> LoRA:
         chance = random.Random(f"{args.seed}/{task.name}")

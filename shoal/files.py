@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from safetensors import SafetensorError
 
@@ -219,20 +219,48 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path)
     with failures_named(path, "read"):
         with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        size = path.stat().st_size
-        limit = min(size, MAX_HEADER_BYTES)
-        if header > limit:
-            raise ShoalError(
-                f"{path} ({size} bytes) states a header of {header} bytes, the limit for it is {limit}; "
-                "it is not a whole safetensors file, write or download it again"
-            )
-        try:
+            _check_header(path, file.read(8), path.stat().st_size)
+        with _whole_safetensors(path):
             return load_file(path)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise ShoalError(
-                f"{path} is not a whole safetensors file ({error}); write or download it again"
-            ) from None
+
+
+def read_tensors_hashed(path: str | os.PathLike[str]) -> HashedTensors:
+    """Every tensor of a safetensors file with the file's SHA-256, from one reading of it; errors as above."""
+    from safetensors.torch import load
+
+    path = Path(path)
+    with failures_named(path, "read"):
+        content = path.read_bytes()
+    _check_header(path, content[:8], len(content))
+    with _whole_safetensors(path):
+        return HashedTensors(load(content), hashlib.sha256(content).hexdigest())
+
+
+class HashedTensors(NamedTuple):
+    """The tensors of a file, on the CPU, and the SHA-256 of the file, in hex."""
+
+    tensors: dict[str, Tensor]
+    sha256: str
+
+
+def _check_header(path: Path, first: bytes, size: int) -> None:
+    header = int.from_bytes(first, "little")
+    limit = min(size, MAX_HEADER_BYTES)
+    if header > limit:
+        raise ShoalError(
+            f"{path} ({size} bytes) states a header of {header} bytes, the limit for it is {limit}; "
+            "it is not a whole safetensors file, write or download it again"
+        )
+
+
+@contextmanager
+def _whole_safetensors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ShoalError(
+            f"{path} is not a whole safetensors file ({error}); write or download it again"
+        ) from None
 
 
 @contextmanager

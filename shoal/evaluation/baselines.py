@@ -1,6 +1,6 @@
 """The rows of a report that tell what a description is worth: right, another task's, meaningless and none.
 
-Beside them, the retrieval baseline: the library task whose descriptions are nearest. Knows checkpoints,
+Beside them, the retrieval baseline: the library task whose descriptions are nearest. Knows emitters,
 encoders and tasks; nothing of how answers are generated or scored.
 
 Source: Charakorn et al., arXiv 2506.06105, section 5 (descriptions that fit the task, and that do not).
@@ -16,23 +16,22 @@ from torch.nn import functional as F
 from shoal.errors import UsageError
 from shoal.evaluation.evaluate import Method
 from shoal.tasks.loading import Task
-from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint
+from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
-from shoal.text_to_lora.nonsense import gibberish, vocabulary, word_salad
+from shoal.text_to_lora.nonsense import gibberish
 
-RIGHT, OTHER = "Text-to-LoRA", "Text-to-LoRA, another task's description"
-GIBBERISH, SALAD = "Text-to-LoRA, gibberish", "Text-to-LoRA, random words"
+RIGHT = "Text-to-LoRA"
+OTHER = "Text-to-LoRA, another task's description"
+GIBBERISH = "Text-to-LoRA, gibberish"
 NONE = "Text-to-LoRA, no description"
 
 
-def right_description(checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, index: int = 0) -> Method:
+def right_description(emitter: Emitter, index: int = 0) -> Method:
     """Adapters from each task's own description number `index`, from 0; the count wraps around."""
-    return _emitted(RIGHT, checkpoint, encoder, lambda task: _description(task, index))
+    return described_by(RIGHT, emitter, lambda task: _description(task, index))
 
 
-def other_description(
-    checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, tasks: Sequence[Task]
-) -> Method:
+def other_description(emitter: Emitter, tasks: Sequence[Task]) -> Method:
     """Adapters from the first description of another of the tasks: the one half the list further on.
 
     Raises:
@@ -42,25 +41,22 @@ def other_description(
         raise UsageError(f"another task's description needs at least 2 tasks, got {len(tasks)}; add one")
     others = [*tasks[len(tasks) // 2 :], *tasks[: len(tasks) // 2]]
     wrong = {task.name: _description(other) for task, other in zip(tasks, others, strict=True)}
-    return _emitted(OTHER, checkpoint, encoder, lambda task: wrong[task.name])
+    return described_by(OTHER, emitter, lambda task: wrong[task.name])
 
 
-def gibberish_description(checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, seed: int = 0) -> Method:
+def gibberish_description(emitter: Emitter, seed: int = 0) -> Method:
     """Adapters from random letters, others for every task."""
-    return _emitted(GIBBERISH, checkpoint, encoder, lambda task: gibberish(f"{seed}/{task.name}"))
+    return described_by(GIBBERISH, emitter, lambda task: gibberish(f"{seed}/{task.name}"))
 
 
-def word_salad_description(
-    checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, tasks: Sequence[Task], seed: int = 0
-) -> Method:
-    """Adapters from random words of the tasks' descriptions, others for every task."""
-    words = vocabulary([task.descriptions for task in tasks])
-    return _emitted(SALAD, checkpoint, encoder, lambda task: word_salad(f"{seed}/{task.name}", words))
-
-
-def no_description(checkpoint: HypernetworkCheckpoint) -> Method:
+def no_description(emitter: Emitter) -> Method:
     """The adapter of a description that says nothing."""
-    return Method(NONE, lambda task: checkpoint.fallback)
+    return Method(NONE, lambda task: emitter.fallback)
+
+
+def described_by(name: str, emitter: Emitter, describe: Callable[[Task], str]) -> Method:
+    """Adapters from whatever description a function gives a task, as they are emitted."""
+    return Method(name, lambda task: emitter.emit([describe(task)]).adapters.row(0))
 
 
 def nearest_tasks(
@@ -88,9 +84,3 @@ def nearest_tasks(
 
 def _description(task: Task, index: int = 0) -> str:
     return task.descriptions[index % len(task.descriptions)]
-
-
-def _emitted(
-    name: str, checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, describe: Callable[[Task], str]
-) -> Method:
-    return Method(name, lambda task: checkpoint.emit(encoder, [describe(task)]).adapters.row(0))

@@ -11,7 +11,7 @@ from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
 from shoal.inference.engine.records import EngineState
 from shoal.inference.engine.runner import Runner
-from shoal.models.backbone import Backbone
+from shoal.models.backbone import DTYPES, Backbone, load_backbone
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.process import give_back
 from shoal.registry.api_keys import ANYONE, ApiKeys
@@ -88,7 +88,7 @@ def open_service(
         config: limits.
         engine: what answers; by default an engine here.
         open: take requests without a key.
-        backbone: the base model, if it is loaded already.
+        backbone: the base model, if it is loaded already; not for vLLM, which has its own.
         experts: for `adapter: "auto"`; by default those that ship for this model, if any do.
 
     Raises:
@@ -100,7 +100,11 @@ def open_service(
         registry.sweep()  # of what a killed service left
     except UnavailableError as error:  # others are writing: they are alive, and sweep when they start
         log.info("not swept: %s", error)
-    generator = TextToLoRA(base)
+    wanted = engine or EngineConfig()
+    if wanted.engine == "own" and backbone is None:
+        backbone = load_backbone(base, dtype=DTYPES[wanted.dtype] if wanted.dtype else None)
+    # Before the engine attaches anything: the generator takes modules of its own over the same weights.
+    generator = TextToLoRA(backbone=backbone) if backbone else TextToLoRA(base)
     detector = SkillDetector(generator.encoder)
     skills = OwnerSkills(detector, registry.database, config.max_custom_skills)
 
@@ -114,7 +118,7 @@ def open_service(
     opened = open_engine(
         registry,
         base,
-        engine or EngineConfig(),
+        wanted,
         config,
         monitoring.observe,
         backbone=backbone,

@@ -1,8 +1,8 @@
 """Hypernetworks on disk: weights as safetensors beside a JSON description, read back strictly or not at all.
 
 A checkpoint holds the hypernetwork, where its training tasks are, the adapter that nonsense gets, and the
-name and shapes of its base model, never the base model's weights. Knows nothing of adapters on disk or
-training.
+name and shapes of its base model, never the base model's weights. Knows nothing of adapters on disk, of
+encoders or of training; `shoal.text_to_lora.emission` puts a checkpoint to work.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -21,12 +20,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import ShoalError, UsageError, reason
-from shoal.files import read_directory, read_json, read_tensors, write_directory
+from shoal.files import read_directory, read_json, read_tensors, read_tensors_hashed, write_directory
 from shoal.models.modules import TargetModule
-from shoal.text_to_lora.encoders.sentence import TaskEncoder, embed_texts
-from shoal.text_to_lora.familiarity import Familiarity, KnownTasks
+from shoal.text_to_lora.familiarity import KnownTasks
 from shoal.text_to_lora.hypernetwork import Architecture, Hypernetwork
 
 log = logging.getLogger(__name__)
@@ -51,6 +49,7 @@ class HypernetworkCheckpoint:
         provenance: data, recipe, tokens seen, scores; free JSON.
         known_tasks: where its training tasks are; None where that was not measured.
         multi_task: LoRA of the network's targets, rank and alpha that nonsense gets, trained on many tasks.
+        sha256: of the file that the weights were read from, in hex; None where they were not.
     """
 
     network: Hypernetwork
@@ -60,6 +59,7 @@ class HypernetworkCheckpoint:
     provenance: Mapping[str, Any]
     known_tasks: KnownTasks | None = None
     multi_task: LoRA | None = None
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         """Check that `multi_task` fits; raises UsageError."""
@@ -69,63 +69,6 @@ class HypernetworkCheckpoint:
     def made_for(self, base_model: str) -> bool:
         """Whether its adapters fit a base model."""
         return self.base_model == base_model
-
-    @torch.no_grad()
-    def emit(self, encoder: TaskEncoder, descriptions: Sequence[str]) -> Emission:
-        """One adapter a description; `fallback` for nonsense, where the training tasks are known."""
-        device = next(self.network.parameters()).device
-        read = embed_texts(encoder, self.network, descriptions).to(device)
-        emitted = (self._short if read.dtype == torch.bfloat16 else self.network)(read)
-        factors = {name: LoraFactors(f.a.float(), f.b.float()) for name, f in emitted.factors.items()}
-        own = BatchedLoRA(factors, emitted.alpha)
-        if self.known_tasks is None:
-            return Emission(own, None)
-        familiarities = self.known_tasks.compare(encoder.encode(descriptions))
-        nonsense = torch.tensor([f.nonsense for f in familiarities], device=device).view(-1, 1, 1)
-        if bool(nonsense.any()):
-            rest = self.fallback.to(device).factors
-            factors = {
-                name: LoraFactors(
-                    *(torch.where(nonsense, r, f) for r, f in zip(rest[name], pair, strict=True))
-                )
-                for name, pair in factors.items()
-            }
-            own = BatchedLoRA(factors, own.alpha)
-        return Emission(own, familiarities)
-
-    @cached_property
-    def fallback(self) -> LoRA:
-        """What nonsense gets: `multi_task`, else the adapter of none if trained, else the shared one."""
-        if self.multi_task is not None:
-            return self.multi_task
-        recipe = self.provenance.get("config")  # free JSON, which may come from outside
-        if not isinstance(recipe, Mapping) or recipe.get("objective") == "reconstruction":
-            recipe = {}  # whose network never saw the null description
-        dropped = recipe.get("description_dropout")
-        return self.emit_null() if dropped else self.network.offset_lora()
-
-    @cached_property
-    def _short(self) -> Hypernetwork:
-        """The network in bfloat16, as it was trained to read the states of a backbone in bfloat16."""
-        return deepcopy(self.network).bfloat16()
-
-    @torch.no_grad()
-    def emit_null(self) -> LoRA:
-        """The adapter of no description, which description dropout trains."""
-        return self.network(self.network.null_input()).row(0)
-
-
-@dataclass(frozen=True, eq=False)
-class Emission:
-    """Adapters of some descriptions.
-
-    Attributes:
-        adapters: one a description, float32.
-        familiarities: how near each is to the training tasks; None where those are not known.
-    """
-
-    adapters: BatchedLoRA
-    familiarities: list[Familiarity] | None
 
 
 def average(checkpoints: Sequence[HypernetworkCheckpoint]) -> HypernetworkCheckpoint:
@@ -156,7 +99,7 @@ def average(checkpoints: Sequence[HypernetworkCheckpoint]) -> HypernetworkCheckp
     network = deepcopy(last.network)
     network.load_state_dict({name: sum(s[name] for s in states) / len(states) for name in states[0]})
     facts = {**last.provenance, "averaged_with": [other.provenance for other in others]}
-    return replace(last, network=network, provenance=facts)
+    return replace(last, network=network, provenance=facts, sha256=None)
 
 
 def _without_dropout(network: Hypernetwork) -> Architecture:
@@ -223,25 +166,31 @@ def load_hypernetwork(
     """
     log.info("reading the hypernetwork %s", folder)
     checkpoint = read_directory(folder, _read)
-    if base_model is not None and checkpoint.base_model != base_model:
+    if base_model is not None and not checkpoint.made_for(base_model):
         raise UsageError(
             f"{folder} is for {checkpoint.base_model}, not for {base_model}; choose its own base model"
         )
     if targets is not None:
-        odd = [t for t in checkpoint.network.targets if t not in set(targets)]
-        if odd:
-            raise UsageError(
-                f"{folder} adapts {odd[0].name} ({odd[0].out_features} x {odd[0].in_features}), which "
-                f"{checkpoint.base_model} lacks here or has in another shape; choose its own base model"
-            )
+        check_targets(folder, checkpoint, targets)
     return checkpoint
+
+
+def check_targets(folder: Path, checkpoint: HypernetworkCheckpoint, targets: Sequence[TargetModule]) -> None:
+    """Raises UsageError where the checkpoint of a directory adapts other modules than the base model has."""
+    odd = [t for t in checkpoint.network.targets if t not in set(targets)]
+    if odd:
+        raise UsageError(
+            f"{folder} adapts {odd[0].name} ({odd[0].out_features} x {odd[0].in_features}), which "
+            f"{checkpoint.base_model} lacks here or has in another shape; choose its own base model"
+        )
 
 
 def _read(folder: Path) -> HypernetworkCheckpoint:
     description = read_json(folder / CONFIG_FILE, format=FORMAT)
     checkpoint = _described(folder / CONFIG_FILE, description)
     path = folder / WEIGHTS_FILE
-    state = _finite_tensors(path)
+    stored = read_tensors_hashed(path)
+    state = _finite(path, stored.tensors)
     try:
         checkpoint.network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -253,12 +202,12 @@ def _read(folder: Path) -> HypernetworkCheckpoint:
         checkpoint,
         known_tasks=None if known is None else _known_tasks(folder, known, dim),
         multi_task=_multi_task(folder, checkpoint.network) if description.get("multi_task") else None,
+        sha256=stored.sha256,
     )
 
 
-def _finite_tensors(path: Path) -> dict[str, Tensor]:
+def _finite(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file, float32."""
-    stored = read_tensors(path)
     broken = next((name for name, tensor in stored.items() if not bool(tensor.isfinite().all())), None)
     if broken is not None:
         raise ShoalError(f"{path}: {broken} holds numbers that are not finite; copy or train it again")
@@ -268,7 +217,7 @@ def _finite_tensors(path: Path) -> dict[str, Tensor]:
 def _known_tasks(folder: Path, record: Any, dim: int | None) -> KnownTasks:
     """Where tasks are, by sentence vectors of `dim` numbers; None: the network does not tell how many."""
     path = folder / KNOWN_TASKS_FILE
-    located = _finite_tensors(path)
+    located = _finite(path, read_tensors(path))
     centres, sense = located.get("centres"), located.get("sense")
     fits = centres is not None and centres.dim() == 2 and dim in (None, centres.shape[1])
     if centres is None or sense is None or not fits:
@@ -285,7 +234,7 @@ def _known_tasks(folder: Path, record: Any, dim: int | None) -> KnownTasks:
 
 def _multi_task(folder: Path, network: Hypernetwork) -> LoRA:
     path = folder / MULTI_TASK_FILE
-    state = _finite_tensors(path)
+    state = _finite(path, read_tensors(path))
     try:
         factors = {t.name: LoraFactors(state[f"{t.name}.a"], state[f"{t.name}.b"]) for t in network.targets}
         lora = LoRA(factors, network.architecture.alpha)

@@ -1,6 +1,6 @@
 """What a hypernetwork in training reads: its tasks' descriptions, and nonsense in their place.
 
-Knows texts and what an encoder makes of them, nothing of examples, losses or steps.
+Knows texts and their reader, nothing of examples, losses or steps.
 """
 
 from __future__ import annotations
@@ -8,33 +8,31 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
 from shoal.tasks.loading import Task
-from shoal.text_to_lora.encoders.sentence import TaskEncoder, read_texts
-from shoal.text_to_lora.hypernetwork import Hypernetwork
+from shoal.text_to_lora.encoders.reader import DescriptionReader
 from shoal.text_to_lora.nonsense import gibberish, vocabulary, word_salad
 
 
 class Descriptions:
     """What a network reads of every task's descriptions.
 
-    Sentence vectors and token states are asked for once and kept, the latter in bfloat16; states of the
-    backbone are read whenever they are needed, as those of all descriptions would fill any memory.
+    What is small, as sentence vectors and token states are, is read once and kept, the latter in bfloat16;
+    what is not, as states of the backbone are not, is read whenever it is needed.
     """
 
-    def __init__(self, encoder: TaskEncoder, network: Hypernetwork, tasks: Sequence[Task]) -> None:
+    def __init__(self, reader: DescriptionReader, tasks: Sequence[Task]) -> None:
         """Read the descriptions of `tasks`."""
         self._texts = [task.descriptions for task in tasks]
         self._vocabulary = vocabulary(self._texts)
-        self._read = partial(read_texts, encoder, network)
+        self._reader = reader
         self._kept: dict[str, Tensor] = {}
-        if network.architecture.reads != "states":
+        if reader.small:
             texts = list(dict.fromkeys(text for own in self._texts for text in own))
-            rows = self._read(texts)  # at once, as the encoder sorts by length
+            rows = reader.read(texts)  # at once, as the encoder sorts by length
             self._kept = {
                 text: row.bfloat16() if row.dim() > 1 else row for text, row in zip(texts, rows, strict=True)
             }
@@ -54,7 +52,7 @@ class Descriptions:
     def read(self, texts: Sequence[str]) -> list[Float[Tensor, "*rows dim"]]:
         """What is read of some descriptions."""
         new = [text for text in dict.fromkeys(texts) if text not in self._kept]
-        read = dict(zip(new, self._read(new), strict=True)) if new else {}
+        read = dict(zip(new, self._reader.read(new), strict=True)) if new else {}
         return [read[text] if text in read else self._kept[text] for text in texts]
 
     def fingerprint(self) -> str:

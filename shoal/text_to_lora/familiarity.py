@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,6 +41,15 @@ class Familiarity:
     distance: float
     confidence: float
     nonsense: bool
+
+    def facts(self) -> dict[str, Any]:
+        """The same as an adapter states it."""
+        return {
+            "nearest_tasks": dict(self.nearest),
+            "distance": round(self.distance, 4),
+            "confidence": round(self.confidence, 4),
+            "nonsense": self.nonsense,
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.records import divide
+from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.training.batches import tokenise
 from shoal.training.loop import adamw
 from shoal.training.lora import LoraObjective, set_for_training
@@ -53,6 +54,27 @@ class Refinement:
     loss_before: float
     loss_after: float
     seconds: float
+
+
+def solved_examples(given: Sequence[Example | tuple[str, str]]) -> list[Example]:
+    """Examples as records, from records or from pairs of input and output.
+
+    Raises:
+        UsageError: one is neither, or is blank.
+    """
+    return [_example(example) for example in given]
+
+
+def refined(backbone: Backbone, adapter: GeneratedAdapter, examples: Sequence[Example]) -> GeneratedAdapter:
+    """A generated adapter after a few examples, whose facts say what they did; see `refine`."""
+    refinement = refine(backbone, adapter.lora, examples, description=adapter.description)
+    facts = {f.name: getattr(refinement, f.name) for f in fields(refinement) if f.name != "lora"}
+    return replace(
+        adapter,
+        lora=refinement.lora,
+        hypernetwork={**adapter.hypernetwork, "few_shot": facts},
+        duration=adapter.duration + refinement.seconds,
+    )
 
 
 def refine(
@@ -108,6 +130,14 @@ def refine(
             break
     seconds = time.perf_counter() - started
     return Refinement(best, len(fit), len(held_out), kept, before, after, seconds)
+
+
+def _example(given: Example | tuple[str, str]) -> Example:
+    if isinstance(given, Example):
+        return given
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
+        raise UsageError(f"example {given!r:.80} is no pair; give Example records or (input, output)")
+    return Example(given[0], (given[1],))
 
 
 def _fitting(backbone: Backbone, examples: Sequence[Example], max_length: int) -> list[Example]:

@@ -1,8 +1,9 @@
 """Text-to-LoRA: a task description in, a LoRA out.
 
-The base model's weights are loaded only for a hypernetwork that reads its states, as the shipped one does.
-Joins shape, task encoder, hypernetwork and skill detection; each knows nothing of the others. Where no
-hypernetwork was trained for a base model and configuration, the adapter is the identity and says so.
+The base model's weights are used only by a hypernetwork that reads its states, as the shipped one does, and
+to refine an adapter on examples. Joins shape, task encoder, hypernetwork and skill detection; each knows
+nothing of the others. Where no hypernetwork was trained for a base model and configuration, the adapter is
+the identity and says so.
 
 Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105.
 """
@@ -13,13 +14,12 @@ import logging
 import shlex
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from copy import copy, deepcopy
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from cachetools import LRUCache
@@ -27,27 +27,33 @@ from cachetools import LRUCache
 from shoal.adapters.lora import LoRA
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
-from shoal.files import sha256_of
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone, load_shape
 from shoal.models.sources import check_downloaded
 from shoal.tasks.loading import Example
-from shoal.text_to_lora.checkpoint import (
-    WEIGHTS_FILE,
-    HypernetworkCheckpoint,
-    load_hypernetwork,
-    save_hypernetwork,
-)
+from shoal.text_to_lora.checkpoint import load_hypernetwork, save_hypernetwork
+from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder, check_description
-from shoal.text_to_lora.encoders.states import StateReader
 from shoal.text_to_lora.familiarity import Familiarity
-from shoal.text_to_lora.generated_adapter import GeneratedAdapter, familiarity_note
+from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.inputs import Asked, asked_for, described_labels, distilled, with_inputs
-from shoal.text_to_lora.shipped import config_of, misfit, shipped_for
+from shoal.text_to_lora.shipped import config_of, find_hypernetwork
 from shoal.text_to_lora.skills import SkillDetector
 
 log = logging.getLogger(__name__)
 
 CACHED_ADAPTERS = 32
+_identities: set[str] = set()  # base models of which the log has said that their adapters change nothing
+
+
+Refine = Callable[[Backbone, GeneratedAdapter, Sequence[Example]], GeneratedAdapter]
+
+
+class _Models(NamedTuple):
+    """One copy of the base model's weights in three sets of modules: a hook on one is at work in no other."""
+
+    backbone: Backbone
+    refined: Backbone
+    read: Backbone
 
 
 class TextToLoRA:
@@ -61,50 +67,53 @@ class TextToLoRA:
 
     def __init__(
         self,
-        base_model: str = DEFAULT_MODEL,
+        base_model: str | None = None,
         config: TextToLoRAConfig | None = None,
         *,
+        backbone: Backbone | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
         hypernetwork: str | Path | None = None,
         skills: SkillDetector | None = None,
     ) -> None:
-        """Find the hypernetwork; the base model's weights are not loaded yet.
+        """Find the hypernetwork; without `backbone` the base model's weights are not loaded yet.
 
         Args:
-            base_model: alias, directory or hub id.
+            base_model: alias, directory or hub id; by default that of `backbone`, else `DEFAULT_MODEL`.
             config: fields that are set choose what is needed; those that are not come from the hypernetwork.
+            backbone: the base model, where it is loaded already: its weights are shared, and it may answer
+                requests under any adapters while descriptions are read. Nothing may be attached to it now.
+            device: where to load the base model if it is needed; by default as `load_backbone`.
+            dtype: of its weights then.
             hypernetwork: directory of a checkpoint; by default the first shipped one that fits.
             skills: detector to use, for example one with custom skills.
 
         Raises:
-            UsageError: no such base model, a rank or module that it cannot take, or a checkpoint of another
-                model, of another configuration, or without training.
+            UsageError: no such base model, a rank or module that it cannot take, a checkpoint of another
+                model, of another configuration, or without training, or a `backbone` beside another name,
+                device or dtype.
             ShoalError: the base model is half downloaded, or the checkpoint is damaged.
         """
-        self.shape = load_shape(str(base_model))  # a Path is one too
-        check_downloaded(str(base_model))
-        self.config = config or TextToLoRAConfig()
-        self.checkpoint: HypernetworkCheckpoint | None = None
-        self._sha256: Future[str] | None = None
-        self._unfit: list[str] = []
-        for folder in [Path(hypernetwork)] if hypernetwork else shipped_for(self.shape.base_model):
-            sha256 = _hashing(folder / WEIGHTS_FILE)
-            loaded = load_hypernetwork(folder, base_model=self.shape.base_model, targets=self.shape.targets)
-            fault = misfit(self.config, loaded, self.shape)
-            if not fault:
-                self.checkpoint = loaded
-                self.config = config_of(loaded.network, self.shape)
-                self._sha256 = sha256
-                break
-            if hypernetwork:
-                raise UsageError(f"{folder} {fault}")
-            self._unfit.append(f"{folder.name} {fault}")
+        if backbone is not None and (base_model, device, dtype) != (None, None, None):
+            raise UsageError("backbone is a loaded model: leave base_model, device and dtype out")
+        name = str(base_model or DEFAULT_MODEL)  # a Path is one too
+        self.shape = backbone.shape if backbone else load_shape(name)
+        if backbone is None:
+            check_downloaded(name)
+        self._device = device
+        self._dtype = dtype
+        self._loading = threading.Lock()
+        self._models = None if backbone is None else _apart(backbone)
+        config = config or TextToLoRAConfig()
+        folder = Path(hypernetwork) if hypernetwork else None
+        found = find_hypernetwork(self.shape, config, folder)
+        self.checkpoint = found.checkpoint
+        self._misfits = found.misfits
         if self.checkpoint:
+            self.config = config_of(self.checkpoint.network, self.shape)
             self._targets = self.checkpoint.network.targets
         else:
-            if "num_layers_to_adapt" not in self.config.model_fields_set:
-                every = self.shape.num_layers
-                layers = min(self.config.num_layers_to_adapt or every, every)
-                self.config = self.config.model_copy(update={"num_layers_to_adapt": layers})
+            self.config = _within(config, self.shape.num_layers)
             self._targets = self.shape.select(self.config.target_modules, self.config.num_layers_to_adapt)
             self._identity = LoRA.identity(
                 self._targets,
@@ -122,36 +131,36 @@ class TextToLoRA:
         """The task encoder that the hypernetwork was trained with, loaded when first needed.
 
         Raises:
-            ShoalError: it cannot be loaded, or is not as wide as the hypernetwork reads.
+            ShoalError: it cannot be loaded.
         """
         name = self.checkpoint.task_encoder if self.checkpoint else DEFAULT_ENCODER
-        encoder = self.skills.encoder if name == DEFAULT_ENCODER else TaskEncoder(name)
-        wanted = self.checkpoint.network.architecture if self.checkpoint else None
-        if wanted and wanted.reads == "states":
-            encoder = copy(encoder)  # of the same weights and cache, for other generators share it
-            encoder.states = self._states
-        elif wanted and encoder.dim != wanted.task_dim:
-            raise ShoalError(
-                f"the task encoder {name} gives {encoder.dim} numbers, the hypernetwork reads "
-                f"{wanted.task_dim}; train the hypernetwork again"
-            )
-        return encoder
+        return self.skills.encoder if name == DEFAULT_ENCODER else TaskEncoder(name)
 
     @cached_property
-    def _reader(self) -> StateReader:
-        with self._refining:  # while nothing is attached that a twin would inherit
-            twin = self.backbone.twin()
-        return StateReader(twin, self._targets)
+    def emitter(self) -> Emitter:
+        """The hypernetwork with what reads its descriptions, loaded when first needed.
+
+        Raises:
+            ShoalError: none is trained; the base model, where its states are read, or the encoder cannot be
+                loaded; or the encoder is not as wide as the hypernetwork reads.
+        """
+        if self.checkpoint is None:
+            raise ShoalError(self._untrained())
+        states = self.checkpoint.network.architecture.reads == "states"
+        return Emitter(self.checkpoint, self.encoder, self._loaded().read if states else None)
 
     @cached_property
     def skills(self) -> SkillDetector:
         """The skill detector; its encoder is also that of the hypernetwork where both need the same."""
         return self._skills or SkillDetector()
 
-    @cached_property
+    @property
     def backbone(self) -> Backbone:
-        """The base model with its weights, loaded when they are first needed; errors as `load_backbone`."""
-        return load_backbone(self.shape.base_model)
+        """The base model with its weights, loaded when they are first needed; errors as `load_backbone`.
+
+        Whatever is attached to it changes no adapter that is generated.
+        """
+        return self._loaded().backbone
 
     @property
     def trained(self) -> bool:
@@ -184,8 +193,12 @@ class TextToLoRA:
             ShoalError: there are examples, and the base model is damaged or the extra `train` not installed.
         """
         asked = asked_for(description, inputs, labels)
+        if not len(examples):
+            return self._with_inputs(self.generate_many([description])[0], asked)
+        refined, records = self._refinement(examples)  # which may be refused, before the description is read
         adapter = self.generate_many([description])[0]
-        adapter = self._refined(adapter, examples) if len(examples) else adapter
+        with self._refining:  # the adapter that is trained is attached to this backbone
+            adapter = refined(self._loaded().refined, adapter, records)
         return self._with_inputs(adapter, asked)
 
     def distil(
@@ -205,8 +218,8 @@ class TextToLoRA:
             ShoalError: the base model is damaged or not there.
         """
         asked = asked_for(check_description(description), inputs, labels, needed=True)
-        with self._refining:  # the adapter that is trained hangs on the backbone
-            lora, label_set, facts = distilled(self.backbone, self._targets, self.config, asked)
+        with self._refining:  # the adapter that is trained is attached to this backbone
+            lora, label_set, facts = distilled(self._loaded().refined, self._targets, self.config, asked)
         base = {"base_model": self.shape.base_model, "rank": lora.rank, "modules": len(self._targets)}
         return GeneratedAdapter(
             asked.description,
@@ -219,28 +232,18 @@ class TextToLoRA:
         )
 
     def generate_many(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
-        """One adapter a description, in one pass of encoder and hypernetwork; errors as `generate`."""
+        """One adapter per description, in one pass of encoder and hypernetwork; errors as `generate`."""
         if isinstance(descriptions, str):
             raise UsageError("generate_many takes a list of descriptions, got one string; put it in a list")
-        started = time.perf_counter()
         texts = [check_description(text) for text in descriptions]
         with self._lock:
-            hits = {text: self._cache[text] for text in texts if text in self._cache}
-            new = [text for text in dict.fromkeys(texts) if text not in hits]
-            loras, known = self._emit(new) if new else ([], [])
-            found = self.skills.detect_many(new) if new else []
-            share = (time.perf_counter() - started) / max(1, len(new))
-            made = {
-                text: GeneratedAdapter(
-                    text, lora, skills, {**self.facts(), **of}, share, self.shape, described_labels(text)
-                )
-                for text, lora, skills, of in zip(new, loras, found, known, strict=True)
-            }
-            self._cache.update(made)
-        return [_own(made[text] if text in made else replace(hits[text], duration=0.0)) for text in texts]
+            cached = {text: self._cache[text] for text in texts if text in self._cache}
+            new = self._generated([text for text in dict.fromkeys(texts) if text not in cached])
+            self._cache.update(new)
+        return [_own(new[text] if text in new else replace(cached[text], duration=0.0)) for text in texts]
 
     def clear_cache(self) -> None:
-        """Forget the adapters made so far, for example after the skill detector has learnt other skills."""
+        """Forget the adapters generated so far, for example after the skill detector learnt other skills."""
         with self._lock:
             self._cache.clear()
 
@@ -251,9 +254,9 @@ class TextToLoRA:
             "rank": self.config.adapter_rank,
             "modules": len(self._targets),
         }
-        if self._sha256 is None:
+        if self.checkpoint is None:
             return {**base, "trained": False, "adapter": "identity", "how_to_train": self._training_command()}
-        return {**base, "trained": True, "sha256": self._sha256.result()}
+        return {**base, "trained": True, "sha256": self.checkpoint.sha256}
 
     def save(self, directory: str | Path) -> None:
         """Write the hypernetwork with its description.
@@ -262,10 +265,7 @@ class TextToLoRA:
             ShoalError: there is no trained hypernetwork, or the directory cannot be written.
         """
         if self.checkpoint is None:
-            raise ShoalError(
-                f"no hypernetwork is trained for {self.shape.base_model} with this configuration; "
-                f"train one with: {self._training_command()}"
-            )
+            raise ShoalError(self._untrained())
         save_hypernetwork(self.checkpoint, Path(directory))
 
     @classmethod
@@ -282,37 +282,27 @@ class TextToLoRA:
         """
         return cls(base_model or load_hypernetwork(Path(directory)).base_model, hypernetwork=directory)
 
-    def _refined(
-        self, adapter: GeneratedAdapter, examples: Sequence[Example | tuple[str, str]]
-    ) -> GeneratedAdapter:
+    def _refinement(self, examples: Sequence[Example | tuple[str, str]]) -> tuple[Refine, list[Example]]:
+        """What refines an adapter, and the examples as records."""
         if self.checkpoint is None:
             raise UsageError(
                 f"{len(examples)} examples have no adapter to refine: no hypernetwork is trained for "
                 f"{self.shape.base_model} with this configuration; use `shoal train lora` with them"
             )
         try:
-            from shoal.text_to_lora.few_shot import refine
+            from shoal.text_to_lora.few_shot import refined, solved_examples
         except ImportError as error:
             raise ShoalError(
                 f"examples need {error.name}, which is not installed; pip install 'shoal[train]'"
             ) from None
-        records = [_example(e) for e in examples]
-        with self._refining:  # the adapter that is trained hangs on the backbone
-            refinement = refine(self.backbone, adapter.lora, records, description=adapter.description)
-        facts = {f.name: getattr(refinement, f.name) for f in fields(refinement) if f.name != "lora"}
-        return replace(
-            adapter,
-            lora=refinement.lora,
-            hypernetwork={**adapter.hypernetwork, "few_shot": facts},
-            duration=adapter.duration + refinement.seconds,
-        )
+        return refined, solved_examples(examples)
 
     def _with_inputs(self, adapter: GeneratedAdapter, asked: Asked) -> GeneratedAdapter:
         """The adapter with the labels that are asked for, calibrated and trained on the inputs."""
         if not asked.inputs and not asked.calibrates:
             return replace(adapter, label_set=asked.label_set)
-        with self._refining:  # the adapter that is trained hangs on the backbone
-            lora, label_set, facts = with_inputs(self.backbone, adapter, asked)
+        with self._refining:  # the adapter that is trained is attached to this backbone
+            lora, label_set, facts = with_inputs(self._loaded().refined, adapter, asked)
         return replace(
             adapter,
             lora=lora,
@@ -321,31 +311,55 @@ class TextToLoRA:
             duration=adapter.duration + facts.get("self_training", {}).get("seconds", 0.0),
         )
 
-    @torch.no_grad()
-    def _emit(self, descriptions: Sequence[str]) -> tuple[list[LoRA], list[dict[str, Any]]]:
-        """Adapters, and what each one's description has to do with the training tasks."""
+    def _generated(self, texts: Sequence[str]) -> dict[str, GeneratedAdapter]:
+        """New adapters by their descriptions, which are checked and differ."""
+        if not texts:
+            return {}
+        started = time.perf_counter()
+        loras, familiarities = self._emit(texts)
+        found = self.skills.detect_many(texts)
+        facts = [
+            {**self.facts(), **(familiarity.facts() if familiarity else {})} for familiarity in familiarities
+        ]
+        share = (time.perf_counter() - started) / len(texts)
+        generated = {
+            text: GeneratedAdapter(text, lora, skills, own, share, self.shape, described_labels(text))
+            for text, lora, skills, own in zip(texts, loras, found, facts, strict=True)
+        }
+        for text, adapter in generated.items():
+            for note in adapter.notes if adapter.trained else ():
+                log.warning("%.60r: %s", text, note)
+        return generated
+
+    def _emit(self, descriptions: Sequence[str]) -> tuple[list[LoRA], Sequence[Familiarity | None]]:
+        """Adapters, and how near each one's description is to the training tasks."""
         if self.checkpoint is None:
-            log.warning(
-                "no hypernetwork is trained for %s with this configuration: the adapter changes nothing; "
-                "%strain one with: %s",
-                self.shape.base_model,
-                "".join(f"{why}; " for why in self._unfit),
-                self._training_command(),
-            )
-            return [self._identity] * len(descriptions), [{}] * len(descriptions)
-        emission = self.checkpoint.emit(self.encoder, descriptions)
-        rows = [emission.adapters.row(row) for row in range(len(descriptions))]
+            self._say_identity()
+            return [self._identity] * len(descriptions), [None] * len(descriptions)
+        emission = self.emitter.emit(descriptions)
+        rows = [emission.adapters.row(row).to("cpu") for row in range(len(descriptions))]
         if len(rows) > 1:  # copies: one kept row would keep the whole batch in memory
             rows = [lora.copy() for lora in rows]
-        familiarities: Sequence[Familiarity | None] = emission.familiarities or [None] * len(rows)
-        facts = [_known(familiarity) for familiarity in familiarities]
-        for text, known in zip(descriptions, facts, strict=True):
-            if known.get("confidence", 1) < 1:
-                log.warning("%.60r: %s", text, familiarity_note(known))
-        return rows, facts
+        return rows, emission.familiarities or [None] * len(rows)
 
-    def _states(self, texts: Sequence[str]) -> list[torch.Tensor]:
-        return self._reader.read(texts)
+    def _loaded(self) -> _Models:
+        with self._loading:
+            if self._models is None:
+                name = self.shape.base_model
+                self._models = _apart(load_backbone(name, device=self._device, dtype=self._dtype))
+            return self._models
+
+    def _say_identity(self) -> None:
+        """Warn, once for this process and base model, that adapters change nothing."""
+        if self.shape.base_model not in _identities:
+            _identities.add(self.shape.base_model)
+            log.warning("%s", "; ".join(["the adapter changes nothing", *self._misfits, self._untrained()]))
+
+    def _untrained(self) -> str:
+        return (
+            f"no hypernetwork is trained for {self.shape.base_model} with this configuration; "
+            f"train one with: {self._training_command()}"
+        )
 
     def _training_command(self) -> str:
         """The command that trains what is missing; DATA and OUT are the user's to fill in."""
@@ -356,35 +370,19 @@ class TextToLoRA:
         return f"shoal train text-to-lora {shlex.join(flags)} --tasks DATA --out OUT"
 
 
-def _example(given: Example | tuple[str, str]) -> Example:
-    if isinstance(given, Example):
-        return given
-    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
-        raise UsageError(f"example {given!r:.80} is no pair; give Example records or (input, output)")
-    return Example(given[0], (given[1],))
+def _apart(backbone: Backbone) -> _Models:
+    refined = backbone.twin()
+    return _Models(backbone, refined, refined.twin())
+
+
+def _within(config: TextToLoRAConfig, num_layers: int) -> TextToLoRAConfig:
+    """The configuration with at most as many layers as there are, where their number was left open."""
+    if "num_layers_to_adapt" in config.model_fields_set:
+        return config
+    layers = min(config.num_layers_to_adapt or num_layers, num_layers)
+    return config.model_copy(update={"num_layers_to_adapt": layers})
 
 
 def _own(adapter: GeneratedAdapter) -> GeneratedAdapter:
-    """The adapter with tensors and facts of its own: what a caller does to them stays out of the cache."""
+    """The adapter with tensors and facts of its own: changes to them stay out of the cache."""
     return replace(adapter, lora=adapter.lora.copy(), hypernetwork=deepcopy(adapter.hypernetwork))
-
-
-def _known(familiarity: Familiarity | None) -> dict[str, Any]:
-    """The facts of an adapter about its description; nothing where the training tasks are not known."""
-    if familiarity is None:
-        return {}
-    return {
-        "nearest_tasks": dict(familiarity.nearest),
-        "distance": round(familiarity.distance, 4),
-        "confidence": round(familiarity.confidence, 4),
-        "nonsense": familiarity.nonsense,
-    }
-
-
-def _hashing(path: Path) -> Future[str]:
-    """The SHA-256 of a file, in hex, computed while other work goes on."""
-    pool = ThreadPoolExecutor(1, "sha256")
-    try:
-        return pool.submit(sha256_of, path)
-    finally:
-        pool.shutdown(wait=False)

@@ -5,28 +5,73 @@ Knows checkpoints and settings; nothing of descriptions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from shoal.config import HeadName, TextToLoRAConfig
-from shoal.files import read_json
+from shoal.errors import UsageError
 from shoal.models.backbone import BackboneShape
-from shoal.text_to_lora.checkpoint import CONFIG_FILE, HypernetworkCheckpoint
+from shoal.text_to_lora.checkpoint import (
+    CONFIG_FILE,
+    HypernetworkCheckpoint,
+    check_targets,
+    load_hypernetwork,
+)
 from shoal.text_to_lora.heads import READINGS, Architecture
 from shoal.text_to_lora.hypernetwork import Hypernetwork
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 
 
-def shipped_for(base_model: str) -> list[Path]:
-    """Directories of the shipped checkpoints for exactly this base model, the default one first.
+@dataclass(frozen=True)
+class Found:
+    """The hypernetwork that serves a base model and a configuration.
 
-    That is named after the model; the names of others go on with a dash and what they adapt.
+    Attributes:
+        checkpoint: None where none does.
+        misfits: why each of the shipped ones for the base model does not, where they do not.
+    """
+
+    checkpoint: HypernetworkCheckpoint | None
+    misfits: tuple[str, ...] = ()
+
+
+def find_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, folder: Path | None = None) -> Found:
+    """The hypernetwork of a directory, or by default the first shipped one that fits.
+
+    Raises:
+        UsageError: the directory's is for another base model or configuration, or was never trained.
+        ShoalError: a checkpoint is damaged.
+    """
+    if folder is not None:
+        checkpoint = load_hypernetwork(folder, base_model=shape.base_model, targets=shape.targets)
+        fault = misfit(config, checkpoint, shape)
+        if fault:
+            raise UsageError(f"{folder} {fault}")
+        return Found(checkpoint)
+    misfits = []
+    for shipped in shipped_folders(shape.base_model):
+        checkpoint = load_hypernetwork(shipped)
+        if not checkpoint.made_for(shape.base_model):
+            continue
+        check_targets(shipped, checkpoint, shape.targets)
+        fault = misfit(config, checkpoint, shape)
+        if not fault:
+            return Found(checkpoint)
+        misfits.append(f"{shipped.name} {fault}")
+    return Found(None, tuple(misfits))
+
+
+def shipped_folders(base_model: str) -> list[Path]:
+    """Directories of shipped checkpoints whose names are those of a base model's, the default one first.
+
+    That is named after the model; the names of others go on with a dash and what they adapt. A model of
+    another owner may have the same name, so each checkpoint says itself which base model it is for.
     """
     name = base_model.rsplit("/", 1)[-1].lower()
     folders = sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else []
-    named = [f for f in folders if (f.name + "-").startswith(name + "-") and (f / CONFIG_FILE).is_file()]
-    return [f for f in named if read_json(f / CONFIG_FILE).get("base_model") == base_model]
+    return [f for f in folders if (f.name + "-").startswith(name + "-") and (f / CONFIG_FILE).is_file()]
 
 
 def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: int) -> Hypernetwork:

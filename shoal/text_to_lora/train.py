@@ -1,6 +1,6 @@
 """Training a hypernetwork: end to end on tasks (SFT), or to reproduce trained adapters (reconstruction).
 
-Knows task embeddings, not the text that they came from beyond asking the encoder once. The contrastive term
+Knows what is read of descriptions, not what they say. The contrastive term
 and the description dropout answer the known failure of SFT, an adapter that ignores its description.
 
 Source: Charakorn et al., arXiv 2506.06105, sections 3.1 (reconstruction) and 3.2 (SFT).
@@ -27,8 +27,8 @@ from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task, check_no_leakage
 from shoal.text_to_lora.descriptions import Descriptions
+from shoal.text_to_lora.encoders.reader import description_reader
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
-from shoal.text_to_lora.encoders.states import StateReader
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.text_to_lora.steering import SteeringMonitor
 from shoal.training.batches import BatchOrder, Corpus, tokenise
@@ -78,14 +78,14 @@ def train_hypernetwork(
     network.to(backbone.device)
     log.info("preparing the examples and descriptions of %d tasks", len(tasks))
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
-    _read_states(encoder, network, backbone)
-    descriptions = Descriptions(encoder, network, tasks)
+    reader = description_reader(network, encoder, backbone)
+    descriptions = Descriptions(reader, tasks)
     objective = SftObjective(network, backbone, corpus, descriptions, config)
     monitor = None
     watched = [task for task in held_out if task.train]
     if watched and monitor_size:
         unseen = tokenise(watched, backbone, config.max_length, describe=config.describe)
-        first = Descriptions(encoder, network, watched).read([task.descriptions[0] for task in watched])
+        first = Descriptions(reader, watched).read([task.descriptions[0] for task in watched])
         monitor = SteeringMonitor(network, backbone, unseen, first, monitor_size)
     with set_for_training(backbone):
         return run(objective, config, folder, monitor=monitor, show_progress=show_progress)
@@ -131,19 +131,9 @@ def train_reconstruction(
         )
     check_no_leakage(tasks, held_out)
     log.info("preparing the descriptions of %d tasks", len(tasks))
-    _read_states(encoder, network, backbone)
-    objective = ReconstructionObjective(network, Descriptions(encoder, network, tasks), adapters, config)
+    descriptions = Descriptions(description_reader(network, encoder, backbone), tasks)
+    objective = ReconstructionObjective(network, descriptions, adapters, config)
     return run(objective, config, folder, show_progress=show_progress)
-
-
-def _read_states(encoder: TaskEncoder, network: Hypernetwork, backbone: Backbone | None) -> None:
-    if network.architecture.reads != "states":
-        return
-    if backbone is None:
-        raise UsageError(
-            f"head {network.architecture.head} reads the base model's states and got no model; give it"
-        )
-    encoder.states = StateReader(backbone, network.targets).read
 
 
 class SftObjective:

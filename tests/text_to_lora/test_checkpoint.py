@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -218,15 +219,6 @@ def test_there_is_no_checkpoint(tmp_path: Path) -> None:
         load_hypernetwork(tmp_path / "missing")
 
 
-class FixedEncoder:
-    """Two descriptions: one where a known task is; one far away, nonsense to the probe of `known`."""
-
-    dim = ARCHITECTURE.task_dim
-
-    def encode(self, texts: list[str]) -> Tensor:
-        return torch.stack([torch.ones(self.dim) * (1 if text == "near" else -1) for text in texts])
-
-
 def known() -> KnownTasks:
     centres = torch.nn.functional.normalize(torch.ones(2, ARCHITECTURE.task_dim), dim=-1)
     return KnownTasks(("one", "other"), centres, 0.5, 1.5, torch.ones(ARCHITECTURE.task_dim + 1))
@@ -242,59 +234,35 @@ def test_known_tasks_come_back(tmp_path: Path) -> None:
     assert load_hypernetwork(tmp_path / "without").known_tasks is None
 
 
-def test_nonsense_gets_the_shared_adapter() -> None:
-    checkpoint = checkpoint_of()
-    checkpoint.network.eval()
-    plain = checkpoint.emit(FixedEncoder(), ["near", "strange"])
-    assert plain.familiarities is None
-    emission = dataclasses.replace(checkpoint, known_tasks=known()).emit(FixedEncoder(), ["near", "strange"])
-    assert emission.adapters.row(0) == plain.adapters.row(0)
-    assert emission.adapters.row(1) == checkpoint.network.offset_lora() != plain.adapters.row(1)
-    assert [f.confidence for f in emission.familiarities] == [1, 0]
-
-
-def test_where_no_description_was_trained_nonsense_gets_its_adapter() -> None:
-    facts = {"config": {"description_dropout": 0.05}}
-    plain = dataclasses.replace(checkpoint_of(), provenance=facts)
-    plain.network.eval()
-    emission = dataclasses.replace(plain, known_tasks=known()).emit(FixedEncoder(), ["near", "strange"])
-    assert emission.adapters.row(0) == plain.emit(FixedEncoder(), ["near", "strange"]).adapters.row(0)
-    assert emission.adapters.row(1) == plain.emit_null() == plain.fallback != plain.network.offset_lora()
-
-
-def test_a_network_of_reconstruction_was_shown_no_null_description() -> None:
-    facts = {"config": {"description_dropout": 0.05, "objective": "reconstruction"}}
-    plain = dataclasses.replace(checkpoint_of(), provenance=facts)
-    assert plain.fallback == plain.network.offset_lora() != plain.emit_null()
-
-
-def test_a_far_description_keeps_its_own_adapter() -> None:
-    plain = checkpoint_of()
-    plain.network.eval()
-    sensible = dataclasses.replace(known(), sense=torch.zeros(ARCHITECTURE.task_dim + 1))
-    emission = dataclasses.replace(plain, known_tasks=sensible).emit(FixedEncoder(), ["strange"])
-    assert emission.familiarities is not None and emission.familiarities[0].confidence == 0
-    assert emission.adapters.row(0) == plain.emit(FixedEncoder(), ["strange"]).adapters.row(0)
-
-
 def multi_task(alpha: float = ARCHITECTURE.alpha) -> LoRA:
     lora = LoRA.identity(TARGETS, ARCHITECTURE.rank, alpha, generator=torch.Generator().manual_seed(5))
     return LoRA({n: LoraFactors(f.a, f.b + 0.25) for n, f in lora.factors.items()}, alpha)
 
 
-def test_a_multi_task_lora_comes_back_and_serves_nonsense(tmp_path: Path) -> None:
-    both = dataclasses.replace(checkpoint_of(), known_tasks=known(), multi_task=multi_task())
-    save_hypernetwork(both, tmp_path / "network")
-    loaded = load_hypernetwork(tmp_path / "network")
-    assert loaded.multi_task == loaded.fallback == multi_task()
-    emission = loaded.emit(FixedEncoder(), ["near", "strange", "near"])
-    assert emission.adapters.row(1) == multi_task()
-    plain = dataclasses.replace(loaded, known_tasks=None).emit(FixedEncoder(), ["near", "strange", "near"])
-    for row in (0, 2):
-        assert emission.adapters.row(row) == plain.adapters.row(row) != multi_task()
+def test_a_multi_task_lora_comes_back(tmp_path: Path) -> None:
+    save_hypernetwork(dataclasses.replace(checkpoint_of(), multi_task=multi_task()), tmp_path / "network")
+    assert load_hypernetwork(tmp_path / "network").multi_task == multi_task()
     save_hypernetwork(checkpoint_of(), tmp_path / "without")
     assert load_hypernetwork(tmp_path / "without").multi_task is None
     assert not (tmp_path / "without" / MULTI_TASK_FILE).exists()
+
+
+def test_a_checkpoint_names_the_file_that_it_was_read_from(saved: Path) -> None:
+    loaded = load_hypernetwork(saved)
+    assert loaded.sha256 == hashlib.sha256((saved / WEIGHTS_FILE).read_bytes()).hexdigest()
+    assert checkpoint_of().sha256 is None and average([loaded, loaded]).sha256 is None
+
+
+def test_the_weights_are_read_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def counted(self: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(self.name)
+        return open(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", counted)
+    load_hypernetwork(saved)
+    assert sorted(opened) == sorted([CONFIG_FILE, WEIGHTS_FILE])
 
 
 def test_a_multi_task_lora_that_does_not_fit_is_refused() -> None:
@@ -319,35 +287,6 @@ def test_damaged_multi_task_loras(damage: str, tmp_path: Path) -> None:
         save_file({**state, name: broken}, path)
     with pytest.raises(ShoalError, match="multi_task"):
         load_hypernetwork(tmp_path / "network")
-
-
-class StatesEncoder(FixedEncoder):
-    """States of two tokens a description, in a dtype."""
-
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
-        self.width, self.dtype = width, dtype
-
-    def states(self, texts: list[str]) -> list[Tensor]:
-        return [
-            torch.randn(2, 2, self.width, generator=torch.Generator().manual_seed(len(text))).to(self.dtype)
-            for text in texts
-        ]
-
-
-def test_states_in_bfloat16_are_computed_with_in_bfloat16() -> None:
-    checkpoint = checkpoint_of("reader")
-    width = checkpoint.network.eval().input_width
-    before = {name: tensor.clone() for name, tensor in state_of(checkpoint).items()}
-    exact, short = (
-        checkpoint.emit(StatesEncoder(width, dtype), ["near", "strange"]).adapters.row(1)
-        for dtype in (torch.float32, torch.bfloat16)
-    )
-    for name, factors in exact.factors.items():
-        for whole, rounded in zip(factors, short.factors[name], strict=True):
-            assert whole.dtype == rounded.dtype == torch.float32
-            assert 0 < float((rounded - whole).norm() / whole.norm()) < 0.03
-            assert torch.equal(rounded, rounded.bfloat16().float())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(checkpoint).items())
 
 
 def test_an_average_has_mean_weights_and_the_last_ones_facts() -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,10 @@ from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA
 from shoal.config import HypernetworkTrainingConfig, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
+from shoal.inference.engine.core import Engine
+from shoal.inference.engine.records import Request
+from shoal.inference.engine.runner import EngineRunner
+from shoal.inference.sampling import Sampling
 from shoal.models.backbone import load_backbone, load_shape
 from shoal.tasks.loading import Example, Task
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, load_hypernetwork, save_hypernetwork
@@ -67,6 +72,7 @@ def fake_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shoal.text_to_lora.generator.TaskEncoder", FakeEncoder)
     monkeypatch.setattr("shoal.text_to_lora.generator.SkillDetector", FakeSkills)
     monkeypatch.setattr("shoal.text_to_lora.shipped.SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr("shoal.text_to_lora.generator._identities", set())
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +140,19 @@ def test_without_a_trained_hypernetwork_the_adapter_is_the_identity_and_says_so(
     )
     (warning,) = [r.getMessage() for r in caplog.records if WARNING in r.getMessage()]
     assert facts["how_to_train"] in warning
+
+
+def test_the_identity_is_warned_of_once_for_each_base_model(
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = str(shutil.copytree(base, tmp_path / "other"))
+    with caplog.at_level(logging.WARNING):
+        for name in (base, other, base):
+            generator = TextToLoRA(name, SIZES)
+            generator.generate("Answer with a rhyme")
+            generator.generate("Sort the words")
+    warned = [r.getMessage() for r in caplog.records if WARNING in r.getMessage()]
+    assert len(warned) == 2 and f"for {base} " in warned[0] and f"for {other} " in warned[1]
 
 
 def test_the_identity_leaves_the_models_logits_alone(base: str, tiny_llama: Path) -> None:
@@ -314,7 +333,7 @@ def test_the_checkpoint_names_its_encoder(
     assert TextToLoRA(base, hypernetwork=tmp_path / "other").encoder.path == "some/encoder"
     monkeypatch.setattr(FakeEncoder, "dim", DIM + 1)
     with pytest.raises(ShoalError, match="gives 13 numbers, the hypernetwork reads 12"):
-        _ = TextToLoRA(base, hypernetwork=trained).encoder
+        _ = TextToLoRA(base, hypernetwork=trained).emitter
 
 
 def test_no_weights_of_the_base_model_are_opened(tiny_llama: Path, trained: Path, tmp_path: Path) -> None:
@@ -418,7 +437,7 @@ def test_generators_that_share_an_encoder_read_their_own_base_models(
     alone = [TextToLoRA.load(folder).generate("Sort the words.").lora for folder in folders]
     skills = FakeSkills()
     both = [TextToLoRA(str(b), hypernetwork=f, skills=skills) for b, f in zip(bases, folders, strict=True)]  # type: ignore[arg-type]
-    assert both[0].encoder is not both[1].encoder
+    assert both[0].encoder is both[1].encoder
     assert [generator.generate("Sort the words.").lora for generator in both] == alone
     assert alone[0] != alone[1]
 
@@ -442,3 +461,67 @@ def test_a_description_is_read_while_an_adapter_is_refined(
     with pytest.raises(ShoalError, match="that is enough"):
         generator.generate("Count the words.", [("a", "b")] * 4)
     assert made == [expected]
+
+
+def test_a_loaded_base_model_is_shared(tiny_llama: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(str(tiny_llama), device="cpu", dtype=torch.float32)
+    generator = TextToLoRA(backbone=backbone, hypernetwork=reading(tmp_path / "network", tiny_llama))
+    generator.generate("Sort the words.", EXAMPLES)
+    assert generator.backbone is backbone
+    weights = {w.data_ptr() for w in backbone.model.parameters()}
+    for own in generator._loaded():
+        assert {w.data_ptr() for w in own.model.parameters()} == weights
+
+
+def test_a_loaded_base_model_is_of_its_own_name_device_and_dtype(tiny_llama: Path) -> None:
+    backbone = load_backbone(str(tiny_llama), device="cpu", dtype=torch.float32)
+    for more in ({"base_model": "x"}, {"device": "cpu"}, {"dtype": torch.bfloat16}):
+        with pytest.raises(UsageError, match="leave base_model, device and dtype out"):
+            TextToLoRA(backbone=backbone, **more)  # type: ignore[arg-type]
+
+
+def test_states_are_read_in_the_dtype_that_was_asked_for(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = reading(tmp_path / "network", tiny_llama)
+    dtypes = (torch.float32, torch.bfloat16)
+    generators = [TextToLoRA(str(tiny_llama), dtype=dtype, hypernetwork=folder) for dtype in dtypes]
+    one, other = (generator.generate("Sort the words.").lora for generator in generators)
+    assert [generator.backbone.dtype for generator in generators] == list(dtypes)
+    assert one != other
+
+
+def test_descriptions_are_read_while_answers_run_under_adapters(tiny_llama: Path, tmp_path: Path) -> None:
+    """Both are what they are alone: the engine's hooks are on other modules over the same weights."""
+    folder = reading(tmp_path / "network", tiny_llama)
+    texts = [f"Sort the words by length, number {n}." for n in range(12)]
+    alone = TextToLoRA(str(tiny_llama), dtype=torch.float32, hypernetwork=folder)
+    expected = [alone.generate(text).lora for text in texts]
+    refined = alone.generate(texts[0], EXAMPLES).lora
+
+    backbone = load_backbone(str(tiny_llama), device="cpu", dtype=torch.float32)
+    strong = {n: f._replace(b=f.b + 1) for n, f in expected[0].factors.items()}
+    lora = LoRA(strong, expected[0].alpha)
+    sampling = Sampling(temperature=0.0)
+
+    def asked() -> list[Request]:
+        return [
+            Request(
+                tuple(backbone.encode_prompt(f"word {n}")), lora, 60, sampling=sampling, stop_at_end=False
+            )
+            for n in range(4)
+        ]
+
+    def answers(runner: EngineRunner) -> list[str]:
+        streams = [runner.submit(request) for request in asked()]
+        return ["".join(delta.text for delta in stream) for stream in streams]
+
+    generator = TextToLoRA(backbone=backbone, hypernetwork=folder)
+    with EngineRunner(Engine(backbone)) as runner:
+        quiet = answers(runner)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(lambda: [answers(runner) for _ in range(3)])
+            read = [generator.generate(text).lora for text in texts]
+            trained = generator.generate(texts[0], EXAMPLES).lora
+            overlapped = not running.done()
+            busy = running.result()
+    assert overlapped and busy == [quiet] * 3
+    assert read == expected and trained == refined

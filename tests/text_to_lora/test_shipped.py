@@ -12,7 +12,7 @@ from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, load_hypernetw
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.nonsense import gibberish
-from shoal.text_to_lora.shipped import SHIPPED, shipped_for
+from shoal.text_to_lora.shipped import SHIPPED, shipped_folders
 
 GUIDE_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
@@ -33,7 +33,7 @@ SENSIBLE = (
 
 @pytest.fixture(scope="module")
 def shipped() -> HypernetworkCheckpoint:
-    return load_hypernetwork(shipped_for(load_shape(DEFAULT_MODEL).base_model)[0])
+    return load_hypernetwork(shipped_folders(load_shape(DEFAULT_MODEL).base_model)[0])
 
 
 def test_nonsense_is_told_from_descriptions(shipped: HypernetworkCheckpoint) -> None:
@@ -63,7 +63,7 @@ def test_a_network_ships_for_the_guides_own_values(caplog: pytest.LogCaptureFixt
     assert {t.layer for t in generator.checkpoint.network.targets} == set(range(22, 30))
 
 
-def test_nonsense_gets_the_multi_task_lora(shipped: HypernetworkCheckpoint) -> None:
-    assert shipped.multi_task is not None and shipped.fallback is shipped.multi_task
+def test_a_multi_task_lora_ships_for_nonsense(shipped: HypernetworkCheckpoint) -> None:
+    assert shipped.multi_task is not None
     card = shipped.provenance["multi_task"]
     assert card["trained"] and card["generator"] == "multi-task lora training"

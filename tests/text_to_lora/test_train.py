@@ -24,6 +24,7 @@ from shoal.models.backbone import Backbone
 from shoal.models.modules import TargetModule
 from shoal.tasks.loading import LeakageError
 from shoal.text_to_lora.descriptions import Descriptions
+from shoal.text_to_lora.encoders.reader import description_reader
 from shoal.text_to_lora.encoders.states import StateReader
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.text_to_lora.train import (
@@ -78,9 +79,7 @@ def sft(
     targets = backbone.shape.select(MODULES, changes.pop("layers", None))
     corpus = tokenise(tasks, backbone, 512)
     network = network or moved(toy.toy_network(targets, dropout=0.0))
-    encoder = toy.HashEncoder()
-    encoder.states = StateReader(backbone, targets).read
-    descriptions = Descriptions(encoder, network, tasks)
+    descriptions = Descriptions(description_reader(network, toy.HashEncoder(), backbone), tasks)
     return SftObjective(network, backbone, corpus, descriptions, config(**changes))
 
 
@@ -91,7 +90,7 @@ def recorded(toy: ModuleType, backbone: Backbone, **changes: Any) -> tuple[SftOb
 
 def read_all(encoder: Any, network: Any, tasks: Sequence[Any]) -> list[list[Tensor]]:
     """What a network reads of every task's descriptions."""
-    descriptions = Descriptions(encoder, network, tasks)
+    descriptions = Descriptions(description_reader(network, encoder), tasks)
     return [descriptions.read(task.descriptions) for task in tasks]
 
 

@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, warn_of_another_base
+from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, usable_place, warn_of_another_base
 from shoal.apps.cli.settings import Output
 from shoal.errors import UsageError
 
@@ -61,8 +61,7 @@ def ask(
         )
     from shoal.inference.generate import generate_greedy
 
-    base, lora, facts = _chosen(place.base, choice)
-    backbone = load(place, base)
+    backbone, lora, facts = _chosen(place, choice)
     expert: dict[str, Any] = {}
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -123,24 +122,35 @@ def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Aski
     return {"skill": decisions[0].skill, "probabilities": dict(decisions[0].probabilities)}
 
 
-def _chosen(base: str | None, choice: Asking) -> tuple[str | None, LoRA | None, Mapping[str, Any] | None]:
-    """The base model to load, by default that of the adapter; the adapter; what is known of its generator."""
+class _Chosen(NamedTuple):
+    """What answers: the base model, its adapter, and what is known of that adapter's generator."""
+
+    backbone: Backbone
+    lora: LoRA | None
+    facts: Mapping[str, Any] | None
+
+
+def _chosen(place: Place, choice: Asking) -> _Chosen:
+    """The base model, by default that of the adapter, and the adapter."""
     from shoal.models.backbone import DEFAULT_MODEL
 
     if choice.adapter is not None:
         from shoal.adapters.files import load_adapter
 
         stored = load_adapter(choice.adapter)
-        if base is None and stored.base_model is None:
+        if place.base is None and stored.base_model is None:
             log.warning("%s names no base model; it is put on %s", choice.adapter, DEFAULT_MODEL)
-        warn_of_another_base(stored, base, choice.adapter)
-        return base or stored.base_model, stored.lora, None
+        warn_of_another_base(stored, place.base, choice.adapter)
+        return _Chosen(load(place, place.base or stored.base_model), stored.lora, None)
     if choice.describe is not None:
         from shoal.text_to_lora.encoders.sentence import check_description
         from shoal.text_to_lora.generator import TextToLoRA
 
         check_description(choice.describe)  # before the slower search for a model
-        generator = TextToLoRA(base or DEFAULT_MODEL, hypernetwork=choice.hypernetwork)
+        chosen = usable_place(place)
+        generator = TextToLoRA(
+            place.base, device=chosen.device, dtype=chosen.dtype, hypernetwork=choice.hypernetwork
+        )
         adapter = generator.generate(choice.describe)
-        return base, adapter.lora, adapter.hypernetwork
-    return base, None, None
+        return _Chosen(generator.backbone, adapter.lora, adapter.hypernetwork)
+    return _Chosen(load(place), None, None)

@@ -12,15 +12,25 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, shape_of, warn_of_another_base
+from shoal.apps.cli.model import (
+    HYPERNETWORK_HELP,
+    Place,
+    load,
+    shape_of,
+    usable_place,
+    warn_of_another_base,
+)
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.apps.cli.tasks import TASKS_HELP, read_tasks
+from shoal.config import DEFAULT_MODEL
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.adapters.lora import LoRA
     from shoal.evaluation.evaluate import Method, Report
     from shoal.tasks.loading import Task
+    from shoal.text_to_lora.emission import Emitter
+    from shoal.text_to_lora.generator import TextToLoRA
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +69,6 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
         from shoal.files import check_place
 
         check_place(scoring.out, (REPORT_FILE, TABLE_FILE))
-    from shoal.models.backbone import DEFAULT_MODEL
-
     split = read_tasks(scoring.tasks, scoring.definition, scoring.task)
     tasks = split.validation or split.train
     check_extra("evaluation", "evaluate", "rouge_score")
@@ -72,9 +80,10 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
 
     from shoal.evaluation.evaluate import evaluate as compare
 
-    descriptions = _description_rows(base, scoring, tasks)
+    generator = _generator(place, scoring)
+    backbone = generator.backbone if generator else load(place)
+    descriptions = _description_rows(generator.emitter, scoring, tasks) if generator else []
     methods = [*_base_rows(scoring), *adapters, *descriptions]
-    backbone = load(place)
     notes = {"seed": scoring.seed, "max_new_tokens": scoring.max_new_tokens}
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         row = bar.add_task("methods", total=len(methods))
@@ -125,30 +134,39 @@ def _fitting_lora(directory: Path, base: str) -> LoRA:
     return stored.lora
 
 
-def _description_rows(base: str, scoring: Scoring, tasks: Sequence[Task]) -> list[Method]:
-    """Text-to-LoRA with its controls, or nothing where no hypernetwork is trained for the base model."""
+def _generator(place: Place, scoring: Scoring) -> TextToLoRA | None:
+    """The generator of the Text-to-LoRA rows; None where no hypernetwork is trained for the base model."""
+    from shoal.text_to_lora.generator import TextToLoRA
+
+    try:
+        chosen = usable_place(place)
+        generator = TextToLoRA(
+            place.base, device=chosen.device, dtype=chosen.dtype, hypernetwork=scoring.hypernetwork
+        )
+    except UsageError:
+        if scoring.hypernetwork is not None:
+            raise
+        generator = None  # not even the default sizes fit this base model
+    if generator is None or not generator.trained:
+        base = place.base or DEFAULT_MODEL
+        log.warning("no hypernetwork is trained for %s: the report has no Text-to-LoRA rows", base)
+        return None
+    return generator
+
+
+def _description_rows(emitter: Emitter, scoring: Scoring, tasks: Sequence[Task]) -> list[Method]:
+    """Text-to-LoRA with its controls."""
     from shoal.evaluation.baselines import (
         gibberish_description,
         no_description,
         other_description,
         right_description,
     )
-    from shoal.text_to_lora.generator import TextToLoRA
 
-    try:
-        generator = TextToLoRA(base, hypernetwork=scoring.hypernetwork)
-    except UsageError:
-        if scoring.hypernetwork is not None:
-            raise
-        generator = None  # not even the default sizes fit this base model
-    if generator is None or generator.checkpoint is None:
-        log.warning("no hypernetwork is trained for %s: the report has no Text-to-LoRA rows", base)
-        return []
-    checkpoint, encoder = generator.checkpoint, generator.encoder
-    rows = [right_description(checkpoint, encoder)]
+    rows = [right_description(emitter)]
     if len(tasks) > 1:
-        rows.append(other_description(checkpoint, encoder, tasks))
-    return [*rows, gibberish_description(checkpoint, encoder, scoring.seed), no_description(checkpoint)]
+        rows.append(other_description(emitter, tasks))
+    return [*rows, gibberish_description(emitter, scoring.seed), no_description(emitter)]
 
 
 def _output(report: Report, scoring: Scoring) -> Output:

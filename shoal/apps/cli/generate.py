@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from shoal.apps.cli.model import BASE_HELP, HYPERNETWORK_HELP, AdapterSizes
+from shoal.apps.cli.model import HYPERNETWORK_HELP, AdapterSizes, Place, usable_place
 from shoal.apps.cli.settings import Output
 from shoal.errors import ShoalError
 
@@ -20,12 +20,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Generating(BaseModel):
+class Generating(Place):
     """What `generate` reads and writes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base: str | None = Field(None, description=BASE_HELP)
     out: Path | None = Field(None, description="write the adapter there, as a PEFT directory")
     gguf: Path | None = Field(None, description="also write it to this file, for llama.cpp")
     hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
@@ -47,12 +44,13 @@ def generate(
     """
     from shoal.adapters.files import ADAPTER_FILES
     from shoal.files import check_place, check_writable
-    from shoal.models.backbone import DEFAULT_MODEL
     from shoal.tasks.loading import load_jsonl
     from shoal.text_to_lora.generator import TextToLoRA
 
-    base = files.base or DEFAULT_MODEL
-    generator = TextToLoRA(base, sizes, hypernetwork=files.hypernetwork)
+    chosen = usable_place(files)
+    generator = TextToLoRA(
+        files.base, sizes, device=chosen.device, dtype=chosen.dtype, hypernetwork=files.hypernetwork
+    )
     if files.out is not None:  # before any work
         check_place(files.out, ADAPTER_FILES)
     if files.gguf is not None:

@@ -48,7 +48,7 @@ class Loading:
     dtype: torch.dtype | None
 
 
-def check_place(place: Place) -> Loading:
+def usable_place(place: Place) -> Loading:
     """See that the device and dtype can be had, before anything is read.
 
     Raises:
@@ -72,7 +72,7 @@ def shape_of(place: Place) -> BackboneShape:
     from shoal.models.backbone import DEFAULT_MODEL, load_shape
     from shoal.models.sources import check_downloaded
 
-    check_place(place)
+    usable_place(place)
     base = place.base or DEFAULT_MODEL
     check_downloaded(base)
     return load_shape(base)
@@ -87,7 +87,7 @@ def load(place: Place, base: str | None = None) -> Backbone:
     """
     from shoal.models.backbone import DEFAULT_MODEL, load_backbone
 
-    chosen = check_place(place)
+    chosen = usable_place(place)
     return load_backbone(base or place.base or DEFAULT_MODEL, device=chosen.device, dtype=chosen.dtype)
 
 

@@ -116,7 +116,7 @@ def _lora(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task], Adapt
 
 
 def _text_to_lora(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task], Adapted]:
-    generator = TextToLoRA(config.base)
+    generator = TextToLoRA(backbone=backbone)
     if not generator.trained:
         raise ShoalError(
             f"no hypernetwork is trained for {generator.shape.base_model}, so Text-to-LoRA has no adapters; "

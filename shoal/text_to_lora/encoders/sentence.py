@@ -13,7 +13,7 @@ import math
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoal.errors import ShoalError, UsageError, reason, shorten
-from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +132,6 @@ class TaskEncoder:
         batch_size: texts per forward pass.
         cache_size: texts whose embedding is kept; the least recently used is dropped first.
 
-    Attributes:
-        states: reads texts by the backbone, for hypernetworks that need that; None until it is set.
-
     Raises:
         UsageError: `path` is a folder that does not exist, or a size is below 1.
         ShoalError: the encoder cannot be loaded.
@@ -161,7 +157,6 @@ class TaskEncoder:
         self._tokenizer, self._model = _load(source, self.device)
         self._vocabulary = frozenset(self._tokenizer.get_vocab())
         self.dim: int = self._model.config.hidden_size
-        self.states: Callable[[Sequence[str]], list[Tensor]] | None = None
         self._cache: LRUCache[str, Tensor] = LRUCache(cache_size)
         self._lock = threading.Lock()
 
@@ -236,29 +231,6 @@ def _check_texts(texts: Sequence[str]) -> None:
         raise UsageError(
             f"the encoder takes a list of strings, got {shorten(str(texts))}: wrap one text in a list"
         )
-
-
-def embed_texts(encoder: TaskEncoder, network: Hypernetwork, texts: Sequence[str]) -> Tensor:
-    """What `network` reads of some descriptions, as one input."""
-    return stack_embeddings(read_texts(encoder, network, texts))
-
-
-def read_texts(encoder: TaskEncoder, network: Hypernetwork, texts: Sequence[str]) -> list[Tensor]:
-    """What `network` reads of each text: (dim,), (1 + tokens, dim), or (layers, tokens, backbone's width).
-
-    Raises:
-        ShoalError: it reads the backbone's states, and the encoder has no backbone to ask.
-    """
-    reads = network.architecture.reads
-    if reads == "sentence":
-        return list(encoder.encode(texts))
-    if reads == "tokens":
-        return encoder.read(texts)
-    if encoder.states is None:
-        raise ShoalError(
-            "this hypernetwork reads the base model's states; set the encoder's `states` to a reader"
-        )
-    return encoder.states(texts)
 
 
 def wheel_folder() -> str | None:

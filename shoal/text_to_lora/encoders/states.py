@@ -27,11 +27,14 @@ BATCH = 32
 
 
 class StateReader:
-    """Reads descriptions by a backbone, for adapters of certain modules."""
+    """Reads descriptions by a backbone, for adapters of certain modules; see `DescriptionReader`."""
+
+    small = False  # states of all the descriptions of a training would fill any memory
 
     def __init__(self, backbone: Backbone, targets: Sequence[TargetModule]) -> None:
-        """Read by this backbone, as it is: no adapter may be attached meanwhile."""
-        self._backbone, self._groups = backbone, group_by_type(targets)
+        """Read by this backbone, as it is: no adapter may be attached while texts are read."""
+        self._backbone = backbone
+        self._groups = group_by_type(targets)
         first = {t.layer: t for t in reversed(backbone.shape.targets)}
         self._first = [first[layer] for layer in range(1 + max(t.layer for t in targets))]
         self._widths = [self._first[0].in_features, *(group[0].out_features for group in self._groups)]

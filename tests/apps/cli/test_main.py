@@ -392,7 +392,7 @@ def test_a_hypernetwork_gets_an_adapter_for_nonsense(
     assert ended.code == 0, ended.err
     assert ended.record == {"path": str(tmp_path / "both")}
     checkpoint, adapter = load_hypernetwork(tmp_path / "both"), load_adapter(multi_task)
-    assert checkpoint.fallback == adapter.lora.to(torch.bfloat16).to(torch.float32)
+    assert checkpoint.multi_task == adapter.lora.to(torch.bfloat16).to(torch.float32)
     assert checkpoint.provenance["multi_task"]["scores"] == adapter.card.scores
 
 

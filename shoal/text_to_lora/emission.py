@@ -1,0 +1,110 @@
+"""From descriptions to adapters by one trained hypernetwork; nonsense gets an adapter of its own.
+
+Knows hypernetworks, readers and known tasks; nothing of files, skills or how requests are answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
+from shoal.models.backbone import Backbone
+from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint
+from shoal.text_to_lora.encoders.reader import DescriptionReader, description_reader
+from shoal.text_to_lora.encoders.sentence import TaskEncoder
+from shoal.text_to_lora.familiarity import Familiarity
+from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
+
+
+@dataclass(frozen=True, eq=False)
+class Emission:
+    """Adapters of some descriptions.
+
+    Attributes:
+        adapters: one a description, float32 on the hypernetwork's device.
+        familiarities: how near each description is to the training tasks; None where those are not known.
+    """
+
+    adapters: BatchedLoRA
+    familiarities: list[Familiarity] | None
+
+
+class Emitter:
+    """A hypernetwork with what reads its descriptions.
+
+    Attributes:
+        checkpoint: the hypernetwork with what is known of it.
+        encoder: the task encoder that it was trained with.
+    """
+
+    def __init__(
+        self, checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder, backbone: Backbone | None = None
+    ) -> None:
+        """Choose the reader; errors and `backbone` as `description_reader`.
+
+        The hypernetwork moves to the device of the backbone that it reads.
+        """
+        self.checkpoint = checkpoint
+        self.encoder = encoder
+        self._reader: DescriptionReader = description_reader(checkpoint.network, encoder, backbone)
+        if backbone is not None:
+            checkpoint.network.to(backbone.device)
+
+    @torch.no_grad()
+    def emit(self, descriptions: Sequence[str]) -> Emission:
+        """One adapter a description; `fallback` for nonsense, where the training tasks are known."""
+        network = self.checkpoint.network
+        device = next(network.parameters()).device
+        read = stack_embeddings(self._reader.read(descriptions)).to(device)
+        emitted = (self._short if read.dtype == torch.bfloat16 else network)(read)
+        factors = {name: LoraFactors(f.a.float(), f.b.float()) for name, f in emitted.factors.items()}
+        own = BatchedLoRA(factors, emitted.alpha)
+        if self.checkpoint.known_tasks is None:
+            return Emission(own, None)
+        familiarities = self.checkpoint.known_tasks.compare(self.encoder.encode(descriptions))
+        nonsense = torch.tensor([f.nonsense for f in familiarities], device=device)
+        if bool(nonsense.any()):
+            own = _replaced(own, nonsense, self.fallback.to(device))
+        return Emission(own, familiarities)
+
+    @cached_property
+    def fallback(self) -> LoRA:
+        """What nonsense gets: the checkpoint's multi-task LoRA, else what was trained for no description.
+
+        That is the adapter of the null description if description dropout trained it, else the shared one.
+        """
+        if self.checkpoint.multi_task is not None:
+            return self.checkpoint.multi_task
+        recipe = self.checkpoint.provenance.get("config")  # free JSON, which may come from outside
+        if not isinstance(recipe, Mapping) or recipe.get("objective") == "reconstruction":
+            recipe = {}  # whose network never saw the null description
+        dropped = recipe.get("description_dropout")
+        return self.emit_null() if dropped else self.checkpoint.network.offset_lora()
+
+    @torch.no_grad()
+    def emit_null(self) -> LoRA:
+        """The adapter of no description, which description dropout trains."""
+        network = self.checkpoint.network
+        return network(network.null_input()).row(0)
+
+    @cached_property
+    def _short(self) -> Hypernetwork:
+        """The network in bfloat16, as it was trained to read the states of a backbone in bfloat16."""
+        return deepcopy(self.checkpoint.network).bfloat16()
+
+
+def _replaced(adapters: BatchedLoRA, rows: torch.Tensor, other: LoRA) -> BatchedLoRA:
+    """The adapters with another one in the chosen rows."""
+    chosen = rows.view(-1, 1, 1)
+    factors = {
+        name: LoraFactors(
+            *(torch.where(chosen, o, f) for o, f in zip(other.factors[name], pair, strict=True))
+        )
+        for name, pair in adapters.factors.items()
+    }
+    return BatchedLoRA(factors, adapters.alpha)
