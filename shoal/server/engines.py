@@ -18,7 +18,7 @@ from shoal.inference.engine.adapter_cache import AdapterCache
 from shoal.inference.engine.core import Engine, Observer
 from shoal.inference.engine.records import Limits
 from shoal.inference.engine.runner import EngineRunner, Runner
-from shoal.models.backbone import Backbone, load_wording
+from shoal.models.backbone import DTYPES, Backbone, load_backbone, load_wording
 from shoal.registry.objects import AdapterFiles
 from shoal.registry.registry import Registry
 from shoal.transformer2.experts import ExpertSet, shipped_experts
@@ -135,7 +135,7 @@ def open_engine(
     backbone: Backbone | None,
     experts: ExpertSet | None,
 ) -> OpenEngine:
-    """The engine that is wanted; `backbone` is what the own one runs, None for vLLM. Errors as `vllm_engine`.
+    """The engine that is wanted; errors as `load_served` and `vllm_engine`.
 
     Raises:
         UsageError: a dtype for vLLM, which was started with its own.
@@ -144,8 +144,16 @@ def open_engine(
         if wanted.dtype:
             raise UsageError(f"--dtype {wanted.dtype} is not for --engine vllm; give it to vLLM itself")
         return vllm_engine(registry, base, wanted, config, observe)
+    backbone = backbone or load_served(base, wanted)
     assert backbone is not None
     return own_engine(registry, backbone, experts, config, observe)
+
+
+def load_served(base: str, wanted: EngineConfig) -> Backbone | None:
+    """The base model that the wanted engine runs here; None for vLLM. Errors as `load_backbone`."""
+    if wanted.engine == "vllm":
+        return None
+    return load_backbone(base, dtype=DTYPES[wanted.dtype] if wanted.dtype else None)
 
 
 def _limits(config: ServiceConfig) -> Limits:

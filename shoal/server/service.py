@@ -11,7 +11,7 @@ from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
 from shoal.inference.engine.records import EngineState
 from shoal.inference.engine.runner import Runner
-from shoal.models.backbone import DTYPES, Backbone, load_backbone
+from shoal.models.backbone import Backbone
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.process import give_back
 from shoal.registry.api_keys import ANYONE, ApiKeys
@@ -19,7 +19,7 @@ from shoal.registry.registry import Registry
 from shoal.server.adapter_selection import AdapterSelector
 from shoal.server.adapters import Adapters
 from shoal.server.completions import Completions
-from shoal.server.engines import open_engine
+from shoal.server.engines import load_served, open_engine
 from shoal.server.jobs import Jobs
 from shoal.server.metrics import Monitoring
 from shoal.server.rate_limits import RateLimits
@@ -101,8 +101,7 @@ def open_service(
     except UnavailableError as error:  # others are writing: they are alive, and sweep when they start
         log.info("not swept: %s", error)
     wanted = engine or EngineConfig()
-    if wanted.engine == "own" and backbone is None:
-        backbone = load_backbone(base, dtype=DTYPES[wanted.dtype] if wanted.dtype else None)
+    backbone = backbone or load_served(base, wanted)
     # Before the engine attaches anything: the generator takes modules of its own over the same weights.
     generator = TextToLoRA(backbone=backbone) if backbone else TextToLoRA(base)
     detector = SkillDetector(generator.encoder)
