@@ -20,9 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoal.adapters.batched import Adaptation
+from shoal.adapters.base import Adapter
 from shoal.adapters.card import LabelSet
-from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError, shorten
 from shoal.inference.decoding import Rows
 from shoal.inference.generate import attached, check_adapters, check_lengths
@@ -84,7 +83,7 @@ def label_log_likelihoods(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
     labels: Sequence[str],
-    adapters: LoRA | Sequence[LoRA] | None = None,
+    adapters: Adapter | Sequence[Adapter | None] | None = None,
 ) -> Float[Tensor, "prompts labels"]:
     """Log-probability of every label as the whole answer to every prompt, in nats, float32 on the CPU.
 
@@ -102,14 +101,12 @@ def label_log_likelihoods(
     check_adapters(adapters, len(prompts))
     longest = max(map(len, completions))
     check_lengths(backbone, prompts, [longest] * len(prompts))
-    shared = adapters.to(backbone.device, backbone.dtype) if isinstance(adapters, LoRA) else None
-    own: list[Adaptation] = [None] * len(prompts)
-    if adapters is not None and not isinstance(adapters, LoRA):
-        own = list(adapters)
+    shared = None if isinstance(adapters, Sequence) else adapters
+    own = list(adapters) if isinstance(adapters, Sequence) else [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = torch.empty(len(prompts), len(labels))
     size = max(1, min(32, ROWS // len(labels)))
-    with attached(backbone, shared):
+    with attached(backbone, shared, (), {}):
         for begin in range(0, len(order), size):
             rows = order[begin : begin + size]
             found[rows] = _batch(backbone, [prompts[i] for i in rows], completions, [own[i] for i in rows])
@@ -138,20 +135,20 @@ def choose_labels(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
     label_set: LabelSet,
-    lora: LoRA | None = None,
+    adapter: Adapter | None = None,
 ) -> list[LabelAnswer]:
     """Answer prompts (token ids) from a label set; its priors, where it has none, are content-free ones.
 
     Raises:
         UsageError: as `label_log_likelihoods`.
     """
-    scores = label_log_likelihoods(backbone, prompts, label_set.labels, lora)
-    priors = label_set.priors or content_free_priors(backbone, label_set.labels, lora)
+    scores = label_log_likelihoods(backbone, prompts, label_set.labels, adapter)
+    priors = label_set.priors or content_free_priors(backbone, label_set.labels, adapter)
     return answer_with_labels(label_set.labels, scores, priors)
 
 
 def content_free_priors(
-    backbone: Backbone, labels: Sequence[str], adapters: LoRA | None = None
+    backbone: Backbone, labels: Sequence[str], adapters: Adapter | None = None
 ) -> list[float]:
     """The priors where there are no inputs: over `CONTENT_FREE`; errors as `label_log_likelihoods`."""
     return label_priors(
@@ -163,7 +160,7 @@ def _batch(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
-    adapters: Sequence[Adaptation],
+    adapters: Sequence[Adapter | None],
 ) -> Float[Tensor, "prompts labels"]:
     """Scores of one batch: prompts are read once, then every (prompt, label) goes on as a row of its own."""
     rows = Rows(backbone, prompts, adapters)
