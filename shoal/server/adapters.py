@@ -1,4 +1,4 @@
-"""Adapters from descriptions and uploads into the registry, and what a client is told of them."""
+"""Adapters from descriptions and uploads into the registry, and how the API shows them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import IO, Any
 from shoal.adapters.archive import pack, unpack
 from shoal.adapters.files import check_name
 from shoal.adapters.lora import LoRA
-from shoal.config import ServiceConfig
-from shoal.errors import ConflictError, UsageError
+from shoal.config import MIN_EXAMPLES, ServiceConfig
+from shoal.errors import ConflictError, UnavailableError, UsageError
 from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS
 from shoal.models.sources import DEFAULT_MODEL
 from shoal.registry.importing import keep_foreign
@@ -21,14 +21,16 @@ from shoal.server.metrics import Monitoring
 from shoal.server.microbatching import MicroBatcher
 from shoal.server.schemas import NewAdapter
 from shoal.server.skills import OwnerSkills
+from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.generator import TextToLoRA
 
 LINGER_SECONDS = 0.02  # a fraction of what one description takes
+MAX_TRAINING = 4  # adapters that are trained on examples or inputs, or wait for that: one runs at a time
 MAX_GENERATORS = 3  # base models besides the served one whose generators are kept
 
 
 class Adapters:
-    """What clients do with adapters."""
+    """Generates, imports, shows and deletes adapters for the routes."""
 
     def __init__(
         self,
@@ -39,64 +41,107 @@ class Adapters:
         discard: Callable[[str], None],
         config: ServiceConfig,
     ) -> None:
+        self._registry = registry
+        self._generator = generator
+        self._skills = skills
+        self._monitoring = monitoring
         self._discard = discard
-        self._registry, self._generator, self._skills = registry, generator, skills
-        self._monitoring, self._config = monitoring, config
-        self._one = MicroBatcher(generator.generate_many, config.max_generated, LINGER_SECONDS)
+        self._config = config
+        self._training = threading.BoundedSemaphore(MAX_TRAINING)
+        self._batched = MicroBatcher(generator.generate_many, config.max_generated, LINGER_SECONDS)
         self._others: dict[str, TextToLoRA] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Make no more."""
-        self._one.close()
+        """Generate no more."""
+        self._batched.close()
 
     def describe(self, description: str) -> tuple[LoRA, dict[str, Any]]:
         """An adapter that is not kept; see `TextToLoRA.generate` for errors."""
         with self._monitoring.adapter_seconds.time():
-            adapter = self._one(description)
-        return adapter.lora, {
-            "description": adapter.description,
-            "trained": adapter.trained,
-            "skills": list(adapter.skills.skills),
-        }
+            adapter = self._batched(description)
+        facts = {"description": adapter.description, "skills": list(adapter.skills.skills)}
+        return adapter.lora, facts | judgement(adapter)
 
-    def create(self, wanted: Sequence[NewAdapter], owner: str) -> list[AdapterRecord]:
+    def create(self, new: NewAdapter, owner: str) -> tuple[AdapterRecord, GeneratedAdapter]:
+        """Generate an adapter and keep it; with examples or inputs it is then trained for some seconds.
+
+        Raises:
+            UsageError: a name, a description, examples, inputs or labels that cannot be used.
+            ConflictError: the name is taken, or the owner has as many as may be.
+            UnavailableError: as many others are being trained as may be, the database cannot be reached, or
+                the disk is full.
+        """
+        self._registry.check(new.name, owner, quota=self._config.max_adapters)
+        if 0 < len(new.examples) < MIN_EXAMPLES:
+            raise UsageError(
+                f"{len(new.examples)} examples are too few, the least is {MIN_EXAMPLES}; give more, or none"
+            )
+        adapter = self._trained(new) if _is_more_than_a_sentence(new) else self._fast(new)
+        return self._keep(new, adapter, owner), adapter
+
+    def create_many(
+        self, wanted: Sequence[NewAdapter], owner: str
+    ) -> list[tuple[AdapterRecord, GeneratedAdapter]]:
         """Generate adapters in one pass and keep them, all checked before the first is kept.
 
         Raises:
-            UsageError: a name, a description, or too many at once.
-            ConflictError: a name is taken, or the owner has as many as may be.
-            UnavailableError: the database cannot be reached, or the disk is full.
+            UsageError, ConflictError, UnavailableError: as `create`, or too many at once.
         """
         if len(wanted) > self._config.max_generated:
             raise UsageError(
                 f"{len(wanted)} adapters at once, the limit is {self._config.max_generated}; ask for fewer"
             )
-        if len({w.name for w in wanted}) < len(wanted):
+        if len({new.name for new in wanted}) < len(wanted):
             raise UsageError("a name is given twice; give every adapter its own")
+        if any(map(_is_more_than_a_sentence, wanted)):
+            raise UsageError(
+                "examples, inputs and labels take some seconds of training each; ask for such an adapter "
+                "alone, at POST /v1/adapters"
+            )
         most = self._config.max_adapters
         for new in wanted:
             self._registry.check(new.name, owner, quota=most)
-        if len(wanted) > 1 and (used := self._registry.count(owner)) + len(wanted) > most:
+        if (used := self._registry.count(owner)) + len(wanted) > most:
             raise ConflictError(
                 f"{owner} has {used} adapters, {len(wanted)} more are above the limit of {most}; delete some"
             )
         with self._monitoring.adapter_seconds.time():
-            descriptions = [w.description for w in wanted]
-            single = len(descriptions) == 1
-            made = [self._one(descriptions[0])] if single else self._generator.generate_many(descriptions)
+            adapters = self._generator.generate_many([new.description for new in wanted])
         return [
-            self._registry.add(
-                new.name,
-                adapter.lora,
-                shape=adapter.shape,
-                card=adapter.card(),
-                owner=owner,
-                public=new.public,
-                quota=self._config.max_adapters,
-            )
-            for new, adapter in zip(wanted, made, strict=True)
+            (self._keep(new, adapter, owner), adapter) for new, adapter in zip(wanted, adapters, strict=True)
         ]
+
+    def _fast(self, new: NewAdapter) -> GeneratedAdapter:
+        with self._monitoring.adapter_seconds.time():
+            return self._batched(new.description)
+
+    def _trained(self, new: NewAdapter) -> GeneratedAdapter:
+        if not self._training.acquire(blocking=False):
+            raise UnavailableError(
+                f"{MAX_TRAINING} adapters are being trained already, no more are taken; try later"
+            )
+        try:
+            with self._monitoring.adapter_seconds.time():
+                return self._generator.generate(
+                    new.description,
+                    [(example.input, example.output) for example in new.examples],
+                    inputs=new.inputs,
+                    labels=new.labels,
+                )
+        finally:
+            self._training.release()
+
+    def _keep(self, new: NewAdapter, adapter: GeneratedAdapter, owner: str) -> AdapterRecord:
+        return self._registry.add(
+            new.name,
+            adapter.lora,
+            shape=adapter.shape,
+            card=adapter.card(),
+            owner=owner,
+            public=new.public,
+            quota=self._config.max_adapters,
+        )
 
     def upload(self, name: str, file: IO[bytes], owner: str, *, public: bool) -> AdapterRecord:
         """Check a ZIP of a PEFT directory and keep its adapter; errors as `keep_foreign` and `unpack`."""
@@ -121,7 +166,7 @@ class Adapters:
             self._discard(sha256)
 
     def download(self, name: str, owner: str) -> IO[bytes]:
-        """A temporary file with an adapter as a PEFT ZIP, at its beginning; the caller closes it."""
+        """A temporary file with an adapter as a PEFT ZIP, at its beginning; to be closed by who reads it."""
         record = self._registry.get(name, owner)
         self._registry.load(record)  # nothing damaged leaves
         file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -145,7 +190,7 @@ class Adapters:
         """
         with self._monitoring.adapter_seconds.time():
             generator = self._of(model_path)
-            adapter = self._one(prompt) if generator is self._generator else generator.generate(prompt)
+            adapter = self._batched(prompt) if generator is self._generator else generator.generate(prompt)
         found = self._skills.own(prompt, owner) or adapter.skills
         return {"success": True, "skills": list(found.skills)}
 
@@ -176,3 +221,27 @@ def shown(record: AdapterRecord) -> dict[str, Any]:
         "scores": card["scores"],
         "card": card,
     }
+
+
+def _is_more_than_a_sentence(new: NewAdapter) -> bool:
+    return bool(new.examples or new.inputs) or new.labels is not None
+
+
+def judgement(adapter: GeneratedAdapter) -> dict[str, Any]:
+    """What to expect of a generated adapter, for its user.
+
+    `confidence` is in [0, 1] and None where no training tasks are known; `notes` are plain sentences, each
+    with what to do about it.
+    """
+    facts = adapter.hypernetwork
+    return {
+        "trained": adapter.trained,
+        "confidence": facts.get("confidence"),
+        "nonsense": facts.get("nonsense", False),
+        "notes": list(adapter.notes),
+    }
+
+
+def shown_generated(record: AdapterRecord, adapter: GeneratedAdapter) -> dict[str, Any]:
+    """A new adapter as the API shows it."""
+    return {**shown(record), **judgement(adapter)}

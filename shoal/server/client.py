@@ -65,6 +65,25 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class GeneratedAdapter:
+    """A new adapter, and what to expect of it.
+
+    Attributes:
+        adapter: as it is kept.
+        trained: False where no hypernetwork is trained for the base model: the adapter changes nothing.
+        confidence: in [0, 1], how near the description is to the training tasks; None where that is unknown.
+        nonsense: the description reads as random letters or words.
+        notes: plain sentences on what to know before relying on it, each with what to do about it.
+    """
+
+    adapter: Adapter
+    trained: bool
+    confidence: float | None
+    nonsense: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AdapterPage:
     """Adapters by name; `after` asks for the next page, None where there is none."""
 
@@ -127,27 +146,45 @@ class Client:
     def base_model(self) -> str:
         """Name of the base model."""
         first = {"limit": 1}
-        return self._ask("GET", "/v1/models", lambda told: str(told["data"][0]["id"]), params=first)
+        return self._ask("GET", "/v1/models", lambda body: str(body["data"][0]["id"]), params=first)
 
     def detect_skills(self, text: str) -> dict[str, float]:
         """Skill -> weight of those that a text asks for."""
 
-        def read(told: Mapping[str, Any]) -> dict[str, float]:
-            return {str(skill): float(told["weights"].get(skill, 0.0)) for skill in told["skills"]}
+        def read(body: Mapping[str, Any]) -> dict[str, float]:
+            return {str(skill): float(body["weights"].get(skill, 0.0)) for skill in body["skills"]}
 
         return self._ask("POST", "/v1/skills/detect", read, json={"text": text})
 
-    def create(self, name: str, description: str, *, public: bool = False) -> Adapter:
-        """Generate an adapter and keep it."""
-        new = {"name": name, "description": description, "public": public}
-        return self._ask("POST", "/v1/adapters", _adapter, json=new)
+    def create(
+        self,
+        name: str,
+        description: str,
+        *,
+        public: bool = False,
+        examples: Sequence[tuple[str, str]] = (),
+        inputs: Sequence[str] = (),
+    ) -> GeneratedAdapter:
+        """Generate an adapter and keep it.
+
+        Args:
+            name: that it gets.
+            description: what it shall do.
+            public: let others use it.
+            examples: 4 or more pairs of input and output, on which it is trained for some seconds.
+            inputs: 4 or more without answers, by which a closed label set is calibrated.
+        """
+        new: dict[str, Any] = {"name": name, "description": description, "public": public}
+        new["examples"] = [{"input": given, "output": answer} for given, answer in examples]
+        new["inputs"] = list(inputs)
+        return self._ask("POST", "/v1/adapters", _generated, json=new)
 
     def page(self, *, search: str = "", after: str = "", limit: int = 50) -> AdapterPage:
         """Adapters by name."""
         asked = {"after": after, "limit": limit} | ({"search": search} if search else {})
 
-        def read(told: Mapping[str, Any]) -> AdapterPage:
-            return AdapterPage(tuple(map(_adapter, told["data"])), told["after"])
+        def read(body: Mapping[str, Any]) -> AdapterPage:
+            return AdapterPage(tuple(map(_adapter, body["data"])), body["after"])
 
         return self._ask("GET", "/v1/adapters", read, params=asked)
 
@@ -158,8 +195,8 @@ class Client:
     def norms(self, name: str) -> dict[str, float]:
         """Module -> Frobenius norm of the delta weight."""
 
-        def read(told: Mapping[str, Any]) -> dict[str, float]:
-            return {str(module): float(norm) for module, norm in told["norms"].items()}
+        def read(body: Mapping[str, Any]) -> dict[str, float]:
+            return {str(module): float(norm) for module, norm in body["norms"].items()}
 
         return self._ask("GET", _path("adapters", name, "norms"), read)
 
@@ -202,7 +239,7 @@ class Client:
 
     def jobs(self) -> tuple[TrainingJob, ...]:
         """The newest jobs."""
-        return self._ask("GET", "/v1/jobs", lambda told: tuple(map(_job, told["data"])))
+        return self._ask("GET", "/v1/jobs", lambda body: tuple(map(_job, body["data"])))
 
     def cancel(self, identity: str) -> TrainingJob:
         """End a job."""
@@ -210,7 +247,7 @@ class Client:
 
     def monitoring(self) -> dict[str, float | None]:
         """The guide's monitoring names."""
-        return self._ask("GET", "/v1/monitoring", lambda told: {name: told[name] for name in GUIDE_NAMES})
+        return self._ask("GET", "/v1/monitoring", lambda body: {name: body[name] for name in GUIDE_NAMES})
 
     def metrics(self) -> str:
         """Everything that is counted, in Prometheus' text format."""
@@ -243,17 +280,17 @@ class Client:
                 content = line.removeprefix("data: ")
                 if content == line or content == "[DONE]":
                     continue
-                told = parsed(content)
-                if "error" in told:
-                    raise ShoalError(message_of(told) or "the service failed on the way")
-                if text := _piece(told):
+                event = parsed(content)
+                if "error" in event:
+                    raise ShoalError(message_of(event) or "the service failed on the way")
+                if text := _piece(event):
                     yield text
 
     def _ask(self, method: str, path: str, read: Callable[[dict[str, Any]], T], **asked: Any) -> T:
         with self._answer(method, path, **asked) as response:
-            told = parsed(response.read())
+            body = parsed(response.read())
         try:
-            return read(told)
+            return read(body)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise ShoalError(FOREIGN) from None
 
@@ -297,16 +334,27 @@ def _path(*parts: str) -> str:
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
-def _piece(told: Mapping[str, Any]) -> str:
+def _piece(body: Mapping[str, Any]) -> str:
     try:
-        return "".join(str(choice["delta"].get("content") or "") for choice in told["choices"])
+        return "".join(str(choice["delta"].get("content") or "") for choice in body["choices"])
     except (KeyError, TypeError, AttributeError):
         raise ShoalError(FOREIGN) from None
 
 
-def _adapter(told: Mapping[str, Any]) -> Adapter:
-    return Adapter(**{name: told[name] for name in Adapter.__dataclass_fields__})
+def _adapter(body: Mapping[str, Any]) -> Adapter:
+    return Adapter(**{name: body[name] for name in Adapter.__dataclass_fields__})
 
 
-def _job(told: Mapping[str, Any]) -> TrainingJob:
-    return TrainingJob(**{name: told[name] for name in TrainingJob.__dataclass_fields__})
+def _generated(body: Mapping[str, Any]) -> GeneratedAdapter:
+    confidence = body["confidence"]
+    return GeneratedAdapter(
+        adapter=_adapter(body),
+        trained=bool(body["trained"]),
+        confidence=None if confidence is None else float(confidence),
+        nonsense=bool(body["nonsense"]),
+        notes=tuple(map(str, body["notes"])),
+    )
+
+
+def _job(body: Mapping[str, Any]) -> TrainingJob:
+    return TrainingJob(**{name: body[name] for name in TrainingJob.__dataclass_fields__})

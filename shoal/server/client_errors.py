@@ -20,17 +20,17 @@ def parsed(content: str | bytes) -> dict[str, Any]:
         ShoalError: it is none.
     """
     try:
-        told = json.loads(content)
+        body = json.loads(content)
     except ValueError:
-        told = None
-    if not isinstance(told, dict):
+        body = None
+    if not isinstance(body, dict):
         raise ShoalError(FOREIGN)
-    return told
+    return body
 
 
-def message_of(told: Mapping[str, Any]) -> str:
+def message_of(body: Mapping[str, Any]) -> str:
     """What an error says, in one line; empty where it says nothing."""
-    error = told.get("error")
+    error = body.get("error")
     return " ".join(str(error.get("message", "")).split())[:500] if isinstance(error, dict) else ""
 
 

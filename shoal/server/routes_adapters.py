@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from shoal.adapters.files import ADAPTER_NAME, check_name
 from shoal.errors import NotFoundError, shorten
-from shoal.server.adapters import shown
+from shoal.server.adapters import shown, shown_generated
 from shoal.server.dependencies import Open, Owner
 from shoal.server.schemas import NewAdapter, NewAdapters, Publicity
 
@@ -34,14 +34,20 @@ def list_adapters(
 
 @router.post("/v1/adapters", status_code=201)
 def create_adapter(new: NewAdapter, service: Open, owner: Owner) -> dict[str, Any]:
-    """Generate an adapter from a description and keep it."""
-    return shown(service.adapters.create([new], owner)[0])
+    """Generate an adapter from a description and keep it.
+
+    With 4 or more solved `examples`, or with `inputs` without answers, it is then trained for some seconds:
+    that is what makes it useful where `confidence` is low. The response holds `confidence`, `nonsense` and
+    `notes` besides the adapter.
+    """
+    return shown_generated(*service.adapters.create(new, owner))
 
 
 @router.post("/v1/adapters/batch", status_code=201)
 def create_adapters(new: NewAdapters, service: Open, owner: Owner) -> dict[str, Any]:
     """Generate many adapters in one pass and keep them."""
-    return {"object": "list", "data": [shown(r) for r in service.adapters.create(new.adapters, owner)]}
+    made = service.adapters.create_many(new.adapters, owner)
+    return {"object": "list", "data": [shown_generated(*one) for one in made]}
 
 
 @router.post("/v1/adapters/import", status_code=201)

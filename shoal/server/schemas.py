@@ -135,12 +135,35 @@ class CompletionRequest(_Generation):
         return prompt if several else [prompt]
 
 
+class SolvedExample(_Body):
+    """A request of a task, and how it is to be answered."""
+
+    input: Text
+    output: Text
+
+
 class NewAdapter(_Body):
     """An adapter to be generated and kept."""
 
     name: Name
     description: Description
     public: bool = Field(False, description="others may use it")
+    examples: list[SolvedExample] = Field(
+        [],
+        max_length=256,
+        description="4 or more solved ones, to train the adapter on for seconds",
+    )
+    inputs: list[Text] = Field(
+        [],
+        max_length=1024,
+        description="4 or more requests without answers: where answers are closed they calibrate the labels, "
+        "and the adapter is trained on its own calibrated answers",
+    )
+    labels: list[Phrase] | None = Field(
+        None,
+        max_length=256,
+        description="all answers there are, [] where they are open; by default read from the description",
+    )
 
 
 class NewAdapters(_Body):

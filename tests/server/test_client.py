@@ -26,7 +26,7 @@ def client(running: Any) -> Iterator[Client]:
 def test_adapters_come_and_go(client: Client, running: Any) -> None:
     assert client.base_model() == running.model
     assert "mathematics" in client.detect_skills("Solve equations of mathematics.")
-    made = client.create("client-one", "Answer in one word.")
+    made = client.create("client-one", "Answer in one word.").adapter
     assert (made.name, made.version, made.public, made.owner) == ("client-one", 1, False, "ada")
     assert made.base == running.model and made.description == "Answer in one word." and made.rank >= 1
     assert client.publish("client-one", True).public and client.adapter("client-one").public
@@ -43,6 +43,13 @@ def test_adapters_come_and_go(client: Client, running: Any) -> None:
     assert client.page(search="client-").adapters == ()
 
 
+def test_a_new_adapter_says_what_to_expect_of_it(client: Client) -> None:
+    made = client.create("client-notes", "Answer in one word.")
+    client.delete("client-notes")
+    assert (made.trained, made.confidence, made.nonsense) == (False, None, False)
+    assert len(made.notes) == 1 and made.notes[0].startswith("This adapter changes nothing")
+
+
 def test_answers_come_in_pieces(client: Client, running: Any) -> None:
     client.create("client-chat", "Answer in one word.")
     pieces = list(client.chat(running.model, HELLO, max_tokens=30))
@@ -57,11 +64,7 @@ def test_an_answer_that_is_left_frees_its_place(client: Client, running: Any) ->
     answer = client.chat(running.model, HELLO, max_tokens=400)
     next(answer)
     answer.close()
-    for _ in range(2000):
-        if not running.service.runner.state().running:
-            break
-        threading.Event().wait(0.01)
-    assert running.service.runner.state().running == 0
+    running.wait_until_idle()
 
 
 def test_jobs_start_and_end(client: Client) -> None:
@@ -71,7 +74,7 @@ def test_jobs_start_and_end(client: Client) -> None:
     assert client.cancel(job.id).state == "cancelled"
 
 
-def test_counts_are_told(client: Client) -> None:
+def test_counts_are_read(client: Client) -> None:
     names = client.monitoring()
     assert names["total_requests"] is not None and "skill_detection_accuracy" in names
     assert "shoal_tokens_total" in client.metrics()

@@ -11,17 +11,11 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-import torch
 
 from shoal.adapters.files import FACTS_FILE, load_adapter
-from shoal.config import TextToLoRAConfig
 from shoal.inference.engine import scheduler
 from shoal.inference.engine.records import Request
-from shoal.models.shapes import load_shape
 from shoal.registry.registry import Registry
-from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, save_hypernetwork
-from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder
-from shoal.text_to_lora.shipped import new_hypernetwork
 from tests.fixtures.service import ASK, GREEDY
 
 
@@ -60,24 +54,7 @@ def zipped_without_card(make_loud: Callable[[int], bytes]) -> bytes:
     return file.getvalue()
 
 
-def install_hypernetwork(model: Path, shipped: Path) -> None:
-    """A checkpoint for a tiny model, with random weights in its heads too: every description is heard."""
-    shape = load_shape(str(model))
-    sizes = TextToLoRAConfig(adapter_rank=2, target_modules=("q_proj", "v_proj"), num_layers_to_adapt=None)
-    network = new_hypernetwork(shape, sizes, TaskEncoder().dim)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    checkpoint = HypernetworkCheckpoint(network.eval(), shape.base_model, DEFAULT_ENCODER, True, {})
-    save_hypernetwork(checkpoint, shipped / model.name.lower())
-
-
-def test_a_description_is_answered_as_its_stored_adapter_is(
-    serve: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shoal.text_to_lora.shipped.SHIPPED", tmp_path / "shipped")
-    install_hypernetwork(tiny_llama, tmp_path / "shipped")
+def test_a_description_is_answered_as_its_stored_adapter_is(serve: Any, random_hypernetwork: Path) -> None:
     wanted = {"plural": "Write the plural of the given noun.", "sum": "Add the two given numbers."}
     with serve() as running, running.http(running.ada) as http:
 

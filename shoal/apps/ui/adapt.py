@@ -99,9 +99,8 @@ def _describe() -> None:
         "Generate adapter", type="primary", width="stretch", icon=":material/bolt:", disabled=not description
     ):
         with told_failure(), st.spinner("Generating…"):
-            state.current = client().create(
-                name.strip() or suggested_name(description), description, public=public
-            )
+            made = client().create(name.strip() or suggested_name(description), description, public=public)
+            state.current = made.adapter
             state.turns = []
 
 

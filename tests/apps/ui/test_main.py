@@ -86,7 +86,7 @@ def test_every_page_says_that_the_service_is_gone(name: str) -> None:
 
 def test_a_vanished_adapter_is_404(running: Any) -> None:
     with Client(running.url, running.ada) as client:
-        adapter = client.create("ui-gone", "Answer in one word.")
+        adapter = client.create("ui-gone", "Answer in one word.").adapter
         client.delete("ui-gone")
     with page("adapt", running.url, running.ada, base=running.model, current=adapter) as app:
         assert any("404" in line and "ui-gone" in line for line in lines(app))
@@ -118,7 +118,7 @@ def test_too_many_requests_and_a_lost_database(tiny_llama: Path, tmp_path: Path,
 def test_text_from_outside_is_text(running: Any) -> None:
     evil = "<b>bold</b> [link](http://evil.example) ![picture](http://evil.example/a.png) www.evil.example"
     with Client(running.url, running.ada) as client:
-        adapter = client.create("ui-www.evil.example", evil)
+        adapter = client.create("ui-www.evil.example", evil).adapter
     state = {"base": running.model, "current": adapter, "search": "ui-www"}
     for name in ("adapt", "registry"):
         with page(name, running.url, running.ada, **state) as app:

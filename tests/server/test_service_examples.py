@@ -1,0 +1,74 @@
+"""`POST /v1/adapters` with more than a sentence: solved examples, inputs without answers, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from shoal.server.adapters import MAX_TRAINING
+from tests.fixtures.service import ASK
+
+PLURAL: dict[str, Any] = {"name": "plural", "description": "Write the plural of the given noun."}
+EXAMPLES = [{"input": noun, "output": f"{noun}s"} for noun in ("cat", "dog", "hat", "pen", "cup", "bee")]
+REVIEWS = [f"The {thing} was {word}." for thing in ("film", "plot", "cast") for word in ("good", "bad")]
+
+
+@pytest.fixture
+def http(serve: Any, random_hypernetwork: Path) -> Iterator[httpx2.Client]:
+    """Ada's client of a service with a hypernetwork."""
+    with serve() as running, running.http(running.ada) as http:
+        yield http
+
+
+def refused(answer: httpx2.Response, status: int = 400) -> str:
+    assert answer.status_code == status, answer.text
+    return str(answer.json()["error"]["message"])
+
+
+def test_an_adapter_is_refined_on_solved_examples(http: httpx2.Client) -> None:
+    plain = http.post("/v1/adapters", json=PLURAL).json()
+    refined = http.post("/v1/adapters", json={**PLURAL, "examples": EXAMPLES})
+    assert refined.status_code == 201, refined.text
+    body = refined.json()
+    assert body["version"] == 2 and body["sha256"] != plain["sha256"]
+    assert any(note.startswith("Refined on 5 examples") for note in body["card"]["notes"])
+    assert http.post("/v1/chat/completions", json={**ASK, "model": "plural"}).status_code == 200
+
+
+def test_an_adapter_is_trained_on_inputs_without_answers(http: httpx2.Client) -> None:
+    body = {"name": "reviews", "description": "Say whether the review is positive or negative."}
+    trained = http.post("/v1/adapters", json={**body, "inputs": REVIEWS, "labels": ["positive", "negative"]})
+    assert trained.status_code == 201, trained.text
+    assert any(note.startswith("Calibrated on 6 inputs") for note in trained.json()["card"]["notes"])
+
+
+def test_a_new_adapter_says_what_to_expect_of_it(http: httpx2.Client) -> None:
+    body = http.post("/v1/adapters", json=PLURAL).json()
+    assert body["trained"] is True and body["nonsense"] is False and isinstance(body["notes"], list)
+    assert "confidence" in body
+
+
+def test_few_or_blank_examples_are_refused_before_any_work(http: httpx2.Client) -> None:
+    few = http.post("/v1/adapters", json={**PLURAL, "examples": EXAMPLES[:3]})
+    assert refused(few) == "3 examples are too few, the least is 4; give more, or none"
+    blank = http.post("/v1/adapters", json={**PLURAL, "examples": [{"input": "cat", "output": ""}] * 4})
+    assert refused(blank).startswith("`examples[0].output` has 0 characters")
+    assert refused(http.post("/v1/adapters", json={**PLURAL, "inputs": ["one"]})).startswith("1 different")
+
+
+def test_a_batch_takes_sentences_alone(http: httpx2.Client) -> None:
+    batch = {"adapters": [{**PLURAL, "examples": EXAMPLES}]}
+    assert "ask for such an adapter alone" in refused(http.post("/v1/adapters/batch", json=batch))
+
+
+def test_no_more_are_trained_at_once_than_may(serve: Any, random_hypernetwork: Path) -> None:
+    with serve() as running, running.http(running.ada) as http:
+        for _ in range(MAX_TRAINING):
+            running.service.adapters._training.acquire()
+        said = refused(http.post("/v1/adapters", json={**PLURAL, "examples": EXAMPLES}), 503)
+        assert f"{MAX_TRAINING} adapters are being trained" in said
+        assert http.post("/v1/adapters", json=PLURAL).status_code == 201
