@@ -1,4 +1,4 @@
-"""Tasks from every source under one name, and whole directories of them.
+"""Tasks from every source, by one function; and whole directories of them.
 
 The loaders of one source each are in `shoal.tasks.files` (JSON, Super-NaturalInstructions, JSONL),
 `shoal.tasks.hub` and `shoal.tasks.puzzles`; the records and the rule against leaks are in
@@ -7,8 +7,12 @@ The loaders of one source each are in `shoal.tasks.files` (JSON, Super-NaturalIn
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.tasks.files import (
@@ -44,9 +48,12 @@ __all__ = [
     "load_super_natural_instructions",
     "load_task_directory",
     "load_task_json",
+    "load_tasks",
     "reasoning_gym_scorer",
     "remove_leaks",
 ]
+
+SPLIT_LISTS = ("train", "validation", "validation_2")  # of splits.json; the last one may be missing
 
 
 def load_task_directory(directory: str | Path, names: Iterable[str] | None = None) -> list[Task]:
@@ -76,35 +83,155 @@ def load_task_directory(directory: str | Path, names: Iterable[str] | None = Non
 
 
 def load_split(directory: str | Path) -> Split:
-    """Read `splits.json` (`{"train": [name, ...], "validation": [name, ...]}`) and its tasks from `tasks/`.
+    """Read `splits.json`, lists of task names under `SPLIT_LISTS`, and the tasks from `tasks/`.
 
     Training examples that give evaluation data away are left out and counted in the log.
 
     Raises:
         UsageError: there is no `splits.json`.
         ShoalError: a file is malformed or missing, a name is listed twice, or its file leads out of `tasks/`.
-        LeakageError: a task is in both lists.
+        LeakageError: a task is in two lists.
     """
     directory = Path(directory)
     path = directory / "splits.json"
     record = read_object(path, ("train", "validation"))
     try:
-        train_names = check_texts(strings(record["train"], "train"), "train")
-        validation_names = check_texts(strings(record["validation"], "validation"), "validation")
+        names = {
+            part: check_texts(strings(record[part], part), part) for part in SPLIT_LISTS if part in record
+        }
     except UsageError as error:
         raise ShoalError(f"{path}: {error}") from None
-    both = sorted(set(train_names) & set(validation_names))
-    if both:
-        raise LeakageError(
-            f"{path}: {len(both)} tasks are in train and in validation, the first is {shorten(both[0])}; "
-            "0 are allowed, take them out of one list"
-        )
+    for one, other in combinations(names, 2):
+        both = sorted(set(names[one]) & set(names[other]))
+        if both:
+            raise LeakageError(
+                f"{path}: {len(both)} tasks are in {one} and in {other}, the first is {shorten(both[0])}; "
+                "0 are allowed, take them out of one list"
+            )
     try:
-        train = load_task_directory(directory / "tasks", train_names)
-        validation = load_task_directory(directory / "tasks", validation_names)
+        tasks = {part: tuple(load_task_directory(directory / "tasks", own)) for part, own in names.items()}
     except UsageError as error:
         raise ShoalError(f"{path}: {error}") from None
-    return Split(train=remove_leaks(train, validation), validation=tuple(validation))
+    train = tasks.pop("train")
+    held_out = [task for part in tasks.values() for task in part]
+    return Split(train=remove_leaks(train, held_out), **tasks)
+
+
+def load_tasks(source: str | Path, *, definition: str | None = None, test_size: int = 60) -> Split:
+    """The tasks of any source; those without a `splits.json` are all training tasks.
+
+    Args:
+        source: one of
+
+            - a path: a directory with `splits.json`, a folder of task JSON files, one such file, or JSONL;
+            - `hub:ORG/NAME?input=COLUMN&output=COLUMN`: a data set of the Hugging Face hub, or a folder of
+              tables; more options are `config`, `revision`, `train` and `test` (splits);
+            - `sni:PATH`: a folder of Super-NaturalInstructions task files, or one of them;
+            - `gym:GENERATOR`: puzzles of reasoning-gym; options are the generator's, `gym:NAME?min_digits=2`.
+        definition: the instruction that the examples follow; needed for JSONL and for `hub:`, which hold
+            none, optional for `gym:`.
+        test_size: examples at most that are not trained on, for sources without parts of their own.
+
+    Raises:
+        UsageError: there is nothing of that kind, a definition is missing or in the way, or an unknown
+            option.
+        ShoalError: a file is malformed, or what reads the source is not installed.
+    """
+    kind, colon, rest = str(source).partition(":")
+    if colon and kind in _SOURCES:
+        place, _, query = rest.partition("?")
+        if not place:
+            raise UsageError(f"task source {source}: nothing follows {kind}:; give {_SOURCES[kind].form}")
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        return Split(_SOURCES[kind].load(place, options, definition, test_size), ())
+    path = Path(source)
+    if path.suffix == ".jsonl":
+        wanted = _needed(definition, path)
+        return Split((load_jsonl(path, definition=wanted, test_size=test_size),), ())
+    _not_wanted(definition, path)
+    if path.is_file():
+        return Split((load_task_json(path),), ())
+    if (path / "splits.json").is_file():
+        return load_split(path)
+    return Split(tuple(load_task_directory(path)), ())
+
+
+def _of_hub(
+    place: str, options: Mapping[str, str], definition: str | None, test_size: int
+) -> tuple[Task, ...]:
+    unknown = sorted(set(options) - {"input", "output", "config", "revision", "train", "test"})
+    if unknown:
+        raise UsageError(
+            f"hub:{place}: unknown option {unknown[0]}; use input, output, config, revision, train and test"
+        )
+    task = load_hub_dataset(
+        place,
+        name=place.rstrip("/").rsplit("/", 1)[-1],
+        definition=_needed(definition, f"hub:{place}"),
+        input_column=options.get("input", "input"),
+        output_column=options.get("output", "output"),
+        config=options.get("config"),
+        revision=options.get("revision"),
+        train_split=options.get("train", "train"),
+        test_split=options.get("test"),
+        test_size=test_size,
+    )
+    return (task,)
+
+
+def _of_super_natural_instructions(
+    place: str, options: Mapping[str, str], definition: str | None, test_size: int
+) -> tuple[Task, ...]:
+    _not_wanted(definition, f"sni:{place}")
+    if options:
+        raise UsageError(f"sni:{place}: unknown option {min(options)}; there are none, leave it out")
+    path = Path(place)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise UsageError(f"sni:{place}: 0 *.json files; give a folder of task files, or one of them")
+    return tuple(load_super_natural_instructions(file, test_size=test_size) for file in files)
+
+
+def _of_reasoning_gym(
+    place: str, options: Mapping[str, str], definition: str | None, test_size: int
+) -> tuple[Task, ...]:
+    config = {name: _number_or_text(value) for name, value in options.items()}
+    own = sorted({"name", "definition", "descriptions", "test_size"} & set(config))
+    if own:
+        raise UsageError(f"gym:{place}: {own[0]} is no option of a generator; leave it out")
+    return (load_reasoning_gym(place, definition=definition, test_size=test_size, **config),)
+
+
+class _Source(NamedTuple):
+    """One kind of source besides paths: what follows its colon, and what loads it."""
+
+    form: str
+    load: Callable[[str, Mapping[str, str], str | None, int], tuple[Task, ...]]
+
+
+_SOURCES = {
+    "hub": _Source("hub:ORG/NAME", _of_hub),
+    "sni": _Source("sni:DIR", _of_super_natural_instructions),
+    "gym": _Source("gym:NAME", _of_reasoning_gym),
+}
+
+
+def _needed(definition: str | None, source: object) -> str:
+    if definition is None:
+        raise UsageError(f"{source} holds no instruction; give the definition that its examples follow")
+    return definition
+
+
+def _not_wanted(definition: str | None, source: object) -> None:
+    if definition is not None:
+        raise UsageError(f"{source} holds its own definition; leave the other one out")
+
+
+def _number_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _load_named(directory: Path, name: str) -> Task:

@@ -95,15 +95,26 @@ class Task:
 class Split:
     """Tasks to train on and tasks that no training may see.
 
+    Attributes:
+        train: to train on.
+        validation: to choose among recipes by.
+        validation_2: to report once at the end; nothing is chosen by them.
+
     Raises:
         LeakageError: as `check_no_leakage`.
     """
 
     train: tuple[Task, ...]
     validation: tuple[Task, ...]
+    validation_2: tuple[Task, ...] = ()
 
     def __post_init__(self) -> None:
-        check_no_leakage(self.train, self.validation)
+        check_no_leakage(self.train, self.held_out)
+
+    @property
+    def held_out(self) -> tuple[Task, ...]:
+        """All tasks that no training may see."""
+        return (*self.validation, *self.validation_2)
 
 
 def check_no_leakage(train: Sequence[Task], held_out: Sequence[Task]) -> None:

@@ -350,6 +350,20 @@ def test_a_split_is_read_and_cleaned(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "took 1 training examples of 1 tasks out" in caplog.text
 
 
+def test_a_second_validation_list_is_held_out_too(tmp_path: Path) -> None:
+    leaking = a_record(name="c", train=[{"input": "3 + 3", "outputs": ["six", "6"]}])
+    other = a_record(name="b", train=[{"input": "9 + 9", "outputs": ["18"]}])
+    directory = write_split(tmp_path, ["a"], ["b"], a=a_record(), b=other, c=leaking)
+    write_json(directory / "splits.json", {"train": ["a"], "validation": ["b"], "validation_2": ["c"]})
+    split = load_split(directory)
+    assert [task.name for task in split.validation_2] == ["c"]
+    assert [task.name for task in split.held_out] == ["b", "c"]
+    assert split.train[0].train == (Example("2 + 2", ("4", "four")),)
+    write_json(directory / "splits.json", {"train": ["a"], "validation": ["b"], "validation_2": ["a"]})
+    with pytest.raises(LeakageError, match="1 tasks are in train and in validation_2, the first is 'a'"):
+        load_split(directory)
+
+
 @pytest.mark.parametrize(
     ("train", "validation", "error", "message"),
     [
@@ -385,13 +399,13 @@ def test_a_split_needs_its_file_and_fields(tmp_path: Path) -> None:
 
 def test_the_real_data_cannot_leak(shared_data: Path) -> None:
     split = load_split(shared_data)
-    assert (len(split.train), len(split.validation)) == (229, 32)
+    assert (len(split.train), len(split.validation), len(split.validation_2)) == (322, 32, 14)
     raw = load_task_directory(shared_data / "tasks", [task.name for task in split.train])
     with pytest.raises(LeakageError):
-        check_no_leakage(raw, split.validation)
+        check_no_leakage(raw, split.held_out)
     removed = sum(len(task.train) for task in raw) - sum(len(task.train) for task in split.train)
     assert 0 < removed < 300
-    assert all(task.train and len(task.test) == 60 for task in (*split.train, *split.validation))
+    assert all(task.train and len(task.test) == 60 for task in (*split.train, *split.held_out))
 
 
 # Super-NaturalInstructions
