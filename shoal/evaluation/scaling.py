@@ -21,7 +21,7 @@ from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, reason
 from shoal.models.backbone import load_shape
 from shoal.models.shapes import on_meta
-from shoal.models.sources import find_model, known_config, read_config
+from shoal.models.sources import find_config
 from shoal.process import peak
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.shipped import new_hypernetwork
@@ -84,8 +84,7 @@ def measure_shapes(
 def measure_shape(model: str, config: TextToLoRAConfig) -> ShapeCost:
     """The cost of one shape, in this process; errors as `measure_shapes`."""
     shape, encoder = load_shape(model), TaskEncoder()
-    known = known_config(model)
-    whole = on_meta(known if known is not None else read_config(find_model(model)), model)
+    whole = on_meta(find_config(model), model)
     embedding = encoder.encode([DESCRIPTION])
     started = time.perf_counter()
     network = new_hypernetwork(shape, config, encoder.dim).eval()

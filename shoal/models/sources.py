@@ -87,6 +87,11 @@ def config_of(known: KnownModel) -> PretrainedConfig:
     )
 
 
+def find_config(model: str) -> PretrainedConfig:
+    """Configuration of a model, from the table of known ones or its files; errors as these two."""
+    return known_config(model) or read_config(find_model(model))
+
+
 def find_model(model: str) -> ModelSource:
     """Find a model; the default is converted if this is its first use.
 

@@ -88,10 +88,9 @@ def _write(adapter: GeneratedAdapter, files: Generating) -> None:
 
 def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
     from shoal.adapters.export import export_gguf
-    from shoal.models.sources import find_model, known_config, read_config
+    from shoal.models.sources import find_config
 
-    base = adapter.shape.base_model
-    config = known_config(base) or read_config(find_model(base))
+    config = find_config(adapter.shape.base_model)
     export_gguf(adapter.lora, path, config=config, name=adapter.description[:64])
 
 

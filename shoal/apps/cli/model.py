@@ -91,7 +91,7 @@ def load(place: Place, base: str | None = None) -> Backbone:
     return load_backbone(base or place.base or DEFAULT_MODEL, device=chosen.device, dtype=chosen.dtype)
 
 
-def warn_of_another_base(stored: StoredAdapter, base: str | None, directory: Path) -> None:
+def warn_of_another_base(stored: StoredAdapter, base: str | None, directory: Path | str) -> None:
     """Say where an adapter is put on another base model than it names; the shapes may fit all the same."""
     from shoal.models.backbone import load_shape
 

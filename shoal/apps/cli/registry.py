@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -78,17 +77,9 @@ class Hub(BaseModel):
     private: bool = Field(True, description="make a new repository private")
 
 
-class Target(BaseModel):
-    """Where an export goes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    out: Path = Field(description="directory to write, or a file that ends in .zip")
-
-
 def list_adapters(place: Place, paging: Paging) -> Output:
     """List adapters by name."""
-    with _opened(place) as registry:
+    with opened(place) as registry:
         page = registry.page(None, after=paging.after, limit=paging.limit, search=paging.search)
     lines = [
         f"{r.name:32} v{r.version:<4}{r.owner:16}{'public ' if r.public else 'private'} {r.bytes:>10,} B  "
@@ -102,7 +93,7 @@ def list_adapters(place: Place, paging: Paging) -> Output:
 
 def show_adapter(name: Name, place: Place) -> Output:
     """Show one adapter."""
-    with _opened(place) as registry:
+    with opened(place) as registry:
         facts = _facts(registry.get(name, None))
     return Output(
         facts, "\n".join(f"{key + ':':13}{value}" for key, value in facts.items() if value is not None)
@@ -119,31 +110,11 @@ def import_adapter(
     from shoal.adapters.archive import unpack
     from shoal.registry.importing import MAX_BYTES
 
-    with _opened(place) as registry, tempfile.TemporaryDirectory() as folder:
+    with opened(place) as registry, tempfile.TemporaryDirectory() as folder:
         if source.is_file():
             with source.open("rb") as file:
                 unpack(file, Path(folder), max_bytes=MAX_BYTES)
         return _keep(registry, name, Path(folder) if source.is_file() else source, arrival)
-
-
-def export_adapter(name: Name, place: Place, target: Target) -> Output:
-    """Write an adapter as a PEFT directory or ZIP."""
-    from shoal.adapters.archive import pack
-    from shoal.files import write_directory, write_file
-
-    def write_zip(path: Path) -> None:
-        with path.open("wb") as file:
-            pack(directory, file)
-
-    with _opened(place) as registry:
-        record = registry.get(name, None)
-        registry.load(record)  # nothing damaged leaves
-        directory = registry.directory(record)
-        if target.out.suffix == ".zip":
-            write_file(target.out, write_zip)
-        else:
-            write_directory(target.out, lambda f: shutil.copytree(directory, f, dirs_exist_ok=True))
-    return Output({**_facts(record), "written": str(target.out)}, f"{name} written to {target.out}")
 
 
 def push_adapter(
@@ -152,7 +123,7 @@ def push_adapter(
     """Send an adapter to a model hub; HF_ENDPOINT and HF_TOKEN are read."""
     from shoal.adapters.hub import push
 
-    with _opened(place) as registry:
+    with opened(place) as registry:
         record = registry.get(name, None)
         registry.load(record)
         address = push(registry.directory(record), hub_id, private=hub.private)
@@ -169,14 +140,14 @@ def pull_adapter(
     from shoal.adapters.hub import pull
     from shoal.registry.importing import MAX_BYTES
 
-    with _opened(place) as registry, tempfile.TemporaryDirectory() as folder:
+    with opened(place) as registry, tempfile.TemporaryDirectory() as folder:
         pull(hub_id, folder, max_bytes=MAX_BYTES)
         return _keep(registry, name, Path(folder), arrival)
 
 
 def remove_adapter(name: Name, place: Place) -> Output:
     """Remove an adapter with all its versions."""
-    with _opened(place) as registry:
+    with opened(place) as registry:
         registry.delete(name, None)
     return Output({"name": name, "deleted": True}, f"{name} removed")
 
@@ -185,7 +156,7 @@ def create_key(owner: Annotated[str, typer.Argument(help="whom the key stands fo
     """Make an API key; it is printed once and kept hashed."""
     from shoal.registry.api_keys import ApiKeys
 
-    with _opened(place) as registry:
+    with opened(place) as registry:
         key = ApiKeys(registry.database).create(owner)
     return Output({"owner": owner, "key": key}, key)
 
@@ -194,7 +165,7 @@ def list_keys(place: Place) -> Output:
     """List API keys by id and owner."""
     from shoal.registry.api_keys import ApiKeys
 
-    with _opened(place) as registry:
+    with opened(place) as registry:
         keys = ApiKeys(registry.database).list()
     lines = [f"{k.id}  {k.owner:24}{_day(k.created)}{'  revoked' if k.revoked else ''}" for k in keys]
     return Output({"keys": [vars(k) for k in keys]}, "\n".join(lines) or "no keys")
@@ -206,13 +177,14 @@ def revoke_key(
     """End an API key."""
     from shoal.registry.api_keys import ApiKeys
 
-    with _opened(place) as registry:
+    with opened(place) as registry:
         ApiKeys(registry.database).revoke(identity)
     return Output({"id": identity, "revoked": True}, f"{identity} revoked")
 
 
 @contextmanager
-def _opened(place: Place) -> Iterator[Registry]:
+def opened(place: Place) -> Iterator[Registry]:
+    """The registry, closed after use; errors as `Place.open`."""
     registry = place.open()
     try:
         yield registry
