@@ -26,7 +26,9 @@ def adapters(tiny_llama: Path, tmp_path: Path) -> dict[str, Path]:
     for seed, name in enumerate(("one", "two")):
         chance = torch.Generator().manual_seed(seed)
         empty = LoRA.identity(shape.select(("q_proj",), None), 2, 4.0, generator=chance)
-        factors = {n: LoraFactors(f.a, torch.randn(f.b.shape, generator=chance)) for n, f in empty.factors.items()}
+        factors = {}
+        for module, f in empty.factors.items():
+            factors[module] = LoraFactors(f.a, torch.randn(f.b.shape, generator=chance))
         card = AdapterCard(generator="test", trained=True, description=name)
         save_adapter(tmp_path / name, LoRA(factors, 4.0), shape=shape, card=card)
         found[name] = tmp_path / name
@@ -61,9 +63,7 @@ def test_a_directory_and_a_gguf_file_together(
     assert (tmp_path / "one.gguf").is_file()
 
 
-def test_exports_that_go_nowhere_are_refused(
-    shoal: Shoal, adapters: dict[str, Path], tmp_path: Path
-) -> None:
+def test_exports_that_go_nowhere_are_refused(shoal: Shoal, adapters: dict[str, Path], tmp_path: Path) -> None:
     export = ("adapters", "export", adapters["one"])
     assert_one_line(shoal(*export), 2, "nothing says where to")
     assert_one_line(shoal(*export, "--gguf", tmp_path / "one.bin"), 2, "ends in .gguf")
@@ -95,9 +95,7 @@ def test_a_merged_adapter_of_smaller_rank(shoal: Shoal, adapters: dict[str, Path
         torch.testing.assert_close(delta(merged, name), delta(one, name), atol=1e-5, rtol=1e-4)
 
 
-def test_merges_that_do_not_fit_are_refused(
-    shoal: Shoal, adapters: dict[str, Path], tmp_path: Path
-) -> None:
+def test_merges_that_do_not_fit_are_refused(shoal: Shoal, adapters: dict[str, Path], tmp_path: Path) -> None:
     merge = ("adapters", "merge", *adapters.values(), "--out", tmp_path / "sum")
     assert_one_line(shoal(*merge, "--weights", "1"), 2, "1 numbers for 2 adapters")
     assert_one_line(shoal(*merge, "--weights", "1,x"), 2, "--weights")

@@ -1,0 +1,68 @@
+"""`shoal evaluate`: rows of the base model, of adapters and of Text-to-LoRA on the same examples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.cli import (
+    Shoal,
+    assert_one_line,
+)
+
+
+def test_evaluate(
+    shoal: Shoal, hypernetwork: Path, multi_task: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("rouge_score")
+    arguments = ["evaluate", "--base", tiny_llama, "--tasks", data, "--examples", 1, "--max-new-tokens", 2]
+    arguments += ["--adapter", f"mine={multi_task}", "--hypernetwork", hypernetwork, "--out", tmp_path / "r"]
+    ended = shoal(*arguments)
+    assert ended.code == 0, ended.err
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    names = [result["name"] for result in report["results"]]
+    assert names == [
+        "base",
+        "base + description",
+        "base + 3 examples",
+        "mine",
+        "Text-to-LoRA",
+        "Text-to-LoRA, another task's description",
+        "Text-to-LoRA, gibberish",
+        "Text-to-LoRA, no description",
+    ]
+    assert report["tasks"] == ["first", "last"] and "steering_margin" in report
+    table = (tmp_path / "r" / "report.md").read_text()
+    assert all(f"| {name} |" in table and f"| {name} |" in ended.out for name in names)
+
+
+def test_evaluate_without_a_hypernetwork(shoal: Shoal, tiny_llama: Path, data: Path) -> None:
+    pytest.importorskip("rouge_score")
+    task = data / "tasks" / "last.json"
+    ended = shoal(
+        "evaluate", "--base", tiny_llama, "--tasks", task, "--examples", 1, "--max-new-tokens", 2, "--json"
+    )
+    assert ended.code == 0 and len(ended.record["results"]) == 3, ended.err
+
+
+def test_an_adapter_of_another_model_is_said(
+    shoal: Shoal, tiny_llama: Path, data: Path, multi_task: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = multi_task / "adapter_config.json"
+    facts = {**json.loads(config.read_text()), "base_model_name_or_path": "acme/other"}
+    config.write_text(json.dumps(facts))
+    assert shoal("ask", "hi", "--base", tiny_llama, "--adapter", multi_task, "--max-new-tokens", 2).code == 0
+    rows = ("--adapter", f"mine={multi_task}", "--examples", 1, "--max-new-tokens", 2, "--shots", 0)
+    assert shoal("evaluate", "--base", tiny_llama, "--tasks", data, *rows).code == 0
+    assert caplog.text.count("is for acme/other, and is put on") == 2
+
+
+def test_evaluate_reads_every_adapter_before_it_scores(
+    shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.apps.cli.evaluate.load", None)  # loading the model would fail
+    (tmp_path / "each").mkdir()
+    where = ("evaluate", "--base", tiny_llama, "--tasks", data, "--adapter", f"mine={tmp_path / 'each'}")
+    assert_one_line(shoal(*where), 2, "no directory")
