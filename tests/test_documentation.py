@@ -139,6 +139,12 @@ for line in sys.stdin:
 """
 
 
+def json_block_of(tutorial: str, word: str) -> str:
+    """The JSON of a tutorial that has this word."""
+    page = ROOT / "docs" / "tutorials" / f"{tutorial}.md"
+    return next(b.text for b in blocks(page) if b.language == "json" and word in b.text)
+
+
 class Session:
     """A newcomer's terminal in a directory of its own: shell, Python and servers that stay."""
 
@@ -150,6 +156,7 @@ class Session:
             (folder / name).symlink_to(ROOT / name)
         write_jsonl(folder / "solved.jsonl", rows(12))
         write_jsonl(folder / "more.jsonl", rows(12))
+        (folder / "genres.json").write_text(json_block_of("serve", "genres"), "utf-8")
         (folder / "reviews-folder").mkdir()
         table = "text,label\n" + "".join(f"{r['input']},{r['output']}\n" for r in rows(12))
         (folder / "reviews-folder" / "train.csv").write_text(table, "utf-8")
