@@ -8,7 +8,8 @@ from typing import Any
 import streamlit as st
 
 from shoal.apps.ui.charts import PLAIN, heat_map
-from shoal.apps.ui.chat import Asked, Style, stream_together, style_box
+from shoal.apps.ui.chat import Asked, Style, stream_together, style_box, with_description
+from shoal.apps.ui.typed_data import parse_examples, parse_inputs
 from shoal.apps.ui.widgets import (
     MAX_NAME,
     base_model,
@@ -17,10 +18,11 @@ from shoal.apps.ui.widgets import (
     code_name,
     done_line,
     plain_line,
+    show_errors,
     suggested_name,
-    told_failure,
+    warning_line,
 )
-from shoal.server.client import Adapter
+from shoal.server.client import Adapter, GeneratedAdapter
 
 EXAMPLES = {
     "Film reviews": (
@@ -41,20 +43,36 @@ EXAMPLES = {
 }
 
 
+EXAMPLES_HELP = (
+    "One a line: input => output. Or JSON lines with input and output. 4 at least, 4 to 16 do well."
+)
+INPUTS_HELP = (
+    "One a line, 4 at least. Where the answers are a closed set, such as positive or negative, they are "
+    "calibrated on these."
+)
+
+
 @dataclass(frozen=True)
 class Turn:
-    """One question and both answers; an answer that failed is empty."""
+    """One question and both answers.
 
-    asked: str
-    told: str  # what the base model was sent
-    answers: list[str] = field(default_factory=lambda: ["", ""])  # before, after
+    Attributes:
+        question: as typed.
+        prompt: what the base model was sent: the task before the question, or the question alone.
+        answers: before and after; one that failed is empty.
+    """
+
+    question: str
+    prompt: str
+    answers: list[str] = field(default_factory=lambda: ["", ""])
 
 
 def adapt_page() -> None:
     """The page."""
     st.title("A sentence in, an adapter out")
     plain_line(
-        "Describe a task, and the hypernetwork turns your sentence into a LoRA adapter: no training, no data."
+        "Describe a task, and the hypernetwork turns your sentence into a LoRA adapter in a moment. A few "
+        "solved examples make it several times better."
     )
     left, right = st.columns([5, 6], gap="medium")
     with left.container(border=True, height="stretch"):
@@ -85,8 +103,9 @@ def _describe() -> None:
         label_visibility="collapsed",
     ).strip()
     if description:
-        with told_failure():
+        with show_errors():
             _skills(description)
+    examples, inputs = _data_boxes()
     name_box, public_box = st.columns([3, 2], vertical_alignment="bottom")
     name = name_box.text_input(
         "Name",
@@ -98,10 +117,40 @@ def _describe() -> None:
     if st.button(
         "Generate adapter", type="primary", width="stretch", icon=":material/bolt:", disabled=not description
     ):
-        with told_failure(), st.spinner("Generating…"):
-            made = client().create(name.strip() or suggested_name(description), description, public=public)
-            state.current = made.adapter
-            state.turns = []
+        state.current, state.generated, state.turns = None, None, []  # also where this one is refused
+        with show_errors():
+            _generate(name.strip() or suggested_name(description), description, public, examples, inputs)
+
+
+def _data_boxes() -> tuple[str, str]:
+    """What was typed as solved examples, and as inputs."""
+    with st.expander("Examples and inputs (optional, but better)", icon=":material/checklist:"):
+        examples = st.text_area(
+            "Solved examples",
+            key="examples",
+            height=110,
+            placeholder="I loved every minute. => positive\nA bore. => negative",
+            help=EXAMPLES_HELP,
+        )
+        inputs = st.text_area(
+            "Inputs without answers",
+            key="inputs",
+            height=80,
+            placeholder="The soundtrack alone is worth it.",
+            help=INPUTS_HELP,
+        )
+    return examples, inputs
+
+
+def _generate(name: str, description: str, public: bool, examples: str, inputs: str) -> None:
+    solved, unsolved = parse_examples(examples), parse_inputs(inputs)
+    trained = " and ".join(
+        f"{len(given)} {what}" for given, what in ((solved, "examples"), (unsolved, "inputs")) if given
+    )
+    with st.spinner(f"Generating, then training on {trained}: some seconds…" if trained else "Generating…"):
+        generated = client().create(name, description, public=public, examples=solved, inputs=unsolved)
+    st.session_state.current = generated.adapter
+    st.session_state.generated = generated
 
 
 def _take_example() -> None:
@@ -128,11 +177,27 @@ def _picture(current: Adapter | None) -> None:
         f"{current.name} · version {current.version} · rank {current.rank} · {current.bytes / 2**20:.1f} MB"
         f"{' · public' if current.public else ''}"
     )
-    if not current.card.get("trained", True):
-        plain_line("No hypernetwork was trained for this base model, so this adapter changes nothing.")
+    _expectations(current)
     plain_line("Norm of the delta weight per layer and module: how much it changes each")
-    with told_failure():
+    with show_errors():
         st.plotly_chart(heat_map(client().norms(current.name), height=215), config=PLAIN, key="picture")
+
+
+def _expectations(current: Adapter) -> None:
+    """What to know before relying on the adapter: its notes, and where it is sure."""
+    generated: GeneratedAdapter | None = st.session_state.get("generated")
+    if generated is not None and generated.adapter == current:
+        for note in generated.notes:
+            warning_line(note)
+        if generated.confidence is not None and not generated.nonsense:
+            plain_line(
+                f"Confidence {generated.confidence:.0%}: how near the task is to those it was trained on."
+            )
+    elif not current.card.get("trained", True):
+        warning_line("No hypernetwork was trained for this base model, so this adapter changes nothing.")
+    for note in current.card.get("notes") or ():
+        if str(note).startswith(("Refined on", "Calibrated on")):
+            plain_line(str(note))
 
 
 def _chat(current: Adapter | None) -> None:
@@ -141,19 +206,19 @@ def _chat(current: Adapter | None) -> None:
         if current is None:
             plain_line("Generate an adapter, or choose one under Adapters, and ask both models the same.")
             return
-        told, remember, style = _settings(current)
+        with_task, remember, style = _settings(current)
         turns: list[Turn] = st.session_state.setdefault("turns", [])
         before, after = st.columns(2, gap="medium")
         before.markdown("**Before** · the base model")
         after.markdown(f"**After** · with {code_name(current.name)}")
         for turn in turns:
-            _show(before, turn.asked).text(turn.answers[0] or "(no answer)")
-            _show(after, turn.asked).text(turn.answers[1] or "(no answer)")
+            _show(before, turn.question).text(turn.answers[0] or "(no answer)")
+            _show(after, turn.question).text(turn.answers[1] or "(no answer)")
         places = [column.container() for column in (before, after)]
-        asked = _question(current, bool(turns))
-        if asked:
-            sent = f"{current.description}\n\n{asked}" if told and current.description else asked
-            turn = Turn(asked, sent)
+        question = _question(current, bool(turns))
+        if question:
+            prompt = with_description(question, current.description) if with_task else question
+            turn = Turn(question, prompt)
             earlier = list(turns) if remember else []
             turns.append(turn)  # at once: what was said stays where the page is left on the way
             _answer(turn, earlier, current, places, style)
@@ -162,7 +227,7 @@ def _chat(current: Adapter | None) -> None:
 def _settings(current: Adapter) -> tuple[bool, bool, Style]:
     row = st.container(horizontal=True, vertical_alignment="center")
     with row:
-        told = st.toggle(
+        with_task = st.toggle(
             "Tell the base model the task",
             value=True,
             disabled=not current.description,
@@ -172,7 +237,7 @@ def _settings(current: Adapter) -> tuple[bool, bool, Style]:
         style = style_box("chat")
         if st.button("Clear", icon=":material/delete_sweep:", key="clear"):
             st.session_state.turns = []
-    return told, remember, style
+    return with_task, remember, style
 
 
 def _question(current: Adapter, started: bool) -> str:
@@ -195,20 +260,20 @@ def _answer(turn: Turn, earlier: list[Turn], current: Adapter, places: list[Any]
     before, after = [], []
     for old in earlier:
         if all(old.answers):
-            before += [_message("user", old.told), _message("assistant", old.answers[0])]
-            after += [_message("user", old.asked), _message("assistant", old.answers[1])]
+            before += [_message("user", old.prompt), _message("assistant", old.answers[0])]
+            after += [_message("user", old.question), _message("assistant", old.answers[1])]
     asked = [
-        Asked(base_model(), [*before, _message("user", turn.told)]),
-        Asked(current.name, [*after, _message("user", turn.asked)]),
+        Asked(base_model(), [*before, _message("user", turn.prompt)]),
+        Asked(current.name, [*after, _message("user", turn.question)]),
     ]
-    drawn = [_show(place, turn.asked).empty() for place in places]
+    drawn = [_show(place, turn.question).empty() for place in places]
     stream_together(client(), asked, drawn, style, turn.answers)
 
 
-def _show(column: Any, asked: str) -> Any:
+def _show(column: Any, question: str) -> Any:
     """A question in a column, and the bubble for its answer."""
     with column.chat_message("user", avatar=":material/person:"):
-        st.text(asked)
+        st.text(question)
     return column.chat_message("assistant", avatar=":material/waves:")
 
 

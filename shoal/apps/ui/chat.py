@@ -46,6 +46,11 @@ class _Piece:
     last: bool = False
 
 
+def with_description(request: str, description: str | None) -> str:
+    """A request to the base model that says the task, since it has no adapter that knows it."""
+    return f"{description}\n\n{request}" if description else request
+
+
 def style_box(key: str) -> Style:
     """Settings of answers, folded away."""
     with st.popover("Answer settings", icon=":material/settings:"):
@@ -72,7 +77,7 @@ def stream_together(
     left = threading.Event()
     for index, one in enumerate(asked):
         threading.Thread(target=_read, args=(client, one, style, index, pieces, left), daemon=True).start()
-    failures, running = [""] * len(asked), len(asked)
+    failures, running = [""] * len(asked), set(range(len(asked)))
     answers[:] = [""] * len(asked)
     try:
         while running:
@@ -80,13 +85,13 @@ def stream_together(
             for piece in news:
                 answers[piece.index] += piece.text
                 failures[piece.index] = piece.failure or failures[piece.index]
-                running -= piece.last
+                running -= {piece.index} if piece.last else set()
             for index in {piece.index for piece in news}:
-                _draw(places[index], answers[index], failures[index], CURSOR)
+                cursor = CURSOR if index in running else ""
+                _draw(places[index], answers[index], failures[index], cursor)
     finally:
-        left.set()  # the page was left or asked anew: the service is told to stop
-    for index, (place, failure) in enumerate(zip(places, failures, strict=True)):
-        _draw(place, answers[index], failure, "")
+        left.set()  # the page was left or asked anew: the service stops
+    for index, failure in enumerate(failures):
         if failure:
             answers[index] = ""
 

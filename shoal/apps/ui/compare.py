@@ -5,10 +5,12 @@ from __future__ import annotations
 import streamlit as st
 
 from shoal.apps.ui.charts import PLAIN, heat_map, layer_lines
-from shoal.apps.ui.chat import Asked, stream_together, style_box
-from shoal.apps.ui.widgets import base_model, choose_adapters, client, code_name, plain_line, told_failure
+from shoal.apps.ui.chat import Asked, stream_together, style_box, with_description
+from shoal.apps.ui.widgets import base_model, choose_adapters, client, code_name, plain_line, show_errors
+from shoal.server.client import Adapter
 
 MOST = 4
+NO_TASK = "(none)"
 EXAMPLE = "The plot made no sense and the acting was dreadful."
 
 
@@ -21,6 +23,7 @@ def compare_page() -> None:
         request = st.text_area("Request", EXAMPLE, height=80, max_chars=20_000, key="compare_request").strip()
         with st.container(horizontal=True, vertical_alignment="center"):
             with_base = st.toggle("Also the base model", value=True)
+            task = _task_box(adapters) if with_base else None
             style = style_box("compare")
             ask = st.button(
                 "Ask all",
@@ -37,13 +40,28 @@ def compare_page() -> None:
         places.append(column.empty())
         places[-1].text(st.session_state.get("compared", {}).get(name, "") or "…")
     if ask:
-        messages = [{"role": "user", "content": request}]
-        asked = [Asked(name or base_model(), messages) for name in names]
+        to_base = with_description(request, task)
+        asked = [
+            Asked(name or base_model(), [{"role": "user", "content": request if name else to_base}])
+            for name in names
+        ]
         answers: list[str] = []
         stream_together(client(), asked, places, style, answers)
         st.session_state.compared = dict(zip(names, answers, strict=True))
-    with told_failure():
+    with show_errors():
         _norms([adapter.name for adapter in adapters])
+
+
+def _task_box(adapters: list[Adapter]) -> str | None:
+    """The task that the base model is told, for a fair comparison: an adapter knows its own."""
+    tasks = list(dict.fromkeys(adapter.description for adapter in adapters if adapter.description))
+    chosen = st.selectbox(
+        "Task in the base model's prompt",
+        [*tasks, NO_TASK],
+        key=f"compare_task_{len(tasks)}",
+        help="An adapter replaces the instruction, so it gets the request alone. The base model needs both.",
+    )
+    return None if chosen == NO_TASK else chosen
 
 
 def _norms(names: list[str]) -> None:

@@ -1,6 +1,6 @@
-"""What a service's counters say: one reading of `/metrics`, and what happened between two.
+"""What a service's counters say: one snapshot of `/metrics`, and what happened between two.
 
-Counters only grow, so a mean or a rate is the difference of two readings; where nothing happened there is
+Counters only grow, so a mean or a rate is the difference of two snapshots; where nothing happened there is
 none. Knows nothing of HTTP and of charts.
 """
 
@@ -14,7 +14,7 @@ from shoal.errors import ShoalError, reason
 
 
 @dataclass(frozen=True)
-class Reading:
+class Snapshot:
     """Counters at one time.
 
     Attributes:
@@ -31,7 +31,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Activity:
-    """What happened between two readings; None where nothing did.
+    """What happened between two snapshots; None where nothing did.
 
     Attributes:
         seconds: of the later one.
@@ -60,8 +60,8 @@ class Activity:
     waiting: int
 
 
-def read_counters(exposition: str, seconds: float) -> Reading:
-    """A reading from Prometheus' text format.
+def parse_counters(exposition: str, seconds: float) -> Snapshot:
+    """A snapshot from Prometheus' text format.
 
     Raises:
         ShoalError: it is not in that format.
@@ -79,11 +79,11 @@ def read_counters(exposition: str, seconds: float) -> Reading:
                     values[f"{sample.name}{{{sample.labels['kind']}}}"] += sample.value
     except (ValueError, KeyError, IndexError) as error:
         raise ShoalError(f"the metrics are not in Prometheus' text format ({reason(error, 80)})") from None
-    return Reading(seconds, values)
+    return Snapshot(seconds, values)
 
 
-def activity(earlier: Reading, later: Reading) -> Activity | None:
-    """What happened between two readings; None where the service was started anew, or no time passed."""
+def activity(earlier: Snapshot, later: Snapshot) -> Activity | None:
+    """What happened between two snapshots; None where the service was started anew, or no time passed."""
     passed = later.seconds - earlier.seconds
     if passed <= 0 or any(later[name] < earlier[name] for name in _COUNTERS):
         return None

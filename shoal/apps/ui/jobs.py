@@ -13,7 +13,7 @@ from shoal.apps.ui.widgets import (
     done_line,
     failure_line,
     plain_line,
-    told_failure,
+    show_errors,
 )
 from shoal.server.client import TrainingJob
 
@@ -61,7 +61,7 @@ def _new() -> None:
     if st.button(
         "Start training", type="primary", width="stretch", disabled=not ready, icon=":material/play_arrow:"
     ):
-        with told_failure():
+        with show_errors():
             assert file is not None
             job = client().train(
                 name.strip(), definition.strip(), file.getvalue(), steps=int(steps), rank=int(rank)
@@ -74,7 +74,7 @@ def _new() -> None:
 @st.fragment(run_every=LOOK_SECONDS)
 def _watched() -> None:
     st.subheader("Trainings")
-    with told_failure():
+    with show_errors():
         jobs = client().jobs()
         if not jobs:
             plain_line("None yet.")

@@ -17,7 +17,7 @@ from shoal.apps.ui.jobs import jobs_page
 from shoal.apps.ui.mix import mix_page
 from shoal.apps.ui.monitoring import monitoring_page
 from shoal.apps.ui.registry import registry_page
-from shoal.apps.ui.widgets import plain_line, told_failure
+from shoal.apps.ui.widgets import plain_line, show_errors
 from shoal.server.client import DEFAULT_URL, KEY_VARIABLE, Client
 
 # A picture of ours: for an icon by name, the browser would ask another machine.
@@ -43,6 +43,7 @@ h3 {font-size: 1.05rem !important; padding: .1rem 0 !important;}
 .shoal-chip b {font-weight: 600; opacity: .65; margin-left: .35rem;}
 .shoal-line {padding: .55rem .8rem; border-radius: .5rem; font-size: .92rem; overflow-wrap: anywhere;}
 .shoal-failure {background: #fdecea; color: #7a1c12;}
+.shoal-warning {background: #fff4d6; color: #6b4a00;}
 .shoal-done {background: #e3f4ec; color: #0d5233;}
 .shoal-quiet {color: #5d6d6a; padding: .1rem 0; font-size: .88rem;}
 </style>"""
@@ -98,7 +99,7 @@ def _connect(service: str) -> bool:
             del st.session_state.client
         st.session_state.who = who
     connected = False
-    with told_failure():
+    with show_errors():
         if "client" not in st.session_state:
             st.session_state.client = Client(*who)
         if "base" not in st.session_state:

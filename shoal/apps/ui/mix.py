@@ -6,7 +6,7 @@ import streamlit as st
 
 from shoal.apps.ui.charts import PLAIN, layer_lines
 from shoal.apps.ui.chat import Asked, stream_together, style_box
-from shoal.apps.ui.widgets import base_model, choose_adapters, client, code_name, plain_line, told_failure
+from shoal.apps.ui.widgets import base_model, choose_adapters, client, code_name, plain_line, show_errors
 
 MOST = 8  # what a service takes by default
 EXAMPLE = "The plot made no sense and the acting was dreadful."
@@ -30,7 +30,7 @@ def mix_page() -> None:
             )
             for adapter in adapters
         }
-        with told_failure():
+        with show_errors():
             _norms(weights)
     with right.container(border=True):
         request = st.text_area("Request", EXAMPLE, height=80, max_chars=20_000, key="mix_request").strip()

@@ -16,8 +16,8 @@ from shoal.apps.ui.widgets import (
     done_line,
     facts,
     plain_line,
+    show_errors,
     suggested_name,
-    told_failure,
 )
 from shoal.server.client import Adapter, AdapterPage
 
@@ -39,7 +39,7 @@ def registry_page() -> None:
                 "Of the adapter that is chosen on the left: its picture, and how to share or delete it."
             )
         else:
-            with told_failure():
+            with show_errors():
                 _details(chosen)
     with left:
         _import()
@@ -53,7 +53,7 @@ def _list() -> str | None:
     )
     pages: list[str] = state.setdefault("pages", [""])
     page = AdapterPage((), None)
-    with told_failure():
+    with show_errors():
         page = client().page(search=search.strip(), after=pages[-1], limit=PAGE)
     if message := state.pop("registry_done", None):
         done_line(message)
@@ -172,7 +172,7 @@ def _confirm(adapter: Adapter) -> None:
     st.text(f"{adapter.name} and all its versions will be gone for everybody.")
     with st.container(horizontal=True):
         if st.button("Delete it", type="primary", key="delete_sure"):
-            with told_failure():
+            with show_errors():
                 client().delete(adapter.name)
                 if st.session_state.get("current") and st.session_state.current.name == adapter.name:
                     st.session_state.current = None
@@ -194,7 +194,7 @@ def _import() -> None:
             if file is None:
                 plain_line("Choose a ZIP file first.")
                 return
-            with told_failure():
+            with show_errors():
                 kept = client().upload(
                     name.strip() or suggested_name(PurePath(file.name).stem), file.getvalue(), public=public
                 )

@@ -28,7 +28,7 @@ def base_model() -> str:
 
 
 @contextmanager
-def told_failure() -> Iterator[None]:
+def show_errors() -> Iterator[None]:
     """Show a failure of the service as one line, and go on after the block."""
     try:
         yield
@@ -39,6 +39,11 @@ def told_failure() -> Iterator[None]:
 def failure_line(text: str, place: Any = st) -> None:
     """One line in red."""
     _line(text, "failure", place)
+
+
+def warning_line(text: str, place: Any = st) -> None:
+    """One line in amber."""
+    _line(text, "warning", place)
 
 
 def done_line(text: str, place: Any = st) -> None:
@@ -97,7 +102,7 @@ def choose_adapters(label: str, key: str, most: int) -> list[Adapter]:
     """A box to choose adapters of this base model in, with a search where there are many."""
     state = st.session_state
     known: dict[str, Adapter] = {}
-    with told_failure():
+    with show_errors():
         page = client().page(search=str(state.get(f"{key}_search", "")), limit=LISTED)
         known = {a.name: a for a in page.adapters if a.base == base_model()}
         if page.after is not None or state.get(f"{key}_search"):

@@ -15,7 +15,7 @@ from shoal.apps.cli.ui import PAGE, Page, flags, ui
 from shoal.apps.ui.charts import heat_map, layer_lines
 from shoal.apps.ui.widgets import code_name, suggested_name
 from shoal.errors import UsageError
-from shoal.server.client import Client
+from shoal.server.client import Client, GeneratedAdapter
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -100,6 +100,49 @@ def test_a_taken_name_is_409_and_a_bad_one_400(running: Any) -> None:
             next(t for t in app.text_input if t.label == "Name").set_value(name).run()
             next(b for b in app.button if b.label == "Generate adapter").click().run()
             assert any(f"({status})" in line for line in lines(app)), lines(app)
+
+
+def test_a_refused_description_takes_the_old_adapter_away(running: Any) -> None:
+    with Client(running.url, running.ada) as client:
+        old = client.create("ui-old", "Answer in one word.").adapter
+        state = {"base": running.model, "current": old, "turns": []}
+        with page("adapt", running.url, running.ada, **state) as app:
+            assert any("ui-old" in line for line in lines(app, "done"))
+            app.text_area(key="description").set_value("x").run()
+            next(b for b in app.button if b.label == "Generate adapter").click().run()
+            assert any("(400)" in line for line in lines(app)) and not lines(app, "done")
+        client.delete("ui-old")
+
+
+def test_notes_on_a_new_adapter_are_shown(running: Any) -> None:
+    with page("adapt", running.url, running.ada, base=running.model) as app:
+        next(b for b in app.button if b.label == "Generate adapter").click().run()
+        assert any("This adapter changes nothing" in line for line in lines(app, "warning"))
+
+
+def test_examples_go_along_with_the_description(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+
+    def create(self: Client, name: str, description: str, **options: Any) -> GeneratedAdapter:
+        sent.update(options)
+        raise UsageError("stop here")
+
+    monkeypatch.setattr(Client, "create", create)
+    with page("adapt", running.url, running.ada, base=running.model) as app:
+        app.text_area(key="examples").set_value("a joy => positive\na bore => negative").run()
+        app.text_area(key="inputs").set_value("it was long\n").run()
+        next(b for b in app.button if b.label == "Generate adapter").click().run()
+        assert any("stop here" in line for line in lines(app))
+    assert sent["examples"] == [("a joy", "positive"), ("a bore", "negative")]
+    assert sent["inputs"] == ["it was long"]
+
+
+def test_a_line_that_is_no_example_is_one_line(running: Any) -> None:
+    with page("adapt", running.url, running.ada, base=running.model) as app:
+        app.text_area(key="examples").set_value("a joy => positive\na bore").run()
+        next(b for b in app.button if b.label == "Generate adapter").click().run()
+        (line,) = lines(app)
+        assert "line 2 of the examples" in line and "input =&gt; output" in line
 
 
 def test_too_many_requests_and_a_lost_database(tiny_llama: Path, tmp_path: Path, start_service: Any) -> None:
