@@ -40,7 +40,8 @@ def test_generate_adapter_from_text() -> None:
             result = integration.generate_adapter_from_text(prompt, model)
             info = result["adapter_info"]
             assert result["success"] is True and result["duration"] >= 0 and info["prompt"] == prompt
-            assert set(info["detected_skills"]) == skills == set(info["skill_weights"])
+            assert set(info["detected_skills"]) == skills
+            assert len(info["skill_weights"]) == len(skills)
             assert all(isinstance(t, torch.Tensor) for t in info["adapters"].values())
         assert info["hypernetwork"]["trained"]
 

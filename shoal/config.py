@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shoal.errors import UsageError
 
 TargetModules = tuple[str, ...]
+# Names of tables that need torch, which this module does not load; a test compares them.
 HeadName = Literal["L", "M", "S", "mixture", "modulation", "perceiver", "reader"]
+RewardName = Literal["exact_match", "label", "numeric", "rouge_l", "format"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
 MAX_WIDTH, MAX_COUNT = 2**16, 2**31  # beyond what any machine holds or finishes
 MAX_ALPHA = 1e9  # of a LoRA
 MIN_EXAMPLES = 4  # solved ones that refine a generated adapter
@@ -146,9 +149,7 @@ class ExpertTrainingConfig(LoraTrainingConfig):
         description="learn from sampled answers, from all labels of a closed set, by an evolution strategy, "
         "or from the right answers (a control)",
     )
-    reward: Literal["exact_match", "label", "numeric", "rouge_l", "format"] = Field(
-        "exact_match", description="what an answer earns"
-    )
+    reward: RewardName = Field("exact_match", description="what an answer earns")
     learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of z")
     describe: bool = Field(True, description="put a task description in the prompt")
     samples: int = Field(8, le=MAX_WIDTH, ge=2, description="answers that are sampled for a request")
@@ -219,7 +220,7 @@ class EngineConfig(_Frozen):
         None, description="where vLLM listens, such as http://127.0.0.1:8100; its key is in $VLLM_API_KEY"
     )
     vllm_adapters: int = Field(64, ge=1, description="adapters that are kept loaded in vLLM")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+    dtype: DtypeName | None = Field(
         None, description="of the own engine's weights; none means what the device is fast in"
     )
 
@@ -227,7 +228,7 @@ class EngineConfig(_Frozen):
 class BenchmarkConfig(_Frozen):
     """Methods that are compared, their tasks and their effort."""
 
-    base: str = Field("smollm2-135m-instruct", description="base model: alias, directory or hub id")
+    base: str = Field(DEFAULT_MODEL, description="base model: alias, directory or hub id")
     methods: tuple[str, ...] = Field(
         ("base", "lora", "text-to-lora", "transformer2"),
         min_length=1,

@@ -1,4 +1,4 @@
-"""The documented entry point, `SakanaAIIntegration`: every call goes to the class that does the work."""
+"""The documented entry point, `SakanaAIIntegration`: each call goes to the class that does the work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -21,21 +21,39 @@ from shoal.text_to_lora.skill_check import detection_accuracy
 from shoal.text_to_lora.skills import SkillDetector
 from shoal.transformer2.model import Transformer2
 
-_HELP = {
-    "total_requests": "Requests so far",
-    "successful_requests": "Requests that ended without an error",
-    "avg_response_time": "Mean time of a request in seconds",
-    "avg_memory_usage": "Mean resident memory at the end of a request in bytes",
-    "skill_detection_accuracy": "Share of labelled prompts whose skills are all found and no other",
+
+class _Metric(NamedTuple):
+    help: str
+    unit: str
+
+
+_METRICS = {
+    "total_requests": _Metric("Requests so far", ""),
+    "successful_requests": _Metric("Requests that ended without an error", ""),
+    "avg_response_time": _Metric("Mean time of a request in seconds", "seconds"),
+    "avg_memory_usage": _Metric("Mean resident memory at the end of a request in bytes", "bytes"),
+    "skill_detection_accuracy": _Metric(
+        "Share of labelled prompts whose skills are all found and no other", ""
+    ),
 }
 
 
 class SakanaAIIntegration:
     """Adapters from descriptions, for any base model by name."""
 
-    def __init__(self, text_to_lora_config: TextToLoRAConfig | None = None) -> None:
-        """Nothing is loaded until it is needed; the configuration is that of `TextToLoRA`."""
-        self._config = text_to_lora_config
+    def __init__(
+        self,
+        text_to_lora_config: TextToLoRAConfig | None = None,
+        transformer2_config: Transformer2Config | None = None,
+    ) -> None:
+        """Nothing is loaded until it is needed.
+
+        Args:
+            text_to_lora_config: sizes of the adapters and of their hypernetwork, as `TextToLoRA` takes them.
+            transformer2_config: settings of the models that `create_transformer2_model` wraps.
+        """
+        self._text_to_lora_config = text_to_lora_config
+        self._transformer2_config = transformer2_config
         self._generators: dict[str, TextToLoRA] = {}
         self._skills = SkillDetector()
         self._requests = RequestLog()
@@ -49,12 +67,13 @@ class SakanaAIIntegration:
             model_path: alias, directory or hub id of the base model.
 
         Returns:
-            `success` (bool), `duration` (seconds) and `adapter_info`: `prompt`, `detected_skills` (names),
-            `skill_weights` (name -> weight, sum 1), `adapters` (tensor name, such as
-            `model.layers.0.self_attn.q_proj.lora_A.weight` -> tensor) and `hypernetwork`: `trained`, and with
-            it `nearest_tasks` (name -> distance), `distance` to the nearest, `confidence` in [0, 1] and
-            `nonsense`, whether the prompt says nothing. Where `trained` is False the adapter is the identity,
-            and `how_to_train` says what to do.
+            `success` (bool), `duration` (seconds) and `adapter_info`: `prompt`, `detected_skills` (names, the
+            heaviest first), `skill_weights` (a weight for each of them, sum 1), `adapters` (tensor name, such
+            as `model.layers.0.self_attn.q_proj.lora_A.weight` -> tensor), `notes` (plain sentences: what to
+            know before relying on the adapter) and `hypernetwork`: `trained`, and with it `nearest_tasks`
+            (name -> distance), `distance` to the nearest, `confidence` in [0, 1] and `nonsense`, True where
+            the prompt says nothing. Where `trained` is False the adapter is the identity, and `how_to_train`
+            says what to do.
 
         Raises:
             UsageError: the prompt or the model path cannot be used.
@@ -63,7 +82,7 @@ class SakanaAIIntegration:
         path = str(model_path)
         with self._requests.request():
             if path not in self._generators:
-                self._generators[path] = TextToLoRA(path, self._config, skills=self._skills)
+                self._generators[path] = TextToLoRA(path, self._text_to_lora_config, skills=self._skills)
             adapter = self._generators[path].generate(prompt)
         return {"success": True, "duration": adapter.duration, "adapter_info": _info(adapter)}
 
@@ -77,14 +96,14 @@ class SakanaAIIntegration:
 
         Args:
             base_model: alias, directory or hub id, or a loaded model of `transformers`.
-            config: settings of `Transformer2`.
+            config: settings of `Transformer2`; by default those that this integration was given.
 
         Raises:
             UsageError: no such model, or settings that do not fit it.
             ShoalError: the model is damaged.
         """
         model = base_model if isinstance(base_model, nn.Module) else load_backbone(str(base_model)).model
-        return Transformer2.shipped(model, config)
+        return Transformer2.shipped(model, config or self._transformer2_config)
 
     def add_custom_skills(self, skills: Mapping[str, Any] | Sequence[str]) -> None:
         """Teach skill detection further skills; see `SkillDetector.add_custom_skills`."""
@@ -118,8 +137,9 @@ def _info(adapter: GeneratedAdapter) -> dict[str, Any]:
     return {
         "prompt": adapter.description,
         "detected_skills": list(adapter.skills.skills),
-        "skill_weights": dict(adapter.skills.weights),
+        "skill_weights": [adapter.skills.weights[skill] for skill in adapter.skills.skills],
         "adapters": tensors,
+        "notes": list(adapter.notes),
         "hypernetwork": adapter.hypernetwork,
     }
 
@@ -142,6 +162,16 @@ class MonitoringMetrics:
     avg_memory_usage: float | None
     skill_detection_accuracy: float
 
+    def __str__(self) -> str:
+        """A line for each number that is known, with its unit."""
+        lines = []
+        for name, (_, unit) in _METRICS.items():
+            value = getattr(self, name)
+            if value is not None:
+                shown = f"{value:.0f}" if unit == "bytes" else f"{value:.4g}"
+                lines.append(f"{name}: {shown} {unit}".rstrip())
+        return "\n".join(lines)
+
     def to_prometheus(self, prefix: str = "shoal") -> str:
         """The same in Prometheus' text format; what is not known yet is left out.
 
@@ -156,10 +186,10 @@ class MonitoringMetrics:
                 "pip install 'shoal[monitoring]'"
             ) from None
         registry = CollectorRegistry()
-        for name, about in _HELP.items():
+        for name, metric in _METRICS.items():
             value = getattr(self, name)
             if value is not None:  # gauges all: a counter's name would have to end otherwise
-                Gauge(f"{prefix}_{name}", about, registry=registry).set(value)
+                Gauge(f"{prefix}_{name}", metric.help, registry=registry).set(value)
         return generate_latest(registry).decode()
 
 

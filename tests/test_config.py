@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
-from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig, Transformer2Config
+from shoal.config import (
+    BenchmarkConfig,
+    DtypeName,
+    HeadName,
+    HypernetworkTrainingConfig,
+    LoraTrainingConfig,
+    RewardName,
+    TextToLoRAConfig,
+    Transformer2Config,
+)
 from shoal.errors import UsageError
+from shoal.evaluation.benchmark.methods import METHODS
+from shoal.models.backbone import DTYPES
+from shoal.tasks.rewards import REWARDS
+from shoal.text_to_lora.heads import HEADS
 
 
 @pytest.mark.parametrize(
@@ -47,3 +64,21 @@ def test_validating_a_mapping_gives_every_mistake() -> None:
 def test_the_fields_that_were_set_are_known() -> None:
     assert TextToLoRAConfig(adapter_rank=4).model_fields_set == {"adapter_rank"}
     assert TextToLoRAConfig.model_validate({"dropout": 0}) == TextToLoRAConfig(dropout=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "table"),
+    [
+        (get_args(HeadName), HEADS),
+        (get_args(RewardName), REWARDS),
+        (get_args(DtypeName), DTYPES),
+        (BenchmarkConfig().methods, METHODS),
+    ],
+    ids=["heads", "rewards", "dtypes", "benchmarked methods"],
+)
+def test_names_are_those_of_their_table(names: tuple[str, ...], table: Mapping[str, object]) -> None:
+    assert names == tuple(table)
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (files("shoal") / "py.typed").is_file()

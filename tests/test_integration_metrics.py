@@ -27,6 +27,15 @@ def test_requests_are_counted_as_they_end() -> None:
     assert 0 < metrics.avg_response_time < 1 and metrics.avg_memory_usage > 1e6
 
 
+def test_printed_metrics_name_their_units() -> None:
+    log = RequestLog()
+    assert str(log.metrics(0.5)).splitlines()[-1] == "skill_detection_accuracy: 0.5"
+    log.add(0.25, successful=True)
+    lines = str(log.metrics(0.5)).splitlines()
+    assert lines[:3] == ["total_requests: 1", "successful_requests: 1", "avg_response_time: 0.25 seconds"]
+    assert re.fullmatch(r"avg_memory_usage: \d{7,} bytes", lines[3])
+
+
 def test_prometheus_reads_every_number() -> None:
     log = RequestLog()
     unknown = log.metrics(0.25).to_prometheus()

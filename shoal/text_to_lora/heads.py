@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,7 +32,6 @@ ATTENTION_HEADS = 4
 # Of a description: its sentence vector; that and its tokens' states, both the task encoder's; or the states
 # of its tokens in every layer of the backbone.
 Reading = Literal["sentence", "tokens", "states"]
-READINGS: dict[str, Reading] = {"perceiver": "tokens", "reader": "states"}
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ class Architecture:
         task_dim: width of the task embedding, or of the backbone's states where those are read.
         rank: LoRA rank.
         alpha: LoRA alpha.
-        head: `L`, `M`, `S`, `mixture`, `modulation`, `perceiver`, which reads the tokens of a description, or
-            `reader`, which reads what the backbone makes of them in every layer.
+        head: a name of `HEADS`.
         latent_size: width of the encoder and trunk, a multiple of 4.
         hidden_size: width of the trunk's output.
         dropout: dropout probability while training.
@@ -86,7 +84,7 @@ class Architecture:
     @property
     def reads(self) -> Reading:
         """What of a description is read: see `Reading`."""
-        return READINGS.get(self.head, "sentence")
+        return HEADS[self.head].reads
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -107,12 +105,23 @@ class Architecture:
             )
 
 
-class _LargeHead(nn.Module):
+class _Head(nn.Module):
+    """What all heads have in common.
+
+    Attributes:
+        reads: what of a description the hypernetwork reads for it.
+    """
+
+    reads: ClassVar[Reading] = "sentence"
+
+
+class _LargeHead(_Head):
     """Head L: one linear map emits all r (d_in + d_out) numbers of a module."""
 
     def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
         super().__init__()
-        self.rank, self.sizes = architecture.rank, (group[0].in_features, group[0].out_features)
+        self.rank = architecture.rank
+        self.sizes = (group[0].in_features, group[0].out_features)
         self.output = _zero_linear(architecture.hidden_size, self.rank * sum(self.sizes))
 
     def forward(
@@ -122,12 +131,13 @@ class _LargeHead(nn.Module):
         return LoraFactors(a.unflatten(-1, (self.rank, -1)), b.unflatten(-1, (-1, self.rank)))
 
 
-class _MediumHead(nn.Module):
+class _MediumHead(_Head):
     """Head M: one map of r max(d_in, d_out) numbers, used twice, told A from B by a learned embedding."""
 
     def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
         super().__init__()
-        self.rank, self.sizes = architecture.rank, (group[0].in_features, group[0].out_features)
+        self.rank = architecture.rank
+        self.sizes = (group[0].in_features, group[0].out_features)
         self.factor_embedding = nn.Embedding(2, architecture.hidden_size)
         self.mix = nn.Sequential(
             nn.LayerNorm(architecture.hidden_size), _linear_silu(architecture.hidden_size)
@@ -145,7 +155,7 @@ class _MediumHead(nn.Module):
         return LoraFactors(a, b.transpose(-1, -2))
 
 
-class _SmallHead(nn.Module):
+class _SmallHead(_Head):
     """Head S: one map of max(d_in, d_out) numbers emits one rank row of A or B, told apart by embeddings."""
 
     def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
@@ -169,7 +179,7 @@ class _SmallHead(nn.Module):
         return LoraFactors(a, b.transpose(-1, -2))
 
 
-class _MixtureHead(nn.Module):
+class _MixtureHead(_Head):
     """A mixture of K learned factor pairs a layer, with one set of coefficients for A and one for B.
 
     The coefficients are linear in the trunk's output and start at zero, the bases as noise of A's scale.
@@ -195,7 +205,7 @@ class _MixtureHead(nn.Module):
         return LoraFactors(a, torch.einsum("tlk,lkor->tlor", for_b, self.b))
 
 
-class _ModulationHead(nn.Module):
+class _ModulationHead(_Head):
     """One learned factor pair a layer, whose rank rows are scaled: one number a row of A, one a column of B.
 
     The numbers are linear in the trunk's output and start at zero, the factors as noise of A's scale.
@@ -215,13 +225,15 @@ class _ModulationHead(nn.Module):
         return LoraFactors(for_a[..., :, None] * self.a, for_b[..., None, :] * self.b)
 
 
-class _PerceiverHead(nn.Module):
+class _PerceiverHead(_Head):
     """Every rank row asks the description's tokens what it should hold, by cross-attention.
 
     With q = hidden + rank embedding, x = q + Attention(q, tokens, tokens) and y = x + MLP(x), a row of A and
     the matching column of B are linear in y. Label names and formats, which a sentence vector blurs, can so
     reach single rows.
     """
+
+    reads: ClassVar[Reading] = "tokens"
 
     def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
         super().__init__()
@@ -277,6 +289,8 @@ class _ReaderHead(_PerceiverHead):
     zero; a pointer may rest on no token, which copies nothing.
     """
 
+    reads: ClassVar[Reading] = "states"
+
     def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
         super().__init__(group, architecture)
         size = architecture.hidden_size
@@ -308,7 +322,7 @@ class _ReaderHead(_PerceiverHead):
         return scores.softmax(dim=-1)[..., 1:].to(rows.dtype)
 
 
-HEADS: dict[str, type[nn.Module]] = {
+HEADS: dict[str, type[_Head]] = {
     "L": _LargeHead,
     "M": _MediumHead,
     "S": _SmallHead,

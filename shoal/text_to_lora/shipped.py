@@ -18,7 +18,7 @@ from shoal.text_to_lora.checkpoint import (
     check_targets,
     load_hypernetwork,
 )
-from shoal.text_to_lora.heads import READINGS, Architecture
+from shoal.text_to_lora.heads import HEADS, Architecture
 from shoal.text_to_lora.hypernetwork import Hypernetwork
 
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -82,7 +82,7 @@ def new_hypernetwork(shape: BackboneShape, config: TextToLoRAConfig, task_dim: i
     """
     targets = shape.select(config.target_modules, config.num_layers_to_adapt)
     architecture = Architecture(
-        task_dim=shape.targets[0].in_features if READINGS.get(config.head) == "states" else task_dim,
+        task_dim=shape.targets[0].in_features if HEADS[config.head].reads == "states" else task_dim,
         rank=config.adapter_rank,
         alpha=float(config.adapter_alpha),
         head=config.head,

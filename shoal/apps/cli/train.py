@@ -130,7 +130,7 @@ def _reconstruct(
 ) -> RunSummary:
     """Train on one adapter per task, each in a folder of the task's name."""
     from shoal.adapters.files import load_adapter
-    from shoal.text_to_lora.heads import READINGS
+    from shoal.text_to_lora.heads import HEADS
     from shoal.text_to_lora.recipe import make_hypernetwork_from_adapters
 
     folders = [adapters / task.name for task in tasks]
@@ -138,7 +138,7 @@ def _reconstruct(
     for adapter, folder in zip(stored, folders, strict=True):
         warn_of_another_base(adapter, shape.base_model, folder)
     loras = [adapter.lora for adapter in stored]
-    base = load(place) if READINGS.get(common["sizes"].head) == "states" else shape
+    base = load(place) if HEADS[common["sizes"].head].reads == "states" else shape
     return make_hypernetwork_from_adapters(base, tasks, loras, out, **common)
 
 
