@@ -1,9 +1,9 @@
-"""Experts at work: a different z for every sample, switching merged experts, and candidates of a search.
+"""Experts at work: a different z for every sample, long answers against merging, and candidates of a search.
 
     python benchmarks/experts.py
 
 Experts scale every MLP weight. They are noise around z = 1: what is measured does not depend on their values.
-The published way, for comparison, rebuilds every weight from its decomposition for each candidate.
+The published way, for comparison, merges: it rebuilds every weight from its decomposition for each expert.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from _long_requests import COMPLETION, REQUEST
 from _machine import machine, table
+from torch import nn
 
 from shoal.adapters.svf import Decompositions, ExpertVector, mix
 from shoal.adapters.svf_cache import decompose_model
-from shoal.adapters.svf_hooks import MergedExperts, attach_expert
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import load_backbone
@@ -35,6 +37,9 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=32)
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[1, 16, 64, 256], help="tokens of an answer"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -44,7 +49,7 @@ def main() -> None:
     cut = decompose_model(backbone.model, names, components=args.components)
     print(f"{len(names)} MLP weights; {machine(backbone.dtype)}\n")
     print(forward_passes(backbone, {"all": whole, str(args.components): cut}, args), "\n")
-    print(switching(backbone, whole, args), "\n")
+    print(answers(backbone, cut, args), "\n")
     print(candidates(backbone, whole, args))
 
 
@@ -59,33 +64,58 @@ def forward_passes(backbone, bases: dict[str, Decompositions], args: argparse.Na
     ways: dict[str, Callable[[], None]] = {"base model": forward}
     for kept, basis in bases.items():
         own = ExpertVector.stack(experts_of(basis, args.samples, args.seed))
-        for mode in ("delta", "factored") if kept == "all" else ("delta",):
 
-            def attached(basis=basis, own=own, mode=mode) -> None:
-                with attach_expert(backbone.model, basis, own, mode):
-                    forward()
+        def attached(basis=basis, own=own) -> None:
+            with attach_expert(backbone.model, basis, own):
+                forward()
 
-            ways[f"{args.samples} experts, {kept} components, {mode}"] = attached
+        ways[f"{args.samples} experts, {kept} components"] = attached
     seconds = timed(ways, args.repeats)
     base = seconds["base model"]
     rows = [[name, f"{1e3 * taken:.0f}", f"{taken / base:.2f}"] for name, taken in seconds.items()]
     return table([f"forward pass, {batch.tokens} tokens", "median ms", "x base"], rows)
 
 
-def switching(backbone, basis: Decompositions, args: argparse.Namespace) -> str:
-    """Swapping the weights of a merged expert in, against building them."""
-    merged = MergedExperts(backbone.model, basis)
-    one, two = experts_of(basis, 2, args.seed)
-    building = [elapsed(lambda: merged.build("one", one)) for _ in range(3)]
-    merged.build("two", two)
-    active = [elapsed(lambda name=name: merged.activate(name)) for name in ("one", "two") * args.repeats]
-    merged.deactivate()
-    rebuild, switch = statistics.median(building), statistics.median(active)
-    rows = [
-        ["build", f"{1e3 * rebuild:.0f}", ""],
-        ["switch", f"{1e3 * switch:.1f}", f"{100 * switch / rebuild:.2f}%"],
-    ]
-    return table(["merged expert", "median ms", "of a rebuild"], rows)
+def answers(backbone, basis: Decompositions, args: argparse.Namespace) -> str:
+    """One answer with one expert: attached beside the weights, against merged into them for the answer."""
+    (expert,) = experts_of(basis, 1, args.seed)
+    ids = torch.tensor([backbone.encode_prompt(REQUEST.format(0))])
+    fixed = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    rows = []
+    for tokens in args.lengths:
+
+        def generate(tokens=tokens) -> None:
+            backbone.model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, **fixed)
+
+        def attached(generate=generate) -> None:
+            with attach_expert(backbone.model, basis, expert):
+                generate()
+
+        def in_the_weights(generate=generate) -> None:
+            with merged(backbone.model, basis, expert):
+                generate()
+
+        ways = {"base": generate, "attached": attached, "merged": in_the_weights}
+        seconds = timed(ways, max(2, args.repeats // 5))
+        ratios = [f"{seconds[name] / seconds['base']:.2f}" for name in ("attached", "merged")]
+        rows.append([str(tokens), f"{1e3 * seconds['base']:.0f}", *ratios])
+    columns = ["tokens of an answer", "base model, median ms", "attached, x base", "merged, x base"]
+    return table(columns, rows)
+
+
+@contextmanager
+def merged(model: nn.Module, basis: Decompositions, expert: ExpertVector) -> Iterator[None]:
+    """The expert in the weights: `W + U diag(s (z - 1)) V^T`, built anew; afterwards the old ones by reference."""
+    pristine = {}
+    for name, z in expert.z.items():
+        weight, (u, s, vt) = model.get_submodule(name).weight, basis[name]
+        pristine[weight] = weight.data
+        weight.data = (weight.float() + (u.float() * (s * (z - 1))) @ vt.float()).to(weight.dtype)
+    try:
+        yield
+    finally:
+        for weight, data in pristine.items():
+            weight.data = data
 
 
 def candidates(backbone, basis: Decompositions, args: argparse.Namespace) -> str:
@@ -100,7 +130,7 @@ def candidates(backbone, basis: Decompositions, args: argparse.Namespace) -> str
 
     @torch.no_grad()
     def rebuilt() -> None:
-        with attach_expert(backbone.model, basis, mix(experts, weights), "merged"):
+        with merged(backbone.model, basis, mix(experts, weights)):
             answer_losses(backbone, batch)
 
     search = MixtureSearchConfig(population=args.population, iterations=1)

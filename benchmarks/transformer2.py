@@ -28,6 +28,7 @@ import torch
 import yaml
 from _expert_controls import IA3, LORA, PLACE, control, recipe, skills, tasks_of
 from _machine import DATA, ROOT, machine
+from _prompt_router import PromptRouter
 from _transformer2_page import (
     BASE,
     BEST_PROMPT,
@@ -54,10 +55,10 @@ from shoal.models.backbone import DEFAULT_MODEL, load_backbone
 from shoal.tasks.loading import Task, load_split
 from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
 from shoal.tasks.rewards import REWARDS
-from shoal.transformer2.experts import DISPATCH, SHIPPED, load_expert_set
+from shoal.transformer2.experts import ROUTER, SHIPPED, load_expert_set
 from shoal.transformer2.mixture_search import check_no_overlap, search_mixture
 from shoal.transformer2.model import Transformer2
-from shoal.transformer2.router import NONE, PromptDispatch
+from shoal.transformer2.router import NONE
 from shoal.transformer2.router_files import WEIGHTS_FILE as PROBE_WEIGHTS
 from shoal.transformer2.router_files import load_probe
 from shoal.transformer2.router_recipe import TEST, LabelledRequest, labelled_requests
@@ -145,7 +146,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(results, indent=1) + "\n")
     write_file(args.out / "transformer2.md", page(results))
-    probe = load_probe(args.shipped / DISPATCH)
+    probe = load_probe(args.shipped / ROUTER)
     write_file(args.shipped / "README.md", card(results, bench.shipped.stored, probe))
     print(page(results))
 
@@ -266,13 +267,13 @@ def two_passes(bench: Bench) -> dict[str, Any]:
     rows[BASE] = bench.scores("base", bench.answered(None), some)
     rows[ORACLE] = [matrix[r.skill][i] for i, r in enumerate(some)]
 
-    dispatches = dispatches_of(bench)
+    routers = routers_of(bench)
     others = otherwise_worded(bench)
     accuracy, loss, otherwise = {}, {}, {}
-    for name, dispatch in dispatches.items():
-        accuracy[name] = interval(bootstrap_interval(right(bench, dispatch, bench.requests)))
-        otherwise[name] = interval(bootstrap_interval(right(bench, dispatch, others)))
-        answers = bench.scores(f"{name}, {fingerprint(bench)}", adaptive(bench, dispatch), bench.requests)
+    for name, router in routers.items():
+        accuracy[name] = interval(bootstrap_interval(right(bench, router, bench.requests)))
+        otherwise[name] = interval(bootstrap_interval(right(bench, router, others)))
+        answers = bench.scores(f"{name}, {fingerprint(bench)}", adaptive(bench, router), bench.requests)
         single = [
             v
             for s in bench.skills
@@ -282,8 +283,8 @@ def two_passes(bench: Bench) -> dict[str, Any]:
         rows[name] = [answers[i] for i, r in enumerate(bench.requests) if any(r is o for o in some)]
     unknown = unseen_requests(bench)
     abstained = {
-        name: statistics.mean(float(d.skill == NONE) for d in dispatch.decide(unknown))
-        for name, dispatch in dispatches.items()
+        name: statistics.mean(float(d.skill == NONE) for d in router.decide(unknown))
+        for name, router in routers.items()
     }
     return {
         "rows": {name: interval(bootstrap_interval(values)) for name, values in rows.items()},
@@ -294,13 +295,13 @@ def two_passes(bench: Bench) -> dict[str, Any]:
         "matrix_requests": len(some),
         "against_own_expert": loss,
         "abstained_on_other_tasks": {**abstained, "requests": len(unknown)},
-        "first_pass_share": {name: share_of_time(bench, d) for name, d in dispatches.items()},
+        "first_pass_share": {name: share_of_time(bench, d) for name, d in routers.items()},
     }
 
 
-def right(bench: Bench, dispatch: Any, requests: Sequence[LabelledRequest]) -> list[float]:
+def right(bench: Bench, router: Any, requests: Sequence[LabelledRequest]) -> list[float]:
     """1 for each request whose skill the first pass finds, else 0."""
-    decisions = dispatch.decide(bench.backbone.encode_prompts([r.text for r in requests]))
+    decisions = router.decide(bench.backbone.encode_prompts([r.text for r in requests]))
     return [float(d.skill == r.skill) for d, r in zip(decisions, requests, strict=True)]
 
 
@@ -318,21 +319,21 @@ def otherwise_worded(bench: Bench) -> list[LabelledRequest]:
 
 def fingerprint(bench: Bench) -> str:
     """Of the probe, whose answers are not another one's."""
-    return hashlib.sha256((bench.args.shipped / DISPATCH / PROBE_WEIGHTS).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((bench.args.shipped / ROUTER / PROBE_WEIGHTS).read_bytes()).hexdigest()[:16]
 
 
-def dispatches_of(bench: Bench) -> dict[str, Any]:
+def routers_of(bench: Bench) -> dict[str, Any]:
     return {
-        PROBE: bench.shipped.dispatch,
-        PROMPT: PromptDispatch(bench.backbone, bench.skills),
+        PROBE: bench.shipped.router,
+        PROMPT: PromptRouter(bench.backbone, bench.skills),
     }
 
 
-def adaptive(bench: Bench, dispatch: Any) -> Callable[[Sequence[str]], list[str]]:
+def adaptive(bench: Bench, router: Any) -> Callable[[Sequence[str]], list[str]]:
     """Answers of `Transformer2` itself, both passes."""
     settings = Transformer2Config(adaptation_strength=1.0, num_expert_vectors=len(bench.skills))
     model = Transformer2(
-        bench.backbone.model, settings, experts=bench.experts, basis=bench.basis, dispatch=dispatch
+        bench.backbone.model, settings, experts=bench.experts, basis=bench.basis, router=router
     )
     return lambda texts: SelfAdaptingModel(bench.backbone, model).answers(texts, max_new_tokens=TOKENS)
 
@@ -343,14 +344,14 @@ def unseen_requests(bench: Bench) -> list[list[int]]:
     return bench.backbone.encode_prompts([r.text for r in requests])
 
 
-def share_of_time(bench: Bench, dispatch: Any, tokens: int = 32, repeats: int = 8) -> float:
+def share_of_time(bench: Bench, router: Any, tokens: int = 32, repeats: int = 8) -> float:
     """The first pass's share of an answer of so many tokens, in [0, 1]; medians of requests one at a time."""
     first, whole = [], []
     for request in bench.requests[:: max(1, len(bench.requests) // repeats)]:
         prompt = bench.backbone.encode_prompt(request.text)
         ids = torch.tensor([prompt])
         started = time.perf_counter()
-        decision = dispatch.decide([prompt])[0]
+        decision = router.decide([prompt])[0]
         decided = time.perf_counter()
         with bench.attach(bench.experts.get(decision.skill)):
             bench.backbone.model.generate(

@@ -110,17 +110,13 @@ class SelfAdaptingModel:
     def _skill_by_skill(
         self, requests: Sequence[str], of: Callable[[Sequence[int]], list[Result]]
     ) -> list[Result]:
-        """Results of a function of rows, called once per skill with that skill's expert attached.
-
-        The expert is always a delta: chosen by time, the way it is attached, and with it the rounding of
-        close calls, could differ between two runs.
-        """
+        """Results of a function of rows, called once per skill with that skill's expert attached."""
         prompts = [(ids, ()) for ids in self.backbone.encode_prompts(requests)]
         asked = pad_sequences(prompts, PAD, self.backbone.device)
         decisions = self.wrapped.decide(asked.ids, asked.real.long())
         found: dict[int, Result] = {}
         for skill in dict.fromkeys(d.skill for d in decisions):
             rows = [row for row, decision in enumerate(decisions) if decision.skill == skill]
-            with self.wrapped.adapted([decisions[rows[0]]], uses=1):
+            with self.wrapped.adapted([decisions[rows[0]]]):
                 found |= zip(rows, of(rows), strict=True)
         return [found[row] for row in range(len(prompts))]

@@ -143,5 +143,5 @@ class AdapterSelector:
         known = self._experts
         if known is None:
             return SelectedAdapter(facts={"auto": NONE})
-        decision = self._decide(lambda: known.dispatch.decide([prompt]))[0]
+        decision = self._decide(lambda: known.router.decide([prompt]))[0]
         return SelectedAdapter(known.experts.get(decision.skill), {"auto": decision.skill})

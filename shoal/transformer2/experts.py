@@ -1,7 +1,7 @@
-"""The experts of one model, and what chooses between them, as one directory.
+"""The experts of one model, and the router that chooses between them, as one directory.
 
     SET/<skill>/       an expert (`shoal.adapters.svf_files`)
-    SET/dispatch/      the probe that chooses (`shoal.transformer2.router_files`)
+    SET/dispatch/      the router's probe (`shoal.transformer2.router_files`)
 
 A set belongs to a model whose singular values are those that its experts were trained on, whatever the model
 is called. Knows directories and a model; nothing of passes.
@@ -27,10 +27,10 @@ from shoal.adapters.svf_files import (
 )
 from shoal.errors import ShoalError, UsageError
 from shoal.files import read_json
-from shoal.transformer2.router import ProbeDispatch
+from shoal.transformer2.router import ProbeRouter
 from shoal.transformer2.router_files import load_probe
 
-DISPATCH = "dispatch"
+ROUTER = "dispatch"
 SHIPPED = Path(__file__).parents[1] / "weights" / "experts"
 
 
@@ -39,16 +39,16 @@ class ExpertSet:
     """Experts of one model, ready to be attached.
 
     Attributes:
-        experts: skill -> expert, in the order of the dispatch's skills.
+        experts: skill -> expert, in the order of the router's skills.
         stored: skill -> the same with its provenance.
         basis: decompositions of the weights that they scale.
-        dispatch: chooses one of their skills, or none.
+        router: chooses one of their skills, or none.
     """
 
     experts: Mapping[str, ExpertVector]
     stored: Mapping[str, StoredExpert]
     basis: Mapping[str, Decomposition]
-    dispatch: ProbeDispatch
+    router: ProbeRouter
 
 
 def load_expert_set(folder: Path, model: PreTrainedModel, *, components: int | None = None) -> ExpertSet:
@@ -132,17 +132,17 @@ def _joined(
     for expert in experts:
         check_belongs(expert, basis)
     stored = {expert.skill: expert for expert in experts}
-    probe = load_probe(folder / DISPATCH).probe
+    probe = load_probe(folder / ROUTER).probe
     if not stored.keys() <= set(probe.skills):
         raise ShoalError(
-            f"{folder / DISPATCH} chooses between {', '.join(probe.skills)}, the experts are for "
+            f"{folder / ROUTER} chooses between {', '.join(probe.skills)}, the experts are for "
             f"{', '.join(stored)}; train it again with `shoal train dispatch`"
         )
     if components is not None:
         basis = {name: d.truncated(components) for name, d in basis.items()}
     ordered = {skill: stored[skill] for skill in probe.skills if skill in stored}
     cut = {skill: _cut(expert.expert, basis) for skill, expert in ordered.items()}
-    return ExpertSet(cut, ordered, basis, ProbeDispatch(model, probe))
+    return ExpertSet(cut, ordered, basis, ProbeRouter(model, probe))
 
 
 def _cut(expert: ExpertVector, basis: Mapping[str, Decomposition]) -> ExpertVector:

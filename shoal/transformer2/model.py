@@ -2,7 +2,7 @@
 
 Two passes: the first decides which skill a request needs, with the model as it is; the second answers with
 that skill's expert attached, one for each row of a batch. Where there are no experts, or none serves, the
-second pass is the base model, bit for bit. Joins dispatch, experts and a model; trains nothing.
+second pass is the base model, bit for bit. Joins a router, experts and a model; trains nothing.
 
 Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.2.
 """
@@ -25,19 +25,15 @@ from transformers import PreTrainedModel
 
 from shoal.adapters.svf import Decompositions, ExpertVector, check_fits
 from shoal.adapters.svf_cache import decompose_model
-from shoal.adapters.svf_hooks import Mode, attach_expert, mode_costs
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import Transformer2Config
 from shoal.errors import UsageError
 from shoal.models.shapes import ROLES, BackboneShape, shape_of
 from shoal.transformer2.experts import load_expert_set, shipped_experts
-from shoal.transformer2.router import NONE, Decision, Dispatch
+from shoal.transformer2.router import NONE, Decision, Router
 
 log = logging.getLogger(__name__)
 
-USES, MEASURED_FROM = (
-    20,
-    8,
-)  # forward passes of an answer without a stated limit; from where modes are measured
 MLP_ROLES = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -74,7 +70,7 @@ class Transformer2(nn.Module):
         *,
         experts: Mapping[str, ExpertVector] | None = None,
         basis: Decompositions | None = None,
-        dispatch: Dispatch | None = None,
+        router: Router | None = None,
     ) -> None:
         """Take experts and what chooses between them; without any the wrapped model is the base model.
 
@@ -84,11 +80,11 @@ class Transformer2(nn.Module):
             experts: skill -> single expert; at most `num_expert_vectors`.
             basis: decompositions of the weights that the experts scale; computed or read from the cache by
                 default.
-            dispatch: chooses a skill for each request; needed where there are experts.
+            router: chooses a skill for each request; needed where there are experts.
 
         Raises:
             UsageError: a model of another kind, more experts than `num_expert_vectors`, experts without
-                dispatch or that it cannot choose, experts that do not fit, or layers that the model lacks.
+                a router or that it cannot choose, experts that do not fit, or layers that the model lacks.
         """
         super().__init__()
         if not isinstance(model, PreTrainedModel):
@@ -97,8 +93,8 @@ class Transformer2(nn.Module):
             )
         self.model = model
         self.config = config or Transformer2Config()
-        self._dispatch, self._lock = dispatch, threading.Lock()
-        self._modes: dict[tuple[bool, int, int], Mode] = {}
+        self._router = router
+        self._lock = threading.Lock()  # over what is attached to the model
         shape = shape_of(model, "the model")
         layers = _layers(self.config.adaptation_layers, shape)
         given = dict(experts or {})
@@ -107,10 +103,10 @@ class Transformer2(nn.Module):
                 f"{len(given)} experts are more than num_expert_vectors {self.config.num_expert_vectors}; "
                 "raise it"
             )
-        if given and (dispatch is None or not given.keys() <= set(dispatch.skills)):
-            known = ", ".join(dispatch.skills) if dispatch else "none, as there is no dispatch"
+        if given and (router is None or not given.keys() <= set(router.skills)):
+            known = ", ".join(router.skills) if router else "none, as there is no router"
             raise UsageError(
-                f"the experts {', '.join(given)} need a dispatch that chooses them; it knows {known}"
+                f"the experts {', '.join(given)} need a router that chooses them; it knows {known}"
             )
         named = {name for expert in given.values() for name in expert.z}
         self._basis = _basis(model, named, basis, self.config) if given else {}
@@ -156,7 +152,7 @@ class Transformer2(nn.Module):
         taken = dict(list(found.experts.items())[: settings.num_expert_vectors])
         if len(taken) < len(found.experts):
             log.warning("of %d experts these are taken: %s", len(found.experts), ", ".join(taken))
-        return cls(model, settings, experts=taken, basis=found.basis, dispatch=found.dispatch)
+        return cls(model, settings, experts=taken, basis=found.basis, router=found.router)
 
     def forward(
         self,
@@ -181,7 +177,7 @@ class Transformer2(nn.Module):
         """
         decided = self.decide(input_ids, inputs.get("attention_mask")) if decisions is None else decisions
         _check_rows(decided, len(input_ids))
-        with self.adapted(decided, uses=1):
+        with self.adapted(decided):
             output = self.model(input_ids, **{**inputs, "return_dict": True})
         skills = [d.skill for d in decided]
         output.detected_skill = Counter(skills).most_common(1)[0][0]
@@ -203,7 +199,7 @@ class Transformer2(nn.Module):
         """
         decided = self.decide(input_ids, options.get("attention_mask")) if decisions is None else decisions
         _check_rows(decided, len(input_ids))
-        with self.adapted(decided, uses=options.get("max_new_tokens") or USES):
+        with self.adapted(decided):
             return self.model.generate(input_ids, **options)  # type: ignore[operator]
 
     @torch.no_grad()
@@ -219,7 +215,7 @@ class Transformer2(nn.Module):
             raise UsageError(
                 f"input_ids of shape {tuple(input_ids.shape)}: at least 1 row of at least 1 token is needed"
             )
-        if self._dispatch is None:
+        if self._router is None:
             return [Decision(NONE, {NONE: 1.0})] * len(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if mask.shape != input_ids.shape:
@@ -229,15 +225,14 @@ class Transformer2(nn.Module):
             )
         prompts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
         with self._lock:
-            return self._dispatch.decide(prompts)
+            return self._router.decide(prompts)
 
     @contextmanager
-    def adapted(self, decisions: Sequence[Decision], uses: int = USES) -> Iterator[None]:
+    def adapted(self, decisions: Sequence[Decision]) -> Iterator[None]:
         """The base model with each row's expert attached, for a second pass of one's own.
 
         Args:
             decisions: one per row of the batches that will be run.
-            uses: forward passes that will be run; decides how experts are attached.
         """
         chosen = [self.experts.get(d.skill) for d in decisions]
         if not any(expert is not None for expert in chosen):
@@ -248,25 +243,8 @@ class Transformer2(nn.Module):
         full = [identity if e is None else ExpertVector({**identity.z, **e.z}) for e in chosen]
         same = all(expert is chosen[0] for expert in chosen)
         expert = full[0] if same else ExpertVector.stack(full)
-        with (
-            self._lock,
-            attach_expert(self.model, self._basis, expert, self._mode(expert, len(chosen), uses)),
-        ):
+        with self._lock, attach_expert(self.model, self._basis, expert):
             yield
-
-    def _mode(self, expert: ExpertVector, rows: int, uses: int) -> Mode:
-        """`delta` for one pass; for many, what was measured to be cheapest for as many rows, once."""
-        if uses < MEASURED_FROM:
-            return "delta"
-        key = (expert.batch is None, rows, uses)
-        if key not in self._modes:
-            name = next(iter(expert.z))
-            x = torch.zeros(
-                rows, 1, self._basis[name].vt.shape[1], device=self.model.device, dtype=self.model.dtype
-            )
-            costs = mode_costs(self.model, self._basis, expert, x, uses=uses)
-            self._modes[key] = next(iter(costs))
-        return self._modes[key]
 
     def _adaptations(self, skills: Sequence[str]) -> list[Adaptation]:
         return [

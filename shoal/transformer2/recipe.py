@@ -44,7 +44,7 @@ def make_expert(
         backbone: the frozen model.
         tasks: what to train on.
         directory: of the expert.
-        skill: what the expert is for, as dispatch names it.
+        skill: the name by which the router chooses it.
         sizes: singular values and layers that it scales.
         training: optimisation settings.
         run: folder of checkpoints and logs.
@@ -88,4 +88,4 @@ def check_expert_training(
     check_run_folder(run, directory)
     mlp_modules(shape, sizes.adaptation_layers)
     if not skill.strip() or skill == NONE:
-        raise UsageError(f"skill {skill!r} cannot be dispatched to; name what the expert is for")
+        raise UsageError(f"skill {skill!r} is no name for a router to choose; name what the expert is for")

@@ -45,7 +45,7 @@ class _Fitted(NamedTuple):
     accuracy: float  # in [0, 1], on descriptions left out
 
 
-def make_dispatch(
+def make_router(
     backbone: Backbone,
     skills: Mapping[str, Sequence[Task]],
     others: Sequence[Task],

@@ -9,7 +9,7 @@ Training starts at the base model itself. Two estimators of one gradient:
 Both may pay for divergence from the base model, exactly: the KL at every position of the answers, with the
 same batch run at z = 1. The objective `evolution` takes no gradient: it tries a population of candidates for
 z, see `shoal.training.evolution`. What is trained is a `Tuned`, so that other adapters can be trained on the
-same rewards. Knows a backbone, its decompositions and tasks; nothing of dispatch or files.
+same rewards. Knows a backbone, its decompositions and tasks; nothing of routers or files.
 
 Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.1.
 """

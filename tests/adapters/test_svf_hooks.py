@@ -1,8 +1,8 @@
-"""Experts at work on a model: the modes agree, z = 1 and detaching restore the bits, batched = looped."""
+"""Experts at work on a model: attached = merged, z = 1 and detaching restore the bits, batched = looped."""
 
 from __future__ import annotations
 
-import itertools
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from shoal.adapters.hooks import attach
 from shoal.adapters.svf import Decomposition, ExpertVector, decompose, expert_as_lora
 from shoal.adapters.svf_cache import decompose_model
-from shoal.adapters.svf_hooks import MODES, MergedExperts, attach_expert, dense_weight, mode_costs
+from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.errors import UsageError
 from shoal.models.backbone import shape_of
 from shoal.models.modules import is_conv1d
@@ -48,31 +48,37 @@ def logits(model: nn.Module, ids: Tensor | None = None) -> Tensor:
     return model(tokens() if ids is None else ids, use_cache=False).logits
 
 
-def test_the_modes_agree_and_leave_no_trace(model: PreTrainedModel) -> None:
+@torch.no_grad()
+def merged_logits(model: PreTrainedModel, basis: dict[str, Decomposition], expert: ExpertVector) -> Tensor:
+    """Of a copy of the model whose weights are `U diag(s z) V^T`."""
+    copy = deepcopy(model)
+    for name, z in expert.z.items():
+        module, (u, s, vt) = copy.get_submodule(name), basis[name]
+        weight = (u * (s * z)) @ vt
+        module.weight.copy_(weight.T if is_conv1d(module) else weight)
+    return logits(copy)
+
+
+def test_attached_equals_merged_and_detaching_leaves_no_trace(model: PreTrainedModel) -> None:
     basis, before = basis_of(model), logits(model)
     expert, weights = expert_for(basis), {n: p.clone() for n, p in model.named_parameters()}
-    changed = {}
-    for mode in MODES:
-        with attach_expert(model, basis, expert, mode):
-            changed[mode] = logits(model)
-        assert torch.equal(logits(model), before)
+    with attach_expert(model, basis, expert):
+        changed = logits(model)
+    assert torch.equal(logits(model), before)
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
-    assert float((changed["delta"] - before).abs().max()) > 1e-2
-    for mode in MODES:
-        torch.testing.assert_close(changed[mode], changed["delta"], **CLOSE)
+    assert float((changed - before).abs().max()) > 1e-2
+    torch.testing.assert_close(changed, merged_logits(model, basis, expert), **CLOSE)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_an_identity_is_exact(llama: PreTrainedModel, mode: str) -> None:
+def test_an_identity_is_exact(llama: PreTrainedModel) -> None:
     basis, before = basis_of(llama), logits(llama)
-    with attach_expert(llama, basis, ExpertVector.identity(basis), mode):
+    with attach_expert(llama, basis, ExpertVector.identity(basis)):
         assert torch.equal(logits(llama), before)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_an_error_inside_leaves_the_model_as_it_was(llama: PreTrainedModel, mode: str) -> None:
+def test_an_error_inside_leaves_the_model_as_it_was(llama: PreTrainedModel) -> None:
     basis, before = basis_of(llama), logits(llama)
-    with pytest.raises(RuntimeError, match="inside"), attach_expert(llama, basis, expert_for(basis), mode):
+    with pytest.raises(RuntimeError, match="inside"), attach_expert(llama, basis, expert_for(basis)):
         raise RuntimeError("inside")
     assert torch.equal(logits(llama), before)
 
@@ -80,12 +86,11 @@ def test_an_error_inside_leaves_the_model_as_it_was(llama: PreTrainedModel, mode
 def test_every_sample_may_have_its_own_expert(model: PreTrainedModel) -> None:
     basis, ids = basis_of(model), tokens()
     experts = [expert_for(basis, seed) for seed in range(3)] + [ExpertVector.identity(basis)]
-    for mode in ("delta", "factored"):
-        with attach_expert(model, basis, ExpertVector.stack(experts), mode):
-            batched = logits(model, ids)
-        for row, expert in enumerate(experts):
-            with attach_expert(model, basis, expert, mode):
-                torch.testing.assert_close(batched[row : row + 1], logits(model, ids[row : row + 1]), **CLOSE)
+    with attach_expert(model, basis, ExpertVector.stack(experts)):
+        batched = logits(model, ids)
+    for row, expert in enumerate(experts):
+        with attach_expert(model, basis, expert):
+            torch.testing.assert_close(batched[row : row + 1], logits(model, ids[row : row + 1]), **CLOSE)
 
 
 def test_rows_share_experts_in_order(llama: PreTrainedModel) -> None:
@@ -108,44 +113,20 @@ def test_a_truncated_delta_is_its_lora(model: PreTrainedModel) -> None:
         torch.testing.assert_close(logits(model), own, **CLOSE)
 
 
-@pytest.mark.parametrize("mode", ["delta", "factored"])
-def test_the_gradient_of_z_starts_at_the_identity(llama: PreTrainedModel, mode: str) -> None:
+def test_the_gradient_of_z_starts_at_the_identity(llama: PreTrainedModel) -> None:
     basis = basis_of(llama)
     z = {name: torch.ones_like(d.s).requires_grad_() for name, d in basis.items()}
-    with attach_expert(llama, basis, ExpertVector(z), mode):
+    with attach_expert(llama, basis, ExpertVector(z)):
         llama(tokens(), use_cache=False).logits.square().mean().backward()
     name = next(iter(z))
     numeric = []
     for step in (1e-2, -1e-2):
         nudged = {n: v.detach().clone() for n, v in z.items()}
         nudged[name][0] += step
-        with attach_expert(llama, basis, ExpertVector(nudged), mode):
+        with attach_expert(llama, basis, ExpertVector(nudged)):
             numeric.append(float(logits(llama).double().square().mean()))
     assert all(float(v.grad.abs().sum()) > 0 for v in z.values())
     assert float(z[name].grad[0]) == pytest.approx((numeric[0] - numeric[1]) / 2e-2, rel=0.05, abs=1e-6)
-
-
-def test_switching_between_merged_experts(model: PreTrainedModel) -> None:
-    basis, before = basis_of(model), logits(model)
-    experts = {name: expert_for(basis, seed) for seed, name in enumerate(("maths", "prose"))}
-    merged = MergedExperts(model, basis)
-    expected = {}
-    for name, expert in experts.items():
-        with attach_expert(model, basis, expert, "merged"):
-            expected[name] = logits(model)
-        merged.build(name, expert)
-    for name in ("prose", "maths", "maths", "prose"):
-        merged.activate(name)
-        assert torch.equal(logits(model), expected[name])
-    merged.build("maths", experts["prose"])  # built from pristine weights, whatever is active
-    merged.activate("maths")
-    assert torch.equal(logits(model), expected["prose"])
-    merged.deactivate()
-    assert torch.equal(logits(model), before)
-    with pytest.raises(UsageError, match="batch of 2 experts cannot be merged"):
-        merged.build("both", ExpertVector.stack(list(experts.values())))
-    with pytest.raises(UsageError, match="'verse' was built; there are maths, prose"):
-        merged.activate("verse")
 
 
 class Quantised(nn.Module):
@@ -161,17 +142,15 @@ class Quantised(nn.Module):
         return nn.functional.linear(x, self.weight * self.scale, self.bias)
 
 
-@pytest.mark.parametrize("mode", ["factored", "merged"])
-def test_replacements_do_not_pile_up(llama: PreTrainedModel, mode: str) -> None:
+def test_experts_that_are_attached_together_end_in_any_order(llama: PreTrainedModel) -> None:
     basis, before = basis_of(llama), logits(llama)
-    first = attach_expert(llama, basis, expert_for(basis), mode)
-    with pytest.raises(UsageError, match="already has a factored or merged expert"):
-        attach_expert(llama, basis, expert_for(basis, 1), mode)
-    with attach_expert(llama, basis, expert_for(basis, 1), "delta"):
-        pass
+    first, second = (attach_expert(llama, basis, expert_for(basis, seed)) for seed in (0, 1))
     first.detach()
+    with attach_expert(llama, basis, expert_for(basis, 1)):
+        second.detach()
+        alone = logits(llama)
     first.detach()
-    assert torch.equal(logits(llama), before)
+    assert torch.equal(logits(llama), before) and not torch.equal(alone, before)
 
 
 def test_quantised_parameters_are_read_through_their_module(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -187,7 +166,7 @@ def test_quantised_parameters_are_read_through_their_module(llama: PreTrainedMod
     torch.testing.assert_close((own.u * own.s) @ own.vt, whole * quantised.scale, **CLOSE)
 
 
-def test_quantised_weights_take_a_delta_alone(llama: PreTrainedModel) -> None:
+def test_quantised_weights_take_experts(llama: PreTrainedModel) -> None:
     names = [t.name for t in shape_of(llama, "tiny").targets]
     for name in names:
         parent, _, child = name.rpartition(".")
@@ -196,30 +175,23 @@ def test_quantised_weights_take_a_delta_alone(llama: PreTrainedModel) -> None:
     torch.testing.assert_close(dense_weight(module), module.weight * module.scale, **CLOSE)
     basis = {name: decompose(dense_weight(llama.get_submodule(name))) for name in names}
     expert, before = expert_for(basis), logits(llama)
-    with attach_expert(llama, basis, expert, "factored"):
-        expected = logits(llama)
     with attach_expert(llama, basis, expert):
-        torch.testing.assert_close(logits(llama), expected, **CLOSE)
-    with pytest.raises(UsageError, match="attach it as delta"):
-        attach_expert(llama, basis, expert, "merged")
+        changed = logits(llama)
     assert torch.equal(logits(llama), before)
-    assert set(mode_costs(llama, basis, expert, torch.ones(1, 4, 8), uses=1)) == {"delta", "factored"}
+    for name in names:
+        module = llama.get_submodule(name)
+        module.weight, module.scale = (basis[name].u * (basis[name].s * expert.z[name])) @ basis[name].vt, 1.0
+    torch.testing.assert_close(changed, logits(llama), **CLOSE)
 
 
 def test_bad_attachments_leave_the_model_alone(llama: PreTrainedModel, tiny_models: dict[str, Path]) -> None:
     basis, before = basis_of(llama), logits(llama)
     expert = expert_for(basis)
     other = AutoModelForCausalLM.from_pretrained(tiny_models["gpt2"])
-    for mode, says in (("delta", "no module"), ("factored", "no module"), ("merged", "no module")):
-        with pytest.raises(UsageError, match=says):
-            attach_expert(other, basis, expert, mode)
-    with pytest.raises(UsageError, match="'fast' is unknown"):
-        attach_expert(llama, basis, expert, "fast")
-    with pytest.raises(UsageError, match="batch of 2 experts cannot be merged"):
-        attach_expert(llama, basis, ExpertVector.stack([expert, expert]), "merged")
-    cut = basis_of(llama, 3)
-    with pytest.raises(UsageError, match="keeps 3 components"):
-        attach_expert(llama, cut, expert_for(cut), "factored")
+    with pytest.raises(UsageError, match="no module"):
+        attach_expert(other, basis, expert)
+    with pytest.raises(UsageError, match="singular values are kept"):
+        attach_expert(llama, basis_of(llama, 3), expert)
     assert torch.equal(logits(llama), before)
 
 
@@ -228,23 +200,6 @@ def test_what_has_no_weight_to_decompose(llama: PreTrainedModel) -> None:
         dense_weight(nn.LayerNorm(4))
     with pytest.raises(UsageError, match="no loaded weight"):
         dense_weight(nn.Linear(2, 2, device="meta"))
-
-
-def test_the_choice_of_mode_is_measured(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.adapters.svf_hooks.time.perf_counter", itertools.count().__next__)
-    basis = basis_of(llama)
-    expert, before = expert_for(basis), logits(llama)
-    costs = mode_costs(llama, basis, expert, torch.ones(2, 4, 8), uses=1)
-    assert set(costs) == set(MODES) and list(costs.values()) == sorted(costs.values())
-    rare = mode_costs(llama, basis, expert, torch.ones(2, 4, 8), uses=1_000_000)
-    count = len(expert.z)  # by this clock every module takes a second to build and a second to compute
-    assert costs["merged"] == 2 * count and rare["merged"] == pytest.approx(count, rel=1e-5)
-    last = next(reversed(expert.z))  # the first of its shape that changes is measured, whichever that is
-    some = ExpertVector({n: z if n == last else torch.ones_like(z) for n, z in expert.z.items()})
-    assert set(mode_costs(llama, basis, some, torch.ones(2, 4, 8), uses=1)) == set(MODES)
-    batch = ExpertVector.stack([expert, expert])
-    assert set(mode_costs(llama, basis, batch, torch.ones(2, 4, 8), uses=1)) == {"delta", "factored"}
-    assert torch.equal(logits(llama), before)
 
 
 def test_conv1d_weights_are_read_as_maps(tiny_models: dict[str, Path]) -> None:

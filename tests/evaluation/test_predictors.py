@@ -31,7 +31,7 @@ def backbone(tiny_llama: Path) -> Backbone:
 
 
 class ByWord:
-    """Stands for a trained dispatch: a word of the request names its skill."""
+    """Stands for a trained router: a word of the request names its skill."""
 
     skills = ("maths", "prose")
 
@@ -80,7 +80,7 @@ def test_each_request_is_answered_by_its_own_expert(backbone: Backbone, batch_si
         for skill in ByWord.skills
     }
     config = Transformer2Config(expert_vector_dim=None, adaptation_strength=1.0)
-    wrapped = Transformer2(backbone.model, config, experts=experts, basis=basis, dispatch=ByWord(backbone))
+    wrapped = Transformer2(backbone.model, config, experts=experts, basis=basis, router=ByWord(backbone))
     respondent = SelfAdaptingModel(backbone, wrapped)
     answers = respondent.answers(REQUESTS, max_new_tokens=5, batch_size=batch_size)
     losses = respondent.losses(REQUESTS, REFERENCES, batch_size=batch_size)

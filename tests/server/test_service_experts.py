@@ -18,7 +18,7 @@ from shoal.server.app import create_app
 from shoal.server.service import open_service
 from shoal.transformer2.experts import ExpertSet
 from shoal.transformer2.model import mlp_modules
-from shoal.transformer2.router import ProbeDispatch, mean_states, train_probe
+from shoal.transformer2.router import ProbeRouter, mean_states, train_probe
 
 SHOUTING, OTHER = "!!!! !!!!", "What is it?"
 
@@ -30,7 +30,7 @@ def shouting_experts(backbone: Backbone) -> ExpertSet:
     expert = ExpertVector({n: 1 + torch.randn(d.s.shape, generator=generator) for n, d in basis.items()})
     states = mean_states(backbone.model, backbone.encode_prompts([SHOUTING, OTHER]), 1)
     probe = train_probe(states, torch.tensor([0, 1]), ["shouting"], 1)
-    return ExpertSet({"shouting": expert}, {}, basis, ProbeDispatch(backbone.model, probe))
+    return ExpertSet({"shouting": expert}, {}, basis, ProbeRouter(backbone.model, probe))
 
 
 def test_auto_answers_with_the_expert_of_the_request(tiny_llama: Path, tmp_path: Path) -> None:

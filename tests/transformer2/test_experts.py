@@ -18,7 +18,7 @@ from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.loading import Example, Task
 from shoal.transformer2.experts import (
-    DISPATCH,
+    ROUTER,
     experts_of,
     load_expert_set,
     shipped_experts,
@@ -27,7 +27,7 @@ from shoal.transformer2.experts import (
 from shoal.transformer2.model import Transformer2, mlp_modules
 from shoal.transformer2.router import NONE
 from shoal.transformer2.router_files import CONFIG_FILE, WEIGHTS_FILE, load_probe, save_probe
-from shoal.transformer2.router_recipe import TEST, TRAIN, accuracy, labelled_requests, make_dispatch
+from shoal.transformer2.router_recipe import TEST, TRAIN, accuracy, labelled_requests, make_router
 
 COMPONENTS = 4
 
@@ -60,8 +60,8 @@ def folder(backbone: Backbone, tmp_path: Path) -> Path:
         facts = {"tasks": [t.name for t in tasks]}
         stored = StoredExpert(ExpertVector(z), backbone.shape.base_model, skill, facts)
         save_expert(tmp_path / "set" / skill, stored, basis)
-    make_dispatch(
-        backbone, TASKS, OTHERS, tmp_path / "set" / DISPATCH, layers=(1, 2), requests=40, test_requests=10
+    make_router(
+        backbone, TASKS, OTHERS, tmp_path / "set" / ROUTER, layers=(1, 2), requests=40, test_requests=10
     )
     return tmp_path / "set"
 
@@ -88,7 +88,7 @@ def test_more_wordings_are_trained_on_and_never_scored_on() -> None:
 
 
 def test_the_probe_is_scored_on_what_it_never_saw(backbone: Backbone, folder: Path) -> None:
-    stored = load_probe(folder / DISPATCH)
+    stored = load_probe(folder / ROUTER)
     assert stored.provenance["accuracy"] == 1.0 and stored.provenance["test_requests"] == 30
     assert stored.provenance["tasks"] == {"maths": ["sums", "roots"], "prose": ["verse"], NONE: ["noise"]}
     assert stored.provenance["selection_accuracy"].keys() == {"1", "2"} and stored.probe.layer in (1, 2)
@@ -96,16 +96,16 @@ def test_the_probe_is_scored_on_what_it_never_saw(backbone: Backbone, folder: Pa
     assert accuracy(backbone, stored.probe, wrong) == 0
 
 
-def test_what_dispatch_cannot_be_trained_on(backbone: Backbone, tmp_path: Path) -> None:
+def test_what_a_router_cannot_be_trained_on(backbone: Backbone, tmp_path: Path) -> None:
     for skills, others, says in (
         ({}, OTHERS, "0 skills"),
         (TASKS, [], "for none"),
         ({"a": []}, OTHERS, "for a"),
     ):
         with pytest.raises(UsageError, match=says):
-            make_dispatch(backbone, skills, others, tmp_path / "probe", layers=[1])
+            make_router(backbone, skills, others, tmp_path / "probe", layers=[1])
     with pytest.raises(UsageError, match="wordings of knitting, which is no task"):
-        make_dispatch(
+        make_router(
             backbone, TASKS, OTHERS, tmp_path / "probe", layers=[1], wordings={"knitting": ["knit it"]}
         )
     assert not (tmp_path / "probe").exists()
@@ -165,7 +165,7 @@ def test_one_expert_is_read_alone(backbone: Backbone, folder: Path) -> None:
 def test_sets_that_do_not_belong_together(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no experts"):
         load_expert_set(tmp_path, backbone.model)
-    stored = load_probe(folder / DISPATCH)
+    stored = load_probe(folder / ROUTER)
     path = folder / "maths" / "expert.json"
     path.write_text(path.read_text("utf-8").replace('"skill": "maths"', '"skill": "history"'), "utf-8")
     with pytest.raises(ShoalError, match="the experts are for history, prose"):
@@ -181,14 +181,14 @@ def test_sets_that_do_not_belong_together(backbone: Backbone, folder: Path, tmp_
 
 @pytest.mark.parametrize("change", [{"skills": ["one"]}, {"layer": "two"}, {"skills": None}, {"format": 9}])
 def test_a_damaged_probe_is_named(folder: Path, change: dict) -> None:
-    path = folder / DISPATCH / CONFIG_FILE
+    path = folder / ROUTER / CONFIG_FILE
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")
     with pytest.raises(ShoalError, match="probe"):
-        load_probe(folder / DISPATCH)
+        load_probe(folder / ROUTER)
 
 
 def test_a_truncated_probe_is_named(folder: Path) -> None:
-    path = folder / DISPATCH / WEIGHTS_FILE
+    path = folder / ROUTER / WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ShoalError, match="probe.safetensors"):
-        load_probe(folder / DISPATCH)
+        load_probe(folder / ROUTER)

@@ -24,7 +24,7 @@ CLOSE = {"atol": 3e-5, "rtol": 1e-4}
 
 
 class FirstToken:
-    """Stands for a trained dispatch: the first token of a request names its skill."""
+    """Stands for a trained router: the first token of a request names its skill."""
 
     skills = ("maths", "prose")
 
@@ -56,7 +56,7 @@ def experts_of(basis: dict[str, Decomposition]) -> dict[str, ExpertVector]:
 
 def wrapped(model: PreTrainedModel, config: Transformer2Config = FULL) -> Transformer2:
     basis = basis_of(model)
-    return Transformer2(model, config, experts=experts_of(basis), basis=basis, dispatch=FirstToken())
+    return Transformer2(model, config, experts=experts_of(basis), basis=basis, router=FirstToken())
 
 
 def tokens() -> Tensor:
@@ -115,7 +115,7 @@ def test_answers_take_one_first_pass(model: PreTrainedModel) -> None:
     mask = torch.ones_like(ids)
     options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     answers = two.generate(ids, **options)
-    assert two._dispatch.passes == 1
+    assert two._router.passes == 1
     experts = experts_of(basis_of(model))
     for row, skill in enumerate(FirstToken.skills):
         with attach_expert(model, basis_of(model), experts[skill]):
@@ -156,26 +156,16 @@ def test_what_cannot_be_wrapped_or_continued(model: PreTrainedModel) -> None:
         wrapped(model)(tokens()[:, -1:], attention_mask=torch.ones(3, 4))
 
 
-def test_long_answers_take_the_mode_that_was_measured_cheapest(model: PreTrainedModel) -> None:
-    two, ids = wrapped(model), tokens()[:1]
-    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
-    short = two.generate(ids, max_new_tokens=4, **options)
-    assert not two._modes
-    long = two.generate(ids, max_new_tokens=16, **options)
-    assert list(two._modes) == [(True, 1, 16)]
-    assert long[0, : short.shape[1]].tolist() == short[0].tolist()
-
-
 def test_experts_that_cannot_be_used(model: PreTrainedModel) -> None:
     basis = basis_of(model)
-    experts, dispatch = experts_of(basis), FirstToken()
+    experts, router = experts_of(basis), FirstToken()
 
     def refused(says: str, **changes: object) -> None:
-        given = {"experts": experts, "basis": basis, "dispatch": dispatch, **changes}
+        given = {"experts": experts, "basis": basis, "router": router, **changes}
         with pytest.raises(UsageError, match=says):
             Transformer2(model, Transformer2Config(num_expert_vectors=2, expert_vector_dim=None), **given)
 
-    refused("no dispatch", dispatch=None)
+    refused("no router", router=None)
     refused("it knows maths, prose", experts={"verse": experts["maths"]})
     refused("3 experts are more than num_expert_vectors 2", experts={**experts, "none": experts["maths"]})
     stranger = {"maths": ExpertVector({"elsewhere": torch.ones(3)})}
@@ -203,7 +193,7 @@ def test_experts_find_their_own_basis(
         s: ExpertVector({n: z[:4] for n, z in e.z.items()}) for s, e in experts_of(basis_of(model)).items()
     }
     config = Transformer2Config(expert_vector_dim=4, adaptation_strength=1.0)
-    output = Transformer2(model, config, experts=experts, dispatch=FirstToken())(tokens()[:1])
+    output = Transformer2(model, config, experts=experts, router=FirstToken())(tokens()[:1])
     assert len(output.adaptations) == len(basis_of(model))
 
 

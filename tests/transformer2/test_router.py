@@ -1,4 +1,4 @@
-"""Which skill a request needs: likelihoods without a favourite, a probe that separates, what is refused."""
+"""The router: a probe that separates skills, states that no batch changes, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import torch
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.transformer2.router import (
-    CONTENT_FREE,
     NONE,
     Probe,
-    ProbeDispatch,
-    PromptDispatch,
+    ProbeRouter,
     mean_states,
     train_probe,
 )
@@ -38,46 +36,11 @@ def probe_of(backbone: Backbone, layer: int = 1) -> Probe:
     return train_probe(mean_states(backbone.model, prompts, layer), labels, SKILLS, layer)
 
 
-def test_the_prompt_decides_by_calibrated_likelihood(backbone: Backbone) -> None:
-    dispatch = PromptDispatch(backbone, SKILLS)
-    prompts = backbone.encode_prompts(["What is 3 + 4?", "Write a verse"])
-    together = dispatch.decide(prompts)
-    for ids, decision in zip(prompts, together, strict=True):
-        assert set(decision.probabilities) == {*SKILLS, NONE}
-        assert sum(decision.probabilities.values()) == pytest.approx(1)
-        assert decision.skill == max(decision.probabilities, key=decision.probabilities.__getitem__)
-        assert dispatch.decide([ids])[0].probabilities == pytest.approx(decision.probabilities)
-
-
-def test_without_content_no_skill_is_preferred(backbone: Backbone) -> None:
-    """Calibration leaves the content-free requests nearer to even than the model's own likelihoods are."""
-    dispatch = PromptDispatch(backbone, SKILLS)
-    for text in filter(None, CONTENT_FREE):
-        (decision,) = dispatch.decide([backbone.encode_prompt(text)])
-        own = dispatch._likelihoods(text).softmax(-1)
-        calibrated = torch.tensor(list(decision.probabilities.values()))
-        assert float((calibrated - 1 / 3).abs().max()) < float((own - 1 / 3).abs().max())
-
-
-def test_the_request_is_what_is_asked_about(backbone: Backbone) -> None:
-    dispatch = PromptDispatch(backbone, SKILLS)
-    assert dispatch._request(backbone.encode_prompt("What is 3 + 4?")) == "What is 3 + 4?"
-    one, two = dispatch.decide(backbone.encode_prompts(["What is 3 + 4?", "Zebras! Zebras! Zebras!"]))
-    assert one.probabilities != pytest.approx(two.probabilities, abs=1e-6)
-
-
-def test_a_long_request_is_read_as_far_as_fits(tiny_models: dict[str, Path]) -> None:
-    backbone = load_backbone(str(tiny_models["gpt2"]), device="cpu", dtype=torch.float32)
-    dispatch = PromptDispatch(backbone, SKILLS)
-    long = "a" * (backbone.model.config.max_position_embeddings - 40)
-    assert dispatch.decide([backbone.encode_prompt(long)])[0].skill in (*SKILLS, NONE)
-
-
 def test_a_probe_separates_what_can_be_told_apart(backbone: Backbone) -> None:
-    dispatch = ProbeDispatch(backbone.model, probe_of(backbone))
+    router = ProbeRouter(backbone.model, probe_of(backbone))
     unseen = ["What is 19 + 77?", "Write a short verse about stars"]
-    assert [d.skill for d in dispatch.decide(backbone.encode_prompts(unseen))] == list(SKILLS)
-    unsure = ProbeDispatch(backbone.model, probe_of(backbone), least=1.1)
+    assert [d.skill for d in router.decide(backbone.encode_prompts(unseen))] == list(SKILLS)
+    unsure = ProbeRouter(backbone.model, probe_of(backbone), least=1.1)
     assert {d.skill for d in unsure.decide(backbone.encode_prompts(unseen))} == {NONE}
 
 
@@ -97,32 +60,18 @@ def test_a_probe_has_one_optimum() -> None:
     torch.testing.assert_close(one.probabilities(states).sum(-1), torch.ones(40))
 
 
-@pytest.mark.parametrize(
-    ("skills", "says"),
-    [
-        ((), "got 0"),
-        (("maths", "Maths"), "names two choices"),
-        (("none",), "names two choices"),
-        (("code", "code review"), "'code review' begins with the name 'code'"),
-    ],
-)
-def test_names_that_cannot_be_told_apart(backbone: Backbone, skills: tuple[str, ...], says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        PromptDispatch(backbone, skills)
-
-
 @pytest.mark.parametrize("prompts", [[], [[]], [[5], []]])
 def test_nothing_to_decide_about(backbone: Backbone, prompts: list[list[int]]) -> None:
-    for dispatch in (PromptDispatch(backbone, SKILLS), ProbeDispatch(backbone.model, probe_of(backbone))):
-        with pytest.raises(UsageError, match="at least 1 prompt of at least 1 token"):
-            dispatch.decide(prompts)
+    router = ProbeRouter(backbone.model, probe_of(backbone))
+    with pytest.raises(UsageError, match="at least 1 prompt of at least 1 token"):
+        router.decide(prompts)
 
 
 def test_a_probe_of_another_model(backbone: Backbone) -> None:
     probe = probe_of(backbone)
     for change in ({"layer": 99}, {"mean": torch.zeros(3)}):
         with pytest.raises(UsageError, match="train one for it"):
-            ProbeDispatch(backbone.model, Probe(**{**vars(probe), **change}))
+            ProbeRouter(backbone.model, Probe(**{**vars(probe), **change}))
     with pytest.raises(UsageError, match="2 states and 1 labels"):
         train_probe(torch.ones(2, 3), torch.tensor([0]), SKILLS, 0)
     with pytest.raises(UsageError, match="of 3 classes"):

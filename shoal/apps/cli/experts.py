@@ -114,7 +114,7 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
     from shoal.files import check_place
     from shoal.transformer2.experts import tasks_of
     from shoal.transformer2.router_files import PROBE_FILES
-    from shoal.transformer2.router_recipe import make_dispatch
+    from shoal.transformer2.router_recipe import make_router
 
     check_place(data.out, PROBE_FILES)
     wanted = tasks_of(choice.experts)
@@ -129,7 +129,7 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
     if choice.wordings:
         settings["wordings"] = read_wordings(choice.wordings)
     shape_of(place)
-    stored = make_dispatch(load(place), skills, [tasks[n] for n in choice.others], data.out, **settings)
+    stored = make_router(load(place), skills, [tasks[n] for n in choice.others], data.out, **settings)
     record = {**stored.provenance, "skills": list(stored.probe.skills), "out": str(data.out)}
     text = (
         f"trained on {record['requests']} requests for {len(skills)} skills and none\n"

@@ -22,7 +22,7 @@ def test_train_expert(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path
     quick = ("--steps", 2, "--batch-size", 2, "--samples", 2, "--max-new-tokens", 2, "--expert-vector-dim", 4)
     assert_one_line(shoal(*where, *quick), 2, "--skill")
     for skill in ("none", " "):
-        assert_one_line(shoal(*where, *quick, "--skill", skill), 2, "cannot be dispatched to")
+        assert_one_line(shoal(*where, *quick, "--skill", skill), 2, "is no name for a router")
     told = (*where, *quick, "--skill", "shouting", "--json")
     assert_one_line(shoal(*told, "--adaptation-layers", "0,99"), 2, "names layer 99")
     assert_one_line(shoal(*told), 2, "earns 0.00 of 1", "easier or harder")
