@@ -37,9 +37,7 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=32)
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[1, 16, 64, 256], help="tokens of an answer"
-    )
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1, 16, 64, 256], help="tokens of answers")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -105,7 +103,7 @@ def answers(backbone, basis: Decompositions, args: argparse.Namespace) -> str:
 
 @contextmanager
 def merged(model: nn.Module, basis: Decompositions, expert: ExpertVector) -> Iterator[None]:
-    """The expert in the weights: `W + U diag(s (z - 1)) V^T`, built anew; afterwards the old ones by reference."""
+    """The expert in the weights: `W + U diag(s (z - 1)) V^T`, built anew; the old ones return."""
     pristine = {}
     for name, z in expert.z.items():
         weight, (u, s, vt) = model.get_submodule(name).weight, basis[name]

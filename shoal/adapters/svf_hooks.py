@@ -2,8 +2,8 @@
 
 k (m + n) multiply-adds per token for an m x n weight of which k components are kept. The weights stay as they
 are, so that every row of a batch may have an expert of its own, and detaching leaves no trace. Merging would
-pay for answers of more than some 64 tokens (`benchmarks/experts.py`), which few have. Weights whose z is 1 are
-left alone, so an identity is exact. Knows expert values and `nn.Module` only.
+pay for answers of more than some 64 tokens (`benchmarks/experts.py`), few have as many. Weights whose z is 1
+are left alone, so an identity is exact. Knows expert values and `nn.Module` only.
 
 Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.1.
 """
