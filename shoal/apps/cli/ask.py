@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, usable_place, warn_of_another_base
 from shoal.apps.cli.settings import Output
+from shoal.apps.cli.tasks import solved_examples
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ class Asking(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     describe: str | None = Field(None, description="answer with the adapter of this task description")
+    examples: Path | None = Field(
+        None,
+        description="with --describe: JSONL of 4 to 16 solved examples (`input`, `output`)",
+    )
     adapter: Path | None = Field(None, description="answer with the adapter in this directory")
     expert: Path | None = Field(None, description="answer with the expert or mixture in this directory")
     transformer2: bool = Field(
@@ -51,7 +56,7 @@ def ask(
     """Answer a request, with an adapter or an expert, or without.
 
     --describe, --adapter, --expert and --transformer2 choose one; the base model answers by itself where none
-    is given.
+    is given. Answers are greedy, the likeliest token at each step: the same request gets the same answer.
     """
     _check_choice(choice)
     text = sys.stdin.read() if request == "-" else request
@@ -95,6 +100,8 @@ def _check_choice(choice: Asking) -> None:
         raise UsageError(f"{' and '.join(given)} are given; one of them answers, leave the other out")
     if choice.hypernetwork is not None and choice.describe is None:
         raise UsageError("--hypernetwork makes adapters of descriptions; give --describe, or leave it out")
+    if choice.examples is not None and choice.describe is None:
+        raise UsageError("--examples refine the adapter of a description; give --describe, or leave it out")
     if choice.experts is not None and not choice.transformer2:
         raise UsageError("--experts is what --transformer2 chooses from; give both, or leave it out")
     if "strength" in choice.model_fields_set and not choice.transformer2 and choice.expert is None:
@@ -147,10 +154,13 @@ def _chosen(place: Place, choice: Asking) -> _Chosen:
         from shoal.text_to_lora.generator import TextToLoRA
 
         check_description(choice.describe)  # before the slower search for a model
+        solved = solved_examples(choice.examples, choice.describe) if choice.examples else ()
         chosen = usable_place(place)
         generator = TextToLoRA(
             place.base, device=chosen.device, dtype=chosen.dtype, hypernetwork=choice.hypernetwork
         )
-        adapter = generator.generate(choice.describe)
+        adapter = generator.generate(choice.describe, solved)
+        for note in adapter.notes if adapter.trained else ():  # else the generator has said so
+            log.warning("%s", note)
         return _Chosen(generator.backbone, adapter.lora, adapter.hypernetwork)
     return _Chosen(load(place), None, None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.model import AdapterSizes
+from shoal.apps.cli.model import AdapterSizes, GeneratedSizes
 from shoal.apps.cli.settings import Output
 from shoal.errors import ShoalError
 
@@ -27,7 +27,7 @@ class Comparing(BaseModel):
     prompt: str | None = Field(None, description="the description; none means the guide's three examples")
 
 
-def compare(comparing: Comparing, sizes: AdapterSizes) -> Output:
+def compare(comparing: Comparing, sizes: GeneratedSizes) -> Output:
     """Compare base models on the same descriptions.
 
     Shown are the time from a description to its adapter, the memory that the generator adds, the adapter's

@@ -21,7 +21,7 @@ from shoal.apps.cli.model import (
     warn_of_another_base,
 )
 from shoal.apps.cli.settings import Output, check_extra
-from shoal.apps.cli.tasks import TASKS_HELP, read_tasks
+from shoal.apps.cli.tasks import DEFINITION_HELP, TASKS_HELP, read_tasks
 from shoal.config import DEFAULT_MODEL
 from shoal.errors import UsageError
 
@@ -42,8 +42,10 @@ class Scoring(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tasks: Path = Field(description=TASKS_HELP + "; with splits.json its validation tasks are used")
-    definition: str | None = Field(None, description="for JSONL: the instruction that its examples follow")
+    tasks: str = Field(
+        description=TASKS_HELP + "; with splits.json its validation tasks are used, or those of --task"
+    )
+    definition: str | None = Field(None, description=DEFINITION_HELP)
     task: tuple[str, ...] = Field((), description="take only the tasks of these names")
     adapter: Mapping[str, Path] = Field(
         default_factory=dict,
@@ -70,7 +72,8 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
 
         check_place(scoring.out, (REPORT_FILE, TABLE_FILE))
     split = read_tasks(scoring.tasks, scoring.definition, scoring.task)
-    tasks = split.validation or split.train
+    named = (*split.train, *split.validation, *split.validation_2) if scoring.task else ()
+    tasks = named or split.validation or split.train
     check_extra("evaluation", "evaluate", "rouge_score")
     shape_of(place)
     base = place.base or DEFAULT_MODEL

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
-from shoal.apps.cli.model import HYPERNETWORK_HELP, AdapterSizes, Place, usable_place
+from shoal.apps.cli.model import HYPERNETWORK_HELP, GeneratedSizes, Place, usable_place
 from shoal.apps.cli.settings import Output
+from shoal.apps.cli.tasks import better, solved_examples
 from shoal.errors import ShoalError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Generating(Place):
 def generate(
     description: Annotated[str, typer.Argument(help="what the adapter shall do, in English")],
     files: Generating,
-    sizes: AdapterSizes,
+    sizes: GeneratedSizes,
 ) -> Output:
     """Turn a task description into a LoRA adapter.
 
@@ -44,18 +45,19 @@ def generate(
     """
     from shoal.adapters.files import ADAPTER_FILES
     from shoal.files import check_place, check_writable
-    from shoal.tasks.loading import load_jsonl
+    from shoal.text_to_lora.encoders.sentence import check_description
     from shoal.text_to_lora.generator import TextToLoRA
 
+    if files.out is not None:  # what is refused is refused before any work
+        check_place(files.out, ADAPTER_FILES)
+    if files.gguf is not None:
+        check_writable(files.gguf)
+    check_description(description)
+    solved = solved_examples(files.examples, description) if files.examples else ()
     chosen = usable_place(files)
     generator = TextToLoRA(
         files.base, sizes, device=chosen.device, dtype=chosen.dtype, hypernetwork=files.hypernetwork
     )
-    if files.out is not None:  # before any work
-        check_place(files.out, ADAPTER_FILES)
-    if files.gguf is not None:
-        check_writable(files.gguf)
-    solved = load_jsonl(files.examples, definition=description, test_size=0).train if files.examples else ()
     adapter = generator.generate(description, solved)
     _write(adapter, files)
     written = {name: str(path) for name, path in (("gguf", files.gguf), ("out", files.out)) if path}
@@ -68,8 +70,9 @@ def generate(
         "hypernetwork": adapter.hypernetwork,
         "seconds": adapter.duration,
         "written": written,
+        "notes": adapter.notes,
     }
-    return Output(record, _about(adapter, written))
+    return Output(record, _about(adapter, written, len(solved)))
 
 
 def _write(adapter: GeneratedAdapter, files: Generating) -> None:
@@ -94,7 +97,7 @@ def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
     export_gguf(adapter.lora, path, config=config, name=adapter.description[:64])
 
 
-def _about(adapter: GeneratedAdapter, written: dict[str, Any]) -> str:
+def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) -> str:
     from shoal.text_to_lora.generated_adapter import few_shot_note
 
     lora, facts = adapter.lora, adapter.hypernetwork
@@ -106,23 +109,20 @@ def _about(adapter: GeneratedAdapter, written: dict[str, Any]) -> str:
         "skills": skills or "none of the known ones",
         "base model": adapter.shape.base_model,
         "adapter": size,
-        "trained": "yes"
-        if adapter.trained
-        else f"no: it changes nothing; train with {facts.get('how_to_train')}",
+        "trained": "yes" if adapter.trained else "no",
         "nearest task": _nearest(facts),
         "examples": few_shot_note(facts["few_shot"]) if "few_shot" in facts else None,
         "generated in": f"{adapter.duration * 1000:.0f} ms",
         "written to": ", ".join(written.values()) or "nowhere; give --out DIR",
+        "note": " ".join(adapter.notes),
+        "better": better(examples) if adapter.trained else None,
     }
     return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items() if value)
 
 
 def _nearest(facts: Mapping[str, Any]) -> str | None:
-    """What the description has to do with the training tasks, where those are known."""
+    """How near the description is to the training tasks, where those are known; `notes` say what follows."""
     if "confidence" not in facts:
         return None
-    name, confidence = next(iter(facts["nearest_tasks"])), facts["confidence"]
-    text = f"{name}, distance {facts['distance']:.2f}, confidence {confidence:.2f}"
-    if facts["nonsense"]:
-        return f"{text}: the description reads as nonsense, so it gets the adapter of no task"
-    return text if confidence == 1 else f"{text}: far from all training tasks, so less sure"
+    name = next(iter(facts["nearest_tasks"]))
+    return f"{name}, distance {facts['distance']:.2f}, confidence {facts['confidence']:.2f}"

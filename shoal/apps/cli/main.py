@@ -122,6 +122,7 @@ def main() -> None:
     if not sys.stderr.isatty():
         # progress bars are for people; transformers reads this when it is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry would be a warning; the end is one line
     code = _run()
     end_stages()
     sys.exit(code)

@@ -23,9 +23,10 @@ log = logging.getLogger(__name__)
 
 BASE_HELP = "base model: alias, directory or hub id; none means the default (see `shoal models`)"
 HYPERNETWORK_HELP = "directory of a hypernetwork; none means the shipped one for the base model"
-AdapterSizes = Annotated[
-    TextToLoRAConfig, Only("adapter_rank", "adapter_alpha", "num_layers_to_adapt", "target_modules")
-]
+_SIZES = ("adapter_rank", "adapter_alpha", "num_layers_to_adapt", "target_modules")
+AdapterSizes = Annotated[TextToLoRAConfig, Only(*_SIZES)]
+# Of a generated adapter: a shipped network has sizes of its own, and one that is asked for others is another.
+GeneratedSizes = Annotated[TextToLoRAConfig, Only(*_SIZES, unset="as the hypernetwork has")]
 
 
 class Place(BaseModel):

@@ -32,12 +32,19 @@ CONFIG_HELP = "YAML file with these settings, under the names of the flags (`bat
 
 @dataclass(frozen=True)
 class Only:
-    """In `Annotated[Model, Only("rank", "alpha")]`: the fields of a model that a command takes."""
+    """In `Annotated[Model, Only("rank", "alpha")]`: the fields of a model that a command takes.
+
+    Attributes:
+        names: of the fields.
+        unset: what holds where none is given, for their help; None where it is the model's own default.
+    """
 
     names: tuple[str, ...]
+    unset: str | None
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, unset: str | None = None) -> None:
         object.__setattr__(self, "names", names)
+        object.__setattr__(self, "unset", unset)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class _Part:
 
     model: type[BaseModel]
     fields: Mapping[str, FieldInfo]
+    unset: str | None = None
 
 
 def command(function: Callable[..., Output]) -> Callable[..., None]:
@@ -79,7 +87,9 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
             typer.echo(json.dumps(output.record) if as_json else output.text)
 
     parameters = [p.replace(annotation=hints[n], kind=p.KEYWORD_ONLY) for n, p in plain.items()]
-    parameters += [_flag(name, info) for part in parts.values() for name, info in part.fields.items()]
+    parameters += [
+        _flag(name, info, part.unset) for part in parts.values() for name, info in part.fields.items()
+    ]
     if parts:
         parameters.append(
             _keyword("config", Path | None, typer.Option(None, help=CONFIG_HELP, metavar="FILE"))
@@ -172,14 +182,16 @@ def _part(hint: Any) -> _Part | None:
     if not (inspect.isclass(model) and issubclass(model, BaseModel)):
         return None
     fields = model.model_fields
-    return _Part(model, {n: fields[n] for n in (only.names if only else fields)})
+    if only is None:
+        return _Part(model, fields)
+    return _Part(model, {n: fields[n] for n in only.names}, only.unset)
 
 
-def _flag(name: str, info: FieldInfo) -> inspect.Parameter:
+def _flag(name: str, info: FieldInfo, unset: str | None) -> inspect.Parameter:
     """The flag of a field: None where it is not given, else text that the model parses."""
     kind = _without_none(info.annotation)
     spelled = f"--{name.replace('_', '-')}"
-    help = f"{info.description} {_default(info)}".rstrip()
+    help = f"{info.description} {f'[{unset}]' if unset else _default(info)}".rstrip()
     if kind is bool:
         option = typer.Option(None, f"{spelled}/--no-{spelled[2:]}", help=help, show_default=False)
         return _keyword(name, bool | None, option)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shoal.apps.cli.settings import check_extra
+from shoal.config import MIN_EXAMPLES
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
-    from shoal.tasks.loading import Split, Task
+    from shoal.tasks.loading import Example, Split, Task
 
-TEST_SIZE = 60  # of JSONL
+log = logging.getLogger(__name__)
+
+TEST_SIZE = 60  # where a source has no test part
 TASKS_HELP = (
-    "data directory with splits.json, folder of task JSON files, one such file, or JSONL with --definition"
+    "data directory with splits.json, folder of task JSON files, one such file, JSONL with --definition; "
+    "hub:ORG/NAME?input=COLUMN&output=COLUMN with --definition, sni:DIR of Super-NaturalInstructions, or "
+    "gym:NAME of reasoning-gym (the last three need the extra `data`)"
 )
+MANY_EXAMPLES = 100  # from which training on them alone does better
+DEFINITION_HELP = "for JSONL and hub: the instruction that the examples follow"
 
 
 class Data(BaseModel):
@@ -24,10 +33,12 @@ class Data(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tasks: Path | None = Field(None, description=TASKS_HELP)
-    definition: str | None = Field(None, description="for JSONL: the instruction that its examples follow")
+    tasks: str | None = Field(None, description=TASKS_HELP)
+    definition: str | None = Field(None, description=DEFINITION_HELP)
     test_size: int = Field(
-        TEST_SIZE, ge=0, description="for JSONL: examples that are not trained on, at most half of them"
+        TEST_SIZE,
+        ge=0,
+        description="where the source has no test part: examples that are not trained on, at most half",
     )
     task: tuple[str, ...] = Field((), description="take only the tasks of these names")
     procedural: int = Field(
@@ -58,29 +69,21 @@ class Data(BaseModel):
 
 
 def read_tasks(
-    data: Path, definition: str | None, names: Sequence[str] = (), test_size: int = TEST_SIZE
+    source: str, definition: str | None, names: Sequence[str] = (), test_size: int = TEST_SIZE
 ) -> Split:
-    """The tasks of a path; those without a splits.json are all training tasks.
+    """The tasks of a source; those without a splits.json are all training tasks.
 
     Raises:
         UsageError: there is nothing of that kind there, or a name is not among the tasks.
-        ShoalError: a file is malformed.
+        ShoalError: a file is malformed, or what reads the source is not installed.
     """
-    from shoal.tasks.loading import Split, load_jsonl, load_split, load_task_directory, load_task_json
+    from shoal.tasks.loading import Split, load_tasks
 
-    if data.suffix == ".jsonl":
-        if definition is None:
-            raise UsageError(f"--tasks {data} is JSONL, which holds no instruction; add --definition TEXT")
-        split = Split((load_jsonl(data, definition=definition, test_size=test_size),), ())
-    elif definition is not None:
-        raise UsageError(f"--definition is for JSONL, but --tasks is {data}; leave it out")
-    elif data.is_file():
-        split = Split((load_task_json(data),), ())
-    elif (data / "splits.json").is_file():
-        split = load_split(data)
-    else:
-        split = Split(tuple(load_task_directory(data)), ())
-    return Split(*_named((split.train, split.validation), names))
+    if definition is None and (source.endswith(".jsonl") or source.startswith("hub:")):
+        raise UsageError(f"--tasks {source} holds no instruction; add --definition TEXT")
+    log.info("reading the tasks of %s", source)
+    split = load_tasks(source, definition=definition, test_size=test_size)
+    return Split(*_named((split.train, split.validation, split.validation_2), names))
 
 
 def _named(parts: Sequence[Sequence[Task]], names: Sequence[str]) -> tuple[tuple[Task, ...], ...]:
@@ -109,10 +112,39 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     procedural: tuple[Task, ...] = ()
     if data.tasks is not None:
         split = read_tasks(data.tasks, data.definition, test_size=data.test_size)
-        filed, held_out = split.train, split.validation
+        filed = split.train
+        held_out = (*split.validation, *split.validation_2)
     if data.procedural:
         procedural = tuple(procedural_tasks(size=data.procedural, test_size=data.procedural // 8))
     filed, held_out, procedural = _named((filed, held_out, procedural), data.task)
     own = (*filed, *procedural)
     made = made_of(own, copies=data.relabelled, sets=data.label_sets, texts=data.rewrites)
     return remove_leaks((*own, *made), held_out) if procedural or made else filed, held_out
+
+
+def solved_examples(path: Path, description: str) -> Sequence[Example]:
+    """The solved examples of a JSONL file, for an adapter of this description.
+
+    Raises:
+        UsageError: there is no such file, or too few differ.
+        ShoalError: it is malformed, or what trains on them is not installed.
+    """
+    from shoal.tasks.loading import load_jsonl
+
+    check_extra("examples", "train", "accelerate", "tensorboard", "tqdm")
+    examples = load_jsonl(path, definition=description, test_size=0).train
+    differing = len({example.input for example in examples})
+    if differing < MIN_EXAMPLES:
+        raise UsageError(
+            f"--examples {path} holds {differing} different inputs; at least {MIN_EXAMPLES} are needed"
+        )
+    return examples
+
+
+def better(examples: int) -> str | None:
+    """What would make a generated adapter better, by how many solved examples it got; None where nothing."""
+    if examples == 0:
+        return f"a sentence is a quick look; {MIN_EXAMPLES} to 16 solved examples help: --examples FILE"
+    if examples >= MANY_EXAMPLES:
+        return f"{examples} examples are enough to train a LoRA of their own: shoal train lora --tasks FILE"
+    return None

@@ -61,7 +61,7 @@ def test_generate_with_examples(
     assert_one_line(
         shoal("generate", DESCRIPTION, *where, "--examples", few),
         2,
-        "1 different examples of at most 256 tokens",
+        "holds 1 different inputs; at least 4 are needed",
     )
     assert_one_line(shoal("generate", DESCRIPTION, *where, "--examples", tmp_path / "no"), 2, "no")
 
@@ -197,3 +197,50 @@ def test_the_default_model_from_a_shell(tmp_path: Path) -> None:
     again = run("ask", "A film that nobody needed.", "--adapter", "a", "--max-new-tokens", "8", "--json")
     assert again.record["answer"] == asked.record["answer"]
     assert "names no base model" in again.err and "names no base model" not in asked.err
+
+
+def test_bad_files_are_refused_before_anything_is_loaded(
+    shoal: Shoal, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.text_to_lora.generator.TextToLoRA", None)  # using it would fail
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"input": "a"}\n')
+    generate = ("generate", DESCRIPTION, "--base", tiny_llama)
+    assert_one_line(shoal(*generate, "--examples", bad), 1, "bad.jsonl", "output")
+    assert_one_line(shoal(*generate, "--examples", tmp_path / "none"), 2, "none")
+    assert_one_line(shoal(*generate, "--out", bad), 2, "is a file")
+    assert_one_line(shoal(*generate, "--device", "toaster"), 2, "toaster")
+    ask = ("ask", "apple", "--base", tiny_llama, "--describe", DESCRIPTION)
+    assert_one_line(shoal(*ask, "--examples", bad), 1, "bad.jsonl", "output")
+    assert_one_line(shoal("ask", "apple", "--examples", bad), 2, "give --describe")
+
+
+def test_a_generated_adapter_leads_to_examples(
+    shoal: Shoal, hypernetwork: Path, tiny_llama: Path, data: Path
+) -> None:
+    generate = ("generate", DESCRIPTION, "--base", tiny_llama, "--hypernetwork", hypernetwork)
+    alone = shoal(*generate)
+    assert (
+        "better:       a sentence is a quick look; 4 to 16 solved examples help: --examples FILE" in alone.out
+    )
+    refined = shoal(*generate, "--examples", data / "capitals.jsonl")
+    assert refined.code == 0, refined.err
+    assert "better:" not in refined.out
+
+
+def test_notes_of_a_generated_adapter_are_printed(
+    shoal: Shoal, hypernetwork: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = "The description is far from every training task."
+    monkeypatch.setattr(
+        "shoal.text_to_lora.generated_adapter.GeneratedAdapter.notes", property(lambda adapter: (far,))
+    )
+    where = ("--base", tiny_llama, "--hypernetwork", hypernetwork)
+    assert f"note:         {far}\n" in shoal("generate", DESCRIPTION, *where).out
+    assert shoal("generate", DESCRIPTION, *where, "--json").record["notes"] == [far]
+
+
+def test_help_states_no_default_of_another_network(shoal: Shoal) -> None:
+    printed = " ".join(shoal("generate", "--help").out.split())
+    assert "LoRA rank [as the hypernetwork has]" in printed
+    assert "LoRA rank [16]" in " ".join(shoal("train", "lora", "--help").out.split())

@@ -65,7 +65,7 @@ def test_train_lora_needs_one_task(shoal: Shoal, tiny_llama: Path, data: Path, t
     other = ("train", "lora", "--base", tiny_llama, "--out", tmp_path / "jsonl", *QUICK)
     ended = shoal(*other, "--tasks", data / "capitals.jsonl", "--definition", "Write it in capitals.")
     assert ended.code == 0, ended.err
-    told = {"tasks": data / "capitals.jsonl", "definition": "Write it in capitals.", "out": tmp_path}
+    told = {"tasks": str(data / "capitals.jsonl"), "definition": "Write it in capitals.", "out": tmp_path}
     for kept, trained in (({}, len(WORDS) - len(WORDS) // 2), ({"test_size": 0}, len(WORDS))):
         (task,) = divided(Data(**told, **kept))[0]
         assert len(task.train) == trained
@@ -297,3 +297,24 @@ def test_two_processes_write_and_print_once(tiny_llama: Path, data: Path, tmp_pa
     record = json.loads(ended.stdout)
     card = load_adapter(tmp_path / "out").card
     assert card is not None and card.scores["training tokens"] == record["tokens"]
+
+
+def test_tasks_of_other_sources_are_trained_on(shoal: Shoal, tiny_llama: Path, tmp_path: Path) -> None:
+    instructions = {
+        "Definition": ["Write it in capitals."],
+        "Categories": ["Text Modification"],
+        "Source": ["this test"],
+        "Instances": [{"input": word, "output": [word.upper()]} for word in WORDS],
+    }
+    (tmp_path / "task001_capitals.json").write_text(json.dumps(instructions))
+    common = ("train", "lora", "--base", tiny_llama, "--out", tmp_path / "lora", *QUICK)
+    for source in (f"sni:{tmp_path / 'task001_capitals.json'}", "gym:leg_counting"):
+        ended = shoal(*common, "--tasks", source, "--test-size", 4, "--run", tmp_path / source[:3])
+        assert ended.code == 0, ended.err
+
+
+def test_sources_that_give_no_tasks_are_refused(shoal: Shoal, tmp_path: Path) -> None:
+    common = ("train", "lora", "--out", tmp_path / "lora", "--tasks")
+    assert_one_line(shoal(*common, "hub:ada/reviews"), 2, "holds no instruction; add --definition")
+    assert_one_line(shoal(*common, "gym:nothing"), 2, "generator 'nothing'")
+    assert_one_line(shoal(*common, f"sni:{tmp_path / 'no'}"), 2, "check the path")
