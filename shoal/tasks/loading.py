@@ -23,7 +23,7 @@ from shoal.tasks.files import (
     strings,
 )
 from shoal.tasks.hub import load_hub_dataset
-from shoal.tasks.puzzles import load_reasoning_gym, reasoning_gym_scorer
+from shoal.tasks.puzzles import load_reasoning_gym
 from shoal.tasks.records import (
     Example,
     LeakageError,
@@ -49,7 +49,6 @@ __all__ = [
     "load_task_directory",
     "load_task_json",
     "load_tasks",
-    "reasoning_gym_scorer",
     "remove_leaks",
 ]
 

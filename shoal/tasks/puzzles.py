@@ -1,4 +1,4 @@
-"""Tasks from procedural puzzles: the generators and verifiers of reasoning-gym.
+"""Tasks from procedural puzzles: the generators of reasoning-gym.
 
 reasoning-gym: Stojanovski et al. 2025, arXiv:2505.24760. It is imported where it is used. Knows nothing of
 tokens, prompts or models.
@@ -8,29 +8,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shoal.errors import ShoalError, UsageError, reason, shorten
 from shoal.tasks.records import Example, Task, describe, divide
 
 logger = logging.getLogger(__name__)
-
-# Their verifiers pass the answer to `eval` or to sympy's parser, which evaluates; composite can hold them.
-EVALUATING_VERIFIERS = frozenset(
-    {
-        "binary_matrix",
-        "composite",
-        "countdown",
-        "intermediate_integration",
-        "n_queens",
-        "polynomial_multiplication",
-        "puzzle24",
-        "simple_integration",
-        "spiral_matrix",
-        "string_insertion",
-    }
-)
 
 
 def load_reasoning_gym(
@@ -44,7 +28,7 @@ def load_reasoning_gym(
     seed: int = 0,
     **config: Any,
 ) -> Task:
-    """Generate `size` puzzles with one of reasoning-gym's generators; grade with `reasoning_gym_scorer`.
+    """Generate `size` puzzles with one of reasoning-gym's generators.
 
     Without `definition` the first paragraph of the generator's documentation is taken. Puzzles that come out
     twice are joined, so there can be fewer than `size`. `config` is the generator's own (`min_digits=2`).
@@ -79,46 +63,6 @@ def load_reasoning_gym(
         source=("reasoning-gym",),
         license=("Apache-2.0",),
     )
-
-
-def reasoning_gym_scorer(
-    generator: str, *, size: int = 660, seed: int = 0, evaluate_answers: bool = False, **config: Any
-) -> Callable[[str, str], float]:
-    """A function from a puzzle (the input of an example) and an answer to the verifier's reward in [0, 1].
-
-    `size`, `seed` and `config` must be those of `load_reasoning_gym`. Many puzzles have more right answers
-    than the one in the example, and the verifier knows them. An answer that the verifier fails on earns 0.
-
-    The verifiers of `EVALUATING_VERIFIERS` run the answer as Python code, so a model can run anything by
-    answering; `evaluate_answers=True` accepts that, in a sandbox.
-
-    Raises:
-        UsageError: as `load_reasoning_gym`, or the verifier runs answers and that is not accepted. The
-            returned function raises it for a puzzle that is not one of these.
-        ShoalError: reasoning-gym is not installed.
-    """
-    if generator in EVALUATING_VERIFIERS and not evaluate_answers:
-        raise UsageError(
-            f"reasoning-gym generator {generator}: its verifier runs answers as Python code; score by exact "
-            "match, or pass evaluate_answers=True inside a sandbox"
-        )
-    dataset = _open_generator(generator, size, seed, config)
-    entries = {entry["question"]: entry for entry in dataset}
-
-    def score(question: str, answer: str) -> float:
-        entry = entries.get(question)
-        if entry is None:
-            raise UsageError(
-                f"puzzle {shorten(question)}: not among the {len(entries)} of {generator}; use the size, "
-                "seed and config of its task"
-            )
-        try:
-            return float(dataset.score_answer(answer, entry))
-        except Exception:  # the verifiers parse free text, and not all of them expect what cannot be parsed
-            logger.debug("%s: its verifier failed on %s", generator, shorten(answer), exc_info=True)
-            return 0.0
-
-    return score
 
 
 def _open_generator(generator: str, size: int, seed: int, config: Mapping[str, Any]) -> Any:

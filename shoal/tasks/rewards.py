@@ -1,7 +1,4 @@
-"""Verifiable rewards: what an answer earns on an example, in [0, 1]. Knows text only.
-
-The puzzles of reasoning-gym bring verifiers of their own: `shoal.tasks.puzzles.reasoning_gym_scorer`.
-"""
+"""Verifiable rewards: what an answer earns on an example, in [0, 1]. Knows text only."""
 
 from __future__ import annotations
 

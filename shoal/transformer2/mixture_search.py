@@ -20,10 +20,9 @@ from torch import Tensor
 from shoal.adapters.svf import Decompositions, ExpertVector, mix
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig
-from shoal.errors import UsageError, shorten
+from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
-from shoal.tasks.records import Example, normalise
 
 log = logging.getLogger(__name__)
 
@@ -103,24 +102,6 @@ def search_mixture(
         history.append(lowest)
     expert = mix(known, {name: best[group] for name, group in groups.items()})
     return FoundMixture(expert, best, lowest, base_loss, tuple(history))
-
-
-def check_no_overlap(**parts: Sequence[Example]) -> None:
-    """See that shots, selection and test share no input.
-
-    Raises:
-        UsageError: two parts do; it names them and the first input.
-    """
-    seen: dict[str, str] = {}
-    for part, examples in parts.items():
-        own = {normalise(e.input) for e in examples}
-        for text in sorted(own):
-            if text in seen:
-                raise UsageError(
-                    f"{seen[text]} and {part} share the input {shorten(text)}; 0 are allowed, take it out of "
-                    "one of them"
-                )
-        seen |= dict.fromkeys(own, part)
 
 
 def _check(experts: Sequence[ExpertVector], shots: Sequence[object], search: MixtureSearchConfig) -> int:

@@ -24,10 +24,8 @@ from shoal.tasks.loading import (
     load_super_natural_instructions,
     load_task_directory,
     load_task_json,
-    reasoning_gym_scorer,
     remove_leaks,
 )
-from shoal.tasks.puzzles import EVALUATING_VERIFIERS
 from shoal.tasks.records import check_task_name, divide, normalise
 
 
@@ -622,18 +620,12 @@ def test_a_data_set_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("generator", ["chain_sum", "word_sorting"])
-def test_puzzles_are_generated_and_scored(generator: str) -> None:
+def test_puzzles_are_generated(generator: str) -> None:
     task = load_reasoning_gym(generator, size=30, test_size=10)
     assert task.name == generator and task.definition.startswith("Generates")
     assert len(task.test) == 10 and 15 <= len(task.train) <= 20
     assert load_reasoning_gym(generator, size=30, test_size=10) == task
     assert load_reasoning_gym(generator, size=30, test_size=10, seed=1).test != task.test
-    score = reasoning_gym_scorer(generator, size=30)
-    for example in task.train + task.test:
-        assert score(example.input, example.outputs[0]) == 1
-        assert 0 <= score(example.input, "certainly not") < 0.5
-    with pytest.raises(UsageError, match="puzzle 'other': not among the"):
-        score("other", "1")
 
 
 def test_generators_take_their_own_config() -> None:
@@ -642,8 +634,7 @@ def test_generators_take_their_own_config() -> None:
         "chain_sum", name="sums", definition="Add.", descriptions=["add"], size=20, **config
     )
     assert (task.name, task.definition, task.descriptions) == ("sums", "Add.", ("add",))
-    example = task.train[0]
-    assert reasoning_gym_scorer("chain_sum", size=20, **config)(example.input, example.outputs[0]) == 1
+    assert all(len(example.outputs[0].lstrip("-")) <= 2 for example in task.train)  # of two digits at most
 
 
 @pytest.mark.parametrize(
@@ -661,37 +652,3 @@ def test_generators_take_their_own_config() -> None:
 def test_generators_that_cannot_be_used(generator: str, config: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_reasoning_gym(generator, **config)
-
-
-def test_an_answer_on_which_the_verifier_fails_earns_nothing() -> None:
-    task = load_reasoning_gym("prime_factorization", size=2)
-    assert reasoning_gym_scorer("prime_factorization", size=2)(task.train[0].input, "(") == 0
-
-
-@pytest.mark.parametrize("generator", sorted(EVALUATING_VERIFIERS))
-def test_verifiers_that_run_answers_need_consent(generator: str) -> None:
-    with pytest.raises(UsageError, match="runs answers as Python code"):
-        reasoning_gym_scorer(generator, size=1)
-
-
-def test_verifiers_that_run_answers_can_be_allowed() -> None:
-    task = load_reasoning_gym("countdown", size=2, definition="Reach the target.")
-    score = reasoning_gym_scorer("countdown", size=2, evaluate_answers=True)
-    assert score(task.train[0].input, task.train[0].outputs[0]) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_no_other_verifier_runs_answers(tmp_path: Path) -> None:
-    from reasoning_gym.factory import DATASETS, create_dataset
-
-    for generator in sorted(set(DATASETS) - {"composite"}):
-        dataset = create_dataset(generator, size=1, seed=0)
-        call = f"__import__('os').mkdir({str(tmp_path / generator)!r})"
-        for answer in (call, f"[{call}]", f"1 + {call}"):
-            try:
-                dataset.score_answer(answer, dataset[0])
-            except Exception:  # each refuses foreign text in its own way; what ran is asserted below
-                continue
-    ran = {path.name for path in tmp_path.iterdir()}
-    assert "countdown" in ran and ran <= EVALUATING_VERIFIERS

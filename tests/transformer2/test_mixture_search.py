@@ -14,8 +14,7 @@ from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
-from shoal.tasks.loading import Example
-from shoal.transformer2.mixture_search import check_no_overlap, search_mixture
+from shoal.transformer2.mixture_search import search_mixture
 
 QUICK = MixtureSearchConfig(population=8, iterations=4)
 
@@ -91,10 +90,3 @@ def test_what_cannot_be_searched(backbone: Backbone, basis: dict[str, Decomposit
             MixtureSearchConfig(**odd)
     with pytest.raises(UsageError, match="less than 1 candidate"):
         search_mixture(backbone, basis, known, shots, MixtureSearchConfig(population=4, elite=0.1))
-
-
-def test_overlap_of_shots_and_test_is_an_error() -> None:
-    one, two = Example("An apple", ("red",)), Example("a  PEAR", ("green",))
-    check_no_overlap(shots=[one], selection=[], test=[two])
-    with pytest.raises(UsageError, match="shots and test share the input 'a pear'"):
-        check_no_overlap(shots=[one, two], selection=[], test=[Example("A pear", ("yellow",))])
