@@ -46,7 +46,7 @@ def test_the_guides_call_as_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The hub is off in tests: the guide's model is known without it."""
-    monkeypatch.setattr("shoal.text_to_lora.generator._identities", set())  # as in a process of its own
+    monkeypatch.setattr("shoal.text_to_lora.identity._said", set())  # as in a process of its own
     with caplog.at_level(logging.WARNING):
         result = integration.generate_adapter_from_text(prompt, GUIDE_MODEL)
     assert result.keys() == {"success", "duration", "adapter_info"} and result["success"] is True

@@ -11,7 +11,6 @@ Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 25
 from __future__ import annotations
 
 import logging
-import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from cachetools import LRUCache
@@ -27,14 +26,17 @@ from cachetools import LRUCache
 from shoal.adapters.lora import LoRA
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
-from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone, load_shape
+from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_shape
+from shoal.models.modules import check_rank
 from shoal.models.sources import check_downloaded
 from shoal.tasks.loading import Example
+from shoal.text_to_lora.base_weights import BaseWeights
 from shoal.text_to_lora.checkpoint import load_hypernetwork, save_hypernetwork
 from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder, check_description
 from shoal.text_to_lora.familiarity import Familiarity
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
+from shoal.text_to_lora.identity import Identity, within
 from shoal.text_to_lora.inputs import Asked, asked_for, described_labels, distilled, with_inputs
 from shoal.text_to_lora.shipped import config_of, find_hypernetwork
 from shoal.text_to_lora.skills import SkillDetector
@@ -42,18 +44,7 @@ from shoal.text_to_lora.skills import SkillDetector
 log = logging.getLogger(__name__)
 
 CACHED_ADAPTERS = 32
-_identities: set[str] = set()  # base models of which the log has said that their adapters change nothing
-
-
 Refine = Callable[[Backbone, GeneratedAdapter, Sequence[Example]], GeneratedAdapter]
-
-
-class _Models(NamedTuple):
-    """One copy of the base model's weights in three sets of modules: a hook on one is at work in no other."""
-
-    backbone: Backbone
-    refined: Backbone
-    read: Backbone
 
 
 class TextToLoRA:
@@ -100,31 +91,21 @@ class TextToLoRA:
         self.shape = backbone.shape if backbone else load_shape(name)
         if backbone is None:
             check_downloaded(name)
-        self._device = device
-        self._dtype = dtype
-        self._loading = threading.Lock()
-        self._models = None if backbone is None else _apart(backbone)
+        self._weights = BaseWeights(self.shape.base_model, backbone, device=device, dtype=dtype)
         config = config or TextToLoRAConfig()
-        folder = Path(hypernetwork) if hypernetwork else None
-        found = find_hypernetwork(self.shape, config, folder)
+        found = find_hypernetwork(self.shape, config, Path(hypernetwork) if hypernetwork else None)
         self.checkpoint = found.checkpoint
-        self._misfits = found.misfits
         if self.checkpoint:
             self.config = config_of(self.checkpoint.network, self.shape)
             self._targets = self.checkpoint.network.targets
         else:
-            self.config = _within(config, self.shape.num_layers)
+            self.config = within(config, self.shape.num_layers)
             self._targets = self.shape.select(self.config.target_modules, self.config.num_layers_to_adapt)
-            self._identity = LoRA.identity(
-                self._targets,
-                self.config.adapter_rank,
-                float(self.config.adapter_alpha),
-                generator=torch.Generator().manual_seed(0),
-            )
+            check_rank(self._targets, self.config.adapter_rank)
+        self._identity = Identity(self.shape.base_model, self.config, self._targets, found.misfits)
         self._skills = skills
         self._cache: LRUCache[str, GeneratedAdapter] = LRUCache(CACHED_ADAPTERS)
         self._lock = threading.Lock()
-        self._refining = threading.Lock()
 
     @cached_property
     def encoder(self) -> TaskEncoder:
@@ -145,9 +126,9 @@ class TextToLoRA:
                 loaded; or the encoder is not as wide as the hypernetwork reads.
         """
         if self.checkpoint is None:
-            raise ShoalError(self._untrained())
+            raise ShoalError(str(self._identity))
         states = self.checkpoint.network.architecture.reads == "states"
-        return Emitter(self.checkpoint, self.encoder, self._loaded().read if states else None)
+        return Emitter(self.checkpoint, self.encoder, self._weights.read if states else None)
 
     @cached_property
     def skills(self) -> SkillDetector:
@@ -160,11 +141,11 @@ class TextToLoRA:
 
         Whatever is attached to it changes no adapter that is generated.
         """
-        return self._loaded().backbone
+        return self._weights.backbone
 
     @property
     def trained(self) -> bool:
-        """Whether adapters come from a trained hypernetwork."""
+        """True where adapters come from a trained hypernetwork."""
         return self.checkpoint is not None
 
     def generate(
@@ -197,8 +178,8 @@ class TextToLoRA:
             return self._with_inputs(self.generate_many([description])[0], asked)
         refined, records = self._refinement(examples)  # which may be refused, before the description is read
         adapter = self.generate_many([description])[0]
-        with self._refining:  # the adapter that is trained is attached to this backbone
-            adapter = refined(self._loaded().refined, adapter, records)
+        with self._weights.training() as backbone:
+            adapter = refined(backbone, adapter, records)
         return self._with_inputs(adapter, asked)
 
     def distil(
@@ -218,8 +199,8 @@ class TextToLoRA:
             ShoalError: the base model is damaged or not there.
         """
         asked = asked_for(check_description(description), inputs, labels, needed=True)
-        with self._refining:  # the adapter that is trained is attached to this backbone
-            lora, label_set, facts = distilled(self._loaded().refined, self._targets, self.config, asked)
+        with self._weights.training() as backbone:
+            lora, label_set, facts = distilled(backbone, self._targets, self.config, asked)
         base = {"base_model": self.shape.base_model, "rank": lora.rank, "modules": len(self._targets)}
         return GeneratedAdapter(
             asked.description,
@@ -248,14 +229,19 @@ class TextToLoRA:
             self._cache.clear()
 
     def facts(self) -> dict[str, Any]:
-        """What an adapter says of its generator."""
+        """The facts of the generator that each of its adapters carries."""
         base = {
             "base_model": self.shape.base_model,
             "rank": self.config.adapter_rank,
             "modules": len(self._targets),
         }
         if self.checkpoint is None:
-            return {**base, "trained": False, "adapter": "identity", "how_to_train": self._training_command()}
+            return {
+                **base,
+                "trained": False,
+                "adapter": "identity",
+                "how_to_train": self._identity.how_to_train,
+            }
         return {**base, "trained": True, "sha256": self.checkpoint.sha256}
 
     def save(self, directory: str | Path) -> None:
@@ -265,7 +251,7 @@ class TextToLoRA:
             ShoalError: there is no trained hypernetwork, or the directory cannot be written.
         """
         if self.checkpoint is None:
-            raise ShoalError(self._untrained())
+            raise ShoalError(str(self._identity))
         save_hypernetwork(self.checkpoint, Path(directory))
 
     @classmethod
@@ -283,7 +269,7 @@ class TextToLoRA:
         return cls(base_model or load_hypernetwork(Path(directory)).base_model, hypernetwork=directory)
 
     def _refinement(self, examples: Sequence[Example | tuple[str, str]]) -> tuple[Refine, list[Example]]:
-        """What refines an adapter, and the examples as records."""
+        """The function that refines an adapter, and the examples as records."""
         if self.checkpoint is None:
             raise UsageError(
                 f"{len(examples)} examples have no adapter to refine: no hypernetwork is trained for "
@@ -301,8 +287,8 @@ class TextToLoRA:
         """The adapter with the labels that are asked for, calibrated and trained on the inputs."""
         if not asked.inputs and not asked.calibrates:
             return replace(adapter, label_set=asked.label_set)
-        with self._refining:  # the adapter that is trained is attached to this backbone
-            lora, label_set, facts = with_inputs(self._loaded().refined, adapter, asked)
+        with self._weights.training() as backbone:
+            lora, label_set, facts = with_inputs(backbone, adapter, asked)
         return replace(
             adapter,
             lora=lora,
@@ -334,53 +320,13 @@ class TextToLoRA:
     def _emit(self, descriptions: Sequence[str]) -> tuple[list[LoRA], Sequence[Familiarity | None]]:
         """Adapters, and how near each one's description is to the training tasks."""
         if self.checkpoint is None:
-            self._say_identity()
-            return [self._identity] * len(descriptions), [None] * len(descriptions)
+            self._identity.warn()
+            return [self._identity.lora] * len(descriptions), [None] * len(descriptions)
         emission = self.emitter.emit(descriptions)
         rows = [emission.adapters.row(row).to("cpu") for row in range(len(descriptions))]
         if len(rows) > 1:  # copies: one kept row would keep the whole batch in memory
             rows = [lora.copy() for lora in rows]
         return rows, emission.familiarities or [None] * len(rows)
-
-    def _loaded(self) -> _Models:
-        with self._loading:
-            if self._models is None:
-                name = self.shape.base_model
-                self._models = _apart(load_backbone(name, device=self._device, dtype=self._dtype))
-            return self._models
-
-    def _say_identity(self) -> None:
-        """Warn, once for this process and base model, that adapters change nothing."""
-        if self.shape.base_model not in _identities:
-            _identities.add(self.shape.base_model)
-            log.warning("%s", "; ".join(["the adapter changes nothing", *self._misfits, self._untrained()]))
-
-    def _untrained(self) -> str:
-        return (
-            f"no hypernetwork is trained for {self.shape.base_model} with this configuration; "
-            f"train one with: {self._training_command()}"
-        )
-
-    def _training_command(self) -> str:
-        """The command that trains what is missing; DATA and OUT are the user's to fill in."""
-        flags = ["--base", self.shape.base_model]
-        for name, value in self.config.model_dump(exclude_defaults=True).items():
-            text = ",".join(value) if isinstance(value, tuple) else "none" if value is None else str(value)
-            flags += [f"--{name.replace('_', '-')}", text]
-        return f"shoal train text-to-lora {shlex.join(flags)} --tasks DATA --out OUT"
-
-
-def _apart(backbone: Backbone) -> _Models:
-    refined = backbone.twin()
-    return _Models(backbone, refined, refined.twin())
-
-
-def _within(config: TextToLoRAConfig, num_layers: int) -> TextToLoRAConfig:
-    """The configuration with at most as many layers as there are, where their number was left open."""
-    if "num_layers_to_adapt" in config.model_fields_set:
-        return config
-    layers = min(config.num_layers_to_adapt or num_layers, num_layers)
-    return config.model_copy(update={"num_layers_to_adapt": layers})
 
 
 def _own(adapter: GeneratedAdapter) -> GeneratedAdapter:

@@ -72,7 +72,7 @@ def fake_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shoal.text_to_lora.generator.TaskEncoder", FakeEncoder)
     monkeypatch.setattr("shoal.text_to_lora.generator.SkillDetector", FakeSkills)
     monkeypatch.setattr("shoal.text_to_lora.shipped.SHIPPED", tmp_path / "shipped")
-    monkeypatch.setattr("shoal.text_to_lora.generator._identities", set())
+    monkeypatch.setattr("shoal.text_to_lora.identity._said", set())
 
 
 @pytest.fixture(scope="module")
@@ -469,8 +469,10 @@ def test_a_loaded_base_model_is_shared(tiny_llama: Path, tmp_path: Path) -> None
     generator.generate("Sort the words.", EXAMPLES)
     assert generator.backbone is backbone
     weights = {w.data_ptr() for w in backbone.model.parameters()}
-    for own in generator._loaded():
-        assert {w.data_ptr() for w in own.model.parameters()} == weights
+    with generator._weights.training() as trained:
+        for own in (generator._weights.read, trained):
+            assert {w.data_ptr() for w in own.model.parameters()} == weights
+            assert own.model is not backbone.model
 
 
 def test_a_loaded_base_model_is_of_its_own_name_device_and_dtype(tiny_llama: Path) -> None:
