@@ -51,7 +51,7 @@ def benchmark(comparison: BenchmarkConfig, reporting: Reporting) -> Output:
             config,
             reporting.out,
             command=command,
-            on_method=lambda title: log.warning("measuring %s", title),
+            on_method=lambda title: log.info("measuring %s", title),
         )
     except KeyboardInterrupt:
         raise ShoalError(

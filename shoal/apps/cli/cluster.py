@@ -114,7 +114,8 @@ def application(arguments: Mapping[str, Any]) -> Application:
     from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
     deployment = Deployment.model_validate(arguments)
-    wanted, config = deployment.replicas, deployment.service
+    wanted = deployment.replicas
+    config = deployment.service
 
     def build() -> ASGIApp:
         return _Signed(deployment)
@@ -227,7 +228,8 @@ def _start_ray(deployment: Deployment) -> None:
 def _serve(deployment: Deployment) -> Output:
     from ray import serve
 
-    address, stopped = deployment.address, threading.Event()
+    address = deployment.address
+    stopped = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.set()

@@ -22,7 +22,7 @@ from shoal.apps.cli.model import (
 )
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.apps.cli.tasks import DEFINITION_HELP, TASKS_HELP, read_tasks
-from shoal.config import DEFAULT_MODEL
+from shoal.config import DEFAULT_MODEL, MIN_EXAMPLES
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REPORT_FILE, TABLE_FILE = "report.json", "report.md"
+REPORT_FILE = "report.json"
+TABLE_FILE = "report.md"
 
 
 class Scoring(BaseModel):
@@ -87,7 +88,8 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
     backbone = generator.backbone if generator else load(place)
     descriptions = _description_rows(generator.emitter, scoring, tasks) if generator else []
     methods = [*_base_rows(scoring), *adapters, *descriptions]
-    notes = {"seed": scoring.seed, "max_new_tokens": scoring.max_new_tokens}
+    far = _far(generator.emitter, tasks) if generator else []
+    notes = {"seed": scoring.seed, "max_new_tokens": scoring.max_new_tokens, "far_from_training": far}
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         row = bar.add_task("methods", total=len(methods))
         report = compare(
@@ -100,7 +102,16 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
             notes=notes,
             on_method=lambda result: bar.advance(row),
         )
-    return _output(report, scoring)
+    return _output(report, scoring, far)
+
+
+def _far(emitter: Emitter, tasks: Sequence[Task]) -> list[str]:
+    """Names of the tasks whose first description is far from every training task, where those are known."""
+    known = emitter.checkpoint.known_tasks
+    if known is None:
+        return []
+    found = known.compare(emitter.encoder.encode([task.descriptions[0] for task in tasks]))
+    return [task.name for task, one in zip(tasks, found, strict=True) if one.confidence < 1]
 
 
 def _base_rows(scoring: Scoring) -> list[Method]:
@@ -172,16 +183,22 @@ def _description_rows(emitter: Emitter, scoring: Scoring, tasks: Sequence[Task])
     return [*rows, gibberish_description(emitter, scoring.seed), no_description(emitter)]
 
 
-def _output(report: Report, scoring: Scoring) -> Output:
+def _output(report: Report, scoring: Scoring, far: Sequence[str]) -> Output:
     from shoal.evaluation.baselines import OTHER, RIGHT
     from shoal.evaluation.reports import cell
 
-    record, table = report.to_json(), report.to_markdown()
+    record = report.to_json()
+    table = report.to_markdown()
     if {RIGHT, OTHER} <= {result.name for result in report.results}:
         margin = report.difference(OTHER, RIGHT, "nll")
         record["steering_margin"] = asdict(margin)
         table += (
             f"\n\nSteering margin, NLL with another task's description minus its own: {cell(margin, 'nll')}"
+        )
+    if far:
+        table += (
+            f"\n\nFar from every training task, so a description alone may help little: {', '.join(far)}. "
+            f"Give {MIN_EXAMPLES} or more solved examples of them: shoal generate --examples FILE"
         )
     if scoring.out is None:
         return Output(record, table)

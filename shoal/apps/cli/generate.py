@@ -100,7 +100,8 @@ def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
 def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) -> str:
     from shoal.text_to_lora.generated_adapter import few_shot_note
 
-    lora, facts = adapter.lora, adapter.hypernetwork
+    lora = adapter.lora
+    facts = adapter.hypernetwork
     skills = ", ".join(f"{name} ({weight:.0%})" for name, weight in adapter.skills.weights.items())
     layers = len({t.layer for t in adapter.shape.targets if t.name in lora.factors})
     size = f"rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.factors)} modules in {layers} layers"

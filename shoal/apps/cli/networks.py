@@ -67,7 +67,8 @@ def set_fallback(given: Fallback) -> Output:
     from shoal.text_to_lora.checkpoint import HYPERNETWORK_FILES, load_hypernetwork, save_hypernetwork
 
     check_place(given.out, HYPERNETWORK_FILES)
-    network, adapter = load_hypernetwork(given.network), load_adapter(given.adapter)
+    network = load_hypernetwork(given.network)
+    adapter = load_adapter(given.adapter)
     if not adapter.made_for(network.base_model):
         raise UsageError(
             f"{given.adapter} is for {adapter.base_model}, not {network.base_model}; train another"

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-KEEP_ALIVE_SECONDS, LEAVING_SECONDS = 15, 20
+KEEP_ALIVE_SECONDS = 15
+LEAVING_SECONDS = 20
 
 
 class Address(BaseModel):

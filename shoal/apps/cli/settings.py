@@ -79,7 +79,8 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
     parts = {n: part for n, hint in hints.items() if n != "return" and (part := _part(hint))}
 
     def run(**given: Any) -> None:
-        path, as_json = given.pop("config", None), given.pop("json")
+        path = given.pop("config", None)
+        as_json = given.pop("json")
         arguments = {name: given.pop(name) for name in plain}
         flags = {name: value for name, value in given.items() if value is not None}
         output = function(**arguments, **_build(parts, flags, path))
@@ -95,7 +96,8 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
             _keyword("config", Path | None, typer.Option(None, help=CONFIG_HELP, metavar="FILE"))
         )
     parameters.append(_keyword("json", bool, typer.Option(False, "--json", help="print one JSON object")))
-    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__name__ = function.__name__
+    run.__doc__ = function.__doc__
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run

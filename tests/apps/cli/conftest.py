@@ -9,16 +9,7 @@ from pathlib import Path
 import pytest
 
 from shoal.apps.cli import main as cli
-from tests.fixtures.cli import (
-    QUICK,
-    QUICK_NETWORK,
-    RULES,
-    WORDS,
-    Ended,
-    HashEncoder,
-    NoSkills,
-    Shoal,
-)
+from tests.fixtures.cli import QUICK, QUICK_NETWORK, RULES, WORDS, Ended, HashEncoder, NoSkills, Shoal
 
 
 @pytest.fixture

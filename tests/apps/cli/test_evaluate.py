@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.fixtures.cli import (
-    Shoal,
-    assert_one_line,
-)
+from shoal.text_to_lora.checkpoint import load_hypernetwork, save_hypernetwork
+from shoal.text_to_lora.familiarity import KnownTasks
+from tests.fixtures.cli import HashEncoder, Shoal, assert_one_line
 
 
 def test_evaluate(
@@ -66,3 +67,19 @@ def test_evaluate_reads_every_adapter_before_it_scores(
     (tmp_path / "each").mkdir()
     where = ("evaluate", "--base", tiny_llama, "--tasks", data, "--adapter", f"mine={tmp_path / 'each'}")
     assert_one_line(shoal(*where), 2, "no directory")
+
+
+def test_tasks_far_from_the_training_tasks_are_named(
+    shoal: Shoal, hypernetwork: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    checkpoint = load_hypernetwork(hypernetwork)
+    sense = torch.cat([torch.zeros(HashEncoder.dim), torch.ones(1)])  # nothing is nonsense
+    known = KnownTasks(("other",), torch.eye(1, HashEncoder.dim), near=0.0, far=0.01, sense=sense)
+    far = tmp_path / "far"
+    save_hypernetwork(dataclasses.replace(checkpoint, known_tasks=known), far, torch.bfloat16)
+    quick = ("--examples", 1, "--max-new-tokens", 2, "--shots", 0)
+    evaluate = ("evaluate", "--base", tiny_llama, "--tasks", data, "--hypernetwork", far, *quick)
+    ended = shoal(*evaluate)
+    assert ended.code == 0, ended.err
+    assert "may help little: first, last. Give 4 or more solved examples" in ended.out
+    assert shoal(*evaluate, "--json").record["notes"]["far_from_training"] == ["first", "last"]

@@ -10,10 +10,7 @@ from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_files import load_expert
 from shoal.models.backbone import load_backbone
 from shoal.transformer2.model import mlp_modules
-from tests.fixtures.cli import (
-    Shoal,
-    assert_one_line,
-)
+from tests.fixtures.cli import Shoal, assert_one_line
 
 
 def test_train_expert(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, cache: Path) -> None:

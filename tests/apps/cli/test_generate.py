@@ -12,16 +12,7 @@ import pytest
 
 from shoal.adapters.files import load_adapter
 from shoal.errors import ShoalError
-from tests.fixtures.cli import (
-    DESCRIPTION,
-    ROOT,
-    SMALL,
-    WORDS,
-    Ended,
-    Shoal,
-    assert_one_line,
-    untouched,
-)
+from tests.fixtures.cli import DESCRIPTION, ROOT, SMALL, WORDS, Ended, Shoal, assert_one_line, untouched
 
 
 def test_generate_then_ask(shoal: Shoal, hypernetwork: Path, tiny_llama: Path, tmp_path: Path) -> None:

@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 
 from shoal.models.backbone import DEFAULT_MODEL
-from tests.fixtures.cli import (
-    DESCRIPTION,
-    QUICK,
-    SMALL,
-    Shoal,
-    assert_one_line,
-    untouched,
-)
+from tests.fixtures.cli import DESCRIPTION, QUICK, SMALL, Shoal, assert_one_line, untouched
 
 
 def test_models(shoal: Shoal) -> None:

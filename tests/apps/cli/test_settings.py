@@ -15,11 +15,7 @@ from shoal.config import (
     LoraTrainingConfig,
     TextToLoRAConfig,
 )
-from tests.fixtures.cli import (
-    ROOT,
-    Shoal,
-    assert_one_line,
-)
+from tests.fixtures.cli import ROOT, Shoal, assert_one_line
 
 NO_FLAGS = {
     ("train text-to-lora", "describe"),
