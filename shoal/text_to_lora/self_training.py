@@ -28,7 +28,7 @@ from shoal.training.imitation import Imitation, TaughtAnswer
 
 STEPS, LOOK_EVERY, BATCH_SIZE, LEARNING_RATE = 12, 6, 8, 1e-3
 MOST_OF_ONE = 0.8  # share of one label among the pseudo-labels, above which they are called collapsed
-LEAST_INFORMATION = 0.05  # share of the label entropy that the input must explain
+LEAST_INFORMATION = 0.08  # share of the label entropy that the input must explain
 
 
 @dataclass(frozen=True, eq=False)
