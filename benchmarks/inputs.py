@@ -93,7 +93,7 @@ def closed(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Namespa
         f"{T2L}, labels": scorer.labelled(own),
         f"{T2L}, labels, content-free": scorer.labelled(own, content_free=True),
     }
-    trained = self_train(backbone, own, label_set, inputs)
+    trained = self_train(backbone, own, label_set, inputs, description=description)
     rows[f"{TRAINED}, plain"] = scorer.plain(trained.lora)
     rows[f"{TRAINED}, labels"] = scorer.labelled(trained.lora)
     rows[f"{DESCRIBED}, labels"] = scorer.labelled(None, prefix=f"{description}\n\n")
@@ -102,11 +102,14 @@ def closed(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Namespa
     if args.plain:
         rows[f"{DESCRIBED}, plain"] = scorer.plain(None, prefix=f"{description}\n\n")
         rows[f"{SHARED}, plain"] = scorer.plain(generator.checkpoint.fallback)
-        rows[f"{WRONG_TRAINED}, plain"] = scorer.plain(self_train(backbone, other, label_set, inputs).lora)
+        rows[f"{WRONG_TRAINED}, plain"] = scorer.plain(
+            self_train(backbone, other, label_set, inputs, description=wrong).lora
+        )
     guard = {
         "steps": trained.steps,
         "reason": trained.reason,
         "information": round(trained.information, 3),
+        "kappa": trained.kappa,
         "agreement": [round(trained.agreement_before, 2), round(trained.agreement_after, 2)],
         "seconds": round(trained.seconds, 1),
     }

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from shoal.config import TextToLoRAConfig, Transformer2Config
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, UsageError, shorten
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
 from shoal.process import resident
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
@@ -59,12 +59,24 @@ class SakanaAIIntegration:
         self._requests = RequestLog()
         self._accuracy: float | None = None
 
-    def generate_adapter_from_text(self, prompt: str, model_path: str = DEFAULT_MODEL) -> dict[str, Any]:
+    def generate_adapter_from_text(
+        self,
+        prompt: str,
+        model_path: str = DEFAULT_MODEL,
+        *,
+        method: Literal["hypernetwork", "distil"] = "hypernetwork",
+        inputs: Sequence[str] = (),
+        labels: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
         """Generate one adapter from a task description; one that was asked before comes from a cache.
 
         Args:
             prompt: the task description, in English.
             model_path: alias, directory or hub id of the base model.
+            method: `distil` teaches the adapter what the base model answers to `inputs` with the prompt
+                before them: minutes, for any base model, without a hypernetwork.
+            inputs: of the task, without answers; see `TextToLoRA.generate` and `TextToLoRA.distil`.
+            labels: the answers that there are; None reads them from the prompt.
 
         Returns:
             `success` (bool), `duration` (seconds) and `adapter_info`: `prompt`, `detected_skills` (names, the
@@ -76,14 +88,20 @@ class SakanaAIIntegration:
             says what to do.
 
         Raises:
-            UsageError: the prompt or the model path cannot be used.
+            UsageError: the prompt, the model path, the method, the inputs or the labels cannot be used.
             ShoalError: a model or checkpoint is damaged.
         """
         path = str(model_path)
+        if method not in ("hypernetwork", "distil"):
+            raise UsageError(f"method {shorten(method)} is unknown; choose from hypernetwork, distil")
         with self._requests.request():
             if path not in self._generators:
                 self._generators[path] = TextToLoRA(path, self._text_to_lora_config, skills=self._skills)
-            adapter = self._generators[path].generate(prompt)
+            generator = self._generators[path]
+            if method == "distil":
+                adapter = generator.distil(prompt, inputs, labels=labels)
+            else:
+                adapter = generator.generate(prompt, inputs=inputs, labels=labels)
         return {"success": True, "duration": adapter.duration, "adapter_info": _info(adapter)}
 
     def create_transformer2_model(

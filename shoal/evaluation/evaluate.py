@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
+from shoal.evaluation.label_sets import SUFFIX, with_labels
 from shoal.evaluation.reports import METRICS, Answer, MethodResult, Report, mean_result, summarise
 from shoal.inference.generate import generate_greedy
 from shoal.inference.scoring import reference_losses
@@ -63,6 +64,7 @@ def evaluate(
     batch_size: int = 32,
     samples: int = 3,
     notes: dict[str, Any] | None = None,
+    label_sets: Mapping[str, Sequence[str]] | None = None,
     on_method: Callable[[MethodResult], None] = lambda result: None,
 ) -> Report:
     """Score every method on the first test examples of every task.
@@ -76,6 +78,9 @@ def evaluate(
         batch_size: requests that run together.
         samples: answers per task that the report keeps.
         notes: recorded in the report.
+        label_sets: task name -> its labels. Every method then has a second row, in which these tasks are
+            answered by calibrated likelihood of the labels, and the others as in the first; see
+            `shoal.evaluation.label_sets`.
         on_method: called with every finished method.
 
     Raises:
@@ -110,6 +115,9 @@ def evaluate(
             for (task, _, _), answer in zip(asked, scored, strict=True):
                 answers[task.name].append(answer)
         results.append(summarise(method.name, answers, samples))
+        if label_sets:
+            answers |= _labelled(backbone, tasks, method, answers, label_sets)
+            results.append(summarise(method.name + SUFFIX, answers, samples))
         on_method(results[-1])
     rows = tuple(results)
     return Report(backbone.shape.base_model, tuple(t.name for t in tasks), examples, rows, notes or {})
@@ -171,6 +179,24 @@ def _batchable(tasks: Sequence[Task], method: Method) -> list[list[tuple[Task, L
         lora = method.adapter(task)
         groups.setdefault(None if lora is None else frozenset(lora.factors), []).append((task, lora))
     return list(groups.values())
+
+
+def _labelled(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    method: Method,
+    answers: Mapping[str, list[Answer]],
+    label_sets: Mapping[str, Sequence[str]],
+) -> dict[str, list[Answer]]:
+    """The answers of the tasks that have label sets, each replaced by a label."""
+    pairs = [pair for group in _batchable(tasks, method) for pair in group]
+    return {
+        task.name: with_labels(
+            backbone, task, answers[task.name], label_sets[task.name], adapter, method.request
+        )
+        for task, adapter in pairs
+        if task.name in label_sets
+    }
 
 
 def _one_or_each(loras: Sequence[LoRA | None]) -> LoRA | list[LoRA] | None:

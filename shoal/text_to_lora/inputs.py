@@ -52,10 +52,15 @@ def asked_for(
     Raises:
         UsageError: as `check_inputs` and `check_labels`.
     """
-    given = LabelSet(labels=check_labels(labels)) if labels is not None and len(labels) else None
+    given = label_set_of(labels)
     label_set = described_labels(description) if labels is None else given
     checked = check_inputs(inputs) if len(inputs) or needed else ()
     return Asked(description, label_set, checked, given is not None)
+
+
+def label_set_of(labels: Sequence[str] | None) -> LabelSet | None:
+    """The set of given labels, without priors; None for none. Errors as `check_labels`."""
+    return LabelSet(labels=check_labels(labels)) if labels is not None and len(labels) else None
 
 
 def described_labels(description: str) -> LabelSet | None:
@@ -83,7 +88,7 @@ def with_inputs(
         update = {"priors": priors, "calibrated_on": "content-free texts"}
         return adapter.lora, label_set.model_copy(update=update), {}
     train = _needs_training("inputs")
-    found = train.self_train(backbone, adapter.lora, label_set, asked.inputs)
+    found = train.self_train(backbone, adapter.lora, label_set, asked.inputs, description=asked.description)
     return found.lora, found.label_set, {"self_training": facts_of(found)}
 
 

@@ -3,8 +3,8 @@
 The adapter scores every label on the user's inputs; the mean score of a label is its prior, and the
 calibrated label of each input is a pseudo-label. Some steps on these pairs put the calibration into the LoRA
 itself, so that any loader of a plain adapter has it. Guards keep the adapter as it was where the
-pseudo-labels do not depend on the input, where nearly all are the same, and where training does not bring
-plain answers nearer to them. Open answers are left alone.
+pseudo-labels hardly depend on the input and the prompted base model does not confirm them, where nearly all
+are the same, and where training does not bring plain answers nearer to them. Open answers are left alone.
 
 Source: Lee, "Pseudo-Label", ICML workshop 2013; calibration as in `shoal.inference.labels`.
 """
@@ -28,7 +28,8 @@ from shoal.training.imitation import Imitation, TaughtAnswer
 
 STEPS, LOOK_EVERY, BATCH_SIZE, LEARNING_RATE = 12, 6, 8, 1e-3
 MOST_OF_ONE = 0.8  # share of one label among the pseudo-labels, above which they are called collapsed
-LEAST_INFORMATION = 0.08  # share of the label entropy that the input must explain
+LEAST_INFORMATION = 0.08  # share of the label entropy that the input must explain, or else
+LEAST_KAPPA = 0.4  # agreement beyond chance with the prompted base model, likewise calibrated
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class SelfTraining:
         agreement_before: share of the inputs whose plain likeliest label is the calibrated one, at the start.
         agreement_after: the same, with the calibrated labels of the start, after the steps that are kept.
         largest_share: of one label among the pseudo-labels.
+        kappa: Cohen's kappa with the prompted base model's calibrated labels; None where it was not asked.
         information: share of the label entropy that the inputs explain, in [0, 1]; see `information`.
         reason: why the factors are as they were; None where training was kept.
         seconds: how long all of it took.
@@ -56,12 +58,19 @@ class SelfTraining:
     agreement_after: float
     largest_share: float
     information: float
+    kappa: float | None
     reason: str | None
     seconds: float
 
 
 def self_train(
-    backbone: Backbone, lora: LoRA, label_set: LabelSet, inputs: Sequence[str], *, steps: int = STEPS
+    backbone: Backbone,
+    lora: LoRA,
+    label_set: LabelSet,
+    inputs: Sequence[str],
+    *,
+    description: str,
+    steps: int = STEPS,
 ) -> SelfTraining:
     """Calibrate an adapter on inputs, and train it on the labels that it then gives, unless a guard objects.
 
@@ -70,6 +79,7 @@ def self_train(
         lora: the adapter to start from.
         label_set: its priors, if any, are measured again.
         inputs: checked, see `shoal.tasks.inputs.check_inputs`.
+        description: of the task, for the prompted base model's second opinion.
         steps: of training; 0 calibrates only.
 
     Raises:
@@ -84,7 +94,10 @@ def self_train(
     explained = information(scores - torch.tensor(priors))
     before = after = _agreement(scores, said)
     best, kept, own = lora, 0, scores
-    reason = _objection(largest, explained) if steps else "0 steps"
+    kappa = None
+    if steps and explained < LEAST_INFORMATION:  # faint, which need not be wrong
+        kappa = cohens_kappa(said, _second_opinion(backbone, labels, inputs, description), len(labels))
+    reason = _objection(largest, explained, kappa) if steps else "0 steps"
     if reason is None:
         completions = backbone.encode_completions(labels)
         taught = [TaughtAnswer(p, completions[i]) for p, i in zip(prompts, said, strict=True)]
@@ -112,6 +125,7 @@ def self_train(
         after,
         largest,
         explained,
+        kappa,
         reason,
         time.perf_counter() - started,
     )
@@ -128,15 +142,34 @@ def information(calibrated: Float[Tensor, "inputs labels"]) -> float:
     return float(((whole - _entropy(p).mean()) / whole.clamp(min=1e-9)).clamp(0, 1))
 
 
+def cohens_kappa(one: Sequence[int], other: Sequence[int], labels: int) -> float:
+    """Agreement of two raters beyond chance, at most 1 (Cohen 1960, equation 1); 0 where it always does."""
+    agreed = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+    chance = sum(one.count(x) * other.count(x) for x in range(labels)) / len(one) ** 2
+    return (agreed - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def _second_opinion(
+    backbone: Backbone, labels: Sequence[str], inputs: Sequence[str], description: str
+) -> list[int]:
+    """The calibrated labels of the base model with the description before each input."""
+    prompted = backbone.encode_prompts([f"{description}\n\n{text}" for text in inputs])
+    scores = label_log_likelihoods(backbone, prompted, labels)
+    return [labels.index(a.label) for a in answer_with_labels(labels, scores, label_priors(scores))]
+
+
 def _entropy(p: Tensor) -> Tensor:
     return -(p * p.clamp(min=1e-12).log()).sum(-1)
 
 
-def _objection(largest: float, explained: float) -> str | None:
+def _objection(largest: float, explained: float, kappa: float | None) -> str | None:
     if largest > MOST_OF_ONE:
         return f"{largest:.0%} of its calibrated answers are one label"
-    if explained < LEAST_INFORMATION:
-        return f"its calibrated answers hardly depend on the input ({explained:.0%} of the label entropy)"
+    if kappa is not None and kappa < LEAST_KAPPA:
+        return (
+            f"its calibrated answers hardly depend on the input ({explained:.0%} of the label entropy), and "
+            f"the prompted model's differ (kappa {kappa:.2f})"
+        )
     return None
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.errors import UsageError
 from shoal.inference.forward import answer_logits, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.training.lora import set_for_training
@@ -77,8 +78,12 @@ class Imitation:
             learning_rate: of every step; scale it from outside with `scale`.
             clip_norm: limit of the gradient norm.
             seed: of the order.
+
+        Raises:
+            UsageError: there are no answers.
         """
-        assert answers
+        if not answers:
+            raise UsageError("there are 0 answers to learn; at least 1 is needed, give some")
         self._backbone, self._answers, self._alpha = backbone, answers, lora.alpha
         self._batch_size, self._clip = min(batch_size, len(answers)), clip_norm
         self._names = list(lora.factors)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
+from shoal.apps.cli.generate import OPEN
 from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, usable_place, warn_of_another_base
 from shoal.apps.cli.settings import Output
 from shoal.apps.cli.tasks import solved_examples
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
+    from shoal.adapters.card import LabelSet
     from shoal.adapters.lora import LoRA
     from shoal.models.backbone import Backbone
 
@@ -45,6 +47,11 @@ class Asking(BaseModel):
     )
     strength: float = Field(1.0, ge=0, description="of an expert: 0 is the base model, 1 is as trained")
     hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
+    labels: tuple[str, ...] | None = Field(
+        None,
+        description="answer with the likeliest of these, separated by commas; by default the adapter's own "
+        "labels, if it has some; none lets it answer freely",
+    )
     max_new_tokens: int = Field(128, ge=1, description="limit of the answer, in tokens")
 
 
@@ -65,14 +72,23 @@ def ask(
             f"the request {text!r} is blank; at least 1 visible character is needed, ask something"
         )
     from shoal.inference.generate import generate_greedy
+    from shoal.inference.labels import choose_labels
+    from shoal.text_to_lora.inputs import label_set_of
 
-    backbone, lora, facts = _chosen(place, choice)
+    given = label_set_of(() if choice.labels == OPEN else choice.labels)
+    backbone, lora, facts, own = _chosen(place, choice)
+    label_set = own if choice.labels is None else given
+    likely: dict[str, float] | None = None
     expert: dict[str, Any] = {}
     started = time.perf_counter()
     with ExitStack() as stack:
         if choice.transformer2 or choice.expert is not None:
             expert = _attach_expert(stack, backbone, text, choice)
-        answer = generate_greedy(backbone, [text], lora, max_new_tokens=choice.max_new_tokens)[0]
+        if label_set is None:
+            answer = generate_greedy(backbone, [text], lora, max_new_tokens=choice.max_new_tokens)[0]
+        else:
+            chosen = choose_labels(backbone, backbone.encode_prompts([text]), label_set, lora)[0]
+            answer, likely = chosen.label, dict(chosen.probabilities)
     seconds = time.perf_counter() - started
     record = {
         "request": text,
@@ -81,6 +97,7 @@ def ask(
         "description": choice.describe,
         "adapter": str(choice.adapter) if choice.adapter else None,
         "hypernetwork": facts,
+        "labels": likely,
         **expert,
         "seconds": seconds,
     }
@@ -130,11 +147,12 @@ def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Aski
 
 
 class _Chosen(NamedTuple):
-    """What answers: the base model, its adapter, and what is known of that adapter's generator."""
+    """What answers: the base model, its adapter, what is known of that one's generator, and its labels."""
 
     backbone: Backbone
     lora: LoRA | None
     facts: Mapping[str, Any] | None
+    label_set: LabelSet | None
 
 
 def _chosen(place: Place, choice: Asking) -> _Chosen:
@@ -148,7 +166,8 @@ def _chosen(place: Place, choice: Asking) -> _Chosen:
         if place.base is None and stored.base_model is None:
             log.warning("%s names no base model; it is put on %s", choice.adapter, DEFAULT_MODEL)
         warn_of_another_base(stored, place.base, choice.adapter)
-        return _Chosen(load(place, place.base or stored.base_model), stored.lora, None)
+        labels = stored.card.label_set if stored.card else None
+        return _Chosen(load(place, place.base or stored.base_model), stored.lora, None, labels)
     if choice.describe is not None:
         from shoal.text_to_lora.encoders.sentence import check_description
         from shoal.text_to_lora.generator import TextToLoRA
@@ -162,5 +181,5 @@ def _chosen(place: Place, choice: Asking) -> _Chosen:
         adapter = generator.generate(choice.describe, solved)
         for note in adapter.notes if adapter.trained else ():  # else the generator has said so
             log.warning("%s", note)
-        return _Chosen(generator.backbone, adapter.lora, adapter.hypernetwork)
-    return _Chosen(load(place), None, None)
+        return _Chosen(generator.backbone, adapter.lora, adapter.hypernetwork, adapter.label_set)
+    return _Chosen(load(place), None, None, None)

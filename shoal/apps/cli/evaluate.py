@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -57,6 +57,11 @@ class Scoring(BaseModel):
     shots: int = Field(
         3, ge=0, description="solved examples in the prompt of the few-shot row; 0 leaves it out"
     )
+    labels: bool = Field(
+        False,
+        description="a second row for every method, in which tasks whose first description names all answers "
+        "are answered by calibrated likelihood of these labels",
+    )
     max_new_tokens: int = Field(48, ge=1, description="limit of an answer, in tokens")
     batch_size: int = Field(32, ge=1, description="requests that run together")
     seed: int = Field(0, ge=0, description="of the few-shot examples and of the gibberish description")
@@ -83,19 +88,30 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
     from rich.progress import Progress
 
     from shoal.evaluation.evaluate import evaluate as compare
+    from shoal.evaluation.label_sets import described_label_sets
 
+    label_sets = described_label_sets(tasks) if scoring.labels else None
+    if label_sets is not None and not label_sets:
+        log.warning("no task's first description names all answers: --labels adds no rows")
     generator = _generator(place, scoring)
     backbone = generator.backbone if generator else load(place)
     descriptions = _description_rows(generator.emitter, scoring, tasks) if generator else []
     methods = [*_base_rows(scoring), *adapters, *descriptions]
     far = _far(generator.emitter, tasks) if generator else []
-    notes = {"seed": scoring.seed, "max_new_tokens": scoring.max_new_tokens, "far_from_training": far}
+    notes: dict[str, Any] = {
+        "seed": scoring.seed,
+        "max_new_tokens": scoring.max_new_tokens,
+        "far_from_training": far,
+    }
+    if label_sets:
+        notes["label_sets"] = {name: list(labels) for name, labels in label_sets.items()}
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         row = bar.add_task("methods", total=len(methods))
         report = compare(
             backbone,
             tasks,
             methods,
+            label_sets=label_sets,
             examples=scoring.examples,
             max_new_tokens=scoring.max_new_tokens,
             batch_size=scoring.batch_size,

@@ -13,12 +13,14 @@ from pydantic import Field
 from shoal.apps.cli.model import HYPERNETWORK_HELP, GeneratedSizes, Place, usable_place
 from shoal.apps.cli.settings import Output
 from shoal.apps.cli.tasks import better, solved_examples
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
     from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 
 log = logging.getLogger(__name__)
+
+OPEN = ("none",)  # as labels: answers are not closed
 
 
 class Generating(Place):
@@ -32,6 +34,21 @@ class Generating(Place):
         description="JSONL of at least 4 solved examples (`input`, `output`) to train the adapter on for "
         "some seconds; loads the base model",
     )
+    inputs: Path | None = Field(
+        None,
+        description="at least 4 inputs without answers, one per line or JSONL (`input`), on which labels are "
+        "calibrated and the adapter trained for some seconds; loads the base model",
+    )
+    labels: tuple[str, ...] | None = Field(
+        None,
+        description="the answers that there are, separated by commas; by default what the description names; "
+        "none leaves the answers open",
+    )
+    distil: bool = Field(
+        False,
+        description="with --inputs: no hypernetwork; teach the adapter what the base model answers with the "
+        "description in its prompt, in minutes, for any base model",
+    )
 
 
 def generate(
@@ -41,24 +58,35 @@ def generate(
 ) -> Output:
     """Turn a task description into a LoRA adapter.
 
-    The base model's weights are loaded only if the hypernetwork reads its states, or with --examples.
+    The base model's weights are loaded only if the hypernetwork reads its states, or with --examples,
+    --inputs, --labels or --distil.
     """
     from shoal.adapters.files import ADAPTER_FILES
     from shoal.files import check_place, check_writable
+    from shoal.tasks.inputs import read_inputs
     from shoal.text_to_lora.encoders.sentence import check_description
     from shoal.text_to_lora.generator import TextToLoRA
 
+    if files.distil and (files.inputs is None or files.examples or files.hypernetwork):
+        raise UsageError(
+            "--distil learns from --inputs alone; give that file, and leave --examples and --hypernetwork out"
+        )
     if files.out is not None:  # what is refused is refused before any work
         check_place(files.out, ADAPTER_FILES)
     if files.gguf is not None:
         check_writable(files.gguf)
     check_description(description)
     solved = solved_examples(files.examples, description) if files.examples else ()
+    inputs = read_inputs(files.inputs) if files.inputs else ()
+    labels = () if files.labels == OPEN else files.labels
     chosen = usable_place(files)
     generator = TextToLoRA(
         files.base, sizes, device=chosen.device, dtype=chosen.dtype, hypernetwork=files.hypernetwork
     )
-    adapter = generator.generate(description, solved)
+    if files.distil:
+        adapter = generator.distil(description, inputs, labels=labels)
+    else:
+        adapter = generator.generate(description, solved, inputs=inputs, labels=labels)
     _write(adapter, files)
     written = {name: str(path) for name, path in (("gguf", files.gguf), ("out", files.out)) if path}
     record = {
@@ -68,6 +96,7 @@ def generate(
         "alpha": adapter.lora.alpha,
         "modules": len(adapter.lora.factors),
         "hypernetwork": adapter.hypernetwork,
+        "label_set": adapter.label_set.model_dump(mode="json") if adapter.label_set else None,
         "seconds": adapter.duration,
         "written": written,
         "notes": adapter.notes,
@@ -98,7 +127,7 @@ def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
 
 
 def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) -> str:
-    from shoal.text_to_lora.generated_adapter import few_shot_note
+    from shoal.text_to_lora.generated_adapter import distilled_note, few_shot_note, self_training_note
 
     lora = adapter.lora
     facts = adapter.hypernetwork
@@ -113,6 +142,9 @@ def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) ->
         "trained": "yes" if adapter.trained else "no",
         "nearest task": _nearest(facts),
         "examples": few_shot_note(facts["few_shot"]) if "few_shot" in facts else None,
+        "labels": ", ".join(adapter.label_set.labels) if adapter.label_set else None,
+        "inputs": self_training_note(facts["self_training"]) if "self_training" in facts else None,
+        "distilled": distilled_note(facts["distilled"]) if "distilled" in facts else None,
         "generated in": f"{adapter.duration * 1000:.0f} ms",
         "written to": ", ".join(written.values()) or "nowhere; give --out DIR",
         "note": " ".join(adapter.notes),
