@@ -25,14 +25,14 @@ from shoal.files import write_file
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Split, Task, remove_leaks
 from shoal.tasks.procedural.catalogue import procedural_tasks
-from shoal.tasks.procedural.derived import made_of
+from shoal.tasks.procedural.derived import derived_tasks
 from shoal.text_to_lora.checkpoint import load_hypernetwork
 from shoal.text_to_lora.recipe import (
-    load_start,
     make_hypernetwork,
     make_hypernetwork_from_adapters,
     make_lora,
 )
+from shoal.text_to_lora.starts import load_start
 
 WARMUP = 0.04  # of the steps: few of a short run
 Recipe = Mapping[str, Any]
@@ -178,7 +178,7 @@ def training_tasks(split: Split, recipe: Recipe, seed: int = 0) -> list[Task]:
 def with_made_ones(tasks: Sequence[Task], split: Split, recipe: Recipe, share: float = 1) -> Sequence[Task]:
     """The tasks, their relabelled copies and, in that share, others made of them, as the recipe has them."""
     sets, texts = (round(share * recipe.get(name, 0)) for name in ("label_sets", "rewrites"))
-    made = made_of(tasks, copies=recipe["relabelled"], sets=sets, texts=texts)
+    made = derived_tasks(tasks, copies=recipe["relabelled"], sets=sets, texts=texts)
     return remove_leaks([*tasks, *made], split.validation)
 
 

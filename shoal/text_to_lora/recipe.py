@@ -6,10 +6,8 @@ refused before it trains. Checkpoints and logs go to a folder of their own, from
 
 from __future__ import annotations
 
-import logging
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +15,22 @@ import torch
 from accelerate import PartialState
 
 from shoal.adapters.card import AdapterCard
-from shoal.adapters.files import ADAPTER_FILES, StoredAdapter, load_adapter, save_adapter
+from shoal.adapters.files import ADAPTER_FILES, save_adapter
 from shoal.adapters.lora import LoRA
 from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToLoRAConfig
-from shoal.errors import UsageError
 from shoal.files import check_place
 from shoal.models.backbone import Backbone, BackboneShape
 from shoal.tasks.loading import Task
-from shoal.tasks.procedural.relabel import is_copy
-from shoal.text_to_lora.checkpoint import (
-    CONFIG_FILE,
-    HYPERNETWORK_FILES,
-    HypernetworkCheckpoint,
-    load_hypernetwork,
-    save_hypernetwork,
-)
+from shoal.text_to_lora.checkpoint import HYPERNETWORK_FILES, HypernetworkCheckpoint, save_hypernetwork
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
-from shoal.text_to_lora.familiarity import KnownTasks
 from shoal.text_to_lora.hypernetwork import Hypernetwork
-from shoal.text_to_lora.nonsense import gibberish, vocabulary, word_salad
+from shoal.text_to_lora.known_tasks import known_tasks
 from shoal.text_to_lora.shipped import new_hypernetwork
+from shoal.text_to_lora.starts import Start, check_sizes, check_start, lora_of, origin, same_weights
 from shoal.text_to_lora.train import train_hypernetwork, train_reconstruction
 from shoal.training.checkpoints import check_run_folder
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora
-
-log = logging.getLogger(__name__)
-
-Start = StoredAdapter | HypernetworkCheckpoint  # what a hypernetwork's training may go on from
-DESCRIPTIONS_A_TASK = 24  # that familiarity is measured on
-LEAST_NONSENSE, MOST_NONSENSE = 100, 1000  # texts of each kind; between these, one for every 4 descriptions
 
 
 def make_lora(
@@ -88,14 +72,14 @@ def make_lora(
         training,
         rank=sizes.adapter_rank,
         alpha=sizes.adapter_alpha,
-        start=_lora_of(start),
+        start=lora_of(start),
         held_out=held_out,
         show_progress=show_progress,
     )
     one = len(tasks) == 1
     notes = [f"Trained on {tasks[0].name}." if one else f"Trained on {len(tasks)} tasks."]
     if start is not None:
-        notes.append(_before(start))
+        notes.append(origin(start))
     card = AdapterCard(
         generator="lora training" if one else "multi-task lora training",
         trained=True,
@@ -115,8 +99,8 @@ def check_lora_training(
     """Refuse before the base model is loaded what `make_lora` would refuse after; as there."""
     check_place(directory, ADAPTER_FILES)
     check_run_folder(run, directory)
-    _check_start(start, shape)
-    _check_sizes(_lora_of(start), sizes)
+    check_start(start, shape)
+    check_sizes(lora_of(start), sizes)
     shape.select(sizes.target_modules, sizes.num_layers_to_adapt)
 
 
@@ -124,18 +108,7 @@ def check_network_training(shape: BackboneShape, directory: Path, *, run: Path, 
     """Refuse before the base model is loaded what `make_hypernetwork` would refuse after; as there."""
     check_place(directory, HYPERNETWORK_FILES)
     check_run_folder(run, directory)
-    _check_start(start, shape)
-
-
-def load_start(directory: Path) -> Start:
-    """The adapter or the hypernetwork of a directory.
-
-    Raises:
-        ShoalError: it holds neither, or one that is damaged.
-    """
-    if (directory / CONFIG_FILE).is_file():
-        return load_hypernetwork(directory)
-    return load_adapter(directory)
+    check_start(start, shape)
 
 
 def make_hypernetwork(
@@ -173,22 +146,22 @@ def make_hypernetwork(
         ShoalError: as `train_hypernetwork` and `save_hypernetwork`.
     """
     check_network_training(backbone.shape, directory, run=run, start=start)
-    encoder = TaskEncoder()
-    network = _fresh(backbone.shape, sizes, encoder, training.seed, start)
-    summary = train_hypernetwork(
-        network,
-        backbone,
-        encoder,
-        _described(tasks, max_descriptions),
-        run,
-        training,
-        held_out=_described(held_out, 1),  # the monitor reads the first
-        monitor_size=monitor_examples,
-        show_progress=show_progress,
-    )
-    facts = _provenance(summary, tasks, training, start, max_descriptions)
-    _write(network, backbone.shape, encoder, tasks, directory, facts)
-    return summary
+
+    def train(network: Hypernetwork, encoder: TaskEncoder) -> RunSummary:
+        return train_hypernetwork(
+            network,
+            backbone,
+            encoder,
+            _described(tasks, max_descriptions),
+            run,
+            training,
+            held_out=_described(held_out, 1),  # the monitor reads the first
+            monitor_size=monitor_examples,
+            show_progress=show_progress,
+        )
+
+    network = _Network(backbone.shape, sizes, training, start, tasks, max_descriptions)
+    return network.trained(train, directory)
 
 
 def make_hypernetwork_from_adapters(
@@ -204,138 +177,86 @@ def make_hypernetwork_from_adapters(
     max_descriptions: int | None = None,
     show_progress: bool = True,
 ) -> RunSummary:
-    """Train a hypernetwork to reproduce one adapter a task, and write it.
+    """Train a hypernetwork to reproduce one adapter per task, and write it.
 
     Args and errors as `make_hypernetwork`; `adapters` go task by task. A head that reads the base model's
     states needs the model, the others its shape alone.
     """
     backbone, shape = (base, base.shape) if isinstance(base, Backbone) else (None, base)
     check_network_training(shape, directory, run=run, start=start)
-    encoder = TaskEncoder()
-    network = _fresh(shape, sizes, encoder, training.seed, start)
-    described = _described(tasks, max_descriptions)
-    summary = train_reconstruction(
-        network, encoder, described, adapters, run, training, backbone=backbone, show_progress=show_progress
-    )
-    facts = _provenance(summary, tasks, training, start, max_descriptions)
-    _write(network, shape, encoder, tasks, directory, facts)
-    return summary
 
-
-def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | None:
-    """Where training tasks are, by their first descriptions, and what tells those from nonsense.
-
-    Tasks made of others' examples are no places, as copies are beside their originals and no unseen task is
-    beside a trained one; but what describes them is no nonsense. None, with a warning, where that tells
-    nothing: a few tasks are as far from one another as from nonsense.
-    """
-    originals = [task for task in tasks if not is_copy(task)]
-    texts = [list(task.descriptions[:DESCRIPTIONS_A_TASK]) for task in originals]
-    made = [text for task in tasks if is_copy(task) for text in task.descriptions[:DESCRIPTIONS_A_TASK]]
-    log.info("measuring how far the descriptions of %d tasks are from one another", len(tasks))
-    words = vocabulary(texts)
-    read = encoder.encode([*(text for own in texts for text in own), *made])
-    own, others = read.split([sum(map(len, texts)), len(made)])
-    chance = random.Random("known tasks")
-    count = min(MOST_NONSENSE, max(LEAST_NONSENSE, sum(map(len, texts)) // 4))
-    lengths = [chance.randint(3, 16) for _ in range(count)]
-    letters = [gibberish(f"known tasks/{number}", length) for number, length in enumerate(lengths)]
-    salad = [word_salad(f"known tasks/{number}", words, length) for number, length in enumerate(lengths)]
-    try:
-        return KnownTasks.measure(
-            [task.name for task in originals],
-            list(own.split([len(some) for some in texts])),
-            encoder.encode(letters),
-            encoder.encode(salad),
-            others if made else None,
-        )
-    except UsageError as error:
-        log.warning("the hypernetwork cannot tell how near a description is to its tasks: %s", error)
-        return None
-
-
-def _fresh(
-    shape: BackboneShape,
-    sizes: TextToLoRAConfig,
-    encoder: TaskEncoder,
-    seed: int,
-    start: Start | None,
-) -> Hypernetwork:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = new_hypernetwork(shape, sizes, encoder.dim)
-    before = _lora_of(start)
-    if isinstance(start, HypernetworkCheckpoint) and _same_weights(network, start.network):
-        network.load_state_dict(start.network.state_dict())
-    elif before is not None:
-        network.start_from(before)
-    return network
-
-
-def _lora_of(start: Start | None) -> LoRA | None:
-    """The adapter to start from; of a hypernetwork, its shared one."""
-    if isinstance(start, HypernetworkCheckpoint):
-        return start.network.offset_lora()
-    return start.lora if start is not None else None
-
-
-def _same_weights(one: Hypernetwork, other: Hypernetwork) -> bool:
-    """Whether the weights of one make sense in the other."""
-    shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (one, other)]
-    means = [(net.targets, net.architecture.head, net.architecture.alpha) for net in (one, other)]
-    return means[0] == means[1] and shapes[0] == shapes[1]
-
-
-def _check_start(start: Start | None, shape: BackboneShape) -> None:
-    if start is not None and not start.made_for(shape.base_model):
-        raise UsageError(
-            f"what training is to start from is for {start.base_model}, not {shape.base_model}; train one "
-            "for it"
+    def train(network: Hypernetwork, encoder: TaskEncoder) -> RunSummary:
+        return train_reconstruction(
+            network,
+            encoder,
+            _described(tasks, max_descriptions),
+            adapters,
+            run,
+            training,
+            backbone=backbone,
+            show_progress=show_progress,
         )
 
-
-def _check_sizes(start: LoRA | None, sizes: TextToLoRAConfig) -> None:
-    """Rank and alpha are those of the adapter at the start: others that were asked for cannot be had."""
-    if start is None:
-        return
-    for name, has in (("adapter_rank", start.rank), ("adapter_alpha", start.alpha)):
-        asked = getattr(sizes, name)
-        if name in sizes.model_fields_set and asked != has:
-            raise UsageError(f"{name} {asked:g}: the LoRA to start from has {has:g}; leave it out")
+    network = _Network(shape, sizes, training, start, tasks, max_descriptions)
+    return network.trained(train, directory)
 
 
-def _before(start: Start) -> str:
-    """What the adapter that training went on from had behind it."""
-    if isinstance(start, HypernetworkCheckpoint):
-        return "It went on from the shared adapter of a hypernetwork."
-    tokens = None if start.card is None else start.card.scores.get("training tokens")
-    return "It went on from an adapter" + (f" of {tokens:,.0f} training tokens." if tokens else ".")
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """A hypernetwork before its training: all that decides its weights at the start and its provenance."""
+
+    shape: BackboneShape
+    sizes: TextToLoRAConfig
+    training: HypernetworkTrainingConfig
+    start: Start | None
+    tasks: Sequence[Task]
+    max_descriptions: int | None
+
+    def trained(
+        self, train: Callable[[Hypernetwork, TaskEncoder], RunSummary], directory: Path
+    ) -> RunSummary:
+        """Train it by a function, and write it with what is known of its tasks."""
+        encoder = TaskEncoder()
+        network = self._fresh(encoder)
+        summary = train(network, encoder)
+        if PartialState().is_main_process:
+            known = known_tasks(encoder, self.tasks)
+            facts = self._provenance(summary)
+            checkpoint = HypernetworkCheckpoint(
+                network, self.shape.base_model, encoder.name, True, facts, known
+            )
+            save_hypernetwork(checkpoint, directory, torch.bfloat16)
+        return summary
+
+    def _fresh(self, encoder: TaskEncoder) -> Hypernetwork:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.training.seed)
+            network = new_hypernetwork(self.shape, self.sizes, encoder.dim)
+        before = lora_of(self.start)
+        if isinstance(self.start, HypernetworkCheckpoint) and same_weights(network, self.start.network):
+            network.load_state_dict(self.start.network.state_dict())
+        elif before is not None:
+            network.start_from(before)
+        return network
+
+    def _provenance(self, summary: RunSummary) -> dict[str, Any]:
+        before: Mapping[str, Any] | None = None
+        if isinstance(self.start, HypernetworkCheckpoint):
+            before = {"generator": "hypernetwork", **self.start.provenance}
+        elif self.start is not None and self.start.card is not None:
+            before = self.start.card.model_dump(mode="json")
+        return {
+            **asdict(summary),
+            "seed": self.training.seed,
+            "tasks": len(self.tasks),
+            "max_descriptions": self.max_descriptions,
+            "start": before,
+            "config": self.training.model_dump(mode="json"),
+        }
 
 
 def _described(tasks: Sequence[Task], limit: int | None) -> list[Task]:
     return [replace(task, descriptions=task.descriptions[:limit]) for task in tasks]
-
-
-def _provenance(
-    summary: RunSummary,
-    tasks: Sequence[Task],
-    training: HypernetworkTrainingConfig,
-    start: Start | None,
-    max_descriptions: int | None,
-) -> dict[str, Any]:
-    before: Mapping[str, Any] | None = None
-    if isinstance(start, HypernetworkCheckpoint):
-        before = {"generator": "hypernetwork", **start.provenance}
-    elif start is not None and start.card is not None:
-        before = start.card.model_dump(mode="json")
-    return {
-        **asdict(summary),
-        "seed": training.seed,
-        "tasks": len(tasks),
-        "max_descriptions": max_descriptions,
-        "start": before,
-        "config": training.model_dump(mode="json"),
-    }
 
 
 def _measured(summary: RunSummary) -> Mapping[str, float]:
@@ -345,18 +266,3 @@ def _measured(summary: RunSummary) -> Mapping[str, float]:
         "training seconds": summary.seconds,
         "training loss": summary.final_loss,
     }
-
-
-def _write(
-    network: Hypernetwork,
-    shape: BackboneShape,
-    encoder: TaskEncoder,
-    tasks: Sequence[Task],
-    directory: Path,
-    provenance: Mapping[str, Any],
-) -> None:
-    if not PartialState().is_main_process:
-        return
-    known = known_tasks(encoder, tasks)
-    checkpoint = HypernetworkCheckpoint(network, shape.base_model, encoder.name, True, provenance, known)
-    save_hypernetwork(checkpoint, directory, torch.bfloat16)

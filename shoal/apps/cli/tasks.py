@@ -105,7 +105,7 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
         raise UsageError("there is nothing to train on: give --tasks, or --procedural for tasks made in code")
     from shoal.tasks.loading import remove_leaks
     from shoal.tasks.procedural.catalogue import procedural_tasks
-    from shoal.tasks.procedural.derived import made_of
+    from shoal.tasks.procedural.derived import derived_tasks
 
     filed: tuple[Task, ...] = ()
     held_out: tuple[Task, ...] = ()
@@ -118,7 +118,7 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
         procedural = tuple(procedural_tasks(size=data.procedural, test_size=data.procedural // 8))
     filed, held_out, procedural = _named((filed, held_out, procedural), data.task)
     own = (*filed, *procedural)
-    made = made_of(own, copies=data.relabelled, sets=data.label_sets, texts=data.rewrites)
+    made = derived_tasks(own, copies=data.relabelled, sets=data.label_sets, texts=data.rewrites)
     return remove_leaks((*own, *made), held_out) if procedural or made else filed, held_out
 
 

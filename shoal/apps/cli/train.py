@@ -87,7 +87,8 @@ def train_text_to_lora(
     check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
     _check_objective(training, steering)
     tasks, held_out = divided(data)
-    from shoal.text_to_lora.recipe import check_network_training, load_start, make_hypernetwork
+    from shoal.text_to_lora.recipe import check_network_training, make_hypernetwork
+    from shoal.text_to_lora.starts import load_start
 
     shape = shape_of(place)
     common: dict[str, Any] = {
@@ -151,7 +152,8 @@ def _train_adapter(
     held_out: Sequence[Task],
 ) -> Output:
     check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
-    from shoal.text_to_lora.recipe import check_lora_training, load_start, make_lora
+    from shoal.text_to_lora.recipe import check_lora_training, make_lora
+    from shoal.text_to_lora.starts import load_start
 
     start = load_start(data.start) if data.start else None
     check_lora_training(shape_of(place), data.out, sizes=sizes, run=data.run_folder, start=start)

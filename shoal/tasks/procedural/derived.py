@@ -1,4 +1,4 @@
-"""All kinds of tasks that are made of other tasks' examples, in the numbers that are asked for."""
+"""Tasks of all kinds derived from other tasks' examples, in the numbers that are asked for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from shoal.tasks.procedural.rewrites import rewrites
 from shoal.tasks.records import Task
 
 
-def made_of(tasks: Sequence[Task], *, copies: int = 0, sets: int = 0, texts: int = 0) -> list[Task]:
-    """Tasks made of these.
+def derived_tasks(tasks: Sequence[Task], *, copies: int = 0, sets: int = 0, texts: int = 0) -> list[Task]:
+    """Tasks derived from these.
 
     Args:
         tasks: whose training examples are used.

@@ -14,7 +14,7 @@ from shoal.errors import UsageError
 from shoal.tasks.procedural.catalogue import procedural_tasks
 from shoal.tasks.procedural.relabel import is_copy, relabel
 from shoal.tasks.records import Example, Task
-from shoal.text_to_lora.recipe import known_tasks
+from shoal.text_to_lora.known_tasks import known_tasks
 
 CLOSED = procedural_tasks(["number-parity", "review-sentiment", "sentence-type", "price-class"], size=60)
 
