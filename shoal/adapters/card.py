@@ -1,4 +1,4 @@
-"""What an adapter is and where it came from: facts for machines, and the same as a model card for people.
+"""Facts and provenance of an adapter: as data for machines, and as a model card for people.
 
 Knows text only: no tensors, no files.
 """
@@ -61,7 +61,7 @@ class AdapterCard(BaseModel):
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What the files of an adapter directory hold.
+    """Facts of an adapter directory's files.
 
     Attributes:
         base_model: hub id or path of the model that it adapts.

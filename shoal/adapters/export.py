@@ -46,7 +46,7 @@ def _split_fused(b: Float[Tensor, "out rank"], heads: int) -> Float[Tensor, "out
 
 @dataclass(frozen=True)
 class GgufFamily:
-    """How llama.cpp stores a family.
+    """The layout of a family in llama.cpp.
 
     Attributes:
         architecture: its name in GGUF.

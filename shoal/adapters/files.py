@@ -53,7 +53,7 @@ class StoredAdapter:
     card: AdapterCard | None
 
     def made_for(self, base_model: str) -> bool:
-        """Whether it is for this base model, or names none."""
+        """True where it is for this base model, or names none."""
         return self.base_model in (None, base_model)
 
 

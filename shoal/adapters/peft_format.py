@@ -50,7 +50,7 @@ _HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "lora_ga")
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which modules of a model an adapter directory holds.
+    """The modules of a model that an adapter directory holds.
 
     Loaders know an adapter by module types and layers, so each of the types is there in each of the layers.
 
@@ -70,7 +70,7 @@ class Coverage:
 
 
 def cover(lora: LoRA, shape: BackboneShape, *, pad_layers: bool = False) -> Coverage:
-    """What must be written of an adapter.
+    """The modules of which an adapter directory must hold factors.
 
     Args:
         lora: the adapter.

@@ -34,7 +34,7 @@ class Decomposition(NamedTuple):
 
     @property
     def full(self) -> bool:
-        """Whether no component was dropped."""
+        """True where no component was dropped."""
         return self.s.numel() == min(self.u.shape[0], self.vt.shape[1])
 
     def truncated(self, components: int | None) -> Decomposition:
@@ -113,7 +113,7 @@ class ExpertVector:
 
     @property
     def batch(self) -> int | None:
-        """How many experts this is; None for a single one."""
+        """Number of experts; None for a single one."""
         first = next(iter(self.z.values()))
         return first.shape[0] if first.dim() == 2 else None
 
@@ -164,7 +164,7 @@ class ExpertVector:
     __rmul__ = __mul__
 
     def __eq__(self, other: object) -> bool:
-        """Whether both have the same weights and the same numbers."""
+        """True where both have the same weights and the same numbers."""
         if not isinstance(other, ExpertVector):
             return NotImplemented
         return self.z.keys() == other.z.keys() and all(torch.equal(z, other.z[n]) for n, z in self.z.items())

@@ -45,7 +45,8 @@ class Rows:
             adapters: one for each prompt; None for none.
             basis: decompositions that experts scale, best a `ModelBasis`.
         """
-        self._backbone, self._cache_name = backbone, _cache_name(backbone.model)
+        self._backbone = backbone
+        self._cache_name = _cache_name(backbone.model)
         self.cache = RowCache(len(backbone.layers), [len(prompt) for prompt in prompts])
         self.adapters = RowAdapters(backbone.model, basis or {}, adapters or [None] * len(prompts))
         self._unread = _left_padded(prompts, backbone.end_of_turn) if prompts else None
@@ -111,7 +112,7 @@ class _LastOnly:
     """Let the language-model head run at the last position only.
 
     The head is a fifth of a small model. Contiguous, since otherwise the product copies the head's weight
-    once a sample.
+    once per sample.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -127,7 +128,7 @@ class _LastOnly:
 
 
 def _cache_name(model: nn.Module) -> str:
-    """What the model calls its key-value cache: transformers 5.24 renamed it, in arguments and in outputs."""
+    """The model's name of its key-value cache: transformers 5.24 renamed it, in arguments and in outputs."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 

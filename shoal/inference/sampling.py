@@ -24,7 +24,7 @@ CANDIDATES = 512  # most likely tokens that top-p looks at before it sorts the w
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
+    """Rules by which the next token is drawn.
 
     Attributes:
         temperature: divides the logits, 0 to 2; 0 takes the most likely token.

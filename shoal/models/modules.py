@@ -57,7 +57,7 @@ def group_by_type(targets: Sequence[TargetModule]) -> list[list[TargetModule]]:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """True for a `transformers` Conv1D, told by its own `nf` and `nx` sizes."""
+    """True for a `transformers` Conv1D, known by its own `nf` and `nx` sizes."""
     return hasattr(module, "nf") and hasattr(module, "nx")
 
 

@@ -15,8 +15,8 @@ from shoal.adapters.lora import LoRA
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.inference.engine.adapter_cache import AdapterCache
-from shoal.inference.engine.core import Engine, Observer
-from shoal.inference.engine.records import Limits
+from shoal.inference.engine.core import Engine
+from shoal.inference.engine.records import Limits, Observer
 from shoal.inference.engine.runner import EngineRunner, Runner
 from shoal.models.backbone import DTYPES, Backbone, load_backbone, load_wording
 from shoal.registry.objects import AdapterFiles

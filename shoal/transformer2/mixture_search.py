@@ -105,7 +105,7 @@ def search_mixture(
 
 
 def _check(experts: Sequence[ExpertVector], shots: Sequence[object], search: MixtureSearchConfig) -> int:
-    """How many candidates are elite."""
+    """Number of candidates that are elite."""
     if not experts or not shots:
         raise UsageError(
             f"a mixture is searched with at least 1 expert and 1 shot, got {len(experts)} and {len(shots)}; "

@@ -39,7 +39,7 @@ MLP_ROLES = ("gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What the second pass did to one weight.
+    """The change of one weight in the second pass.
 
     Attributes:
         module: its name.
@@ -164,7 +164,7 @@ class Transformer2(nn.Module):
         """Both passes over a batch of token ids.
 
         Args:
-            input_ids: of the requests; padding is told by `attention_mask`.
+            input_ids: of the requests; padding has 0 in `attention_mask`.
             decisions: of an earlier first pass, one per row, which is then not repeated.
             inputs: passed on to the model.
 
@@ -206,7 +206,7 @@ class Transformer2(nn.Module):
     def decide(
         self, input_ids: Int[Tensor, "batch length"], attention_mask: Tensor | None = None
     ) -> list[Decision]:
-        """The first pass alone: one decision a row, `NONE` where there are no experts.
+        """The first pass alone: one decision per row, `NONE` where there are no experts.
 
         Raises:
             UsageError: no rows, or one without tokens.
@@ -266,7 +266,7 @@ def _check_rows(decisions: Sequence[Decision], rows: int) -> None:
 
 
 def mlp_modules(shape: BackboneShape, layers: Sequence[int] | None = None) -> list[str]:
-    """Names of the MLP's linear maps, in all layers or some: what experts scale unless told otherwise.
+    """Names of the MLP's linear maps, in all layers or some: the weights that experts scale by default.
 
     Raises:
         UsageError: there are none, or the model lacks a layer that is named.

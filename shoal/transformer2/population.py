@@ -1,4 +1,4 @@
-"""What candidates for an expert earn: the whole population in shared forward passes, each row with its own z.
+"""Rewards of candidates for an expert: a whole population in shared forward passes, each row with its own z.
 
 Where a task's answers are labels the reward is the expected one, `sum_l p(l) r(l)`, and nothing is generated;
 elsewhere greedy answers are judged. All candidates see the same examples, and no weight is built. Knows a
@@ -39,7 +39,7 @@ class Expert(Protocol):
 
     @property
     def basis(self) -> Decompositions:
-        """What the expert scales."""
+        """Decompositions of the weights that the expert scales."""
 
     def experts(self, candidates: Float[Tensor, "candidates parameters"]) -> ExpertVector:
         """The experts of other parameters, as a batch."""
@@ -58,8 +58,12 @@ class ExpertPopulation:
         fingerprint: str,
     ) -> None:
         """Take what rewards are earned on; the fingerprint names all of it."""
-        self._backbone, self._expert, self._corpus = backbone, expert, corpus
-        self._config, self._reward, self._fingerprint = config, reward, fingerprint
+        self._backbone = backbone
+        self._expert = expert
+        self._corpus = corpus
+        self._config = config
+        self._reward = reward
+        self._fingerprint = fingerprint
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
         self._labels = LabelRewards(backbone, corpus, reward)
         self._closed = [has_labels(task) for task in corpus.tasks]

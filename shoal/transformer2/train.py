@@ -50,7 +50,7 @@ GATE_EXAMPLES = 64  # of all tasks together, on which the base model is tried fi
 
 
 class Tuned(Protocol):
-    """What rewards train: parameters, and how they change a model."""
+    """Parameters that rewards train, with the change of a model that they stand for."""
 
     @property
     def module(self) -> nn.Module:
@@ -68,7 +68,8 @@ class SingularValues:
 
     def __init__(self, model: nn.Module, basis: Decompositions) -> None:
         """Start at z = 1."""
-        self._model, self.basis = model, basis
+        self._model = model
+        self.basis = basis
         self.module = nn.ParameterList(
             nn.Parameter(torch.zeros_like(d.s, dtype=torch.float32)) for d in basis.values()
         )
@@ -96,7 +97,7 @@ class SingularValues:
 
 @dataclass(frozen=True)
 class TrainedExpert:
-    """What came of a training.
+    """The result of a training.
 
     Attributes:
         expert: its z, float32 on the CPU.
@@ -221,8 +222,11 @@ class ExpertObjective:
         Raises:
             UsageError: `expected_reward` and a task with fewer than 2 or more than 32 different answers.
         """
-        self._backbone, self._tuned, self._corpus = backbone, tuned, corpus
-        self._config, self._reward = config, reward
+        self._backbone = backbone
+        self._tuned = tuned
+        self._corpus = corpus
+        self._config = config
+        self._reward = reward
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
         self._labels = LabelRewards(backbone, corpus, reward)
         if config.objective == "expected_reward":
@@ -250,7 +254,7 @@ class ExpertObjective:
         return fingerprint(self._backbone, self._corpus, self._tuned.fingerprint(), right, reward)
 
     def _right_answers(self, examples: Sequence[TokenisedExample]) -> StepLoss:
-        """Cross-entropy of the right answers, the mean of a sample's tokens."""
+        """Cross-entropy of the right answers, the mean over each sample's tokens."""
         batch = self._padded([(e.prompt, e.completion) for e in examples])
         with self._tuned.attached():
             logits = answer_logits(self._backbone, batch)

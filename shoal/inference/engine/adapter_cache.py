@@ -19,7 +19,7 @@ from shoal.errors import UsageError
 
 @dataclass(frozen=True)
 class CacheStatistics:
-    """What the cache has done and holds.
+    """Figures of a cache since its beginning, and its content now.
 
     Attributes:
         hits: requests for an adapter that was there, or on its way.
@@ -107,7 +107,7 @@ class AdapterCache:
             return CacheStatistics(self._hits, self._misses, self._evictions, len(held), int(held.currsize))
 
     def _forget(self, name: str, own: Future[Adapter]) -> bool:
-        """End a load; whether it was still wanted."""
+        """End a load; True where it was still wanted."""
         wanted = self._loading.get(name) is own
         if wanted:
             del self._loading[name]

@@ -1,4 +1,4 @@
-"""Continuous batching over one model: a step reads some of the next prompts and gives every answer a token.
+"""Continuous batching over one model: a step reads some of the next prompts and adds a token per answer.
 
 Requests are taken in order, when a row and room for their keys and values are free. A request's answers do
 not depend on what else runs. What fails takes with it only those whose step it was. Driven by `step`, without
@@ -30,8 +30,8 @@ from shoal.inference.engine.records import (
     EngineFull,
     EngineState,
     Event,
-    FinishedRecord,
     Limits,
+    Observer,
     Outcome,
     Request,
     StepRecord,
@@ -45,8 +45,6 @@ log = logging.getLogger(__name__)
 
 CLOSED = "the engine was shut down; ask again when it is back"
 NOT_FINITE = "the logits are not finite with this request's adapter; check the adapter, or use another"
-
-Observer = Callable[[StepRecord | FinishedRecord], None]
 
 
 class Engine:
@@ -69,14 +67,17 @@ class Engine:
             limits: what is taken on.
             adapters: where adapters that requests name are found.
             basis: decompositions that experts scale.
-            observe: is told of every step and of every request that ends.
+            observe: called with the record of every step and of every request that ends.
             clock: gives seconds.
 
         Raises:
             UsageError: the tokenizer cannot decode token by token.
         """
-        self._backbone, self.limits = backbone, limits or Limits()
-        self._adapters, self._observe, self._clock = adapters, observe, clock
+        self._backbone = backbone
+        self.limits = limits or Limits()
+        self._adapters = adapters
+        self._observe = observe
+        self._clock = clock
         self._texts = TokenTexts(backbone.tokenizer)
         self._basis = ModelBasis(backbone.model, basis)
         self._admission = Admission(backbone, self.limits, adapters, self._basis)
@@ -87,9 +88,10 @@ class Engine:
         self._cancelled: set[int] = set()
         self._closed = False
         self._tickets = itertools.count()
-        self._reading: list[Job] = []  # whose prompts `_prompts` holds, a row each
+        self._reading: list[Job] = []  # one per row of `_prompts`
         self._prompts: Rows | None = None
-        self._rows, self._answers = self._no_rows(), list[Answer]()  # of the same order
+        self._rows = self._no_rows()
+        self._answers: list[Answer] = []  # in the order of the rows
         self._gaps: list[float] = []
 
     def submit(self, request: Request) -> int:
@@ -133,12 +135,12 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do anything."""
+        """True where a step would do anything."""
         with self._lock:
             return bool(self._waiting or self._reading or self._answers or self._cancelled)
 
     def state(self) -> EngineState:
-        """What is going on; from any thread, where it may be a step old."""
+        """Counts of the work at hand; from any thread, where they may be a step old."""
         return EngineState(
             len(self._waiting),
             len(self._answers),
@@ -177,8 +179,8 @@ class Engine:
             jobs = list(self._waiting)
             self._waiting.clear()
         jobs += [*self._reading, *(answer.job for answer in self._answers)]
-        self._reading, self._prompts = [], None
-        self._rows, self._answers = self._no_rows(), []
+        self._end_reading()
+        self._clear_rows()
         return self._fail(jobs, error)
 
     def _refuse(self) -> None:
@@ -195,6 +197,14 @@ class Engine:
     def _no_rows(self) -> Rows:
         return Rows(self._backbone, basis=self._basis)
 
+    def _clear_rows(self) -> None:
+        self._rows = self._no_rows()
+        self._answers = []
+
+    def _end_reading(self) -> None:
+        self._reading = []
+        self._prompts = None
+
     def _drop_cancelled(self) -> None:
         with self._lock:
             tickets, self._cancelled = self._cancelled, set()
@@ -207,7 +217,7 @@ class Engine:
         for job in gone:
             self._end(job, "cancelled")
         if all(job.over for job in self._reading):
-            self._reading, self._prompts = [], None
+            self._end_reading()
         self._drop_finished()
 
     def _decode(self) -> list[Event]:
@@ -218,7 +228,7 @@ class Engine:
         except Exception as error:
             log.exception("a step of %d answers failed", len(self._answers))
             jobs = [answer.job for answer in self._answers]
-            self._rows, self._answers = self._no_rows(), []
+            self._clear_rows()
             return self._fail(jobs, ShoalError(f"the step of this answer failed: {reason(error)}; ask again"))
         self._drop_finished()
         return events
@@ -235,9 +245,7 @@ class Engine:
                 job.placed = self._clock()
                 try:
                     job.adapter = self._admission.adapter(job.request, again=True)
-                except (
-                    Exception
-                ) as error:  # its own alone: the adapter is gone or broken since it was checked
+                except Exception as error:  # the adapter is gone or broken since it was checked
                     own = error if isinstance(error, ShoalError) else ShoalError(reason(error))
                     events += self._fail([job], own)
             self._reading = [job for job in placed if not job.over]
@@ -277,15 +285,16 @@ class Engine:
             self._answers += [begun[place] for place in running]
         except Exception as error:
             return self._fail_reading(error)
-        self._reading, self._prompts = [], None
+        self._end_reading()
         return events
 
     def _fail_reading(self, error: Exception) -> list[Event]:
         log.error("reading %d prompts failed", len(self._reading), exc_info=error)
-        jobs, self._reading, self._prompts = self._reading, [], None
+        jobs = self._reading
+        self._end_reading()
         if len(self._rows) != len(self._answers):  # it failed while rows joined those that run
-            jobs += [answer.job for answer in self._answers]
-            self._rows, self._answers = self._no_rows(), []
+            jobs = [*jobs, *(answer.job for answer in self._answers)]
+            self._clear_rows()
         return self._fail(jobs, ShoalError(f"reading this prompt failed: {reason(error)}; ask again"))
 
     def _take(self, answers: Sequence[Answer], logits: Tensor) -> list[Event]:

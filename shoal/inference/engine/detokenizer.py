@@ -18,7 +18,7 @@ UNFINISHED = "\ufffd"  # what stands for bytes that are no whole character
 
 
 class Released(NamedTuple):
-    """What may be shown now: text that no later token can change, and the number of tokens that it completes.
+    """Text that no later token can change, so that it may be shown, with the number of tokens that it completes.
 
     These are counted from the first that was not released before. `stopped` says that a stop string came
     right after the text; nothing is released any more.
@@ -39,7 +39,8 @@ class TextStream:
             tokenizer: one that `fast_tokenizer` accepts.
             stop: not empty; the answer ends before the first of them.
         """
-        self._tokenizer, self._stop = fast_tokenizer(tokenizer), tuple(stop)
+        self._tokenizer = fast_tokenizer(tokenizer)
+        self._stop = tuple(stop)
         self._decoder = decoders.DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self._decoded = self._sent = 0  # characters decoded, and those of them that were released
@@ -105,7 +106,7 @@ def fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 class TokenTexts:
-    """What single tokens say, as text and as bytes."""
+    """Single tokens as text and as bytes."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Take a tokenizer that `fast_tokenizer` accepts."""

@@ -1,8 +1,8 @@
-"""What goes into the engine and comes out: requests, limits, pieces of answers, and what operators watch."""
+"""Records into the engine and out of it: requests, limits, pieces of answers, and the operators' figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine takes on.
+    """Limits of the work that the engine takes on.
 
     Attributes:
         max_batch: answers that are generated together.
@@ -122,7 +122,7 @@ class Delta:
 
 
 class Event(NamedTuple):
-    """Something for the one who asked, by the ticket that `submit` gave.
+    """News of one request, by the ticket that `submit` returned.
 
     A piece of an answer, or None where the request failed, with the error; `last` where nothing more comes.
     """
@@ -175,14 +175,14 @@ class FinishedRecord:
 
 @dataclass(frozen=True)
 class EngineState:
-    """What the engine is busy with.
+    """The work that the engine has at hand.
 
     Attributes:
         waiting: requests without a place.
         running: answers that are being generated.
         reading: requests whose prompts are being read.
         kv_tokens: places for keys and values that are reserved.
-        adapters: what its adapter cache has done and holds.
+        adapters: figures of its adapter cache.
     """
 
     waiting: int
@@ -190,3 +190,6 @@ class EngineState:
     reading: int
     kv_tokens: int
     adapters: CacheStatistics
+
+
+Observer = Callable[[StepRecord | FinishedRecord], None]  # called with the record of every step and request

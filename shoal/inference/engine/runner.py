@@ -39,7 +39,7 @@ class Runner(Protocol):
         """Call a function while nothing else uses the model."""
 
     def state(self) -> EngineState:
-        """What it is busy with."""
+        """Counts of the work at hand."""
 
     def ready(self) -> None:
         """Do nothing, or raise what keeps it from answering.
@@ -57,7 +57,8 @@ class EngineRunner:
 
     def __init__(self, engine: Engine) -> None:
         """Start the thread; the engine is driven by it alone from now on."""
-        self._engine, self.limits = engine, engine.limits
+        self._engine = engine
+        self.limits = engine.limits
         self._wanted = threading.Condition()  # over the next three
         self._calls: deque[Callable[[], None]] = deque()
         self._streams: dict[int, Stream] = {}
@@ -119,7 +120,7 @@ class EngineRunner:
         return result.result()
 
     def state(self) -> EngineState:
-        """What the engine is busy with, from any thread."""
+        """Counts of the engine's work, from any thread."""
         return self._engine.state()
 
     def ready(self) -> None:

@@ -1,7 +1,7 @@
-"""Which requests the engine takes, and which of those that wait get a place next.
+"""Admission to the engine: requests are checked as they come, and those that wait get places in order.
 
-Checks every number of a request before anything is allocated for it. Knows no state of the engine but what it
-is told.
+Every number of a request is checked before anything is allocated for it. Knows no state of the engine but its
+arguments.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from shoal.models.backbone import Backbone
 
 
 class Admission:
-    """The engine's door."""
+    """Checks requests for one engine, and chooses those that get a place next."""
 
     def __init__(
         self, backbone: Backbone, limits: Limits, adapters: AdapterCache | None, basis: Decompositions
     ) -> None:
         """Nothing is checked yet."""
-        self._backbone, self._limits, self._adapters, self._basis = backbone, limits, adapters, basis
+        self._backbone = backbone
+        self._limits = limits
+        self._adapters = adapters
+        self._basis = basis
 
     def check_numbers(self, request: Request) -> None:
         """Raise `UsageError` for a number of a request that is outside the limits; looks at no adapter."""

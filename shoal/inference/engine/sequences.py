@@ -1,4 +1,4 @@
-"""A request on its way, and each of its answers as it grows token by token."""
+"""A request from arrival to end, and each of its answers as it grows token by token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Job:
         adapter: of its rows, from its place on.
         open: answers that have not ended.
         tokens: generated, over all answers.
-        over: whether nothing more is to be done for it.
+        over: True where nothing more is to be done for it.
     """
 
     ticket: int
@@ -46,7 +46,7 @@ class Job:
         return len(self.request.prompt) + self.request.max_tokens
 
     def record(self, outcome: Outcome, now: float) -> FinishedRecord:
-        """What is known of it at its end."""
+        """Its record at its end."""
         return FinishedRecord(
             outcome,
             (now if self.placed is None else self.placed) - self.arrived,
@@ -65,14 +65,18 @@ class Answer:
         index: which of the n answers.
         latest: its last token, which the model has not read yet.
         latest_at: when that was drawn.
-        finished: whether it has ended.
+        finished: True where it has ended.
     """
 
     def __init__(self, job: Job, index: int, text: TextStream) -> None:
         """No token yet."""
-        self.job, self.index = job, index
-        self.latest, self.latest_at, self.finished = 0, 0.0, False
-        self._text, self._count = text, 0
+        self.job = job
+        self.index = index
+        self.latest = 0
+        self.latest_at = 0.0
+        self.finished = False
+        self._text = text
+        self._count = 0
         self._scores: list[Scores] = []  # of tokens that are not released
         seed = job.request.sampling.seed
         # Seeding with text makes answers of one seed independent, on every platform and version.
@@ -85,16 +89,17 @@ class Answer:
     def take(
         self, token: int, ends: frozenset[int], scores: Scores | None, texts: TokenTexts
     ) -> Delta | None:
-        """Append a token; what can be shown now, or None where that is nothing.
+        """Append a token; returns the text that can be shown now, or None where there is none.
 
         Args:
             token: the next one.
             ends: tokens that end an answer.
             scores: of the token, where the request asks for them.
-            texts: what tokens say by themselves.
+            texts: of single tokens.
         """
         request = self.job.request
-        self.latest, self._count = token, self._count + 1
+        self.latest = token
+        self._count += 1
         self.job.tokens += 1
         finish: Finish | None = None
         if request.stop_at_end and token in ends:
@@ -110,14 +115,14 @@ class Answer:
                 finish = "stop" if rest.stopped else "length"
                 released = rest._replace(text=released.text + rest.text, tokens=released.tokens + rest.tokens)
         self.finished = finish is not None
-        shown = tuple(_told(scores, texts) for scores in self._scores[: released.tokens])
+        shown = tuple(_with_text(scores, texts) for scores in self._scores[: released.tokens])
         self._scores = self._scores[released.tokens :]
         if not released.text and not shown and finish is None:
             return None
         return Delta(self.index, released.text, shown, finish, self._count)
 
 
-def _told(scores: Scores, texts: TokenTexts) -> TokenScore:
+def _with_text(scores: Scores, texts: TokenTexts) -> TokenScore:
     chosen, *top = (
         TokenScore(s.token, texts.text(s.token), texts.bytes(s.token), s.logprob)
         for s in (scores.chosen, *scores.top)

@@ -27,7 +27,8 @@ class Stream:
             cancel: tells the engine that nobody reads any more.
             unread: pieces that may wait for the reader.
         """
-        self._cancel, self._unread = cancel, unread
+        self._cancel = cancel
+        self._unread = unread
         self._ready = threading.Condition()  # over all that follows
         self._deltas: deque[Delta] = deque()
         self._error: ShoalError | None = None

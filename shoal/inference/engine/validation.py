@@ -1,4 +1,4 @@
-"""Whether the numbers of a request are within the limits, before anything is allocated for it."""
+"""The numbers of a request against the limits, before anything is allocated for it."""
 
 from __future__ import annotations
 

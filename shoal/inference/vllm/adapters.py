@@ -1,4 +1,4 @@
-"""Which adapters vLLM has loaded: each before its first use, at most so many, and none unloaded while in use.
+"""The adapters in vLLM: each is loaded before its first use, so many at most, none unloaded while in use.
 
 Names are content: `shoal-` and the SHA-256 of an adapter's directory, so that one name never means two
 adapters, whichever service of a registry asked for it. Knows nothing of requests.
@@ -47,7 +47,7 @@ class VllmAdapters:
         Args:
             client: of the server.
             directory: where the files of a content are, as vLLM finds them; raises where there are none.
-            unloaded: is told of a content that vLLM needs no more.
+            unloaded: called with a content that vLLM needs no more.
             most: adapters that are kept loaded.
 
         Raises:
@@ -55,7 +55,9 @@ class VllmAdapters:
         """
         if most < 1:
             raise UsageError(f"{most} adapters in vLLM are below 1; allow more")
-        self._client, self._directory, self._most = client, directory, most
+        self._client = client
+        self._directory = directory
+        self._most = most
         self._unloaded = unloaded
         self._lock = threading.Lock()  # over the next two
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the one used last is last
@@ -82,7 +84,7 @@ class VllmAdapters:
             self._leave(sha256, mine)
 
     def forgotten(self, sha256: str) -> None:
-        """Vllm does not know a content any more: it is loaded again by who uses it next."""
+        """Take note that vLLM has lost a content: its next use loads it again."""
         with self._lock:
             self._drop(sha256)
 

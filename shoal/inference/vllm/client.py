@@ -138,7 +138,7 @@ class VllmClient:
 
 
 def _said(answer: httpx2.Response) -> str:
-    """What an error says."""
+    """The message of an error."""
     try:
         error = answer.json().get("error")
         said = str(error["message"]) if error else f"no such route; {SWITCH}"

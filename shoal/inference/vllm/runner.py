@@ -2,8 +2,8 @@
 
 Prompts are encoded here, as the base model's template words them, so that an answer does not depend on which
 engine gives it but for rounding. A composition or a described adapter is written as a PEFT directory first,
-since vLLM reads adapters from files alone. Mixtures of experts (Transformer²) scale the model's own weights,
-which vLLM has no way to do for one request: they are refused.
+since vLLM reads adapters from files alone. Other kinds of adapters, such as experts (Transformer²), are
+refused: vLLM knows LoRAs alone.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from shoal.inference.engine.records import (
     Event,
     FinishedRecord,
     Limits,
+    Observer,
     Outcome,
     Request,
     RequestedAdapter,
-    StepRecord,
     TokenScore,
 )
 from shoal.inference.engine.stream import Stream
@@ -46,7 +46,6 @@ from shoal.models.backbone import Backbone
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Observer = Callable[[StepRecord | FinishedRecord], None]
 NO_EXPERTS = "experts scale the model's own weights, which vLLM cannot do; name or describe an adapter"
 _TOKEN = "token_id:"
 
@@ -87,14 +86,19 @@ class VllmRunner:
             limits: what is taken on; `max_batch` and `max_waiting` bound the requests that are open.
             read: gives the adapter of a content.
             keep: writes an adapter that has no content yet and gives its content.
-            observe: is told of every request that ends.
+            observe: called with the record of every request that ends.
 
         Raises:
             UnavailableError: vLLM cannot be reached.
             UsageError: it serves another model.
         """
-        self._client, self._backbone, self._adapters, self.limits = client, backbone, adapters, limits
-        self._read, self._keep, self._observe = read, keep, observe
+        self._client = client
+        self._backbone = backbone
+        self._adapters = adapters
+        self.limits = limits
+        self._read = read
+        self._keep = keep
+        self._observe = observe
         self._texts = TokenTexts(backbone.tokenizer)
         self._base = _base_of(client, backbone.shape.base_model)
         most = limits.max_batch + limits.max_waiting
@@ -138,7 +142,7 @@ class VllmRunner:
         return stream
 
     def run(self, function: Callable[[], Result]) -> Result:
-        """What needs the model for itself: not here.
+        """Refuse a function that needs the model for itself.
 
         Raises:
             UsageError: always.
@@ -146,7 +150,7 @@ class VllmRunner:
         raise UsageError(NO_EXPERTS)
 
     def state(self) -> EngineState:
-        """What is open; how vLLM divides it into running and waiting is its own `/metrics`' to say."""
+        """Counts of the open requests; vLLM's own `/metrics` divide them into running and waiting."""
         with self._lock:
             waiting = sum(asked.first_token is None for asked in self._open.values())
             running = len(self._open) - waiting
@@ -287,7 +291,7 @@ def _base_of(client: VllmClient, base: str) -> str:
 
 
 def _is_greedy(request: Request) -> bool:
-    """Whether all its answers are one and the same, which vLLM gives once alone."""
+    """True where all its answers are one and the same, which vLLM gives once alone."""
     return request.sampling.temperature == 0
 
 
