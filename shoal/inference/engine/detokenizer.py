@@ -18,7 +18,7 @@ UNFINISHED = "\ufffd"  # what stands for bytes that are no whole character
 
 
 class Released(NamedTuple):
-    """Text that no later token can change, so that it may be shown, with the number of tokens that it completes.
+    """Text that no later token can change, so it may be shown, and the number of tokens that it completes.
 
     These are counted from the first that was not released before. `stopped` says that a stop string came
     right after the text; nothing is released any more.
