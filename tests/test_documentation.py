@@ -154,7 +154,7 @@ class Session:
         self.python: subprocess.Popen[str] | None = None
         for name in ("configs", "examples", "src", "benchmarks"):
             (folder / name).symlink_to(ROOT / name)
-        write_jsonl(folder / "solved.jsonl", rows(12))
+        write_jsonl(folder / "solved.jsonl", rows(8))
         write_jsonl(folder / "more.jsonl", rows(12))
         (folder / "genres.json").write_text(json_block_of("serve", "genres"), "utf-8")
         (folder / "reviews-folder").mkdir()
