@@ -156,6 +156,7 @@ class Session:
             (folder / name).symlink_to(ROOT / name)
         write_jsonl(folder / "solved.jsonl", rows(8))
         write_jsonl(folder / "more.jsonl", rows(12))
+        (folder / "inputs.txt").write_text("".join(row["input"] + "\n" for row in rows(12)), "utf-8")
         (folder / "genres.json").write_text(json_block_of("serve", "genres"), "utf-8")
         (folder / "reviews-folder").mkdir()
         table = "text,label\n" + "".join(f"{r['input']},{r['output']}\n" for r in rows(12))
