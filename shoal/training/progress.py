@@ -29,7 +29,8 @@ class ProgressDisplay:
         self._lines = shown and not on_terminal
         self._started = self._written = time.monotonic()
         if shown and done:
-            print(f"resuming at step {done} of {steps}", file=sys.stderr)
+            what = "resuming at" if done < steps else "this run is complete:"
+            print(f"{what} step {done} of {steps}", file=sys.stderr)
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=not (shown and on_terminal))
 
     def advance(self, loss: float) -> None:

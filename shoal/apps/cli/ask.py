@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -14,7 +14,14 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.cli.generate import OPEN
-from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, usable_place, warn_of_another_base
+from shoal.apps.cli.model import (
+    HYPERNETWORK_HELP,
+    Place,
+    check_directories,
+    load,
+    usable_place,
+    warn_of_another_base,
+)
 from shoal.apps.cli.settings import Output
 from shoal.apps.cli.tasks import solved_examples
 from shoal.errors import UsageError
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from shoal.adapters.card import LabelSet
     from shoal.adapters.lora import LoRA
     from shoal.models.backbone import Backbone
+    from shoal.tasks.loading import Example
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +79,13 @@ def ask(
         raise UsageError(
             f"the request {text!r} is blank; at least 1 visible character is needed, ask something"
         )
+    solved = solved_examples(choice.examples, choice.describe) if choice.examples and choice.describe else ()
     from shoal.inference.generate import generate_greedy
     from shoal.inference.labels import choose_labels
     from shoal.text_to_lora.inputs import label_set_of
 
     given = label_set_of(() if choice.labels == OPEN else choice.labels)
-    backbone, lora, facts, own = _chosen(place, choice)
+    backbone, lora, facts, own = _chosen(place, choice, solved)
     label_set = own if choice.labels is None else given
     likely: dict[str, float] | None = None
     expert: dict[str, Any] = {}
@@ -123,6 +132,12 @@ def _check_choice(choice: Asking) -> None:
         raise UsageError("--experts is what --transformer2 chooses from; give both, or leave it out")
     if "strength" in choice.model_fields_set and not choice.transformer2 and choice.expert is None:
         raise UsageError("--strength is that of an expert; give --transformer2 or --expert, or leave it out")
+    check_directories(
+        adapter=choice.adapter,
+        expert=choice.expert,
+        experts=choice.experts,
+        hypernetwork=choice.hypernetwork,
+    )
 
 
 def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Asking) -> dict[str, Any]:
@@ -155,7 +170,7 @@ class _Chosen(NamedTuple):
     label_set: LabelSet | None
 
 
-def _chosen(place: Place, choice: Asking) -> _Chosen:
+def _chosen(place: Place, choice: Asking, solved: Sequence[Example]) -> _Chosen:
     """The base model, by default that of the adapter, and the adapter."""
     from shoal.models.backbone import DEFAULT_MODEL
 
@@ -173,7 +188,6 @@ def _chosen(place: Place, choice: Asking) -> _Chosen:
         from shoal.text_to_lora.generator import TextToLoRA
 
         check_description(choice.describe)  # before the slower search for a model
-        solved = solved_examples(choice.examples, choice.describe) if choice.examples else ()
         chosen = usable_place(place)
         generator = TextToLoRA(
             place.base, device=chosen.device, dtype=chosen.dtype, hypernetwork=choice.hypernetwork

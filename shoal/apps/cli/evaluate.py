@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shoal.apps.cli.model import (
     HYPERNETWORK_HELP,
     Place,
+    check_directories,
     load,
     shape_of,
     usable_place,
@@ -77,6 +78,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
         from shoal.files import check_place
 
         check_place(scoring.out, (REPORT_FILE, TABLE_FILE))
+    check_directories(hypernetwork=scoring.hypernetwork)
     split = read_tasks(scoring.tasks, scoring.definition, scoring.task)
     named = (*split.train, *split.validation, *split.validation_2) if scoring.task else ()
     tasks = named or split.validation or split.train

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.model import Place, load, shape_of
+from shoal.apps.cli.model import Place, check_directories, load, shape_of
 from shoal.apps.cli.settings import Only, Output, check_extra, read_mapping
 from shoal.apps.cli.tasks import Data, divided
 from shoal.apps.cli.train import summarised
@@ -111,6 +111,7 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
     It reads which tasks the experts were trained on, and is scored on descriptions and inputs that it never
     saw.
     """
+    check_directories(experts=choice.experts)
     from shoal.files import check_place
     from shoal.transformer2.experts import tasks_of
     from shoal.transformer2.router_files import PROBE_FILES
@@ -154,17 +155,19 @@ def adapt(place: Place, files: Adapting, search: MixtureSearchConfig) -> Output:
 
     The mixture is written as an expert; `shoal ask --expert` answers with it.
     """
+    from shoal.tasks.loading import load_jsonl
+
+    task = load_jsonl(files.examples, definition=files.describe or "adapt", test_size=0)
+    check_directories(experts=files.experts)
     from shoal.adapters.files import ADAPTER_FILES
     from shoal.adapters.svf_files import EXPERT_FILES, StoredExpert, save_expert
     from shoal.files import check_place
-    from shoal.tasks.loading import load_jsonl
     from shoal.transformer2.experts import experts_of
     from shoal.transformer2.mixture_search import search_mixture
 
     check_place(files.out, EXPERT_FILES)
     if files.lora is not None:
         check_place(files.lora, ADAPTER_FILES)
-    task = load_jsonl(files.examples, definition=files.describe or "adapt", test_size=0)
     shape_of(place)
     backbone = load(place)
     known = experts_of(backbone.model, files.experts)

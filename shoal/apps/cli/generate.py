@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field
 
-from shoal.apps.cli.model import HYPERNETWORK_HELP, GeneratedSizes, Place, usable_place
+from shoal.apps.cli.model import HYPERNETWORK_HELP, GeneratedSizes, Place, check_directories, usable_place
 from shoal.apps.cli.settings import Output
 from shoal.apps.cli.tasks import better, solved_examples
 from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
+    from shoal.tasks.loading import Example
     from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 
 log = logging.getLogger(__name__)
@@ -61,23 +62,11 @@ def generate(
     The base model's weights are loaded only if the hypernetwork reads its states, or with --examples,
     --inputs, --labels or --distil.
     """
-    from shoal.adapters.files import ADAPTER_FILES
-    from shoal.files import check_place, check_writable
-    from shoal.tasks.inputs import read_inputs
+    solved, inputs = _read(files, description)  # what is refused is refused before anything heavy is loaded
     from shoal.text_to_lora.encoders.sentence import check_description
     from shoal.text_to_lora.generator import TextToLoRA
 
-    if files.distil and (files.inputs is None or files.examples or files.hypernetwork):
-        raise UsageError(
-            "--distil learns from --inputs alone; give that file, and leave --examples and --hypernetwork out"
-        )
-    if files.out is not None:  # what is refused is refused before any work
-        check_place(files.out, ADAPTER_FILES)
-    if files.gguf is not None:
-        check_writable(files.gguf)
     check_description(description)
-    solved = solved_examples(files.examples, description) if files.examples else ()
-    inputs = read_inputs(files.inputs) if files.inputs else ()
     labels = () if files.labels == OPEN else files.labels
     chosen = usable_place(files)
     generator = TextToLoRA(
@@ -102,6 +91,25 @@ def generate(
         "notes": adapter.notes,
     }
     return Output(record, _about(adapter, written, len(solved)))
+
+
+def _read(files: Generating, description: str) -> tuple[Sequence[Example], Sequence[str]]:
+    """(solved examples, inputs) of the files, after a look at every path; errors where one cannot be used."""
+    from shoal.adapters.files import ADAPTER_FILES
+    from shoal.files import check_place, check_writable
+    from shoal.tasks.inputs import read_inputs
+
+    if files.distil and (files.inputs is None or files.examples or files.hypernetwork):
+        raise UsageError(
+            "--distil learns from --inputs alone; give that file, and leave --examples and --hypernetwork out"
+        )
+    check_directories(hypernetwork=files.hypernetwork)
+    if files.out is not None:
+        check_place(files.out, ADAPTER_FILES)
+    if files.gguf is not None:
+        check_writable(files.gguf)
+    solved = solved_examples(files.examples, description) if files.examples else ()
+    return solved, read_inputs(files.inputs) if files.inputs else ()
 
 
 def _write(adapter: GeneratedAdapter, files: Generating) -> None:

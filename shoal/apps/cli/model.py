@@ -41,6 +41,17 @@ class Place(BaseModel):
     )
 
 
+def check_directories(**given: Path | None) -> None:
+    """See that what flags name are directories; None is a flag that was not given.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for flag, path in given.items():
+        if path is not None and not path.is_dir():
+            raise UsageError(f"--{flag} {path} is no directory; check the path")
+
+
 @dataclass(frozen=True)
 class Loading:
     """Where a model is put, and in which dtype; None means what the device is fast in."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.model import AdapterSizes, Place, load, shape_of, warn_of_another_base
+from shoal.apps.cli.model import AdapterSizes, Place, check_directories, load, shape_of, warn_of_another_base
 from shoal.apps.cli.settings import Only, Output, check_extra
 from shoal.apps.cli.tasks import Data, divided
 from shoal.config import (
@@ -59,6 +59,7 @@ def train_lora(place: Place, data: Data, sizes: AdapterSizes, training: LoraTrai
 
     It is written as a PEFT directory. The same command resumes a run that was stopped.
     """
+    check_directories(start=data.start)
     tasks = [task for part in divided(data) for task in part]
     if len(tasks) != 1:
         raise UsageError(
@@ -73,6 +74,7 @@ def train_multi_task(place: Place, data: Data, sizes: AdapterSizes, training: Lo
 
     It is written as a PEFT directory. The same command resumes a run that was stopped.
     """
+    check_directories(start=data.start)
     split = divided(data)
     return _train_adapter(place, data, sizes, training, split[0], split[1])
 
@@ -86,6 +88,7 @@ def train_text_to_lora(
     """
     check_extra("training", "train", "accelerate", "tensorboard", "tqdm")
     _check_objective(training, steering)
+    check_directories(start=data.start, adapters=steering.adapters)
     tasks, held_out = divided(data)
     from shoal.text_to_lora.recipe import check_network_training, make_hypernetwork
     from shoal.text_to_lora.starts import load_start

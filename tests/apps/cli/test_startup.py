@@ -67,3 +67,16 @@ def test_listings_say_what_each_command_says() -> None:
         )
     for name, entry in entries.items():
         assert (entry.function().__doc__ or "").splitlines()[0] == entry.summary, name
+
+
+def test_bad_examples_are_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{}\n")
+    for command in ("generate x", "ask x --describe y"):
+        code = (
+            f"import sys\nsys.argv = ['shoal', *{[*command.split(), '--examples', str(bad)]}]\n"
+            "from shoal.apps.cli.main import main\n"
+            "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert ended.returncode == 1 and "bad.jsonl" in ended.stderr and ended.stdout == "False\n"
