@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from shoal.adapters.files import load_adapter
-from tests.apps.cli import test_main
-from tests.apps.cli.test_main import Shoal, assert_one_line
-
-shoal = test_main.shoal  # the fixture
+from tests.fixtures.cli import Shoal, assert_one_line
 
 DESCRIPTION = "Classify the word as fruit, animal or tool."
 
