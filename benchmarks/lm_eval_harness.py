@@ -30,7 +30,7 @@ from _machine import DATA, machine, table
 
 from shoal.adapters.files import load_adapter
 from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
-from shoal.evaluation.predictors import AdaptedModel
+from shoal.evaluation.predictors import Predictor
 from shoal.files import read_json
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.models.sources import find_model
@@ -157,8 +157,8 @@ def shared(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     return {"task": f"shoal_{name}", "custom_dataset": data, "test_split": "test", "num_fewshot": 0}
 
 
-def adapted(backbone: Backbone, adapter: Path) -> AdaptedModel:
-    return AdaptedModel(backbone, load_adapter(adapter).lora)
+def adapted(backbone: Backbone, adapter: Path) -> Predictor:
+    return Predictor(backbone, load_adapter(adapter).lora)
 
 
 def harness(args: argparse.Namespace, config: dict[str, Any], adapter: Path) -> dict[str, float]:

@@ -26,7 +26,7 @@ from shoal.adapters.files import load_adapter
 from shoal.config import Transformer2Config
 from shoal.evaluation.environment import commit
 from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
-from shoal.evaluation.predictors import AdaptedModel, Respondent, SelfAdaptingModel
+from shoal.evaluation.predictors import Predictor
 from shoal.files import read_json, write_file
 from shoal.integration import SakanaAIIntegration
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
@@ -37,7 +37,7 @@ from shoal.text_to_lora.generator import TextToLoRA
 
 BASE, MULTI_TASK, TEXT_TO_LORA, SELF_ADAPTING = "base", "multi-task LoRA", "Text-to-LoRA", "Transformer²"
 LETTERS = "ABCDEFGH"
-Row = Callable[[str], Respondent]  # a description -> who answers
+Row = Callable[[str], Predictor]  # a description -> who answers
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"no test set {unknown[0]!r} in {folder}; choose from {', '.join(known) or 'none'}")
     backbone = load_backbone(args.base)
-    rows, notes = respondents(args, backbone)
+    rows, notes = predictors(args, backbone)
     results: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name, row in rows.items():
         for test_set in names:
@@ -96,7 +96,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def respondents(args: argparse.Namespace, backbone: Backbone) -> tuple[dict[str, Row], dict[str, str]]:
+def predictors(args: argparse.Namespace, backbone: Backbone) -> tuple[dict[str, Row], dict[str, str]]:
     """Every row, and what a reader must know of it."""
     generator = TextToLoRA(args.base, hypernetwork=args.hypernetwork)
     if generator.checkpoint is None:
@@ -106,10 +106,10 @@ def respondents(args: argparse.Namespace, backbone: Backbone) -> tuple[dict[str,
     full_strength = Transformer2Config(expert_vector_dim=None, adaptation_strength=1.0)
     wrapped = SakanaAIIntegration().create_transformer2_model(backbone.model, full_strength)
     rows: dict[str, Row] = {
-        BASE: lambda description: AdaptedModel(backbone),
-        MULTI_TASK: lambda description: AdaptedModel(backbone, shared),
-        TEXT_TO_LORA: lambda description: AdaptedModel(backbone, generator.generate(description).lora),
-        SELF_ADAPTING: lambda description: SelfAdaptingModel(backbone, wrapped),
+        BASE: lambda description: Predictor(backbone),
+        MULTI_TASK: lambda description: Predictor(backbone, shared),
+        TEXT_TO_LORA: lambda description: Predictor(backbone, generator.generate(description).lora),
+        SELF_ADAPTING: lambda description: Predictor(backbone, wrapped=wrapped),
     }
     notes = {
         MULTI_TASK: str(args.multi_task or "the adapter that the hypernetwork's adapters differ from"),
@@ -130,30 +130,30 @@ def measured(
     path = args.work / f"{slug}-{key}.json"
     if path.is_file():
         return read_json(path)
-    respondent = row(test_set["description"])
+    predictor = row(test_set["description"])
     before = f"{test_set['description']}\n\n" if name in (BASE, SELF_ADAPTING) else ""
     records = test_set["test"][: args.examples]
     score = multiple_choice if test_set["kind"] == "multiple_choice" else word_problems
-    scores = score(respondent, records, before, args.max_new_tokens)
+    scores = score(predictor, records, before, args.max_new_tokens)
     write_file(path, json.dumps(scores))
     return scores
 
 
 def multiple_choice(
-    respondent: Respondent, records: list[dict[str, Any]], before: str, limit: int
+    predictor: Predictor, records: list[dict[str, Any]], before: str, limit: int
 ) -> dict[str, list[float]]:
     questions = [ChoiceQuestion(r["question"], tuple(r["choices"]), r["answer"]) for r in records]
-    likely = answer_by_likelihood(respondent, questions, lambda q: before + q.question, batch_size=16)
-    said = respondent.answers([before + lettered(q) for q in questions], max_new_tokens=4, batch_size=16)
+    likely = answer_by_likelihood(predictor, questions, lambda q: before + q.question, batch_size=16)
+    said = predictor.answers([before + lettered(q) for q in questions], max_new_tokens=4, batch_size=16)
     letters = [float(letter_of(a) == LETTERS[q.answer]) for a, q in zip(said, questions, strict=True)]
     return {"likelihood": [float(r.right) for r in likely], "letter": letters}
 
 
 def word_problems(
-    respondent: Respondent, records: list[dict[str, Any]], before: str, limit: int
+    predictor: Predictor, records: list[dict[str, Any]], before: str, limit: int
 ) -> dict[str, list[float]]:
     requests = [before + r["question"] for r in records]
-    said = respondent.answers(requests, max_new_tokens=limit, batch_size=16)
+    said = predictor.answers(requests, max_new_tokens=limit, batch_size=16)
     examples = [Example(r["question"], (str(r["answer"]),)) for r in records]
     return {"number": [numeric(e, a) for e, a in zip(examples, said, strict=True)]}
 

@@ -48,7 +48,7 @@ from shoal.adapters.svf_files import load_expert
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig, Transformer2Config
 from shoal.evaluation.environment import commit
-from shoal.evaluation.predictors import SelfAdaptingModel
+from shoal.evaluation.predictors import Predictor
 from shoal.files import write_file
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
@@ -336,7 +336,7 @@ def adaptive(bench: Bench, router: Any) -> Callable[[Sequence[str]], list[str]]:
     model = Transformer2(
         bench.backbone.model, settings, experts=bench.experts, basis=bench.basis, router=router
     )
-    return lambda texts: SelfAdaptingModel(bench.backbone, model).answers(texts, max_new_tokens=TOKENS)
+    return lambda texts: Predictor(bench.backbone, wrapped=model).answers(texts, max_new_tokens=TOKENS)
 
 
 def unseen_requests(bench: Bench) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 Log-likelihoods are divided by the choice's characters, as `acc_norm` of the LM evaluation harness (Gao et
 al., "A framework for few-shot language model evaluation"); the end of turn is no part of a choice. Knows a
-respondent; nothing of adapters.
+predictor; nothing of adapters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.errors import UsageError
-from shoal.evaluation.predictors import Respondent
+from shoal.evaluation.predictors import Predictor
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ChoiceResult:
 
 
 def answer_by_likelihood(
-    respondent: Respondent,
+    predictor: Predictor,
     questions: Sequence[ChoiceQuestion],
     request: Callable[[ChoiceQuestion], str] = lambda question: question.question,
     *,
@@ -62,7 +62,7 @@ def answer_by_likelihood(
     """One result a question.
 
     Args:
-        respondent: who is asked.
+        predictor: who is asked.
         questions: at least one.
         request: how a question is worded; by default as it is.
         batch_size: choices that are scored together.
@@ -73,10 +73,10 @@ def answer_by_likelihood(
     if not questions:
         raise UsageError("there are 0 questions; at least 1 is needed, give some")
     pairs = [(request(q), choice) for q in questions for choice in q.choices]
-    losses = respondent.losses(
+    losses = predictor.losses(
         [r for r, _ in pairs], [c for _, c in pairs], closed=False, batch_size=batch_size
     )
-    tokens = [len(ids) - 1 for ids in respondent.backbone.encode_completions([c for _, c in pairs])]
+    tokens = [len(ids) - 1 for ids in predictor.backbone.encode_completions([c for _, c in pairs])]
     results, begin = [], 0
     for q in questions:
         rows = range(begin, begin + len(q.choices))

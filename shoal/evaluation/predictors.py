@@ -1,4 +1,4 @@
-"""Whatever answers requests and says how likely an answer is: a model, an adapted one, or Transformer².
+"""The model that an evaluation asks: as it is, under one adapter, or adapting itself as Transformer² does.
 
 So evaluations need not know which. Knows nothing of tasks or scores.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from shoal.adapters.base import Adapter
 from shoal.inference.forward import pad_sequences
@@ -20,73 +20,29 @@ Result = TypeVar("Result")
 PAD = 0  # any token: what is padding is masked
 
 
-class Respondent(Protocol):
-    """Answers requests."""
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """Answers requests and says how likely an answer is; errors as `generate_greedy`.
 
-    @property
-    def backbone(self) -> Backbone:
-        """The model with its tokenizer."""
+    Attributes:
+        backbone: the model with its tokenizer.
+        adapter: that under which it answers; None for none.
+        wrapped: Transformer² over the backbone's model: a first pass decides every request's expert. Without
+            experts its answers are the backbone's, bit for bit.
+    """
+
+    backbone: Backbone
+    adapter: Adapter | None = None
+    wrapped: Transformer2 | None = None
 
     def answers(self, requests: Sequence[str], *, max_new_tokens: int, batch_size: int = 32) -> list[str]:
         """The most likely answer to every request, of at most so many tokens."""
 
-    def losses(
-        self,
-        requests: Sequence[str],
-        continuations: Sequence[str],
-        *,
-        closed: bool = True,
-        batch_size: int = 32,
-    ) -> list[float]:
-        """Mean cross-entropy of each continuation, in nats per token; with the end of turn where `closed`."""
-
-
-@dataclass(frozen=True, eq=False)
-class AdaptedModel:
-    """A model with one adapter, or as it is; errors as `generate_greedy`."""
-
-    backbone: Backbone
-    adapter: Adapter | None = None
-
-    def answers(self, requests: Sequence[str], *, max_new_tokens: int, batch_size: int = 32) -> list[str]:
-        """See `Respondent`."""
-        return generate_greedy(
-            self.backbone, requests, self.adapter, max_new_tokens=max_new_tokens, batch_size=batch_size
-        )
-
-    def losses(
-        self,
-        requests: Sequence[str],
-        continuations: Sequence[str],
-        *,
-        closed: bool = True,
-        batch_size: int = 32,
-    ) -> list[float]:
-        """See `Respondent`."""
-        return reference_losses(
-            self.backbone, requests, continuations, self.adapter, closed=closed, batch_size=batch_size
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class SelfAdaptingModel:
-    """Transformer² over the backbone's model: a first pass decides every request's expert.
-
-    Attributes:
-        backbone: whose model is wrapped.
-        wrapped: the model that adapts itself; without experts it is the backbone's, bit for bit.
-    """
-
-    backbone: Backbone
-    wrapped: Transformer2
-
-    def answers(self, requests: Sequence[str], *, max_new_tokens: int, batch_size: int = 32) -> list[str]:
-        """See `Respondent`."""
-        plain = AdaptedModel(self.backbone)
-
         def of(rows: Sequence[int]) -> list[str]:
             asked = [requests[i] for i in rows]
-            return plain.answers(asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
+            return generate_greedy(
+                self.backbone, asked, self.adapter, max_new_tokens=max_new_tokens, batch_size=batch_size
+            )
 
         return self._skill_by_skill(requests, of)
 
@@ -98,19 +54,23 @@ class SelfAdaptingModel:
         closed: bool = True,
         batch_size: int = 32,
     ) -> list[float]:
-        """See `Respondent`."""
-        plain = AdaptedModel(self.backbone)
+        """Mean cross-entropy of each continuation, nats per token; with the end of turn where `closed`."""
 
         def of(rows: Sequence[int]) -> list[float]:
-            asked, said = [requests[i] for i in rows], [continuations[i] for i in rows]
-            return plain.losses(asked, said, closed=closed, batch_size=batch_size)
+            asked = [requests[i] for i in rows]
+            said = [continuations[i] for i in rows]
+            return reference_losses(
+                self.backbone, asked, said, self.adapter, closed=closed, batch_size=batch_size
+            )
 
         return self._skill_by_skill(requests, of)
 
     def _skill_by_skill(
         self, requests: Sequence[str], of: Callable[[Sequence[int]], list[Result]]
     ) -> list[Result]:
-        """Results of a function of rows, called once per skill with that skill's expert attached."""
+        """The results of a function of rows, called once per skill with that skill's expert attached."""
+        if self.wrapped is None:
+            return of(range(len(requests)))
         prompts = [(ids, ()) for ids in self.backbone.encode_prompts(requests)]
         asked = pad_sequences(prompts, PAD, self.backbone.device)
         decisions = self.wrapped.decide(asked.ids, asked.real.long())

@@ -2,7 +2,7 @@
 
 Asked before and after, they say what an adapter made the model forget. The right choice stands first in the
 table: likelihood does not see an order. No task of the benchmark is among
-them. Knows a respondent; nothing of adapters.
+them. Knows a predictor; nothing of adapters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from shoal.errors import UsageError
 from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
-from shoal.evaluation.predictors import Respondent
+from shoal.evaluation.predictors import Predictor
 from shoal.tasks.metrics import perplexity
 
 # Question, right answer, three wrong ones.
@@ -71,7 +71,7 @@ class BaseAbility:
     perplexity: float
 
 
-def base_ability(respondent: Respondent, questions: int = len(GENERAL_KNOWLEDGE)) -> BaseAbility:
+def base_ability(predictor: Predictor, questions: int = len(GENERAL_KNOWLEDGE)) -> BaseAbility:
     """Ask the first so many questions.
 
     Raises:
@@ -85,6 +85,6 @@ def base_ability(respondent: Respondent, questions: int = len(GENERAL_KNOWLEDGE)
         ChoiceQuestion(question, (right, *wrong), 0)
         for question, right, *wrong in GENERAL_KNOWLEDGE[:questions]
     ]
-    results = answer_by_likelihood(respondent, asked)
+    results = answer_by_likelihood(predictor, asked)
     accuracy = sum(r.right for r in results) / len(results)
     return BaseAbility(accuracy, perplexity([r.nll for r in results]))

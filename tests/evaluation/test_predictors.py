@@ -1,4 +1,4 @@
-"""Respondents: the model, an adapted one and Transformer² through one interface; choices by likelihood."""
+"""Predictors: the model, an adapted one and Transformer² through one interface; choices by likelihood."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import Transformer2Config
 from shoal.errors import UsageError
 from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
-from shoal.evaluation.predictors import AdaptedModel, SelfAdaptingModel
+from shoal.evaluation.predictors import Predictor
 from shoal.evaluation.retention import GENERAL_KNOWLEDGE, base_ability
 from shoal.inference.generate import generate_greedy
 from shoal.inference.scoring import reference_losses
@@ -53,7 +53,7 @@ def test_an_adapted_model_is_the_engine(backbone: Backbone) -> None:
         },
         4.0,
     )
-    adapted, bare = AdaptedModel(backbone, lora), AdaptedModel(backbone)
+    adapted, bare = Predictor(backbone, lora), Predictor(backbone)
     assert adapted.answers(REQUESTS, max_new_tokens=5) == generate_greedy(
         backbone, REQUESTS, lora, max_new_tokens=5
     )
@@ -64,8 +64,8 @@ def test_an_adapted_model_is_the_engine(backbone: Backbone) -> None:
 
 
 def test_without_experts_transformer2_is_the_base(backbone: Backbone) -> None:
-    alone = SelfAdaptingModel(backbone, Transformer2(backbone.model))
-    bare = AdaptedModel(backbone)
+    alone = Predictor(backbone, wrapped=Transformer2(backbone.model))
+    bare = Predictor(backbone)
     assert alone.answers(REQUESTS, max_new_tokens=5) == bare.answers(REQUESTS, max_new_tokens=5)
     assert alone.losses(REQUESTS, REFERENCES) == bare.losses(REQUESTS, REFERENCES)
 
@@ -81,9 +81,9 @@ def test_each_request_is_answered_by_its_own_expert(backbone: Backbone, batch_si
     }
     config = Transformer2Config(expert_vector_dim=None, adaptation_strength=1.0)
     wrapped = Transformer2(backbone.model, config, experts=experts, basis=basis, router=ByWord(backbone))
-    respondent = SelfAdaptingModel(backbone, wrapped)
-    answers = respondent.answers(REQUESTS, max_new_tokens=5, batch_size=batch_size)
-    losses = respondent.losses(REQUESTS, REFERENCES, batch_size=batch_size)
+    predictor = Predictor(backbone, wrapped=wrapped)
+    answers = predictor.answers(REQUESTS, max_new_tokens=5, batch_size=batch_size)
+    losses = predictor.losses(REQUESTS, REFERENCES, batch_size=batch_size)
     for row, skill in enumerate([*ByWord.skills, None]):
         one, reference = REQUESTS[row : row + 1], REFERENCES[row : row + 1]
         if skill is None:
@@ -102,7 +102,7 @@ def test_each_request_is_answered_by_its_own_expert(backbone: Backbone, batch_si
 @torch.no_grad()
 def test_choices_are_scored_by_character(backbone: Backbone) -> None:
     question = ChoiceQuestion("Which?", ("a", "bcd", "ef ghij"), 1)
-    result = answer_by_likelihood(AdaptedModel(backbone), [question, question], batch_size=2)[0]
+    result = answer_by_likelihood(Predictor(backbone), [question, question], batch_size=2)[0]
     by_hand = []
     for choice in question.choices:
         prompt, ids = backbone.encode_prompt("Which?"), backbone.encode_completion(choice)[:-1]
@@ -124,12 +124,12 @@ def test_questions_that_are_none(choices: tuple[str, ...], answer: int) -> None:
 
 
 def test_general_questions(backbone: Backbone) -> None:
-    found = base_ability(AdaptedModel(backbone), 3)
+    found = base_ability(Predictor(backbone), 3)
     assert found.accuracy in (0, 1 / 3, 2 / 3, 1) and found.perplexity >= 1
     assert len({q for q, *_ in GENERAL_KNOWLEDGE}) == len(GENERAL_KNOWLEDGE)
     assert all(len(set(choices)) == 4 for _, *choices in GENERAL_KNOWLEDGE)
     for number in (0, len(GENERAL_KNOWLEDGE) + 1):
         with pytest.raises(UsageError, match="must be 1 to"):
-            base_ability(AdaptedModel(backbone), number)
+            base_ability(Predictor(backbone), number)
     with pytest.raises(UsageError, match="at least 1"):
-        answer_by_likelihood(AdaptedModel(backbone), [])
+        answer_by_likelihood(Predictor(backbone), [])

@@ -56,7 +56,7 @@ def measure_method(folder: Path, name: str, config: BenchmarkConfig) -> None:
         try:
             adapted = adapt(task)
             if ability is None or chosen.per_task:
-                ability = base_ability(adapted.respondent, config.base_questions)
+                ability = base_ability(adapted.predictor, config.base_questions)
             cell = _cell(name, task, adapted, ability, config, started)
         except (ShoalError, RuntimeError, MemoryError) as error:  # out of memory, for example
             cell = Cell(name, task.name, failure=reason(error), seconds=time.perf_counter() - started)
@@ -74,12 +74,12 @@ def _cell(
 ) -> Cell:
     examples = task.test[: config.examples]
     requests = [adapted.request(task, example) for example in examples]
-    respondent, limit = adapted.respondent, config.max_new_tokens
+    predictor, limit = adapted.predictor, config.max_new_tokens
     begun = time.perf_counter()
     with DeviceUse(utilisation_counter()) as use:
-        said = respondent.answers(requests, max_new_tokens=limit)
+        said = predictor.answers(requests, max_new_tokens=limit)
     seconds = time.perf_counter() - begun
-    losses = respondent.losses(requests, [e.outputs[0] for e in examples])
+    losses = predictor.losses(requests, [e.outputs[0] for e in examples])
     answers = tuple(
         Answer(e.input, a, e.outputs, rouge_l(a, e.outputs), exact_match(a, e.outputs), nll)
         for e, a, nll in zip(examples, said, losses, strict=True)
@@ -87,10 +87,10 @@ def _cell(
     latencies = []
     for request in requests[: config.single_requests]:
         begun = time.perf_counter()
-        respondent.answers([request], max_new_tokens=limit)
+        predictor.answers([request], max_new_tokens=limit)
         latencies.append(time.perf_counter() - begun)
     metrics = {
-        "throughput": _tokens(respondent.backbone, said, limit) / seconds,
+        "throughput": _tokens(predictor.backbone, said, limit) / seconds,
         "peak_memory": float(peak()),
         "adaptation_seconds": adapted.seconds,
         "device_utilisation": use.mean,

@@ -19,7 +19,7 @@ import torch
 from shoal.config import BenchmarkConfig, LoraTrainingConfig, TextToLoRAConfig, Transformer2Config
 from shoal.errors import ShoalError, UsageError
 from shoal.evaluation.evaluate import described
-from shoal.evaluation.predictors import AdaptedModel, Respondent, SelfAdaptingModel
+from shoal.evaluation.predictors import Predictor
 from shoal.integration import SakanaAIIntegration
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
@@ -35,7 +35,7 @@ class Adapted:
     """A model that a method adapted to a task.
 
     Attributes:
-        respondent: who answers.
+        predictor: who answers.
         request: how an example is asked.
         seconds: from the task to the adapter; None where nothing is adapted.
         tokens_per_second: of training; None without any.
@@ -43,7 +43,7 @@ class Adapted:
         note: what a reader must know.
     """
 
-    respondent: Respondent
+    predictor: Predictor
     request: Callable[[Task, Example], str]
     seconds: float | None = None
     tokens_per_second: float | None = None
@@ -71,7 +71,7 @@ def _input_alone(task: Task, example: Example) -> str:
 
 
 def _base(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task], Adapted]:
-    adapted = Adapted(AdaptedModel(backbone), described, note="no adapter; reads the description")
+    adapted = Adapted(Predictor(backbone), described, note="no adapter; reads the description")
     return lambda task: adapted
 
 
@@ -104,7 +104,7 @@ def _lora(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task], Adapt
             seconds = time.perf_counter() - started
             lines = (Path(folder) / LOG_FILE).read_text("utf-8").splitlines()
         return Adapted(
-            AdaptedModel(backbone, lora),
+            Predictor(backbone, lora),
             _input_alone,
             seconds,
             run.tokens / run.seconds,
@@ -132,7 +132,7 @@ def _text_to_lora(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task
             started = time.perf_counter()
             adapter = generator.generate(description)
             seconds.append(time.perf_counter() - started)
-        model = AdaptedModel(backbone, adapter.lora)
+        model = Predictor(backbone, adapter.lora)
         return Adapted(model, _input_alone, statistics.median(seconds), note="one forward pass, no examples")
 
     return adapt
@@ -141,10 +141,10 @@ def _text_to_lora(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task
 def _transformer2(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task], Adapted]:
     full_strength = Transformer2Config(expert_vector_dim=None, adaptation_strength=1.0)
     wrapped = SakanaAIIntegration().create_transformer2_model(backbone.model, full_strength)
-    respondent = SelfAdaptingModel(backbone, wrapped)
+    predictor = Predictor(backbone, wrapped=wrapped)
     if not wrapped.experts:
         note = "no experts are released: the mixture is the identity, and answers are the base model's"
-        identity = Adapted(respondent, described, note=note)
+        identity = Adapted(predictor, described, note=note)
         return lambda task: identity
 
     note = f"a first pass chooses one of {len(wrapped.experts)} experts, or none, for each request"
@@ -159,7 +159,7 @@ def _transformer2(backbone: Backbone, config: BenchmarkConfig) -> Callable[[Task
         for ids in prompts:
             wrapped.decide(ids)
         seconds = (time.perf_counter() - started) / len(prompts)
-        return Adapted(respondent, described, seconds, note=note)
+        return Adapted(predictor, described, seconds, note=note)
 
     return adapt
 
