@@ -19,7 +19,8 @@ from _long_requests import COMPLETION, REQUEST
 from _machine import machine, table
 from torch import nn
 
-from shoal.adapters.svf import Decompositions, ExpertVector, mix
+from shoal.adapters.decomposition import Decompositions
+from shoal.adapters.svf import ExpertVector, mix
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig

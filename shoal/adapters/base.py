@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from shoal.adapters.decomposition import Decompositions
+
 if TYPE_CHECKING:  # the kinds' modules import this one
     from shoal.adapters.card import AdapterCard
-    from shoal.adapters.svf import Decompositions
     from shoal.models.shapes import BackboneShape
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]

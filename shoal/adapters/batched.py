@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from shoal.adapters.base import Adapter, RowBatch
+from shoal.adapters.decomposition import Decompositions
 from shoal.adapters.kinds import KINDS, check_adapter, kind_of
-from shoal.adapters.svf import Decompositions
 
 
 class RowAdapters:

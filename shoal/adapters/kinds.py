@@ -13,13 +13,14 @@ from torch import nn
 
 from shoal.adapters.base import Adapter, Attachment, Kind, LoadedAdapter
 from shoal.adapters.card import AdapterCard
+from shoal.adapters.decomposition import Decompositions
 from shoal.adapters.files import CONFIG_FILE as LORA_CONFIG
 from shoal.adapters.files import load_adapter, save_adapter
 from shoal.adapters.hooks import adapted_modules, attach
 from shoal.adapters.lora import LoRA
 from shoal.adapters.lora_rows import LoraRows
 from shoal.adapters.merging import compose
-from shoal.adapters.svf import Decompositions, ExpertVector, check_single
+from shoal.adapters.svf import ExpertVector, check_single
 from shoal.adapters.svf_files import CONFIG_FILE as EXPERT_CONFIG
 from shoal.adapters.svf_files import StoredExpert, load_expert_for, save_expert
 from shoal.adapters.svf_hooks import attach_expert

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from shoal.adapters.svf import Decomposition, decompose
+from shoal.adapters.decomposition import Decomposition, decompose
 from shoal.adapters.svf_hooks import dense_weight, is_plain
 from shoal.errors import ShoalError, UsageError
 from shoal.files import read_tensors, write_file

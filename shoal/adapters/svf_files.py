@@ -16,7 +16,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from shoal.adapters.svf import Decomposition, Decompositions, ExpertVector, check_fits, check_single
+from shoal.adapters.decomposition import Decomposition, Decompositions
+from shoal.adapters.svf import ExpertVector, check_fits, check_single
 from shoal.adapters.svf_cache import decompose_model
 from shoal.errors import ShoalError, UsageError
 from shoal.files import read_directory, read_json, read_tensors, write_directory

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoal.adapters.base import Attachment, Hook
-from shoal.adapters.svf import Decomposition, Decompositions, ExpertVector, check_fits
+from shoal.adapters.decomposition import Decomposition, Decompositions
+from shoal.adapters.svf import ExpertVector, check_fits
 from shoal.errors import UsageError
 from shoal.models.modules import is_conv1d, module_sizes, sized_module
 

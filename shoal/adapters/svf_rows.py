@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shoal.adapters.base import Hook
-from shoal.adapters.svf import Decomposition, Decompositions, ExpertVector
+from shoal.adapters.decomposition import Decomposition, Decompositions
+from shoal.adapters.svf import ExpertVector
 
 
 class ModelBasis(Mapping[str, Decomposition]):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from shoal.adapters.base import Adapter
 from shoal.adapters.batched import RowAdapters
-from shoal.adapters.svf import Decompositions
+from shoal.adapters.decomposition import Decompositions
 from shoal.inference.kv_cache import RowCache
 from shoal.models.backbone import Backbone
 

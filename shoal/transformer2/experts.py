@@ -15,7 +15,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from shoal.adapters.svf import Decomposition, ExpertVector
+from shoal.adapters.decomposition import Decomposition
+from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_files import (
     CONFIG_FILE,
     FORMAT,

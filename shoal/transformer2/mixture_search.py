@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoal.adapters.svf import Decompositions, ExpertVector, mix
+from shoal.adapters.decomposition import Decompositions
+from shoal.adapters.svf import ExpertVector, mix
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig
 from shoal.errors import UsageError

@@ -23,7 +23,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shoal.adapters.svf import Decompositions, ExpertVector, check_fits
+from shoal.adapters.decomposition import Decompositions
+from shoal.adapters.svf import ExpertVector, check_fits
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import Transformer2Config

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shoal.adapters.svf import Decompositions, ExpertVector
+from shoal.adapters.decomposition import Decompositions
+from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import ExpertTrainingConfig
 from shoal.inference.forward import answer_logits, pad_sequences

@@ -28,7 +28,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.adapters.svf import Decompositions, ExpertVector
+from shoal.adapters.decomposition import Decompositions
+from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import ExpertTrainingConfig
 from shoal.errors import UsageError

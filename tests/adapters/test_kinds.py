@@ -23,9 +23,10 @@ from shoal.adapters.base import (
     nbytes_of,
 )
 from shoal.adapters.card import AdapterCard
+from shoal.adapters.decomposition import Decompositions
 from shoal.adapters.kinds import KINDS, attach_adapter, compose_adapters, load, save
 from shoal.adapters.lora import LoRA, LoraFactors
-from shoal.adapters.svf import Decompositions, ExpertVector
+from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
 from shoal.errors import ShoalError, UsageError
 from shoal.files import read_directory, read_json, read_tensors, write_directory

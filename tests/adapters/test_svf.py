@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shoal.adapters.svf import Decomposition, ExpertVector, check_fits, decompose, expert_as_lora, mix
+from shoal.adapters.decomposition import Decomposition, decompose
+from shoal.adapters.svf import ExpertVector, check_fits, expert_as_lora, mix
 from shoal.errors import UsageError
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shoal.adapters.svf import Decomposition, ExpertVector, decompose
+from shoal.adapters.decomposition import Decomposition, decompose
+from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_files import CONFIG_FILE, WEIGHTS_FILE, StoredExpert, load_expert, save_expert
 from shoal.errors import ShoalError, UsageError
 

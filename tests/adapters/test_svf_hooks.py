@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from shoal.adapters.decomposition import Decomposition, decompose
 from shoal.adapters.hooks import attach
-from shoal.adapters.svf import Decomposition, ExpertVector, decompose, expert_as_lora
+from shoal.adapters.svf import ExpertVector, expert_as_lora
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.errors import UsageError

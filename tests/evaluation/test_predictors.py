@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
+from shoal.adapters.decomposition import decompose
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA, LoraFactors
-from shoal.adapters.svf import ExpertVector, decompose
+from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import Transformer2Config
 from shoal.errors import UsageError

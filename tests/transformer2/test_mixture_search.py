@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.adapters.svf import Decomposition, ExpertVector, decompose
+from shoal.adapters.decomposition import Decomposition, decompose
+from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import MixtureSearchConfig
 from shoal.errors import UsageError

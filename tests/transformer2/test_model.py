@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, TextIteratorStreamer
 
-from shoal.adapters.svf import Decomposition, ExpertVector, decompose
+from shoal.adapters.decomposition import Decomposition, decompose
+from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import Transformer2Config
 from shoal.errors import UsageError

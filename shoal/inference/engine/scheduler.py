@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from shoal.adapters.base import Adapter
+from shoal.adapters.decomposition import Decompositions
 from shoal.adapters.kinds import check_adapter, compose_adapters
-from shoal.adapters.svf import Decompositions
 from shoal.errors import UsageError
 from shoal.inference.engine.adapter_cache import AdapterCache
 from shoal.inference.engine.records import Limits, Request

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from shoal.adapters.base import Adapter
+from shoal.adapters.decomposition import Decompositions
 from shoal.adapters.kinds import attach_adapter
 from shoal.adapters.lora import LoRA, LoraFactors
-from shoal.adapters.svf import Decompositions, ExpertVector
+from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
 from shoal.models.backbone import Backbone, load_backbone
 

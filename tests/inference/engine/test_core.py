@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.adapters.decomposition import Decompositions
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import compose
-from shoal.adapters.svf import Decompositions, ExpertVector
+from shoal.adapters.svf import ExpertVector
 from shoal.errors import ShoalError, UsageError
 from shoal.inference.engine.adapter_cache import AdapterCache
 from shoal.inference.engine.core import Engine
