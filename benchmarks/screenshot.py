@@ -27,6 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 STARTING_SECONDS, ANSWER_MS = 180, 180_000
+SOLVED = """A joy from the first scene to the last. => positive
+Two hours of my life that I want back. => negative
+The cast is wonderful and the story moved me. => positive
+Dull, noisy and far too long. => negative
+I want to see it again with my whole family. => positive
+Not one joke worked. => negative"""
 OTHERS = {
     "places": "Extract the name of the place from the sentence.",
     "party-size": "Say how many people a table is booked for.",
@@ -47,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, description in OTHERS.items():
                 client.create(name, description)
         browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1010})
+        page = browser.new_page(viewport={"width": 1280, "height": 1180})
         page.set_default_timeout(ANSWER_MS)
         page.goto(url)
         page.get_by_text("Detected skills").wait_for()
@@ -62,7 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def chat(page: Page) -> None:
-    """An adapter for reviews, and one question to both models."""
+    """An adapter for reviews, refined on solved examples, and one question to both models."""
+    settle(page)
+    page.get_by_text("Examples and inputs").click()
+    page.get_by_label("Solved examples").fill(SOLVED)
+    page.get_by_label("Solved examples").press("Control+Enter")
     settle(page)
     page.get_by_role("button", name="Generate adapter").click()
     page.locator(".js-plotly-plot").first.wait_for()

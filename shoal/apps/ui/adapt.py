@@ -46,6 +46,7 @@ EXAMPLES = {
 EXAMPLES_HELP = (
     "One a line: input => output. Or JSON lines with input and output. 4 at least, 4 to 16 do well."
 )
+TRAINED = ("Refined on", "Calibrated on")  # how notes on training begin
 INPUTS_HELP = (
     "One a line, 4 at least. Where the answers are a closed set, such as positive or negative, they are "
     "calibrated on these."
@@ -173,31 +174,32 @@ def _picture(current: Adapter | None) -> None:
     if current is None:
         plain_line("Its picture appears here: how much it changes every module in every layer of the model.")
         return
-    done_line(
-        f"{current.name} · version {current.version} · rank {current.rank} · {current.bytes / 2**20:.1f} MB"
-        f"{' · public' if current.public else ''}"
-    )
-    _expectations(current)
+    generated: GeneratedAdapter | None = st.session_state.get("generated")
+    new = generated if generated is not None and generated.adapter == current else None
+    about = [
+        current.name,
+        f"version {current.version}",
+        f"rank {current.rank}",
+        f"{current.bytes / 2**20:.1f} MB",
+        "public" if current.public else "",
+        f"confidence {new.confidence:.0%}" if new and new.confidence is not None else "",
+    ]
+    done_line(" · ".join(filter(None, about)))
+    for note in new.notes if new else _kept_notes(current):
+        warning_line(note)
+    for note in current.card.get("notes") or ():
+        if str(note).startswith(TRAINED):
+            plain_line(str(note))
     plain_line("Norm of the delta weight per layer and module: how much it changes each")
     with show_errors():
         st.plotly_chart(heat_map(client().norms(current.name), height=215), config=PLAIN, key="picture")
 
 
-def _expectations(current: Adapter) -> None:
-    """What to know before relying on the adapter: its notes, and where it is sure."""
-    generated: GeneratedAdapter | None = st.session_state.get("generated")
-    if generated is not None and generated.adapter == current:
-        for note in generated.notes:
-            warning_line(note)
-        if generated.confidence is not None and not generated.nonsense:
-            plain_line(
-                f"Confidence {generated.confidence:.0%}: how near the task is to those it was trained on."
-            )
-    elif not current.card.get("trained", True):
-        warning_line("No hypernetwork was trained for this base model, so this adapter changes nothing.")
-    for note in current.card.get("notes") or ():
-        if str(note).startswith(("Refined on", "Calibrated on")):
-            plain_line(str(note))
+def _kept_notes(adapter: Adapter) -> list[str]:
+    """What is known of an adapter that was generated earlier, or elsewhere."""
+    if adapter.card.get("trained", True):
+        return []
+    return ["No hypernetwork was trained for this base model, so this adapter changes nothing."]
 
 
 def _chat(current: Adapter | None) -> None:

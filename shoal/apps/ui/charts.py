@@ -66,7 +66,7 @@ def layer_lines(adapters: Mapping[str, Mapping[str, float]], *, height: int = 23
         height=height,
         margin=_MARGIN,
         colorway=SHADES,
-        legend={"orientation": "h", "y": 1.15},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02},  # above the lines, in any number of rows
         showlegend=len(adapters) > 1,
     )
     figure.update_xaxes(title_text="layer", showgrid=False)

@@ -6,11 +6,17 @@ import streamlit as st
 
 from shoal.apps.ui.charts import PLAIN, heat_map, layer_lines
 from shoal.apps.ui.chat import Asked, stream_together, style_box, with_description
-from shoal.apps.ui.widgets import base_model, choose_adapters, client, code_name, plain_line, show_errors
-from shoal.server.client import Adapter
+from shoal.apps.ui.widgets import (
+    base_model,
+    choose_adapters,
+    choose_task,
+    client,
+    code_name,
+    plain_line,
+    show_errors,
+)
 
 MOST = 4
-NO_TASK = "(none)"
 EXAMPLE = "The plot made no sense and the acting was dreadful."
 
 
@@ -23,7 +29,7 @@ def compare_page() -> None:
         request = st.text_area("Request", EXAMPLE, height=80, max_chars=20_000, key="compare_request").strip()
         with st.container(horizontal=True, vertical_alignment="center"):
             with_base = st.toggle("Also the base model", value=True)
-            task = _task_box(adapters) if with_base else None
+            task = choose_task(adapters, "compare") if with_base else None
             style = style_box("compare")
             ask = st.button(
                 "Ask all",
@@ -50,18 +56,6 @@ def compare_page() -> None:
         st.session_state.compared = dict(zip(names, answers, strict=True))
     with show_errors():
         _norms([adapter.name for adapter in adapters])
-
-
-def _task_box(adapters: list[Adapter]) -> str | None:
-    """The task that the base model is told, for a fair comparison: an adapter knows its own."""
-    tasks = list(dict.fromkeys(adapter.description for adapter in adapters if adapter.description))
-    chosen = st.selectbox(
-        "Task in the base model's prompt",
-        [*tasks, NO_TASK],
-        key=f"compare_task_{len(tasks)}",
-        help="An adapter replaces the instruction, so it gets the request alone. The base model needs both.",
-    )
-    return None if chosen == NO_TASK else chosen
 
 
 def _norms(names: list[str]) -> None:

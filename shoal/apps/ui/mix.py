@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import streamlit as st
 
 from shoal.apps.ui.charts import PLAIN, layer_lines
-from shoal.apps.ui.chat import Asked, stream_together, style_box
-from shoal.apps.ui.widgets import base_model, choose_adapters, client, code_name, plain_line, show_errors
+from shoal.apps.ui.chat import Asked, Style, stream_together, style_box, with_description
+from shoal.apps.ui.widgets import (
+    base_model,
+    choose_adapters,
+    choose_task,
+    client,
+    code_name,
+    plain_line,
+    show_errors,
+)
+from shoal.server.client import Adapter
 
 MOST = 8  # what a service takes by default
 EXAMPLE = "The plot made no sense and the acting was dreadful."
@@ -23,47 +35,62 @@ def mix_page() -> None:
     left, right = st.columns([4, 6], gap="medium")
     with left.container(border=True):
         adapters = choose_adapters("Adapters", "mix", MOST)
-        start = round(1 / len(adapters), 2) if adapters else 1.0
-        weights = {
-            adapter.name: st.slider(
-                code_name(adapter.name), -1.0, 2.0, start, 0.05, key=f"mix_{adapter.name}_{len(adapters)}"
-            )
-            for adapter in adapters
-        }
+        weights = _weights(adapters)
         with show_errors():
             _norms(weights)
     with right.container(border=True):
-        request = st.text_area("Request", EXAMPLE, height=80, max_chars=20_000, key="mix_request").strip()
-        with st.container(horizontal=True, vertical_alignment="center"):
-            style = style_box("mix")
-            ask = st.button(
-                "Ask the mixture", type="primary", icon=":material/tune:", disabled=not (request and weights)
-            )
-        before, after = st.columns(2, border=True)
-        before.markdown("**Base model**")
-        after.markdown("**Mixture**")
-        places = [before.empty(), after.empty()]
-        for place, text in zip(places, st.session_state.get("mixed_last", ("…", "…")), strict=True):
-            place.text(text or "(an empty answer)")
-        history: list[tuple[str, str, str]] = st.session_state.setdefault("mixed", [])
-        if ask:
-            mix = {"mix": [{"name": name, "weight": weight} for name, weight in weights.items()]}
-            messages = [{"role": "user", "content": request}]
-            asked = [Asked(base_model(), messages), Asked(base_model(), messages, mix)]
-            answers: list[str] = []
-            stream_together(client(), asked, places, style, answers)
-            worded = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
-            history.insert(0, (worded, request, answers[1]))
-            st.session_state.mixed_last = answers
-            del history[KEPT:]
-    if history:
+        _request(adapters, weights)
+    if history := st.session_state.get("mixed"):
         with st.container(border=True):
             st.subheader("Earlier mixtures")
-            st.dataframe(
-                [{"mixture": w, "request": r, "answer": a} for w, r, a in history],
-                hide_index=True,
-                key="mix_history",
-            )
+            rows = [{"mixture": m, "request": r, "answer": a} for m, r, a in history]
+            st.dataframe(rows, hide_index=True, key="mix_history")
+
+
+def _weights(adapters: list[Adapter]) -> dict[str, float]:
+    """A slider for each adapter; name -> weight."""
+    start = round(1 / len(adapters), 2) if adapters else 1.0
+    return {
+        adapter.name: st.slider(
+            code_name(adapter.name), -1.0, 2.0, start, 0.05, key=f"mix_{adapter.name}_{len(adapters)}"
+        )
+        for adapter in adapters
+    }
+
+
+def _request(adapters: list[Adapter], weights: dict[str, float]) -> None:
+    request = st.text_area("Request", EXAMPLE, height=80, max_chars=20_000, key="mix_request").strip()
+    task = choose_task(adapters, "mix")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        style = style_box("mix")
+        ask = st.button(
+            "Ask the mixture", type="primary", icon=":material/tune:", disabled=not (request and weights)
+        )
+    before, after = st.columns(2, border=True)
+    before.markdown("**Base model**")
+    after.markdown("**Mixture**")
+    places = [before.empty(), after.empty()]
+    for place, text in zip(places, st.session_state.get("mixed_last", ("…", "…")), strict=True):
+        place.text(text or "(an empty answer)")
+    if ask:
+        _ask(request, task, weights, places, style)
+
+
+def _ask(
+    request: str, task: str | None, weights: dict[str, float], places: Sequence[Any], style: Style
+) -> None:
+    """Ask the base model, told the task, and the mixture, which gets the request alone."""
+    mix = {"mix": [{"name": name, "weight": weight} for name, weight in weights.items()]}
+    to_base = [{"role": "user", "content": with_description(request, task)}]
+    to_mixture = [{"role": "user", "content": request}]
+    answers: list[str] = []
+    asked = [Asked(base_model(), to_base), Asked(base_model(), to_mixture, mix)]
+    stream_together(client(), asked, places, style, answers)
+    mixture = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+    history: list[tuple[str, str, str]] = st.session_state.setdefault("mixed", [])
+    history.insert(0, (mixture, request, answers[1]))
+    del history[KEPT:]
+    st.session_state.mixed_last = answers
 
 
 def _norms(weights: dict[str, float]) -> None:

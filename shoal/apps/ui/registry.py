@@ -124,14 +124,14 @@ def _details(name: str) -> None:
     adapter = client().adapter(name)
     st.subheader(code_name(adapter.name))
     st.text(adapter.description or "(no description)")
-    made = datetime.fromtimestamp(adapter.created, timezone.utc)
+    created = datetime.fromtimestamp(adapter.created, timezone.utc)
     about = {
         "owner": adapter.owner,
         "version": str(adapter.version),
         "rank": str(adapter.rank),
         "size": f"{adapter.bytes / 2**20:.2f} MB",
-        "made": f"{made:%Y-%m-%d %H:%M} UTC",
-        "by": str(adapter.card.get("generator", "")),
+        "created": f"{created:%Y-%m-%d %H:%M} UTC",
+        "generator": str(adapter.card.get("generator", "")),
         "base": adapter.base,
         "sha256": adapter.sha256[:16] + "…",
         **{f"score: {k}": f"{float(v):.3f}" for k, v in dict(adapter.card.get("scores") or {}).items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from shoal.server.client import Adapter, Client
 
 MAX_NAME = 64
 LISTED = 200
+NO_TASK = "(none)"
 
 
 def client() -> Client:
@@ -119,3 +120,15 @@ def choose_adapters(label: str, key: str, most: int) -> list[Adapter]:
     )
     state[f"{key}_chosen"] = {name: known[name] for name in names}
     return list(state[f"{key}_chosen"].values())
+
+
+def choose_task(adapters: Sequence[Adapter], key: str) -> str | None:
+    """The task that the base model is told, for a fair comparison: an adapter knows its own."""
+    tasks = list(dict.fromkeys(adapter.description for adapter in adapters if adapter.description))
+    chosen = st.selectbox(
+        "Task in the base model's prompt",
+        [*tasks, NO_TASK],
+        key=f"{key}_task_{len(tasks)}",
+        help="An adapter replaces the instruction, so it gets the request alone. The base model needs both.",
+    )
+    return None if chosen == NO_TASK else chosen
