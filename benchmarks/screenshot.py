@@ -26,7 +26,7 @@ from shoal.server.client import Client
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-STARTING_SECONDS, ANSWER_MS = 180, 180_000
+STARTING_SECONDS, ANSWER_MS = 180, 900_000
 SOLVED = """A joy from the first scene to the last. => positive
 Two hours of my life that I want back. => negative
 The cast is wonderful and the story moved me. => positive
@@ -71,8 +71,8 @@ def chat(page: Page) -> None:
     """An adapter for reviews, refined on solved examples, and one question to both models."""
     settle(page)
     page.get_by_text("Examples and inputs").click()
-    page.get_by_label("Solved examples").fill(SOLVED)
-    page.get_by_label("Solved examples").press("Control+Enter")
+    page.get_by_role("textbox", name="Solved examples").fill(SOLVED)
+    page.get_by_role("textbox", name="Solved examples").press("Control+Enter")
     settle(page)
     page.get_by_role("button", name="Generate adapter").click()
     page.locator(".js-plotly-plot").first.wait_for()

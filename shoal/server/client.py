@@ -21,6 +21,7 @@ from shoal.server.client_errors import FOREIGN, failure_of_status, message_of, p
 KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment, as the official client reads it
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0
+TRAINING_SECONDS = 900.0  # for an adapter that is trained on examples or inputs, also on a busy machine
 MAX_ZIP_BYTES = 2**28
 Chat = Sequence[Mapping[str, str]]
 T = TypeVar("T")
@@ -177,7 +178,8 @@ class Client:
         new: dict[str, Any] = {"name": name, "description": description, "public": public}
         new["examples"] = [{"input": given, "output": answer} for given, answer in examples]
         new["inputs"] = list(inputs)
-        return self._ask("POST", "/v1/adapters", _generated, json=new)
+        patience = {"timeout": TRAINING_SECONDS} if examples or inputs else {}
+        return self._ask("POST", "/v1/adapters", _generated, json=new, **patience)
 
     def page(self, *, search: str = "", after: str = "", limit: int = 50) -> AdapterPage:
         """Adapters by name."""
