@@ -110,6 +110,7 @@ def _describe() -> None:
     name_box, public_box = st.columns([3, 2], vertical_alignment="bottom")
     name = name_box.text_input(
         "Name",
+        key="adapter_name",
         max_chars=MAX_NAME,
         placeholder=suggested_name(description),
         help="a-z, 0-9, '.', '_' and '-'. A name of your own that is taken gets a new version.",
@@ -157,6 +158,7 @@ def _generate(name: str, description: str, public: bool, examples: str, inputs: 
 def _take_example() -> None:
     if st.session_state.example:
         st.session_state.description = EXAMPLES[st.session_state.example][0]
+        st.session_state.adapter_name = ""
 
 
 def _skills(description: str) -> None:
