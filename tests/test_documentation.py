@@ -305,6 +305,15 @@ def test_every_worked_example_fits_the_source_and_works(page: Path, tmp_path: Pa
         assert done.returncode == 0, f"{named(page)}, line {block.line}\n{done.stdout}\n{done.stderr}"
 
 
+@pytest.mark.parametrize("page", HOW_TOS, ids=named)
+def test_every_patch_fits_the_source(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "diff":
+            command = ["patch", "-p1", "--fuzz=2", "--dry-run"]
+            done = subprocess.run(command, input=block.text, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, f"{named(page)}, line {block.line}\n{done.stdout}"
+
+
 def test_nothing_is_excepted_or_changed_that_no_page_has() -> None:
     commands = all_commands(PAGES)
     for begin in (*NOT_RUN, *CHANGES, *SERVERS):
