@@ -99,7 +99,7 @@ class LoraTrainingConfig(_Frozen):
 
     steps: int = Field(300, le=MAX_COUNT, ge=1, description="optimiser steps")
     batch_size: int = Field(16, le=MAX_WIDTH, ge=1, description="examples per forward pass and process")
-    accumulation: int = Field(1, le=MAX_WIDTH, ge=1, description="forward passes an optimiser step")
+    accumulation: int = Field(1, le=MAX_WIDTH, ge=1, description="forward passes per optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up; linear decay after")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
@@ -160,7 +160,7 @@ class ExpertTrainingConfig(LoraTrainingConfig):
     kl_weight: float = Field(
         0.02, ge=0, description="weight of the divergence from the base model; evolution knows none"
     )
-    population: int = Field(16, le=MAX_WIDTH, ge=4, description="of evolution: candidates a step")
+    population: int = Field(16, le=MAX_WIDTH, ge=4, description="of evolution: candidates per step")
     sigma: float = Field(0.02, gt=0, le=1, description="of evolution: first standard deviation of z")
     least_success: float = Field(0.05, ge=0, le=1, description="mean reward that the base must have to begin")
     most_success: float = Field(0.95, ge=0, le=1, description="mean reward above which there is no lesson")
@@ -169,7 +169,7 @@ class ExpertTrainingConfig(LoraTrainingConfig):
 class MixtureSearchConfig(_Frozen):
     """Search for a mixture of experts by the cross-entropy method."""
 
-    population: int = Field(32, le=MAX_WIDTH, ge=2, description="candidates an iteration")
+    population: int = Field(32, le=MAX_WIDTH, ge=2, description="candidates per iteration")
     iterations: int = Field(50, le=MAX_COUNT, ge=1, description="rounds of sampling and refitting")
     elite: float = Field(
         0.25, gt=0, le=1, description="share of the candidates that the next round is fitted to"

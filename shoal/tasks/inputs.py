@@ -53,7 +53,7 @@ def check_inputs(inputs: Sequence[str], *, most: int = MAX_INPUTS) -> tuple[str,
 
 
 def read_inputs(path: str | Path) -> list[str]:
-    """The inputs in a file: one a line, or with the ending `.jsonl` one JSON string or object a line.
+    """The inputs in a file: one per line, or with the ending `.jsonl` one JSON string or object per line.
 
     Of an object its `input` counts, else its `text` or `prompt`. Blank lines are skipped.
 

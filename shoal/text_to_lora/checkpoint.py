@@ -67,7 +67,7 @@ class HypernetworkCheckpoint:
             self.network.check_fits(self.multi_task)
 
     def made_for(self, base_model: str) -> bool:
-        """Whether its adapters fit a base model."""
+        """True where its adapters fit a base model."""
         return self.base_model == base_model
 
 

@@ -1,4 +1,4 @@
-"""What a hypernetwork in training reads: its tasks' descriptions, and nonsense in their place.
+"""Descriptions for a hypernetwork in training: its tasks' own, and nonsense in their place.
 
 Knows texts and their reader, nothing of examples, losses or steps.
 """
@@ -18,7 +18,7 @@ from shoal.text_to_lora.nonsense import gibberish, vocabulary, word_salad
 
 
 class Descriptions:
-    """What a network reads of every task's descriptions.
+    """The descriptions of every task, as a network reads them.
 
     What is small, as sentence vectors and token states are, is read once and kept, the latter in bfloat16;
     what is not, as states of the backbone are not, is read whenever it is needed.
@@ -50,7 +50,7 @@ class Descriptions:
         return gibberish(seed, words) if seed < 0.5 else word_salad(seed, self._vocabulary, words)
 
     def read(self, texts: Sequence[str]) -> list[Float[Tensor, "*rows dim"]]:
-        """What is read of some descriptions."""
+        """Some descriptions as the network reads them."""
         new = [text for text in dict.fromkeys(texts) if text not in self._kept]
         read = dict(zip(new, self._reader.read(new), strict=True)) if new else {}
         return [read[text] if text in read else self._kept[text] for text in texts]

@@ -47,7 +47,7 @@ class Distillation:
         label_set: with the priors of this adapter on the inputs; None for open answers.
         inputs: that the teacher answered.
         steps: optimiser steps.
-        loss_before: cross-entropy to the teacher's answers at the start, in nats a token.
+        loss_before: cross-entropy to the teacher's answers at the start, in nats per token.
         loss_after: the mean of the last steps.
         prompt_tokens: of a mean request with the description.
         prompt_tokens_saved: of them, those that the adapter does without.

@@ -26,7 +26,7 @@ class Emission:
     """Adapters of some descriptions.
 
     Attributes:
-        adapters: one a description, float32 on the hypernetwork's device.
+        adapters: one per description, float32 on the hypernetwork's device.
         familiarities: how near each description is to the training tasks; None where those are not known.
     """
 
@@ -57,7 +57,7 @@ class Emitter:
 
     @torch.no_grad()
     def emit(self, descriptions: Sequence[str]) -> Emission:
-        """One adapter a description; `fallback` for nonsense, where the training tasks are known."""
+        """One adapter per description; `fallback` for nonsense, where the training tasks are known."""
         network = self.checkpoint.network
         device = next(network.parameters()).device
         read = stack_embeddings(self._reader.read(descriptions)).to(device)
@@ -74,7 +74,7 @@ class Emitter:
 
     @cached_property
     def fallback(self) -> LoRA:
-        """What nonsense gets: the checkpoint's multi-task LoRA, else what was trained for no description.
+        """The adapter for nonsense: the checkpoint's multi-task LoRA, else that of no description.
 
         That is the adapter of the null description if description dropout trained it, else the shared one.
         """

@@ -1,9 +1,9 @@
-"""How near a description is to the tasks that a hypernetwork was trained on, and whether it says anything.
+"""The distance of a description from a hypernetwork's training tasks, and a probe for nonsense.
 
 Knows sentence vectors and names; nothing of encoders, texts or adapters. A hypernetwork gives an adapter for
-any text, and of nonsense it makes a harmful one, so nonsense is told apart: by a probe, as its distance does
-not tell it from a sensible task of a new kind. Both are measured on the training tasks alone; the rules are
-Shoal's own.
+any text, and a harmful one for nonsense. A probe separates nonsense from descriptions, as its distance does
+not separate it from a sensible task of a new kind. Both are measured on the training tasks alone; the rules
+are Shoal's own.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ NONSENSE_SHARE = 0.1  # of texts, as the probe takes it: to call a description n
 
 @dataclass(frozen=True)
 class Familiarity:
-    """What is known of one description.
+    """The familiarity of one description.
 
     Attributes:
         nearest: names of the nearest training tasks -> their distance, nearest first.
         distance: of the nearest one, 1 - cosine, from 0 to 2.
         confidence: 1 where descriptions of other tasks are usual, 0 where random letters are, linear between;
             0 for nonsense.
-        nonsense: whether it reads as random letters or words rather than as a description.
+        nonsense: True where it reads as random letters or words rather than as a description.
     """
 
     nearest: Mapping[str, float]

@@ -46,12 +46,12 @@ class GeneratedAdapter:
 
     @property
     def trained(self) -> bool:
-        """Whether a trained hypernetwork made it."""
+        """True where it was generated or distilled, False where it is the identity."""
         return bool(self.hypernetwork["trained"])
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What its user should know before relying on it, in plain sentences; empty where all is well.
+        """Plain sentences that its user should know before relying on it; empty where all is well.
 
         That it changes nothing, that its description reads as nonsense, or that the description is far from
         every training task, each with what to do about it.
@@ -91,7 +91,7 @@ class GeneratedAdapter:
 
 
 def familiarity_note(facts: Mapping[str, Any]) -> str:
-    """What an adapter's facts say of how near its description is to the training tasks, as a sentence."""
+    """The familiarity of an adapter's description, as a sentence."""
     if facts["nonsense"]:
         return "The description reads as nonsense: this is the adapter that such descriptions share."
     nearest = next(iter(facts["nearest_tasks"]))
@@ -110,7 +110,7 @@ def _far_note(facts: Mapping[str, Any]) -> str:
 
 
 def few_shot_note(facts: Mapping[str, Any]) -> str:
-    """What `few_shot` of an adapter's facts says, as a sentence."""
+    """`few_shot` of an adapter's facts, as a sentence."""
     return (
         f"Refined on {facts['examples']} examples for {facts['steps']} steps; loss on {facts['held_out']} "
         f"others {facts['loss_before']:.2f} -> {facts['loss_after']:.2f} nats per token."
@@ -118,7 +118,7 @@ def few_shot_note(facts: Mapping[str, Any]) -> str:
 
 
 def self_training_note(facts: Mapping[str, Any]) -> str:
-    """What `self_training` of an adapter's facts says, as a sentence."""
+    """`self_training` of an adapter's facts, as a sentence."""
     begin = f"Calibrated on {facts['inputs']} inputs without answers"
     if facts["reason"]:
         return f"{begin}; its factors are as they were: {facts['reason']}."
@@ -129,7 +129,7 @@ def self_training_note(facts: Mapping[str, Any]) -> str:
 
 
 def distilled_note(facts: Mapping[str, Any]) -> str:
-    """What `distilled` of an adapter's facts says, as a sentence."""
+    """`distilled` of an adapter's facts, as a sentence."""
     return (
         f"Distilled from the base model with the description in its prompt, on {facts['inputs']} inputs for "
         f"{facts['steps']} steps: {facts['prompt_tokens_saved']:.0f} of {facts['prompt_tokens']:.0f} prompt "

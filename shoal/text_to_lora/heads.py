@@ -36,7 +36,7 @@ Reading = Literal["sentence", "tokens", "states"]
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a description says, token by token.
+    """The tokens of a description.
 
     Attributes:
         states: (tasks, length, hidden), or other ones for every layer: (tasks, layers, length, hidden).
@@ -83,7 +83,7 @@ class Architecture:
 
     @property
     def reads(self) -> Reading:
-        """What of a description is read: see `Reading`."""
+        """The part of a description that is read: see `Reading`."""
         return HEADS[self.head].reads
 
     def __post_init__(self) -> None:
@@ -106,10 +106,10 @@ class Architecture:
 
 
 class _Head(nn.Module):
-    """What all heads have in common.
+    """The base of all heads.
 
     Attributes:
-        reads: what of a description the hypernetwork reads for it.
+        reads: the part of a description that the hypernetwork reads for it.
     """
 
     reads: ClassVar[Reading] = "sentence"
@@ -132,7 +132,7 @@ class _LargeHead(_Head):
 
 
 class _MediumHead(_Head):
-    """Head M: one map of r max(d_in, d_out) numbers, used twice, told A from B by a learned embedding."""
+    """Head M: one map of r max(d_in, d_out) numbers, used twice; a learned embedding separates A from B."""
 
     def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class _MediumHead(_Head):
 
 
 class _SmallHead(_Head):
-    """Head S: one map of max(d_in, d_out) numbers emits one rank row of A or B, told apart by embeddings."""
+    """Head S: one map of max(d_in, d_out) numbers emits one rank row of A or B; embeddings separate them."""
 
     def __init__(self, group: Sequence[TargetModule], architecture: Architecture) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class _SmallHead(_Head):
 
 
 class _MixtureHead(_Head):
-    """A mixture of K learned factor pairs a layer, with one set of coefficients for A and one for B.
+    """A mixture of K learned factor pairs per layer, with one set of coefficients for A and one for B.
 
     The coefficients are linear in the trunk's output and start at zero, the bases as noise of A's scale.
     """
@@ -206,7 +206,7 @@ class _MixtureHead(_Head):
 
 
 class _ModulationHead(_Head):
-    """One learned factor pair a layer, whose rank rows are scaled: one number a row of A, one a column of B.
+    """One learned factor pair per layer, scaled by one number per row of A and one per column of B.
 
     The numbers are linear in the trunk's output and start at zero, the factors as noise of A's scale.
     """
@@ -239,8 +239,12 @@ class _PerceiverHead(_Head):
         super().__init__()
         size = architecture.hidden_size
         self.rank_embedding = nn.Embedding(architecture.rank, size)
-        self.query_norm, self.mix_norm, self.output_norm = (nn.LayerNorm(size) for _ in range(3))
-        self.query, self.value, self.attended = (nn.Linear(size, size) for _ in range(3))
+        self.query_norm = nn.LayerNorm(size)
+        self.mix_norm = nn.LayerNorm(size)
+        self.output_norm = nn.LayerNorm(size)
+        self.query = nn.Linear(size, size)
+        self.value = nn.Linear(size, size)
+        self.attended = nn.Linear(size, size)
         self.key = nn.Linear(size, size, bias=False)  # attention is blind to a shift of all keys
         self.mix = nn.Sequential(
             nn.Linear(size, 2 * size), nn.SiLU(), nn.Dropout(architecture.dropout), nn.Linear(2 * size, size)

@@ -47,7 +47,8 @@ class Hypernetwork(nn.Module):
         if len({t.name for t in targets}) < len(targets):
             raise UsageError(f"{len(targets)} target modules share names; name each once")
         check_rank(targets, architecture.rank)
-        self.targets, self.architecture = tuple(targets), architecture
+        self.targets = tuple(targets)
+        self.architecture = architecture
         self._groups = group_by_type(targets)
         latent, hidden, dropout = architecture.latent_size, architecture.hidden_size, architecture.dropout
         depth = 1 + max(t.layer for t in targets)
@@ -85,7 +86,7 @@ class Hypernetwork(nn.Module):
             self.offsets.requires_grad_(False)
 
     def forward(self, task_embeddings: Float[Tensor, "tasks *rows task_dim"]) -> BatchedLoRA:
-        """One adapter a task embedding, on the network's device.
+        """One adapter per task embedding, on the network's device.
 
         Args:
             task_embeddings: sentence vectors, (tasks, task_dim); or each followed by the states of its
@@ -120,7 +121,7 @@ class Hypernetwork(nn.Module):
         return BatchedLoRA({t.name: factors[t.name] for t in self.targets}, self.architecture.alpha)
 
     def _sentences(self, embeddings: Tensor) -> Float[Tensor, "tasks layers task_dim"]:
-        """What the trunk reads: one vector a task, or where states are read, their mean in every layer."""
+        """The trunk's input: one vector per task, or where states are read, their mean in every layer."""
         if embeddings.dim() == 4:
             return embeddings.sum(2) / _real(embeddings[:, 0]).sum(-1).clamp(min=1)[:, None, None]
         return embeddings[:, None] if embeddings.dim() == 2 else embeddings[:, :1]
@@ -141,7 +142,7 @@ class Hypernetwork(nn.Module):
         return Tokens(torch.cat([rest.to(encoded.dtype), encoded], dim=-2), real)
 
     def _parts(self, embeddings: Tensor) -> tuple[Tensor, ...]:
-        """What is read of a description; if that is states, then what each group's modules make of them."""
+        """The input in parts: what is read first; of states, then the outputs of each group's modules."""
         return embeddings.split(self._widths, dim=-1)
 
     @property
@@ -214,7 +215,7 @@ def stack_embeddings(embeddings: Sequence[Tensor]) -> Float[Tensor, "tasks *rows
 
 
 def _real(tokens: Tensor) -> Bool[Tensor, "tasks tokens"]:
-    """Which tokens are there: padding is zero."""
+    """True at tokens that are there: padding is zero."""
     return (tokens != 0).any(-1)
 
 

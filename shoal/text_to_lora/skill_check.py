@@ -1,4 +1,4 @@
-"""How well skills are detected: on labelled prompts that detection was not fitted on.
+"""Labelled prompts that skill detection was not fitted on, and its accuracy on them.
 
 The prompts were written for this check before it was first run, in the way a person asks for an adapter. None
 shares more than 70% of its words with one of benchmarks/skill_prompts.jsonl, which detection was fitted on: a

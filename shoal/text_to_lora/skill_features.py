@@ -57,7 +57,7 @@ def _closest(word: str, vocabulary: tuple[str, ...]) -> str | None:
 
 
 def features(texts: Sequence[str], encoder: TaskEncoder, vocabulary: Sequence[str]) -> Tensor:
-    """What the head reads of prepared texts: float32 (len(texts), encoder.dim + 10 + len(vocabulary)).
+    """The features of prepared texts: float32 (len(texts), encoder.dim + 10 + len(vocabulary)).
 
     The unit-length task embedding; 0.3 for each skill with a keyword in the text; and the words of the
     vocabulary that occur, as a vector of length 0.8.

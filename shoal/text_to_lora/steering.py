@@ -1,4 +1,4 @@
-"""The steering margin while a hypernetwork trains: does an unseen task's own description beat another one's?
+"""The steering margin while a hypernetwork trains: an unseen task's own description against another one's.
 
 Knows a hypernetwork, a backbone and held-out tasks; nothing of how the network is trained.
 """
@@ -29,7 +29,9 @@ class SteeringMonitor:
         size: int,
     ) -> None:
         """Takes the first `size` examples of every task, and what the network reads of one description."""
-        self._network, self._backbone, self._size = network, backbone, size
+        self._network = network
+        self._backbone = backbone
+        self._size = size
         self._corpus = corpus
         self._descriptions = stack_embeddings(descriptions).to(backbone.device)
 

@@ -103,7 +103,7 @@ def train_reconstruction(
     held_out: Sequence[Task] = (),
     show_progress: bool = True,
 ) -> RunSummary:
-    """Train a hypernetwork to reproduce one trained adapter a task, by the distance of their delta weights.
+    """Train a hypernetwork to reproduce one trained adapter per task, by the distance of their delta weights.
 
     Args:
         network: trained in place.
@@ -118,15 +118,15 @@ def train_reconstruction(
 
     Raises:
         LeakageError: a held-out task, or a `test` example, is among the training examples.
-        UsageError: not one adapter a task, adapters of other modules or all zero, a network that reads states
-            without a backbone, or a folder of another run.
+        UsageError: not one adapter per task, adapters of other modules or all zero, a network that reads
+            states without a backbone, or a folder of another run.
         Interrupted: Ctrl-C, after the checkpoint is written.
     """
     sizes = {t.name: (t.in_features, t.out_features) for t in network.targets}
     given = [{n: (f.a.shape[-1], f.b.shape[-2]) for n, f in lora.factors.items()} for lora in adapters]
     if not tasks or len(tasks) != len(adapters) or any(own != sizes for own in given):
         raise UsageError(
-            f"reconstruction needs one adapter a task over the network's {len(sizes)} modules, got "
+            f"reconstruction needs one adapter per task over the network's {len(sizes)} modules, got "
             f"{len(adapters)} adapters for {len(tasks)} tasks; train them on the same base model and targets"
         )
     check_no_leakage(tasks, held_out)
@@ -148,8 +148,12 @@ class SftObjective:
         config: HypernetworkTrainingConfig,
     ) -> None:
         """`descriptions` are those of the corpus's tasks, in their order."""
-        self.module, self._backbone, self._corpus, self._config = network, backbone, corpus, config
-        self._descriptions, self._start = descriptions, _weights(network)
+        self.module = network
+        self._backbone = backbone
+        self._corpus = corpus
+        self._config = config
+        self._descriptions = descriptions
+        self._start = _weights(network)
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
         self._prefix = PrefixCache(backbone, min(t.layer for t in network.targets))
 
@@ -203,7 +207,7 @@ class SftObjective:
         return wrong
 
     def _embed(self, texts: Sequence[str], kept: Sequence[bool]) -> Float[Tensor, "rows *tokens dim"]:
-        """What is read of each text, noisy as configured; where not `kept`, the null description: zero."""
+        """Each text as it is read, noisy as configured; where not `kept`, the null description: zero."""
         config = self._config
         embeddings = stack_embeddings(self._descriptions.read(texts)).to(self._backbone.device)
         states = embeddings.dim() == 4
@@ -239,9 +243,12 @@ class ReconstructionObjective:
         Raises:
             UsageError: every adapter is zero.
         """
-        self.module, self._config, self._start = network, config, _weights(network)
         device = next(network.parameters()).device
-        self._descriptions, self._device = descriptions, device
+        self.module = network
+        self._config = config
+        self._start = _weights(network)
+        self._descriptions = descriptions
+        self._device = device
         trained = stack(adapters)
         factors = {n: f.to(device, torch.float32) for n, f in trained.factors.items()}
         self._trained = BatchedLoRA(factors, trained.alpha)

@@ -113,7 +113,9 @@ class BatchOrder:
             raise UsageError(
                 f"batch_size {batch_size} is not a multiple of examples_a_task {group}; change one of them"
             )
-        self._batch_size, self._seed, self._group = batch_size, seed, group
+        self._batch_size = batch_size
+        self._seed = seed
+        self._group = group
         self._examples = [sorted(examples, key=lambda e: e.length) for examples in corpus.examples]
         self._pool: tuple[int, list[list[TokenisedExample]]] = (-1, [])
 

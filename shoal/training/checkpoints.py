@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: a checkpoint that is whole or absent, and logs with one row a step.
+"""A run's folder: a checkpoint that is whole or absent, and logs with one row per step.
 
 The checkpoint holds parameters and AdamW's state as safetensors, and how far the run is as JSON; `log.jsonl`
 and TensorBoard's events hold the same numbers. Knows nothing of what is optimised, or of when to write.
@@ -31,7 +31,7 @@ CHECKPOINT, EVENTS = "checkpoint", "tensorboard"
 
 @dataclass
 class Progress:
-    """How far a run is, over all sittings.
+    """The progress of a run, over all sittings.
 
     Attributes:
         step: optimiser steps done.
@@ -122,7 +122,7 @@ def _restore(
 
 
 def _differences(saved: Any, wanted: Mapping[str, Any]) -> list[str]:
-    """What the checkpoint's run has otherwise: names of settings, `data` or `processes`."""
+    """The differences from the checkpoint's run: names of settings, `data` or `processes`."""
     saved = saved if isinstance(saved, dict) else {}
     config = saved.get("config") or {}
     names = {*config, *wanted["config"]}

@@ -1,7 +1,7 @@
-"""Training without gradients: an evolution strategy asks for candidates and is told what each earns.
+"""Training without gradients: an evolution strategy proposes candidates and learns from their rewards.
 
 The strategy is sep-CMA-ES, whose covariance is diagonal: its time and memory are linear in the parameters. It
-is a pure function of the seed and of the rewards that it was told, so a checkpoint holds these, and a run
+is a pure function of the seed and of the rewards that it was given, so a checkpoint holds these, and a run
 resumes by telling them again. Candidates that all earn the same teach nothing: they are tried again, on the
 next batch. Knows nothing of models or tasks: a population tries the candidates.
 
@@ -34,7 +34,7 @@ from shoal.training.loop import RunSummary, drive, identity_of, moved_on, start_
 
 @dataclass(frozen=True)
 class Fitness:
-    """What came of trying candidates on one batch.
+    """The rewards of candidates on one batch.
 
     Attributes:
         rewards: of every candidate, the higher the better.
@@ -46,7 +46,7 @@ class Fitness:
 
 
 class Population(Protocol):
-    """What tries candidates."""
+    """Tries candidates."""
 
     @property
     def module(self) -> nn.Module:
@@ -108,7 +108,7 @@ def evolve(
 
 
 class Strategy:
-    """sep-CMA-ES: candidates are asked for, rewards are told; the same ones give the same candidates."""
+    """sep-CMA-ES: proposes candidates and takes rewards; the same rewards give the same candidates."""
 
     def __init__(self, start: Float[Tensor, " parameters"], population: int, sigma: float, seed: int) -> None:
         """A normal distribution around `start` with the standard deviation `sigma` everywhere.

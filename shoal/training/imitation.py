@@ -74,7 +74,7 @@ class Imitation:
             backbone: the frozen model.
             lora: the adapter to start from.
             answers: at least one.
-            batch_size: answers a step.
+            batch_size: answers per step.
             learning_rate: of every step; scale it from outside with `scale`.
             clip_norm: limit of the gradient norm.
             seed: of the order.
@@ -97,7 +97,7 @@ class Imitation:
         self._chance, self._order = random.Random(seed), list[int]()
 
     def step(self, scale: float = 1.0) -> float:
-        """One optimiser step at `scale` times the learning rate; its mean loss, nats a token."""
+        """One optimiser step at `scale` times the learning rate; its mean loss, nats per token."""
         rows = [self._answers[i] for i in self._draw()]
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * scale

@@ -32,11 +32,13 @@ class LabelAnswer(NamedTuple):
 
 
 class LabelRewards:
-    """What every label earns on the examples of a corpus."""
+    """The rewards of every label on the examples of a corpus."""
 
     def __init__(self, backbone: Backbone, corpus: Corpus, reward: Reward) -> None:
         """Tokenise a task's labels when they are first asked for."""
-        self._backbone, self._corpus, self._reward = backbone, corpus, reward
+        self._backbone = backbone
+        self._corpus = corpus
+        self._reward = reward
         self._labels: dict[int, dict[str, tuple[int, ...]]] = {}
 
     def answers(self, example: TokenisedExample) -> list[LabelAnswer]:
@@ -75,7 +77,7 @@ def labels_of(task: Task) -> list[str]:
 
 
 def has_labels(task: Task) -> bool:
-    """Whether a task's answers are labels: 2 to 32 different ones, each given twice or more in the mean."""
+    """True where a task's answers are labels: 2 to 32 of them, each given twice or more in the mean."""
     answers = [output for example in task.train for output in example.outputs]
     return 2 <= len(set(answers)) <= min(MAX_LABELS, len(answers) // 2)
 

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepLoss:
-    """What one forward pass gives.
+    """The result of one forward pass.
 
     Attributes:
         loss: scalar to differentiate.
@@ -50,7 +50,7 @@ class StepLoss:
 
 
 class Objective(Protocol):
-    """What a run optimises."""
+    """The objective of a run."""
 
     @property
     def module(self) -> nn.Module:
@@ -68,7 +68,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run went.
+    """The summary of a run.
 
     Attributes:
         steps: optimiser steps done, over all sittings.
@@ -298,7 +298,7 @@ def _seed(*parts: int) -> int:
 
 
 def identity_of(fingerprint: str, config: LoraTrainingConfig, processes: int) -> dict[str, Any]:
-    """What must not change between the sittings of a run."""
+    """A hash of all that must not change between the sittings of a run."""
     settings = json.loads(config.model_dump_json(exclude={"checkpoint_every"}))
     return {"config": settings, "data": fingerprint, "processes": processes}
 
@@ -318,7 +318,7 @@ def _noted_interrupts() -> Iterator[list[int]]:
 
     try:
         previous = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: the caller's own handling applies
+    except ValueError:  # not the main thread: that one's own handling applies
         yield received
         return
     try:

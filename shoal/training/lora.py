@@ -105,7 +105,10 @@ class LoraObjective:
                 "choose the layers and modules that it was trained with"
             )
         self._start = _hash_of(lora)
-        self._backbone, self._corpus, self._config, self._alpha = backbone, corpus, config, lora.alpha
+        self._backbone = backbone
+        self._corpus = corpus
+        self._config = config
+        self._alpha = lora.alpha
         self._names = [t.name for t in targets]
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
         self._prefix = PrefixCache(backbone, min(t.layer for t in targets))

@@ -27,7 +27,9 @@ class PrefixCache:
 
     def __init__(self, backbone: Backbone, start: int, *, limit: int = 4 * 2**30) -> None:
         """`start` is the first adapted layer; `limit` is in bytes: what is beyond is computed each time."""
-        self._backbone, self.start, self._limit = backbone, start, limit
+        self._backbone = backbone
+        self.start = start
+        self._limit = limit
         self._kept: dict[int, Tensor] = {}
         self._bytes = 0
 
@@ -67,7 +69,7 @@ class PrefixCache:
         return hidden
 
     def _compute(self, examples: Sequence[TokenisedExample]) -> list[Tensor]:
-        """What the frozen layers make of each example, (length, width)."""
+        """The output of the frozen layers for each example, (length, width)."""
         pairs = [(e.prompt, e.completion) for e in examples]
         batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
         hidden = hidden_before(self._backbone.model, batch, self.start)

@@ -10,6 +10,7 @@ import torch
 from shoal.inference.forward import adapted, answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.text_to_lora.descriptions import Descriptions
+from shoal.text_to_lora.encoders.reader import description_reader
 from shoal.text_to_lora.steering import SteeringMonitor
 from shoal.training.batches import tokenise
 
@@ -22,7 +23,9 @@ def monitor_of(toy: ModuleType, backbone: Backbone, count: int, *, fresh: bool =
             for p in network.parameters():
                 p.add_(0.2 * torch.randn_like(p))
     corpus = tokenise(tasks, backbone, 512)
-    first = Descriptions(toy.HashEncoder(), network, tasks).read([task.descriptions[0] for task in tasks])
+    first = Descriptions(description_reader(network, toy.HashEncoder()), tasks).read(
+        [task.descriptions[0] for task in tasks]
+    )
     return SteeringMonitor(network, backbone, corpus, first, 3)
 
 

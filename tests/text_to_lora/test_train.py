@@ -500,7 +500,7 @@ def test_the_reconstruction_loss_is_the_distance_of_delta_weights(
     network = moved(toy.toy_network(targets, dropout=0.0))
     tasks = [dataclasses.replace(t, descriptions=t.descriptions[:1]) for t in toy.toy_tasks()]
     embeddings = read_all(toy.HashEncoder(), network, tasks)
-    descriptions = Descriptions(toy.HashEncoder(), network, tasks)
+    descriptions = Descriptions(description_reader(network, toy.HashEncoder()), tasks)
     objective = ReconstructionObjective(network, descriptions, adapters, config(batch_size=9))
 
     def distance(ours: LoRA | None, theirs: LoRA) -> float:

@@ -26,7 +26,8 @@ class DeviceUse:
 
     def __init__(self, counter: Callable[[], float] | None, seconds: float = 0.2) -> None:
         """Take the counter, None for no device, and the seconds between two readings."""
-        self._counter, self._seconds = counter, seconds
+        self._counter = counter
+        self._seconds = seconds
         self._readings: list[float] = []
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True) if counter else None

@@ -32,7 +32,7 @@ from shoal.tasks.metrics import bleu, chrf
 log = logging.getLogger(__name__)
 
 SHAPES_FILE = "shapes.json"
-# What is changed by `quick`, where the caller has not said otherwise.
+# What is changed by `quick`, where nothing else was asked for.
 QUICK: dict[str, Any] = {
     "num_tasks": 4,
     "examples": 8,

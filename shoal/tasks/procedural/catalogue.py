@@ -134,6 +134,6 @@ def _choose(names: Iterable[str] | None) -> list[Family]:
 
 
 def _is_for_test(question: str, share: float, seed: int) -> bool:
-    """Whether a hash of `seed` and the normalised input falls into the first `share` of its range."""
+    """True where a hash of `seed` and the normalised input falls into the first `share` of its range."""
     digest = hashlib.blake2b(f"{seed}\n{question}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64

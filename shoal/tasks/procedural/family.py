@@ -1,4 +1,4 @@
-"""What a family of procedural tasks is, and the ways to put an input and its answer together.
+"""Families of procedural tasks, and the ways to put an input and its answer together.
 
 Knows nothing of any one family, of the division into train and test, or of models.
 """

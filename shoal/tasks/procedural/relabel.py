@@ -81,7 +81,7 @@ MAPPINGS = (
 
 
 def is_copy(task: Task) -> bool:
-    """Whether it was made of other tasks' examples."""
+    """True where it was derived from other tasks' examples."""
     return COPY in task.name
 
 
@@ -181,7 +181,7 @@ def _restate(text: str, renamed: Mapping[str, str], form: Form | None, rng: rand
 
 
 def _replaceable(text: str, labels: Sequence[str]) -> bool:
-    """Whether every label stands in the text just once, and not between marks already."""
+    """True where every label stands in the text just once, and not between marks already."""
     found = _mentioned(text, labels)
     if sorted(found) != sorted(label.casefold() for label in labels):
         return False

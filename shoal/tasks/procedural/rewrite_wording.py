@@ -1,4 +1,4 @@
-"""How the operations of `shoal.tasks.procedural.rewrites` are described: a name in braces is filled in.
+"""Descriptions of the operations of `shoal.tasks.procedural.rewrites` are described: a name in braces is filled in.
 
 A description says all that was drawn, so that the answer to a text follows from both.
 """

@@ -1,4 +1,4 @@
-"""New tasks over the texts of others: something is done to every text, or told about it, as descriptions say.
+"""New tasks over the texts of others: something is done to every text, or said about it, as descriptions say.
 
 What is done, with which words, signs and labels, and to the texts of which task is drawn anew for every new
 task, so that a model which is trained on many of them has to read the description and to keep to the text. How
@@ -39,7 +39,7 @@ LETTERS = "abcdefhilmnoprstw"
 
 @dataclass(frozen=True)
 class Draw:
-    """What is at hand when an operation is drawn.
+    """The material from which an operation is drawn.
 
     Attributes:
         rng: decides.
@@ -107,7 +107,7 @@ def _texts(task: Task) -> list[str]:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether it is words with single spaces between them, so that all count them alike."""
+    """True where it is words with single spaces between them, so that all count them alike."""
     parts = text.split()
     return " ".join(parts) == text and all(re.search(r"\w", part) for part in parts)
 

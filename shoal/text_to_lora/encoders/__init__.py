@@ -1,1 +1,1 @@
-"""What a hypernetwork reads of a description: sentence vectors, or the backbone's own states."""
+"""Encoders of descriptions for a hypernetwork: sentence vectors, or the backbone's own states."""

@@ -1,4 +1,4 @@
-"""What a hypernetwork reads of a description, chosen once by what its architecture reads.
+"""Readers of descriptions for a hypernetwork, chosen once by what its architecture reads.
 
 Knows encoders and the architecture's name for what it reads; nothing of adapters, files or training.
 """
@@ -27,7 +27,7 @@ class DescriptionReader(Protocol):
     small: bool
 
     def read(self, texts: Sequence[str]) -> list[Tensor]:
-        """One input a text, for `stack_embeddings` to put together."""
+        """One input per text, for `stack_embeddings` to put together."""
 
 
 class SentenceReader:

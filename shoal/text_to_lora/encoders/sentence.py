@@ -204,7 +204,7 @@ class TaskEncoder:
         return read
 
     def knows(self, word: str) -> bool:
-        """Whether the encoder has one token for the lower-case `word`; it splits rare and misspelt ones."""
+        """True where the encoder has one token for a lower-case word; it splits rare and misspelt ones."""
         return word in self._vocabulary
 
     @torch.no_grad()

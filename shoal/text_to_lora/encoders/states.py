@@ -1,4 +1,4 @@
-"""What the frozen backbone itself makes of a description: the states of its tokens, layer by layer.
+"""The states of a description's tokens in the frozen backbone, layer by layer.
 
 Hypernetworks with the head `reader` read these. Knows the backbone, nothing of hypernetworks or tasks.
 
