@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.adapters.lora import LoRA
+from shoal.adapters.base import Adapter
 from shoal.errors import UsageError
 from shoal.evaluation.label_sets import SUFFIX, with_labels
 from shoal.evaluation.reports import METRICS, Answer, MethodResult, Report, mean_result, summarise
@@ -50,7 +50,7 @@ class Method:
     """
 
     name: str
-    adapter: Callable[[Task], LoRA | None] = lambda task: None
+    adapter: Callable[[Task], Adapter | None] = lambda task: None
     request: Callable[[Task, Example], str] = lambda task, example: example.input
 
 
@@ -101,22 +101,22 @@ def evaluate(
     results = []
     for number, method in enumerate(methods, 1):
         log.info("scoring %s on %d tasks (%d of %d)", method.name, len(tasks), number, len(methods))
+        adapters = {task.name: method.adapter(task) for task in tasks}
+        asked = [(task, e) for task in tasks for e in task.test[:examples]]
+        scored = score(
+            backbone,
+            [e for _, e in asked],
+            [method.request(task, e) for task, e in asked],
+            _one_or_each([adapters[task.name] for task, _ in asked]),
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
         answers: dict[str, list[Answer]] = {task.name: [] for task in tasks}
-        for group in _batchable(tasks, method):
-            asked = [(task, lora, e) for task, lora in group for e in task.test[:examples]]
-            scored = score(
-                backbone,
-                [e for _, _, e in asked],
-                [method.request(task, e) for task, _, e in asked],
-                _one_or_each([lora for _, lora, _ in asked]),
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            )
-            for (task, _, _), answer in zip(asked, scored, strict=True):
-                answers[task.name].append(answer)
+        for (task, _), answer in zip(asked, scored, strict=True):
+            answers[task.name].append(answer)
         results.append(summarise(method.name, answers, samples))
         if label_sets:
-            answers |= _labelled(backbone, tasks, method, answers, label_sets)
+            answers |= _labelled(backbone, tasks, method, adapters, answers, label_sets)
             results.append(summarise(method.name + SUFFIX, answers, samples))
         on_method(results[-1])
     rows = tuple(results)
@@ -127,12 +127,12 @@ def score(
     backbone: Backbone,
     examples: Sequence[Example],
     requests: Sequence[str],
-    adapters: LoRA | Sequence[LoRA] | None = None,
+    adapters: Adapter | Sequence[Adapter | None] | None = None,
     *,
     max_new_tokens: int = 48,
     batch_size: int = 32,
 ) -> list[Answer]:
-    """Generate and score the answers to some requests, one an example.
+    """Generate and score the answers to some requests, one per example.
 
     Adapters and errors are those of `generate_greedy`.
     """
@@ -172,35 +172,24 @@ def with_shots(count: int, seed: int = 0) -> Callable[[Task, Example], str]:
     return request
 
 
-def _batchable(tasks: Sequence[Task], method: Method) -> list[list[tuple[Task, LoRA | None]]]:
-    """The tasks with their adapters, by what may run in one batch: none, or adapters of the same modules."""
-    groups: dict[frozenset[str] | None, list[tuple[Task, LoRA | None]]] = {}
-    for task in tasks:
-        lora = method.adapter(task)
-        groups.setdefault(None if lora is None else frozenset(lora.factors), []).append((task, lora))
-    return list(groups.values())
-
-
 def _labelled(
     backbone: Backbone,
     tasks: Sequence[Task],
     method: Method,
+    adapters: Mapping[str, Adapter | None],
     answers: Mapping[str, list[Answer]],
     label_sets: Mapping[str, Sequence[str]],
 ) -> dict[str, list[Answer]]:
     """The answers of the tasks that have label sets, each replaced by a label."""
-    pairs = [pair for group in _batchable(tasks, method) for pair in group]
     return {
         task.name: with_labels(
-            backbone, task, answers[task.name], label_sets[task.name], adapter, method.request
+            backbone, task, answers[task.name], label_sets[task.name], adapters[task.name], method.request
         )
-        for task, adapter in pairs
+        for task in tasks
         if task.name in label_sets
     }
 
 
-def _one_or_each(loras: Sequence[LoRA | None]) -> LoRA | list[LoRA] | None:
-    """One adapter where all are the same object, else one per request; a group without any has none."""
-    if all(lora is loras[0] for lora in loras):
-        return loras[0]
-    return [lora for lora in loras if lora is not None]
+def _one_or_each(adapters: Sequence[Adapter | None]) -> Adapter | Sequence[Adapter | None] | None:
+    """One adapter where all are the same object, else one per request."""
+    return adapters[0] if all(adapter is adapters[0] for adapter in adapters) else adapters

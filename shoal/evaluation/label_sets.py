@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from shoal.adapters.lora import LoRA
+from shoal.adapters.base import Adapter
 from shoal.evaluation.reports import Answer
 from shoal.inference.labels import CONTENT_FREE, answer_with_labels, label_log_likelihoods, label_priors
 from shoal.models.backbone import Backbone
@@ -33,7 +33,7 @@ def with_labels(
     task: Task,
     answers: Sequence[Answer],
     labels: Sequence[str],
-    lora: LoRA | None,
+    adapter: Adapter | None,
     request: Callable[[Task, Example], str],
 ) -> list[Answer]:
     """One method's answers to a task, each replaced by the likeliest label after calibration.
@@ -43,7 +43,7 @@ def with_labels(
         task: whose `train` inputs calibrate.
         answers: to its test examples; the NLL stays.
         labels: the task's label set.
-        lora: what the method attaches.
+        adapter: attached by the method.
         request: how it words a request.
 
     Raises:
@@ -51,7 +51,7 @@ def with_labels(
     """
     texts = [e.input for e in task.train[:CALIBRATION_INPUTS]] or list(CONTENT_FREE)
     asked = [request(task, Example(text, ("-",))) for text in [a.input for a in answers] + texts]
-    scores = label_log_likelihoods(backbone, backbone.encode_prompts(asked), labels, lora)
+    scores = label_log_likelihoods(backbone, backbone.encode_prompts(asked), labels, adapter)
     priors = label_priors(scores[len(answers) :])
     chosen = answer_with_labels(labels, scores[: len(answers)], priors)
     return [

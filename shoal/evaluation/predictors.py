@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from shoal.adapters.base import Adapter
+from shoal.adapters.svf import Decompositions
 from shoal.inference.forward import pad_sequences
 from shoal.inference.generate import generate_greedy
 from shoal.inference.scoring import reference_losses
@@ -29,11 +30,13 @@ class Predictor:
         adapter: that under which it answers; None for none.
         wrapped: Transformer² over the backbone's model: a first pass decides every request's expert. Without
             experts its answers are the backbone's, bit for bit.
+        basis: decompositions of the weights that `adapter` scales, where it is an expert.
     """
 
     backbone: Backbone
     adapter: Adapter | None = None
     wrapped: Transformer2 | None = None
+    basis: Decompositions | None = None
 
     def answers(self, requests: Sequence[str], *, max_new_tokens: int, batch_size: int = 32) -> list[str]:
         """The most likely answer to every request, of at most so many tokens."""
@@ -41,7 +44,12 @@ class Predictor:
         def of(rows: Sequence[int]) -> list[str]:
             asked = [requests[i] for i in rows]
             return generate_greedy(
-                self.backbone, asked, self.adapter, max_new_tokens=max_new_tokens, batch_size=batch_size
+                self.backbone,
+                asked,
+                self.adapter,
+                basis=self.basis,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
             )
 
         return self._skill_by_skill(requests, of)
@@ -60,7 +68,13 @@ class Predictor:
             asked = [requests[i] for i in rows]
             said = [continuations[i] for i in rows]
             return reference_losses(
-                self.backbone, asked, said, self.adapter, closed=closed, batch_size=batch_size
+                self.backbone,
+                asked,
+                said,
+                self.adapter,
+                basis=self.basis,
+                closed=closed,
+                batch_size=batch_size,
             )
 
         return self._skill_by_skill(requests, of)
