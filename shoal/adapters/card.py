@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what `--max-lora-rank` accepts
+UNTRAINED = "**no**: every delta weight is zero, the model answers as without it"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -86,9 +87,7 @@ def render_card(card: AdapterCard, facts: AdapterFacts) -> str:
     """The model card: YAML front matter as the hub reads it, then Markdown."""
     rows = {
         "Base model": facts.base_model,
-        "Trained": "yes"
-        if card.trained
-        else "**no**: every delta weight is zero, the model answers as without it",
+        "Trained": "yes" if card.trained else UNTRAINED,
         "Generator": card.generator,
         "Checkpoint (SHA-256)": card.checkpoint_sha256 or "none",
         "Seed": "none" if card.seed is None else str(card.seed),
@@ -110,9 +109,8 @@ def _front_matter(base_model: str) -> str:
     hub = [f"base_model: {base_model}"] if _HUB_ID.fullmatch(base_model) else []
     tags = [f"base_model:adapter:{base_model}"] if hub else []
     lines = [*hub, "library_name: peft", "pipeline_tag: text-generation", "tags:"]
-    return "\n".join(
-        ["---", *lines, *(f"- {tag}" for tag in [*tags, "lora", "shoal", "transformers"]), "---"]
-    )
+    tagged = [f"- {tag}" for tag in [*tags, "lora", "shoal", "transformers"]]
+    return "\n".join(["---", *lines, *tagged, "---"])
 
 
 def _layers_row(facts: AdapterFacts) -> str:
@@ -120,10 +118,10 @@ def _layers_row(facts: AdapterFacts) -> str:
         where = f"{_spans(facts.layers)} of 0-{facts.num_layers - 1} (`layers_to_transform`)"
     else:
         where = f"all {facts.num_layers}"
-    zero = (
-        f"; B is zero in layers {_spans(facts.zero_layers)}, so that loaders which need every layer take it"
-    )
-    return where + (zero if facts.zero_layers else "")
+    if not facts.zero_layers:
+        return where
+    zero = _spans(facts.zero_layers)
+    return f"{where}; B is zero in layers {zero}, so that loaders which need every layer take it"
 
 
 def _spans(indices: Sequence[int]) -> str:
@@ -139,11 +137,9 @@ def _spans(indices: Sequence[int]) -> str:
 
 def _usage(facts: AdapterFacts) -> str:
     vllm_rank = next((r for r in VLLM_RANKS if r >= facts.rank), None)
-    vllm = (
-        f"vLLM: `--enable-lora --max-lora-rank {vllm_rank}`."
-        if vllm_rank
-        else "vLLM takes ranks up to 512 only."
-    )
+    vllm = "vLLM takes ranks up to 512 only."
+    if vllm_rank:
+        vllm = f"vLLM: `--enable-lora --max-lora-rank {vllm_rank}`."
     code = (
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f"base = AutoModelForCausalLM.from_pretrained({facts.base_model!r})\n"

@@ -144,11 +144,12 @@ def _read_adapter(directory: Path) -> StoredAdapter:
         )
     config = read_json(_own_file(directory, CONFIG_FILE))
     lora = read_lora(config, read_tensors(_own_file(directory, WEIGHTS_FILE)), directory)
-    base_model, revision = (
-        value if isinstance(value := config.get(key), str) and value else None
-        for key in ("base_model_name_or_path", "revision")
-    )
-    return StoredAdapter(lora, base_model, revision, _read_card(directory))
+    base_model = _text_or_none(config.get("base_model_name_or_path"))
+    return StoredAdapter(lora, base_model, _text_or_none(config.get("revision")), _read_card(directory))
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _own_file(directory: Path, name: str) -> Path:

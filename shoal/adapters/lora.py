@@ -49,9 +49,7 @@ class LoRA:
     alpha: float
 
     def __post_init__(self) -> None:
-        ranks = {f.a.shape[-2] for f in self.factors.values()} | {
-            f.b.shape[-1] for f in self.factors.values()
-        }
+        ranks = {rank for f in self.factors.values() for rank in (f.a.shape[-2], f.b.shape[-1])}
         if len(ranks) != 1:
             raise UsageError(
                 f"a LoRA needs modules of one rank, got ranks {sorted(ranks)}; pad or truncate them first"
@@ -115,15 +113,13 @@ class LoRA:
 
     def copy(self) -> LoRA:
         """The same adapter with tensors of its own."""
-        return replace(
-            self, factors={n: LoraFactors(f.a.clone(), f.b.clone()) for n, f in self.factors.items()}
-        )
+        own = {name: LoraFactors(f.a.clone(), f.b.clone()) for name, f in self.factors.items()}
+        return replace(self, factors=own)
 
     def __mul__(self, scale: float) -> LoRA:
         """The adapter whose every delta weight is `scale` times this one's."""
-        return replace(
-            self, factors={name: LoraFactors(f.a, f.b * scale) for name, f in self.factors.items()}
-        )
+        scaled = {name: LoraFactors(f.a, f.b * scale) for name, f in self.factors.items()}
+        return replace(self, factors=scaled)
 
     __rmul__ = __mul__
 

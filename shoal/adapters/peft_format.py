@@ -31,15 +31,8 @@ _READ_OR_HARMLESS = frozenset(
     {"peft_type", "r", "lora_alpha", "bias", "use_rslora", "init_lora_weights"}
     | {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"}
     | {"target_modules", "layers_to_transform", "layers_pattern", "exclude_modules", "fan_in_fan_out"}
-    | {
-        "rank_pattern",
-        "alpha_pattern",
-        "lora_dropout",
-        "megatron_core",
-        "qalora_group_size",
-        "runtime_config",
-        "ensure_weight_tying",
-    }
+    | {"rank_pattern", "alpha_pattern", "lora_dropout", "runtime_config", "ensure_weight_tying"}
+    | {"megatron_core", "qalora_group_size"}
     | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
 )
 # Names of modules as keys of a pattern. PEFT takes any regular expression, which a stranger could make slow.
@@ -172,9 +165,9 @@ def read_lora(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: 
                 "its configuration is another adapter's"
             )
         pairs.setdefault(match["module"], {})[match["factor"]] = tensor
-    if incomplete := next(
-        (name for name, pair in pairs.items() if len(pair) < 2), None if pairs else "any module"
-    ):
+    if not pairs:
+        raise ShoalError(f"{source} holds no LoRA factor; the adapter is incomplete, write it again")
+    if incomplete := next((name for name, pair in pairs.items() if len(pair) < 2), None):
         raise ShoalError(
             f"{source} lacks A or B of {incomplete[:120]}; the adapter is incomplete, write it again"
         )

@@ -113,12 +113,10 @@ class Transformer2(nn.Module):
         self._basis = _basis(model, named, basis, self.config) if given else {}
         for expert in given.values():
             check_fits(self._basis, expert)
-        self.experts = {
-            skill: _limited(expert, shape, layers)
-            .strengthened(self.config.adaptation_strength)
-            .on(self._basis)
-            for skill, expert in given.items()
-        }
+        self.experts = {}
+        for skill, expert in given.items():
+            limited = _limited(expert, shape, layers).strengthened(self.config.adaptation_strength)
+            self.experts[skill] = limited.on(self._basis)
         if not given:
             log.warning("no experts are given: the model answers as it is, and every skill is %r", NONE)
 
@@ -133,7 +131,7 @@ class Transformer2(nn.Module):
             config: settings; the first `num_expert_vectors` experts are taken, and no more than
                 `expert_vector_dim` of their components.
             folder: of experts (`shoal.transformer2.experts`); by default that of the shipped ones for these
-            weights.
+                weights.
 
         Raises:
             UsageError: a model of another kind, or experts of other weights.
@@ -143,11 +141,9 @@ class Transformer2(nn.Module):
         if not isinstance(model, PreTrainedModel):
             return cls(model, settings)  # which refuses it
         size = settings.expert_vector_dim
-        found = (
-            load_expert_set(folder, model, components=size)
-            if folder
-            else shipped_experts(model, components=size)
-        )
+        found = shipped_experts(model, components=size) if folder is None else None
+        if folder is not None:
+            found = load_expert_set(folder, model, components=size)
         if found is None:
             return cls(model, settings)
         taken = dict(list(found.experts.items())[: settings.num_expert_vectors])

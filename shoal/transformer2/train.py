@@ -270,9 +270,8 @@ class ExpertObjective:
         rewards = torch.tensor([a.reward for a in answers], device=likely.device)
         expected = (likely.exp() * rewards).sum() / len(examples)
         loss = -expected + self._config.kl_weight * divergence
-        return StepLoss(
-            loss, batch.tokens, {"reward": float(expected.detach()), "kl": float(divergence.detach())}
-        )
+        metrics = {"reward": float(expected.detach()), "kl": float(divergence.detach())}
+        return StepLoss(loss, batch.tokens, metrics)
 
     def _sampled(self, examples: Sequence[TokenisedExample]) -> StepLoss:
         """REINFORCE with the mean reward of the other samples as baseline."""
@@ -298,9 +297,8 @@ class ExpertObjective:
         metrics = {"reward": float(rewards.mean()), "useful": len(useful) / len(prompts), "kl": 0.0}
         if not useful:
             tokens = sum(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-            return StepLoss(
-                torch.stack([p.sum() for p in self.module.parameters()]).sum() * 0, tokens, metrics
-            )
+            nothing = torch.stack([p.sum() for p in self.module.parameters()]).sum() * 0
+            return StepLoss(nothing, tokens, metrics)
         batch = self._padded([(prompts[i], answers[i]) for i in useful])
         likely, divergence = self._policy(batch)
         gain = (advantages[useful].to(likely.device) * likely).sum() / len(prompts)

@@ -307,7 +307,7 @@ def drop_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ("change", "message"),
     [
         (drop_one, "lacks A or B of model.layers.2.self_attn.q_proj"),
-        (lambda tensors: {}, "lacks A or B of any module"),
+        (lambda tensors: {}, "holds no LoRA factor"),
         (lambda tensors: {n: t.double() for n, t in tensors.items()}, "holds torch.float64; convert"),
         (
             lambda tensors: {n: t.half() if "_A" in n else t for n, t in tensors.items()},

@@ -272,13 +272,9 @@ class Engine:
             logits = prompts.read(columns)
             if prompts.unread:
                 return []
-            picks = [row for row, job in enumerate(jobs) if not job.over for _ in range(job.request.n)]
-            begun = [
-                Answer(job, index, TextStream(self._backbone.tokenizer, job.request.stop))
-                for job in jobs
-                if not job.over
-                for index in range(job.request.n)
-            ]
+            places = [(row, i) for row, job in enumerate(jobs) if not job.over for i in range(job.request.n)]
+            picks = [row for row, _ in places]
+            begun = [self._begun(jobs[row], index) for row, index in places]
             events = self._take(begun, logits[picks])
             running = [place for place, answer in enumerate(begun) if not _ended(answer)]
             self._rows.join(prompts, [picks[place] for place in running])
@@ -287,6 +283,9 @@ class Engine:
             return self._fail_reading(error)
         self._end_reading()
         return events
+
+    def _begun(self, job: Job, index: int) -> Answer:
+        return Answer(job, index, TextStream(self._backbone.tokenizer, job.request.stop))
 
     def _fail_reading(self, error: Exception) -> list[Event]:
         log.error("reading %d prompts failed", len(self._reading), exc_info=error)
@@ -304,15 +303,8 @@ class Engine:
         tokens = choose_tokens(logits, rules, numbers)
         tops = [answer.job.request.logprobs for answer in answers]
         scored = [row for row, top in enumerate(tops) if top is not None and tokens[row] is not None]
-        scores = dict(
-            zip(
-                scored,
-                token_scores(
-                    logits[scored], [tokens[r] or 0 for r in scored], [tops[r] or 0 for r in scored]
-                ),
-                strict=True,
-            )
-        )
+        found = token_scores(logits[scored], [tokens[r] or 0 for r in scored], [tops[r] or 0 for r in scored])
+        scores = dict(zip(scored, found, strict=True))
         events, now = [], self._clock()
         for row, (answer, token) in enumerate(zip(answers, tokens, strict=True)):
             if answer.job.over:
