@@ -22,6 +22,7 @@ from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone
 from shoal.server.adapter_selection import AdapterSelector, SelectedAdapter
 from shoal.server.errors import failure_of
+from shoal.server.label_answers import LabelAnswers, label_stream
 from shoal.server.rate_limits import RateLimits
 from shoal.server.responses import DONE, Choice, event, first_piece, piece, usage
 from shoal.server.schemas import ChatRequest, CompletionRequest
@@ -85,12 +86,15 @@ class Completions:
         selector: AdapterSelector,
         limits: RateLimits,
         config: ServiceConfig,
+        labels: LabelAnswers | None = None,
     ) -> None:
+        """`labels` answers chats with adapters of label sets; None leaves those to the engine."""
         self._backbone = backbone
         self._runner = runner
         self._selector = selector
         self._limits = limits
         self._config = config
+        self._labels = labels
 
     def accept(self, body: ChatRequest | CompletionRequest, owner: str) -> AcceptedRequest:
         """Check a request, select its adapter and queue it; blocks as long as that takes.
@@ -110,6 +114,12 @@ class Completions:
         prompt_tokens = sum(map(len, prompts))
         self._limits.tokens(owner, prompt_tokens + len(prompts) * body.n * max_tokens)
         selected = self._selector.select(record, body.adapter, prompts[0], owner)
+        label_set = record.card.label_set if record is not None else None
+        if record is not None and label_set is not None and self._labels and _closed(body):
+            chosen = self._labels.choose(prompts[0], record, label_set)
+            facts = {**(selected.facts or {}), "labels": dict(chosen.probabilities)}
+            streams = [label_stream(self._backbone, chosen.label, body.n)]
+            return AcceptedRequest(body, streams, replace(selected, facts=facts), prompt_tokens)
         if selected.greedy and body.temperature is None:
             requests = [replace(r, sampling=replace(r.sampling, temperature=0.0)) for r in requests]
         streams = self._submit([replace(request, adapter=selected.adapter) for request in requests])
@@ -195,6 +205,11 @@ class Completions:
                 stream.cancel()
             raise
         return streams
+
+
+def _closed(body: ChatRequest | CompletionRequest) -> bool:
+    """A chat that asks for no sampling, no token scores and no stop strings, so that a label answers it."""
+    return isinstance(body, ChatRequest) and not body.temperature and not body.logprobs and not body.stops
 
 
 def _engine_request(body: ChatRequest | CompletionRequest, prompt: Sequence[int], max_tokens: int) -> Request:

@@ -1,0 +1,48 @@
+"""Chats with an adapter that has labels: one of them with probabilities, unless the request differs."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from shoal.adapters.card import AdapterCard, LabelSet
+from shoal.adapters.lora import LoRA
+from shoal.models.shapes import load_shape
+from tests.fixtures.service import ASK, Running
+
+LABELS = ("fruit", "animal", "tool")
+
+
+@pytest.fixture(scope="module")
+def name(running: Running) -> Iterator[str]:
+    shape = load_shape(running.model)
+    lora = LoRA.identity(shape.targets, 2, 4.0, generator=torch.Generator().manual_seed(0))
+    card = AdapterCard(generator="test", trained=True, description="Sort.", label_set=LabelSet(labels=LABELS))
+    running.service.registry.add("closed", lora, shape=shape, card=card, owner="ada")
+    yield "closed"
+    running.service.registry.delete("closed", "ada")
+
+
+def asked(running: Running, **body: object) -> str:
+    with running.http(running.ada) as client:
+        return client.post("/v1/chat/completions", json={**ASK, **body}).text
+
+
+def test_a_chat_is_answered_with_a_label_and_every_labels_probability(running: Running, name: str) -> None:
+    body = json.loads(asked(running, model=name))
+    probabilities = body["adapter"]["labels"]
+    assert set(probabilities) == set(LABELS) and sum(probabilities.values()) == pytest.approx(1)
+    assert body["choices"][0]["message"]["content"] == max(probabilities, key=probabilities.get)
+    assert body["choices"][0]["finish_reason"] == "stop" and body["usage"]["completion_tokens"] > 1
+
+
+def test_a_stream_and_several_choices_hold_the_label_too(running: Running, name: str) -> None:
+    several = json.loads(asked(running, model=name, n=2))["choices"]
+    assert len(several) == 2 and len({choice["message"]["content"] for choice in several}) == 1
+    text = asked(running, model=name, stream=True)
+    assert several[0]["message"]["content"] in text and text.rstrip().endswith("[DONE]")
+
+
+def test_a_temperature_asks_for_free_answers(running: Running, name: str) -> None:
+    assert "labels" not in json.loads(asked(running, model=name, temperature=1.0, seed=1))["adapter"]
