@@ -39,7 +39,7 @@ MODEL_FILES = (
 
 
 class Export(BaseModel):
-    """Where an export goes."""
+    """Targets of an export."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +53,7 @@ class Export(BaseModel):
 
 
 class Merging(BaseModel):
-    """How adapters are merged, and where the result goes."""
+    """Weights and rank of a merge, and its target."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,7 +70,7 @@ class Merging(BaseModel):
 
 
 class Model(BaseModel):
-    """Where the whole model goes."""
+    """Target of a whole model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

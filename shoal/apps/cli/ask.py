@@ -162,7 +162,7 @@ def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Aski
 
 
 class _Chosen(NamedTuple):
-    """What answers: the base model, its adapter, what is known of that one's generator, and its labels."""
+    """The base model that answers, its adapter with the facts of its generator, and its labels."""
 
     backbone: Backbone
     lora: LoRA | None

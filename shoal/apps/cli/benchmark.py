@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Reporting(BaseModel):
-    """Where the run goes, and what is asked of it."""
+    """Directory of the run, and the grade that is asked of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

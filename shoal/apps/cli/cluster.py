@@ -38,7 +38,7 @@ NAME = "shoal"
 
 
 class Replicas(BaseModel):
-    """How many, and on what."""
+    """Number of replicas, and the resources of each."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

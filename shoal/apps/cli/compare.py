@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Comparing(BaseModel):
-    """Which base models, on which descriptions."""
+    """Base models, and descriptions to compare them on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

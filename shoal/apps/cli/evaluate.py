@@ -40,7 +40,7 @@ TABLE_FILE = "report.md"
 
 
 class Scoring(BaseModel):
-    """What is compared, and on what."""
+    """Rows of the report, and the examples that they are scored on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +51,7 @@ class Scoring(BaseModel):
     task: tuple[str, ...] = Field((), description="take only the tasks of these names")
     adapter: Mapping[str, Path] = Field(
         default_factory=dict,
-        description="row for an adapter directory, or for a folder of one adapter directory a task",
+        description="row for an adapter directory, or for a folder with an adapter directory per task",
     )
     hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
     examples: int = Field(60, ge=1, description="test examples per task, at most")

@@ -39,7 +39,7 @@ EXPERTS_HELP = "directory of experts, one in each folder; none means the shipped
 
 
 class Naming(BaseModel):
-    """What an expert is for."""
+    """Purpose of an expert."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,7 @@ class Naming(BaseModel):
 
 
 class Dispatching(BaseModel):
-    """What a probe learns to tell apart."""
+    """Experts and other tasks that a probe learns to tell apart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,7 +66,7 @@ class Dispatching(BaseModel):
 
 
 class Adapting(BaseModel):
-    """What `adapt` reads and writes."""
+    """Files that `adapt` reads and writes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

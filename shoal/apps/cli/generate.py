@@ -25,7 +25,7 @@ OPEN = ("none",)  # as labels: answers are not closed
 
 
 class Generating(Place):
-    """What `generate` reads and writes."""
+    """Files that `generate` reads and writes."""
 
     out: Path | None = Field(None, description="write the adapter there, as a PEFT directory")
     gguf: Path | None = Field(None, description="also write it to this file, for llama.cpp")
@@ -162,7 +162,7 @@ def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) ->
 
 
 def _nearest(facts: Mapping[str, Any]) -> str | None:
-    """How near the description is to the training tasks, where those are known; `notes` say what follows."""
+    """The nearest training task with its distance, where it is known; `notes` say what follows."""
     if "confidence" not in facts:
         return None
     name = next(iter(facts["nearest_tasks"]))

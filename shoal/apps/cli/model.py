@@ -30,7 +30,7 @@ GeneratedSizes = Annotated[TextToLoRAConfig, Only(*_SIZES, unset="as the hyperne
 
 
 class Place(BaseModel):
-    """Where a model computes."""
+    """Base model, device and dtype of a command."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ def check_directories(**given: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Loading:
-    """Where a model is put, and in which dtype; None means what the device is fast in."""
+    """Device and dtype of a model; no dtype means what the device is fast in."""
 
     device: torch.device
     dtype: torch.dtype | None

@@ -12,7 +12,7 @@ from shoal.errors import UsageError
 
 
 class Averaged(BaseModel):
-    """Which hypernetworks, and where their mean goes."""
+    """Hypernetworks to average, and the target."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,7 +45,7 @@ def average_networks(averaged: Averaged) -> Output:
 
 
 class Fallback(BaseModel):
-    """Which hypernetwork, which adapter, and where both go."""
+    """A hypernetwork, the adapter that nonsense gets, and the target of both."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

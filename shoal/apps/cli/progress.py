@@ -1,4 +1,4 @@
-"""What a command is doing, on standard error, where it takes long: the stages that the library logs.
+"""Stages of a long command on standard error, as the library logs them.
 
 Below the command line a stage is one line of `logging`, written when it begins. With `--verbose` all of them
 are printed; without, only those after which nothing else was logged for two seconds, so quick commands stay

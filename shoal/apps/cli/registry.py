@@ -24,7 +24,7 @@ OPERATOR = "operator"
 
 
 class Place(BaseModel):
-    """Which registry."""
+    """The registry of a command."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +50,7 @@ class Place(BaseModel):
 
 
 class Paging(BaseModel):
-    """Which adapters to list."""
+    """A page of adapters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,7 +60,7 @@ class Paging(BaseModel):
 
 
 class Arrival(BaseModel):
-    """How an adapter is kept."""
+    """Base model, owner and publicity of an adapter that is kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,7 +70,7 @@ class Arrival(BaseModel):
 
 
 class Hub(BaseModel):
-    """Where on the hub."""
+    """Repository on the hub."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

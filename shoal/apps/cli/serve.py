@@ -75,7 +75,7 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
 
 
 def uvicorn_config(app: ASGIApp, leaving_seconds: int = LEAVING_SECONDS) -> uvicorn.Config:
-    """How uvicorn serves an application: HTTP alone, with bounded headers, and without logs of its own.
+    """Uvicorn's settings for an application: HTTP alone, with bounded headers, and no logs of its own.
 
     Args:
         app: the application.

@@ -49,7 +49,7 @@ class Only:
 
 @dataclass(frozen=True)
 class Output:
-    """What a command prints on standard output.
+    """Results that a command prints on standard output.
 
     Attributes:
         record: for machines, one JSON object.
@@ -120,7 +120,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_mapping(path: Path, flag: str) -> dict[str, Any]:
-    """What a YAML file holds under its names.
+    """The values of a YAML file by name.
 
     Raises:
         UsageError: there is no such file, or it is not a YAML mapping.

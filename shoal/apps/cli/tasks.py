@@ -29,7 +29,7 @@ DEFINITION_HELP = "for JSONL and hub: the instruction that the examples follow"
 
 
 class Data(BaseModel):
-    """Which tasks, from which adapter on, and where results go."""
+    """Tasks to train on, the adapter to start from, and the target."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -142,7 +142,7 @@ def solved_examples(path: Path, description: str) -> Sequence[Example]:
 
 
 def better(examples: int) -> str | None:
-    """What would make a generated adapter better, by how many solved examples it got; None where nothing."""
+    """Advice that makes a generated adapter better, by the solved examples that it got; None for none."""
     if examples == 0:
         return f"a sentence is a quick look; {MIN_EXAMPLES} to 16 solved examples help: --examples FILE"
     if examples >= MANY_EXAMPLES:

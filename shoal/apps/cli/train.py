@@ -41,12 +41,12 @@ ANSWERS_ALONE = (
 
 
 class Steering(BaseModel):
-    """What a hypernetwork learns from, besides the tasks."""
+    """Adapters and descriptions that a hypernetwork learns from, besides the tasks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     adapters: Path | None = Field(
-        None, description="for reconstruction: folder of one adapter directory a task"
+        None, description="for reconstruction: folder with an adapter directory per task"
     )
     max_descriptions: int | None = Field(
         None, ge=1, description="first descriptions of each task that are used"
@@ -174,7 +174,7 @@ def _train_adapter(
 
 
 def summarised(summary: RunSummary, data: Data, tasks: int, kind: str) -> Output:
-    """What a training says at its end."""
+    """The output of a training that has ended."""
     record: Mapping[str, Any] = {
         **asdict(summary),
         "tasks": tasks,

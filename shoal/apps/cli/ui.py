@@ -17,7 +17,7 @@ UPLOAD_MEGABYTES = 128  # what a service takes by default
 
 
 class Page(BaseModel):
-    """Where the page is, and which service it asks."""
+    """Address of the page, and of the service that it asks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +49,7 @@ def ui(page: Page) -> Output:
 
 
 def flags(page: Page) -> list[str]:
-    """How Streamlit is started: for this machine alone, silent towards its makers, without tracebacks."""
+    """Streamlit's flags: for this machine alone, silent towards its makers, without tracebacks."""
     settings: dict[str, object] = {
         "server.address": page.host,
         "server.port": page.port,
