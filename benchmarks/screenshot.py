@@ -111,6 +111,7 @@ def others(page: Page, folder: Path) -> None:
         if title == "Training":
             page.get_by_label("Instruction that the examples follow").fill("Positive or negative?")
             page.get_by_label("Name of the adapter").fill("my-reviews")
+            page.get_by_label("Name of the adapter").press("Enter")
             page.locator("input[type=file]").set_input_files(examples)
             page.get_by_text("examples.jsonl").wait_for()
             settle(page)

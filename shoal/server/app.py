@@ -19,6 +19,13 @@ from shoal.server.middleware import Guard
 from shoal.server.service import Service
 from shoal.server.validation_errors import describe
 
+ROUTES = {
+    "Models, chats and completions": routes_completions,
+    "Adapters": routes_adapters,
+    "Skills, training and operation": routes_operations,
+    "Pages": routes_docs,
+}
+
 
 def create_app(service: Service) -> FastAPI:
     """The application of an open service; the service is closed when the application stops."""
@@ -30,6 +37,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(
         title="Shoal",
+        description=routes_docs.ABOUT,
         version=version("shoal"),
         docs_url=None,  # see routes_docs
         redoc_url=None,
@@ -38,8 +46,8 @@ def create_app(service: Service) -> FastAPI:
         responses={"4XX": {"description": "an OpenAI error body"}, "503": {"description": "try again later"}},
     )
     app.state.service = service
-    for routes in (routes_completions, routes_adapters, routes_operations, routes_docs):
-        app.include_router(routes.router)
+    for tag, routes in ROUTES.items():
+        app.include_router(routes.router, tags=[tag])
     app.mount("/docs/static", routes_docs.static_files())
     for kind in (Failure, ShoalError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _failed)

@@ -18,7 +18,7 @@ SEA = "#2a9d8f"
 MEASURING = "The first values appear in a few seconds."
 NOTHING_YET = "Nothing yet: no answer was generated while this page was open."
 CHARTS: dict[str, tuple[str, Callable[[Activity], float | None]]] = {
-    "Tokens a second": ("tokens/s", lambda a: a.tokens_per_second),
+    "Tokens per second": ("tokens/s", lambda a: a.tokens_per_second),
     "Queue time": ("ms", lambda a: None if a.queue_seconds is None else a.queue_seconds * 1000),
     "Batch size": ("answers", lambda a: a.batch_rows),
     "Time to first token": (
@@ -68,14 +68,17 @@ def _chart(title: str, seen: Sequence[Activity]) -> None:
         {"seconds": one.seconds - seen[-1].seconds, "value": height}
         for one, height in zip(seen, values, strict=True)
     ]
-    st.vega_lite_chart(points, _area(unit), width="stretch", key=f"chart_{title}")
+    st.vega_lite_chart(
+        points, _area(unit, max(filter(None, values), default=0.0)), width="stretch", key=f"chart_{title}"
+    )
 
 
-def _area(unit: str) -> dict[str, Any]:
+def _area(unit: str, highest: float) -> dict[str, Any]:
     """A filled line over the last minutes, whose axes say what they show."""
+    height = {"domainMin": 0} if highest else {"domain": [0, 1]}
     minutes = {"values": [-60 * minute for minute in range(MINUTES, -1, -1)], "grid": False, "title": None}
     words = "datum.value == 0 ? 'now' : -datum.value / 60 + ' min ago'"
-    axis = {"title": unit, "tickCount": 4}
+    axis = {"title": unit, "tickCount": 4, "format": ",.3~r"}
     return {
         "height": 150,
         "mark": {"type": "area", "color": SEA, "opacity": 0.35, "line": {"color": SEA}},
@@ -84,9 +87,9 @@ def _area(unit: str) -> dict[str, Any]:
                 "field": "seconds",
                 "type": "quantitative",
                 "scale": {"domain": [-60 * MINUTES, 0]},
-                "axis": {**minutes, "labelExpr": words, "labelAlign": "center", "labelBound": True},
+                "axis": {**minutes, "labelExpr": words, "labelFlush": True},
             },
-            "y": {"field": "value", "type": "quantitative", "scale": {"domainMin": 0}, "axis": axis},
+            "y": {"field": "value", "type": "quantitative", "scale": height, "axis": axis},
         },
     }
 
@@ -141,8 +144,12 @@ def _now(seen: Sequence[Activity]) -> None:
         plain_line(MEASURING)
         return
     last = seen[-1]
-    share = "not asked for" if last.cache_hit_share is None else f"{last.cache_hit_share:.0%} found in memory"
+    share = (
+        "no adapter was asked for"
+        if last.cache_hit_share is None
+        else f"{last.cache_hit_share:.0%} of the adapters were in memory"
+    )
     plain_line(
         f"Now: {last.running} answers running · {last.waiting} requests waiting · "
-        f"{last.requests_per_second:.1f} requests per second · adapters {share}"
+        f"{last.requests_per_second:.1f} requests per second · {share}"
     )

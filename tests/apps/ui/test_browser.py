@@ -376,7 +376,7 @@ def test_a_training_is_started_and_cancelled_and_the_dashboard_counts(
         first = page.locator("[data-testid=stMetricValue]").first
         before = first.inner_text()
         expect(first).not_to_have_text(before)  # it refreshes itself, and its own questions count
-        for chart in ("Tokens a second", "Queue time", "Batch size", "Adapter cache", "Memory"):
+        for chart in ("Tokens per second", "Queue time", "Batch size", "Adapter cache", "Memory"):
             expect(page.get_by_text(chart, exact=True)).to_be_visible()
         # The others say that no answer was generated while the page was open.
         expect(page.locator("[data-testid=stVegaLiteChart]:has(canvas, svg)")).to_have_count(3)
