@@ -48,7 +48,7 @@ class Database:
         Raises:
             UsageError: another kind of URL.
             UnavailableError: it cannot be reached.
-            ShoalError: it is no database, or was made by a newer version.
+            ShoalError: it is no database, or one of a newer version.
         """
         parsed = _parse(url)
         self.shown = parsed.render_as_string(hide_password=True)

@@ -55,7 +55,7 @@ def read_foreign(
         stored = load_adapter(folder)
     except UsageError:
         raise
-    except ShoalError as error:  # here the fault is the caller's
+    except ShoalError as error:  # here the fault is the sender's
         raise UsageError(str(error)) from error
     if not stored.made_for(shape.base_model):
         raise UsageError(

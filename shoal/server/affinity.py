@@ -1,4 +1,4 @@
-"""Before replicas, in Ray Serve's HTTP proxy: which requests go together, and what lost ones are told.
+"""Before replicas, in Ray Serve's HTTP proxy: requests that go together, and the answer where one is lost.
 
 Requests that name the same adapter in their body get the same session, which Ray Serve's consistent hashing
 sends to the same replica. A request that a dying replica left unanswered is sent to another, where that does
@@ -162,7 +162,7 @@ class _Answer:
     """The way out. What Ray Serve says of itself is not passed on: replicas sign their answers.
 
     Attributes:
-        started: whether the client was told anything.
+        started: True once anything was sent to the client.
         began: is set then.
         unread: whether the client was left because it does not read.
     """

@@ -3,7 +3,7 @@
 Jobs are rows of the registry's database, so every service process sees them; the one that took a job on runs
 it, and holds a lock in its folder as long as it lives. A job's process ends with its service, also where that
 is killed; the next service that opens the registry finds the lock free, and the job has failed. Until then it
-is told from one that runs by its last sign of life.
+is recognised by its last sign of life, which is then old.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Jobs:
                         shutil.rmtree(folder, ignore_errors=True)
 
     def _is_left(self, folder: Path, changed: float) -> bool:
-        """Whether nothing will use the folder of a job that does not run: it ended, or was never told of."""
+        """True where nothing will use the folder of a job: it ended, or was never entered as a row."""
         try:
             self.get(folder.name, None)
         except NotFoundError:

@@ -79,7 +79,7 @@ def _request(adapters: list[Adapter], weights: dict[str, float]) -> None:
 def _ask(
     request: str, task: str | None, weights: dict[str, float], places: Sequence[Any], style: Style
 ) -> None:
-    """Ask the base model, told the task, and the mixture, which gets the request alone."""
+    """Ask the base model with the task in its prompt, and the mixture with the request alone."""
     mix = {"mix": [{"name": name, "weight": weight} for name, weight in weights.items()]}
     to_base = [{"role": "user", "content": with_description(request, task)}]
     to_mixture = [{"role": "user", "content": request}]

@@ -123,7 +123,7 @@ def choose_adapters(label: str, key: str, most: int) -> list[Adapter]:
 
 
 def choose_task(adapters: Sequence[Adapter], key: str) -> str | None:
-    """The task that the base model is told, for a fair comparison: an adapter knows its own."""
+    """The task in the base model's prompt, for a fair comparison: an adapter knows its own."""
     tasks = list(dict.fromkeys(adapter.description for adapter in adapters if adapter.description))
     chosen = st.selectbox(
         "Task in the base model's prompt",
