@@ -45,8 +45,9 @@ def parses(arguments: list[str]) -> None:
     """Whether `shoal` takes a command line, without running it."""
     command: Any = typer.main.get_command(cli._app())
     while arguments and not arguments[0].startswith("-"):
-        assert arguments[0] in command.commands, f"there is no command {arguments[0]}"
-        command, arguments = command.commands[arguments[0]], arguments[1:]
+        named = command.get_command(None, arguments[0])
+        assert named is not None, f"there is no command {arguments[0]}"
+        command, arguments = named, arguments[1:]
     command.make_context("shoal", list(arguments))
 
 
