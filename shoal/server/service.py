@@ -97,10 +97,7 @@ def open_service(
         ShoalError: it is damaged or does not fit the memory, or the registry cannot be used.
     """
     config = config or ServiceConfig()
-    try:
-        registry.sweep()  # of what a killed service left
-    except UnavailableError as error:  # others are writing: they are alive, and sweep when they start
-        log.info("not swept: %s", error)
+    _sweep(registry)
     wanted = engine or EngineConfig()
     backbone = backbone or load_served(base, wanted)
     # Before the engine attaches anything: the generator takes modules of its own over the same weights.
@@ -115,15 +112,8 @@ def open_service(
         return [found.skills for found in detector.detect_many(texts)]
 
     monitoring = Monitoring(state, lambda: detection_accuracy(detected))
-    opened = open_engine(
-        registry,
-        base,
-        wanted,
-        config,
-        monitoring.observe,
-        backbone=backbone,
-        experts=experts,
-    )
+    observe = monitoring.observe
+    opened = open_engine(registry, base, wanted, config, observe, backbone=backbone, experts=experts)
     runner, shape = opened.runner, opened.backbone.shape
     limits = RateLimits(config, SharedRates(registry.database) if config.shared else None)
     adapters = Adapters(registry, generator, skills, monitoring, opened.discard, config)
@@ -154,6 +144,14 @@ def open_service(
         jobs=jobs,
         closers=(closing.set, jobs.close, adapters.close, opened.close, registry.close),
     )
+
+
+def _sweep(registry: Registry) -> None:
+    """Remove what a killed service left."""
+    try:
+        registry.sweep()
+    except UnavailableError as error:  # others are writing: they are alive, and sweep when they start
+        log.info("not swept: %s", error)
 
 
 def _give_back(closing: threading.Event) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import PurePath
+from typing import Any
 
 import streamlit as st
 
@@ -67,43 +68,49 @@ def _list() -> str | None:
         }
         for a in page.adapters
     ]
-    index = None
-    if rows:
-        picked = st.dataframe(
-            rows,
-            hide_index=True,
-            on_select="rerun",
-            selection_mode="single-row",
-            selection_default={"selection": {"rows": [min(state.get("registry_row", 0), len(rows) - 1)]}},
-            key=f"adapters_{pages[-1]}_{search}_{state.get('registry_round', 0)}",
-            column_config={
-                "name": st.column_config.TextColumn("Name", width=195),
-                "description": st.column_config.TextColumn("Description", width=190),
-                "public": st.column_config.CheckboxColumn("Public", width=60),
-            },
-        )
-        index = next(iter(picked["selection"]["rows"]), None)
-        state.registry_shown = index or 0
+    index = _choose_row(rows, f"{pages[-1]}_{search}") if rows else None
+    _turn_pages(len(pages), page.after)
+    if not page.adapters:
+        return None
+    return page.adapters[index if index is not None and index < len(rows) else 0].name
+
+
+def _choose_row(rows: list[dict[str, Any]], page: str) -> int | None:
+    """Show one page's table; the index of the chosen row."""
+    state = st.session_state
+    picked = st.dataframe(
+        rows,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": [min(state.get("registry_row", 0), len(rows) - 1)]}},
+        key=f"adapters_{page}_{state.get('registry_round', 0)}",
+        column_config={
+            "name": st.column_config.TextColumn("Name", width=195),
+            "description": st.column_config.TextColumn("Description", width=190),
+            "public": st.column_config.CheckboxColumn("Public", width=60),
+        },
+    )
+    index: int | None = next(iter(picked["selection"]["rows"]), None)
+    state.registry_shown = index or 0
+    return index
+
+
+def _turn_pages(number: int, after: str | None) -> None:
+    """Show the number of the page, and buttons to the one before and the one after."""
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
-            "Previous",
-            icon=":material/chevron_left:",
-            disabled=len(pages) == 1,
-            on_click=_back,
-            key="previous",
+            "Previous", icon=":material/chevron_left:", disabled=number == 1, on_click=_back, key="previous"
         )
         st.button(
             "Next",
             icon=":material/chevron_right:",
-            disabled=page.after is None,
+            disabled=after is None,
             on_click=_forward,
-            args=(page.after,),
+            args=(after,),
             key="next",
         )
-        plain_line(f"Page {len(pages)}")
-    if not page.adapters:
-        return None
-    return page.adapters[index if index is not None and index < len(rows) else 0].name
+        plain_line(f"Page {number}")
 
 
 def _first_page() -> None:
