@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 import shoal
 from shoal.apps.cli.progress import end_stages, show_stages
 from shoal.errors import ShoalError, UsageError
+from shoal.server.json_logs import log_json_lines
 
 log = logging.getLogger("shoal.apps.cli")  # also where this module is the program
 
@@ -207,7 +208,10 @@ def _start(
         False, "--version", help="print the version", callback=_print_version, is_eager=True
     ),
 ) -> None:
-    show_stages(verbose)
+    if context.invoked_subcommand == "serve":  # its standard error is a log of JSON lines from the first on
+        log_json_lines()
+    else:
+        show_stages(verbose)
     log.info("loading libraries")
     _help_alone(context)
 

@@ -16,7 +16,6 @@ from shoal.apps.cli.registry import Place
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
-from shoal.server.json_logs import log_json_lines
 from shoal.server.middleware import MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -54,7 +53,6 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
     from shoal.server.service import open_service
 
     sockets = bound(address.host, address.port, config.send_seconds)
-    log_json_lines()
     if engine.engine == "vllm":
         check_extra("vLLM", "vllm", "httpx2")
     base = address.base or DEFAULT_MODEL
