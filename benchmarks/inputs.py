@@ -97,11 +97,11 @@ def closed(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Namespa
     rows[f"{TRAINED}, plain"] = scorer.plain(trained.lora)
     rows[f"{TRAINED}, labels"] = scorer.labelled(trained.lora)
     rows[f"{DESCRIBED}, labels"] = scorer.labelled(None, prefix=f"{description}\n\n")
-    rows[f"{SHARED}, labels"] = scorer.labelled(generator.checkpoint.fallback)
+    rows[f"{SHARED}, labels"] = scorer.labelled(generator.emitter.fallback)
     rows[f"{WRONG}, labels"] = scorer.labelled(other)
     if args.plain:
         rows[f"{DESCRIBED}, plain"] = scorer.plain(None, prefix=f"{description}\n\n")
-        rows[f"{SHARED}, plain"] = scorer.plain(generator.checkpoint.fallback)
+        rows[f"{SHARED}, plain"] = scorer.plain(generator.emitter.fallback)
         rows[f"{WRONG_TRAINED}, plain"] = scorer.plain(
             self_train(backbone, other, label_set, inputs, description=wrong).lora
         )

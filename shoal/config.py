@@ -114,6 +114,18 @@ class LoraTrainingConfig(_Frozen):
         le=MAX_WIDTH,
         description="examples of one task that are drawn together; a hypernetwork gives them one adapter",
     )
+    mix: Literal["tasks", "kinds"] = Field(
+        "tasks", description="draw every task evenly, or balance kinds of answers, with many long rewrites"
+    )
+    length_exponent: float = Field(
+        0.0, ge=0, le=1, description="an example's loss counts as its answer's tokens to this power"
+    )
+    clip_apart: bool = Field(
+        False, description="limit the gradient norm of each group of parameters by itself"
+    )
+    average_decay: float = Field(
+        0.0, ge=0, lt=1, description="decay of the running mean of the weights that is the result; 0 for none"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: slower, less memory")
     seed: int = Field(0, lt=2**63, ge=0, description="seed of initialisation, sampling and dropout")
     checkpoint_every: int = Field(100, le=MAX_COUNT, ge=1, description="steps between checkpoints")
@@ -131,6 +143,16 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
     contrastive_weight: float = Field(0.0, ge=0, description="weight of the wrong-description term")
     contrastive_share: float = Field(0.25, gt=0, le=1, description="share of the batch that the term uses")
     contrastive_margin: float = Field(1.0, gt=0, description="nats per token by which right must beat wrong")
+    contrastive_siblings: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the wrong descriptions that are the same task's under other label names, where "
+        "it has copies",
+    )
+    label_mass_weight: float = Field(
+        0.0, ge=0, description="weight of the term that wants answers of label tasks to be some label"
+    )
     description_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of rows given the null description"
     )

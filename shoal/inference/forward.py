@@ -77,10 +77,22 @@ def answer_losses(
         label_smoothing: share of the target mass that is spread over the vocabulary.
     """
     logits = answer_logits(backbone, batch, start=start, hidden=hidden)
+    return losses_of(logits, batch, label_smoothing)
+
+
+def losses_of(
+    logits: Float[Tensor, "answers vocabulary"], batch: Sequences, label_smoothing: float = 0.0
+) -> Float[Tensor, " batch"]:
+    """Mean cross-entropy of every sample's answer tokens, from the logits at them."""
     targets = batch.ids[batch.answer]
     losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
+    return mean_of_answers(losses, batch)
+
+
+def mean_of_answers(values: Float[Tensor, " answers"], batch: Sequences) -> Float[Tensor, " batch"]:
+    """The mean over every sample's answer tokens of one value a token, in row order."""
     rows = batch.answer.nonzero()[:, 0]
-    total = torch.zeros(len(batch.ids), device=losses.device).index_add(0, rows, losses)
+    total = torch.zeros(len(batch.ids), device=values.device).index_add(0, rows, values)
     return total / batch.answer.sum(1).clamp(min=1)
 
 

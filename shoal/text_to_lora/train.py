@@ -24,14 +24,18 @@ from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.adapters.merging import stack
 from shoal.config import HypernetworkTrainingConfig
 from shoal.errors import UsageError
+from shoal.inference.forward import losses_of
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task, check_no_leakage
+from shoal.tasks.procedural.relabel import siblings
 from shoal.text_to_lora.descriptions import Descriptions
 from shoal.text_to_lora.encoders.reader import description_reader
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.text_to_lora.steering import SteeringMonitor
-from shoal.training.batches import BatchOrder, Corpus, tokenise
+from shoal.training.answer_kinds import balanced_weights
+from shoal.training.batches import BatchOrder, Corpus, LengthWeights, tokenise
+from shoal.training.label_mass import LabelMass
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
 from shoal.training.prefix_cache import PrefixCache
@@ -154,7 +158,11 @@ class SftObjective:
         self._config = config
         self._descriptions = descriptions
         self._start = _weights(network)
-        self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
+        weights = balanced_weights(corpus.tasks) if config.mix == "kinds" else None
+        self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task, weights)
+        self._weigh = LengthWeights(corpus, config.length_exponent, weights)
+        self._siblings = siblings(corpus.tasks) if config.contrastive_siblings else {}
+        self._labels = LabelMass(backbone, corpus) if config.label_mass_weight else None
         self._prefix = PrefixCache(backbone, min(t.layer for t in network.targets))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -176,17 +184,23 @@ class SftObjective:
         embeddings = self._embed(texts, kept + [True] * len(others))
         compared = [row * group + i for row in others for i in range(group)]
         read = [*examples, *(examples[i] for i in compared)]
-        losses, tokens = self._prefix.answer_losses(read, self._emit(embeddings), config)
+        logits, batch = self._prefix.answer_logits(read, self._emit(embeddings), config)
+        losses = losses_of(logits, batch, config.label_smoothing)
         right = losses[: len(examples)]
+        total = (right * self._weigh(examples).to(right.device)).mean()
+        metrics: dict[str, float] = {}
+        if others or self._labels is not None or config.length_exponent:  # the loss is more than this
+            metrics["answer_loss"] = float(right.detach().mean())
+        if self._labels is not None:
+            missing = self._labels.missing(logits, examples)
+            total = total + config.label_mass_weight * missing
+            metrics["label_mass_missing"] = float(missing.detach())
         if not others:
-            return StepLoss(right.mean(), tokens)
+            return StepLoss(total, batch.tokens, metrics)
         margins = losses[len(examples) :] - right[torch.tensor(compared, device=losses.device)]
         contrast = F.relu(config.contrastive_margin - margins).mean()
-        metrics = {
-            "answer_loss": float(right.detach().mean()),
-            "train_margin": float(margins.detach().mean()),
-        }
-        return StepLoss(right.mean() + config.contrastive_weight * contrast, tokens, metrics)
+        metrics["train_margin"] = float(margins.detach().mean())
+        return StepLoss(total + config.contrastive_weight * contrast, batch.tokens, metrics)
 
     def fingerprint(self) -> str:
         """Names base model, data, descriptions, architecture and the weights at the start."""
@@ -196,12 +210,19 @@ class SftObjective:
         )
 
     def _wrong_tasks(self, tasks: Sequence[int], chance: random.Random) -> dict[int, int]:
-        """Row of `tasks` -> another task, for the rows of the contrastive term."""
+        """Row of `tasks` -> another task, for the rows of the contrastive term.
+
+        Where asked for, it is the same task under other label names: nothing else tells them apart.
+        """
         if not self._config.contrastive_weight or len(self._descriptions) < 2:
             return {}
         count = max(1, round(len(tasks) * self._config.contrastive_share))
         wrong = {}
         for row in chance.sample(range(len(tasks)), count):
+            own = self._siblings.get(tasks[row])
+            if own and chance.random() < self._config.contrastive_siblings:
+                wrong[row] = chance.choice(own)
+                continue
             other = chance.randrange(len(self._descriptions) - 1)
             wrong[row] = other + (other >= tasks[row])
         return wrong

@@ -11,6 +11,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
@@ -97,14 +101,50 @@ def tokenise(tasks: Sequence[Task], backbone: Backbone, max_length: int, *, desc
     return Corpus(tuple(tasks), tuple(examples))
 
 
+class LengthWeights:
+    """How much each example's loss counts: its answer's tokens to a power, with mean 1 over the tasks.
+
+    A loss is a mean over an answer's tokens, so at exponent 0 the end-of-turn token is half of a one-word
+    answer and a twentieth of a sentence; at 1 every token counts alike.
+    """
+
+    def __init__(self, corpus: Corpus, exponent: float, weights: Sequence[float] | None = None) -> None:
+        """`weights` are those with which `BatchOrder` draws the corpus's tasks."""
+        self._exponent = exponent
+        own = [sum(self._of(e) for e in examples) / len(examples) for examples in corpus.examples]
+        weights = weights or [1.0] * len(own)
+        self._mean = sum(w * o for w, o in zip(weights, own, strict=True)) / sum(weights)
+
+    def __call__(self, examples: Sequence[TokenisedExample]) -> Float[Tensor, " examples"]:
+        """One weight an example, float32 on the CPU."""
+        return torch.tensor([self._of(e) / self._mean for e in examples])
+
+    def _of(self, example: TokenisedExample) -> float:
+        return float(len(example.completion) ** self._exponent)
+
+
 class BatchOrder:
-    """Length-bucketed batches: tasks are drawn evenly; a pool is sorted by length, cut and shuffled.
+    """Length-bucketed batches: tasks are drawn evenly or by weights; a pool is sorted by length and cut.
 
     Every task that is drawn gives `group` consecutive examples of similar length, which can share an adapter.
     """
 
-    def __init__(self, corpus: Corpus, batch_size: int, seed: int, group: int = 1) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        batch_size: int,
+        seed: int,
+        group: int = 1,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         """Batches of `batch_size` examples.
+
+        Args:
+            corpus: the examples.
+            batch_size: examples a batch.
+            seed: of the order.
+            group: examples of one task that are drawn together.
+            weights: how often each task is drawn, relative to the others; None for all alike, in rounds.
 
         Raises:
             UsageError: `group` does not divide the batch size.
@@ -116,6 +156,7 @@ class BatchOrder:
         self._batch_size = batch_size
         self._seed = seed
         self._group = group
+        self._weights = weights
         self._examples = [sorted(examples, key=lambda e: e.length) for examples in corpus.examples]
         self._pool: tuple[int, list[list[TokenisedExample]]] = (-1, [])
 
@@ -132,7 +173,10 @@ class BatchOrder:
         size = self._batch_size // self._group  # groups a batch
         drawn: list[list[TokenisedExample]] = []
         while len(drawn) < POOL_BATCHES * size:
-            chance.shuffle(tasks)
+            if self._weights is None:
+                chance.shuffle(tasks)
+            else:
+                tasks = chance.choices(range(len(self._examples)), self._weights, k=POOL_BATCHES * size)
             drawn += [self._draw_group(self._examples[t], chance) for t in tasks]
         drawn = drawn[: POOL_BATCHES * size]
         drawn.sort(key=lambda group: max(e.length for e in group))

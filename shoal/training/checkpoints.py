@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from shoal.errors import ShoalError, UsageError
 from shoal.file_errors import failures_named
 from shoal.files import read_directory, read_json, read_tensors, write_directory, write_file
+from shoal.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None,
     identity: Mapping[str, Any],
     progress: Progress,
+    average: WeightAverage | None = None,
 ) -> None:
     """Write everything that resuming needs; whole or not at all. A run without gradients has no optimiser.
 
@@ -65,6 +67,8 @@ def save_checkpoint(
         tensors[f"parameter.{name}"] = parameter.detach().contiguous()
         for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
             tensors[f"optimizer.{key}.{name}"] = value.contiguous()
+    for name, mean in average.means.items() if average else ():
+        tensors[f"average.{name}"] = mean
     state = {"identity": dict(identity), "progress": vars(progress)}
 
     def write(temporary: Path) -> None:
@@ -75,7 +79,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, identity: Mapping[str, Any]
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    identity: Mapping[str, Any],
+    average: WeightAverage | None = None,
 ) -> Progress:
     """Put parameters and optimiser where a checkpoint left them; without one, the run is at its start.
 
@@ -95,6 +103,9 @@ def load_checkpoint(
         progress = Progress(**state["progress"])
         tensors = read_directory(folder, lambda place: read_tensors(place / TENSORS_FILE))
         _restore(module, optimizer, tensors)
+        if average is not None:
+            for name, mean in average.means.items():
+                mean.copy_(tensors[f"average.{name}"])
     except (KeyError, TypeError, ValueError) as error:
         raise ShoalError(f"{folder} is damaged ({error}); delete it to start over") from None
     log.info("resumed %s at step %d", folder, progress.step)

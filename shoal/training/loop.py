@@ -30,6 +30,7 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError
 from shoal.training.checkpoints import CHECKPOINT, Progress, RunLog, load_checkpoint, save_checkpoint
 from shoal.training.progress import ProgressDisplay
+from shoal.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,9 @@ def run(
 ) -> RunSummary:
     """Optimise until `config.steps`, from the checkpoint in `folder` if it holds one.
 
+    With `config.average_decay` the module ends with the running mean of its weights; what `monitor` sees are
+    the weights themselves.
+
     Args:
         objective: parameters and losses.
         config: optimisation settings.
@@ -112,18 +116,29 @@ def run(
     device = next(objective.module.parameters()).device
     accelerator = Accelerator(cpu=device.type == "cpu")
     optimizer = adamw(objective, config.weight_decay)
+    average = WeightAverage(objective.module, config.average_decay) if config.average_decay else None
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     identity = identity_of(objective.fingerprint(), config, accelerator.num_processes)
-    progress = load_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity)
+    progress = load_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity, average)
     start_together(objective.module, progress, accelerator)
+
+    def take_step(interrupts: list[int]) -> tuple[dict[str, float], bool]:
+        taken = _step(objective, optimizer, config, accelerator, progress, interrupts)
+        if average is not None:
+            average.update(progress.step)
+        return taken
+
+    def save() -> None:
+        save_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity, progress, average)
+
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.callback(objective.module.eval)
         objective.module.train()
-        return drive(
-            lambda interrupts: _step(objective, optimizer, config, accelerator, progress, interrupts),
-            lambda: save_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity, progress),
+        summary = drive(
+            take_step,
+            save,
             progress,
             config,
             folder,
@@ -131,6 +146,9 @@ def run(
             watch=(lambda: _monitored(monitor, objective.module)) if monitor else None,
             show_progress=show_progress,
         )
+    if average is not None:
+        average.put_into_module()
+    return summary
 
 
 def drive(
@@ -227,7 +245,8 @@ def _step(
         numbers = summed(numbers, accelerator)
     tokens, stopping = int(numbers.pop("tokens")), numbers.pop("interrupts") > 0
     metrics = {name: value / accelerator.num_processes for name, value in numbers.items()}
-    norm = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
+    groups = [g["params"] for g in optimizer.param_groups] if config.clip_apart else [parameters]
+    norm = math.hypot(*(float(nn.utils.clip_grad_norm_(group, config.clip_norm)) for group in groups))
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
         raise ShoalError(
             f"loss {metrics['loss']} or gradient norm {norm} of step {progress.step + 1} is not finite; "

@@ -24,7 +24,8 @@ from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
 from shoal.models.modules import TargetModule
 from shoal.tasks.loading import Task, check_no_leakage
-from shoal.training.batches import BatchOrder, Corpus, tokenise
+from shoal.training.answer_kinds import balanced_weights
+from shoal.training.batches import BatchOrder, Corpus, LengthWeights, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.prefix_cache import PrefixCache
 
@@ -110,7 +111,9 @@ class LoraObjective:
         self._config = config
         self._alpha = lora.alpha
         self._names = [t.name for t in targets]
-        self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task)
+        weights = balanced_weights(corpus.tasks) if config.mix == "kinds" else None
+        self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task, weights)
+        self._weigh = LengthWeights(corpus, config.length_exponent, weights)
         self._prefix = PrefixCache(backbone, min(t.layer for t in targets))
         self.module = nn.ParameterList(
             nn.Parameter(factor.detach().float().clone().to(backbone.device))
@@ -126,7 +129,7 @@ class LoraObjective:
         """Mean answer loss of one bucketed batch."""
         examples = self._order.batch(forward_pass)
         losses, tokens = self._prefix.answer_losses(examples, self._current(), self._config)
-        return StepLoss(losses.mean(), tokens)
+        return StepLoss((losses * self._weigh(examples).to(losses.device)).mean(), tokens)
 
     def fingerprint(self) -> str:
         """Names base model, data and the adapter at the start."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoal.adapters.lora import BatchedLoRA, LoRA
 from shoal.config import LoraTrainingConfig
-from shoal.inference.forward import Sequences, adapted, answer_losses, hidden_before, pad_sequences
+from shoal.inference.forward import Sequences, adapted, answer_logits, hidden_before, losses_of, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.training.batches import TokenisedExample
 
@@ -37,18 +37,18 @@ class PrefixCache:
         self, examples: Sequence[TokenisedExample], adapters: LoRA | BatchedLoRA, config: LoraTrainingConfig
     ) -> tuple[Float[Tensor, " batch"], int]:
         """The loss of every example's answer, nats per token, and how many real tokens were read for them."""
+        logits, batch = self.answer_logits(examples, adapters, config)
+        return losses_of(logits, batch, config.label_smoothing), batch.tokens
+
+    def answer_logits(
+        self, examples: Sequence[TokenisedExample], adapters: LoRA | BatchedLoRA, config: LoraTrainingConfig
+    ) -> tuple[Float[Tensor, "answers vocabulary"], Sequences]:
+        """Logits at every answer token, in the order of the examples, and the batch that they are of."""
         pairs = [(e.prompt, e.completion) for e in examples]
         batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
         hidden = self.hidden(examples, batch)
         with adapted(self._backbone, adapters, recompute=config.gradient_checkpointing):
-            losses = answer_losses(
-                self._backbone,
-                batch,
-                start=self.start,
-                hidden=hidden,
-                label_smoothing=config.label_smoothing,
-            )
-        return losses, batch.tokens
+            return answer_logits(self._backbone, batch, start=self.start, hidden=hidden), batch
 
     def hidden(self, examples: Sequence[TokenisedExample], batch: Sequences) -> Tensor | None:
         """Input of layer `start` for a batch, (batch, length, width); None where every layer is adapted."""

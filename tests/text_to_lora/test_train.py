@@ -176,6 +176,50 @@ def test_the_contrastive_term_asks_for_a_margin(toy: ModuleType, backbone: Backb
     assert sorted(tasks) == sorted(ours_rows(ours, network))
 
 
+def test_long_answers_weigh_more(toy: ModuleType, backbone: Backbone) -> None:
+    ours, network = recorded(toy, backbone, length_exponent=0.5)
+    result = ours.loss(0)
+    examples = ours._order.batch(0)
+    plain = sft(toy, backbone, network)
+    losses, _ = plain._prefix.answer_losses(examples, network.network(network.given[0]), plain._config)
+    torch.testing.assert_close(result.loss, (losses * ours._weigh(examples)).mean(), **CLOSE)
+    assert result.metrics["answer_loss"] == pytest.approx(float(losses.detach().mean()), abs=1e-4)
+
+
+def test_the_wrong_description_may_be_that_of_a_copy(toy: ModuleType, backbone: Backbone) -> None:
+    halves = toy.label_task()
+    copy = dataclasses.replace(halves, name="half-relabelled-0", descriptions=("Say x or y.",))
+    tasks = [halves, toy.toy_task("upper"), copy]
+    options = {"contrastive_weight": 0.5, "contrastive_share": 1.0}
+    ours = sft(toy, backbone, tasks=tasks, contrastive_siblings=1.0, **options)
+    for seed in range(20):
+        wrong = ours._wrong_tasks([0, 1, 2], random.Random(seed))
+        assert wrong[0] == 2 and wrong[2] == 0 and wrong[1] in (0, 2)
+    mixed = sft(toy, backbone, tasks=tasks, contrastive_siblings=0.5, **options)
+    assert {mixed._wrong_tasks([0], random.Random(seed))[0] for seed in range(20)} == {1, 2}
+
+
+def test_the_mass_on_labels_is_one_more_term(toy: ModuleType, backbone: Backbone) -> None:
+    tasks = [toy.label_task(), toy.toy_task("upper")]
+    plain = sft(toy, backbone, tasks=tasks)
+    ours = sft(toy, backbone, plain.module, tasks=tasks, label_mass_weight=0.5)
+    number = next(n for n in range(64) if any(e.task == 0 for e in ours._order.batch(n)))
+    loss, result = plain.loss(number).loss, ours.loss(number)
+    missing = result.metrics["label_mass_missing"]
+    assert missing > 0
+    assert float(result.loss.detach()) == pytest.approx(float(loss.detach()) + 0.5 * missing, abs=1e-4)
+
+
+def test_kinds_of_answers_can_be_balanced(toy: ModuleType, backbone: Backbone) -> None:
+    tasks = [toy.label_task(), *toy.toy_tasks()]
+    even, balanced = (sft(toy, backbone, tasks=tasks, mix=mix) for mix in ("tasks", "kinds"))
+    shares = [
+        sum(e.task == 0 for number in range(64) for e in ours._order.batch(number)) / (64 * 8)
+        for ours in (even, balanced)
+    ]
+    assert shares[0] == pytest.approx(0.2, abs=0.02) and shares[1] > 0.25
+
+
 def ours_rows(ours: SftObjective, network: Recorded) -> list[int]:
     """The task of every compared row, told by the right description that was compared with it."""
     chance = random.Random(f"{ours._config.seed}/0/descriptions")

@@ -14,7 +14,7 @@ import pytest
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.loading import Example, Task, load_task_directory
-from shoal.training.batches import POOL_BATCHES, BatchOrder, Corpus, TokenisedExample, tokenise
+from shoal.training.batches import POOL_BATCHES, BatchOrder, Corpus, LengthWeights, TokenisedExample, tokenise
 
 FAMILIES = ("llama", "qwen2", "gemma", "gpt2", "gpt_neox", "opt", "phi")
 
@@ -142,6 +142,27 @@ def test_tasks_are_drawn_evenly_whatever_their_size(toy: ModuleType) -> None:
     order = BatchOrder(corpus, 6, seed=0)
     drawn = Counter(e.task for step in range(3 * POOL_BATCHES) for e in order.batch(step))
     assert max(drawn.values()) - min(drawn.values()) <= 3
+
+
+def test_tasks_are_drawn_by_their_weights(toy: ModuleType) -> None:
+    corpus = corpus_of([[10] * 20, [50] * 500, [90] * 20], toy.toy_task("upper"))
+    order = BatchOrder(corpus, 6, seed=0, group=2, weights=[0.5, 0.0, 1.5])
+    batches = [order.batch(step) for step in range(8 * POOL_BATCHES)]
+    drawn = Counter(e.task for batch in batches for e in batch)
+    assert drawn[1] == 0 and 2.5 < drawn[2] / drawn[0] < 3.8
+    assert all(a.task == b.task for batch in batches for a, b in zip(batch[::2], batch[1::2], strict=True))
+
+
+def test_length_weights_have_mean_one_over_what_is_drawn(toy: ModuleType) -> None:
+    one, four, nine = (TokenisedExample(t, t, (1,), (2,) * n, 0) for t, n in enumerate((1, 4, 9)))
+    corpus = Corpus((toy.toy_task("upper"),) * 3, ((one,), (four,), (nine,)))
+    weigh = LengthWeights(corpus, 0.5)
+    assert weigh([one, four, nine]).tolist() == pytest.approx([0.5, 1.0, 1.5])
+    assert LengthWeights(corpus, 0.5, [1.0, 1.0, 0.0])([one, four]).tolist() == pytest.approx(
+        [1 / 1.5, 2 / 1.5]
+    )
+    assert LengthWeights(corpus, 1.0)([four, nine]).tolist() == pytest.approx([4 * 3 / 14, 9 * 3 / 14])
+    assert LengthWeights(corpus, 0.0)([one, nine]).tolist() == [1.0, 1.0]
 
 
 def test_lengths_come_in_random_order(uneven: Corpus) -> None:

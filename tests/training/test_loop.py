@@ -103,6 +103,54 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert line.passes == [] and len(rows_of(tmp_path)) == 12
 
 
+def test_the_result_can_be_the_mean_of_the_weights(tmp_path: Path) -> None:
+    plain, averaged, resumed = Line(), Line(), Line(stop_at(6))
+    run(plain, settings(), tmp_path / "plain", show_progress=False)
+    run(averaged, settings(average_decay=0.8), tmp_path / "averaged", show_progress=False)
+    assert not equal(plain.numbers(), averaged.numbers())
+    with pytest.raises(Interrupted):
+        run(resumed, settings(average_decay=0.8), tmp_path / "resumed", show_progress=False)
+    again = Line()
+    run(again, settings(average_decay=0.8), tmp_path / "resumed", show_progress=False)
+    assert equal(again.numbers(), averaged.numbers())
+    run(finished := Line(), settings(average_decay=0.8), tmp_path / "averaged", show_progress=False)
+    assert equal(finished.numbers(), averaged.numbers())
+
+
+class TwoGroups(Line):
+    """A line whose two layers are groups of their own, with gradients of very different size."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": list(layer.parameters()), "lr": 0.01} for layer in (self.module[0], self.module[2])
+        ]
+
+    def loss(self, forward_pass: int) -> StepLoss:
+        result = super().loss(forward_pass)
+        return StepLoss(1000 * result.loss, result.tokens)
+
+
+def test_groups_of_parameters_are_clipped_apart(tmp_path: Path) -> None:
+    norms = {}
+    for apart in (False, True):
+        config = settings(steps=1, clip_norm=0.5, clip_apart=apart, warmup=0)
+        clipped: list[list[float]] = []
+        lines = TwoGroups()
+        original = torch.optim.AdamW.step
+
+        def step(self: torch.optim.AdamW, *args: Any, into: Any = clipped, run_step: Any = original) -> Any:
+            groups = [[p.grad.norm() for p in group["params"]] for group in self.param_groups]
+            into.append([float(torch.stack(group).norm()) for group in groups])
+            return run_step(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", step)
+            run(lines, config, tmp_path / str(apart), show_progress=False)
+        norms[apart] = clipped[0]
+    assert math.hypot(*norms[False]) == pytest.approx(0.5, rel=1e-4)
+    assert norms[True] == pytest.approx([0.5, 0.5], rel=1e-4)
+
+
 @pytest.mark.parametrize("at", [0, 3, 5, 11])
 def test_ctrl_c_ends_after_a_whole_step(at: int, tmp_path: Path) -> None:
     whole = Line()

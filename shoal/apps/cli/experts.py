@@ -29,7 +29,7 @@ ExpertTraining = Annotated[
         *(
             n
             for n in ExpertTrainingConfig.model_fields
-            if n not in ("gradient_checkpointing", "label_smoothing")
+            if n not in ("gradient_checkpointing", "label_smoothing", "length_exponent", "mix")
         )
     ),
 ]

@@ -37,6 +37,8 @@ ANSWERS_ALONE = (
     "embedding_noise",
     "token_dropout",
     "label_smoothing",
+    "length_exponent",
+    "label_mass_weight",
 )
 
 

@@ -85,6 +85,25 @@ def is_copy(task: Task) -> bool:
     return COPY in task.name
 
 
+def siblings(tasks: Sequence[Task]) -> dict[int, tuple[int, ...]]:
+    """Position of a task -> positions of the same task under other label names, where there are any.
+
+    These are its copies; of a copy, the original and the other copies. What is made of several tasks has none.
+    """
+    names = {task.name for task in tasks}
+    families: dict[str, list[int]] = {}
+    for place, task in enumerate(tasks):
+        origin = task.name.split(COPY)[0]
+        if origin in names:
+            families.setdefault(origin, []).append(place)
+    return {
+        place: tuple(other for other in family if other != place)
+        for family in families.values()
+        if len(family) > 1
+        for place in family
+    }
+
+
 def relabel(task: Task, seed: int) -> Task | None:
     """`task` with its labels renamed one to one, in its examples, definition and descriptions; else None.
 

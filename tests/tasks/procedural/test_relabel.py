@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoal.errors import UsageError
 from shoal.tasks.procedural.catalogue import procedural_tasks
-from shoal.tasks.procedural.relabel import is_copy, relabel
+from shoal.tasks.procedural.relabel import is_copy, relabel, siblings
 from shoal.tasks.records import Example, Task
 from shoal.text_to_lora.known_tasks import known_tasks
 
@@ -35,6 +35,14 @@ def test_labels_are_renamed_one_to_one(task: Task, seed: int) -> None:
     assert len(set(other.descriptions)) == len(other.descriptions) == len(task.descriptions)
     for text in (other.definition, *other.descriptions):
         assert all(label in text for label in renamed.values()), text
+
+
+def test_copies_and_their_original_are_siblings() -> None:
+    first, second = CLOSED[:2]
+    copies = [relabel(first, 0), relabel(first, 1), relabel(second, 0)]
+    drawn = dataclasses.replace(first, name="labels-relabelled-0-3")  # of several tasks: no copy of one
+    tasks = [first, *copies, drawn, CLOSED[2], second]
+    assert siblings(tasks) == {0: (1, 2), 1: (0, 2), 2: (0, 1), 3: (6,), 6: (3,)}
 
 
 def test_seeds_give_other_names() -> None:
