@@ -1,8 +1,9 @@
 """Networks side by side on training tasks that were held out of their training, by the kind of answer.
 
-    python benchmarks/kinds_of_answer.py --held-out NAMES.json --network shipped=DIR new=DIR --out DIR
+    python benchmarks/kinds_of_answer.py --network shipped=DIR new=DIR --out DIR
 
-NAMES.json lists task names by kind of answer. Examples are the first of each task's `train` list, as nothing
+`held_out_tasks.json` lists the tasks by kind of answer: four per kind, drawn with seed 0 from the training
+tasks that the shipped network has not seen; leave them out of every training that is judged here. Examples are the first of each task's `train` list, as nothing
 was trained on them; example number i is read with description number i, counted around --descriptions. Each
 row is kept as OUT/ROW.json and made again only where that is missing; every network is compared with the
 first, paired over tasks.
@@ -30,6 +31,7 @@ from shoal.text_to_lora.generator import TextToLoRA
 
 BARE, DESCRIBED, ECHO, MULTI_TASK = "base", "base + description", "echo", "multi-task LoRA"
 LONGEST = 200  # tokens of a request
+HELD_OUT = Path(__file__).with_name("held_out_tasks.json")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Asked:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--held-out", type=Path, required=True, help="JSON: kind of answer -> names of tasks")
+    add("--held-out", type=Path, default=HELD_OUT, help="JSON: kind of answer -> names of tasks")
     add("--network", nargs="*", default=[], metavar="NAME=DIR", help="networks; the first is compared with")
     add(
         "--controls", action="store_true", help="also base, base + description, echo, and the multi-task LoRA"
