@@ -3,10 +3,10 @@
     python benchmarks/kinds_of_answer.py --network shipped=DIR new=DIR --out DIR
 
 `held_out_tasks.json` lists the tasks by kind of answer: four per kind, drawn with seed 0 from the training
-tasks that the shipped network has not seen; leave them out of every training that is judged here. Examples are the first of each task's `train` list, as nothing
-was trained on them; example number i is read with description number i, counted around --descriptions. Each
-row is kept as OUT/ROW.json and made again only where that is missing; every network is compared with the
-first, paired over tasks.
+tasks that the shipped network has not seen; leave them out of every training that is judged here. Examples
+are the first of each task's `train` list, as nothing was trained on them; example number i is read with
+description number i, counted around --descriptions. Each row is kept as OUT/ROW.json and made again only
+where that is missing; every network is compared with the first, paired over tasks.
 """
 
 from __future__ import annotations
