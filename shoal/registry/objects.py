@@ -42,7 +42,9 @@ class AdapterFiles:
         Raises:
             ShoalError: the directory cannot be written.
         """
-        self._root, self._objects, self._incoming = root, root / "objects", root / "incoming"
+        self._root = root
+        self._objects = root / "objects"
+        self._incoming = root / "incoming"
         for folder in (self._objects, self._incoming):
             with failures_named(folder):
                 folder.mkdir(parents=True, exist_ok=True)

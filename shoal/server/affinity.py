@@ -55,7 +55,8 @@ class Affinity:
     """ASGI middleware around Ray Serve's proxy."""
 
     def __init__(self, app: ASGIApp, config: ServiceConfig) -> None:
-        self._app, self._config = app, config
+        self._app = app
+        self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, sent on until a replica answers or none would."""
@@ -114,7 +115,8 @@ class _Incoming:
     """
 
     def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._limit = receive, limit
+        self._receive = receive
+        self._limit = limit
         self._seen = 0
         self._body: bytes | None = None
         self.gone = False
@@ -168,8 +170,11 @@ class _Answer:
     """
 
     def __init__(self, send: Send, seconds: float) -> None:
-        self._client, self._seconds, self.unread = send, seconds, False
-        self.started, self.began = False, asyncio.Event()
+        self._client = send
+        self._seconds = seconds
+        self.unread = False
+        self.started = False
+        self.began = asyncio.Event()
         self._rays = self._events = self._ended = False
 
     async def send(self, message: Message) -> None:

@@ -77,8 +77,12 @@ class Jobs:
 
     def __init__(self, registry: Registry, shape: BackboneShape, base: str, config: ServiceConfig) -> None:
         """Start the thread that runs jobs; `base` is the base model as `--base` takes it."""
-        self._registry, self._shape, self._base, self._config = registry, shape, base, config
-        self._database, self._root = registry.database, registry.root / "jobs"
+        self._registry = registry
+        self._shape = shape
+        self._base = base
+        self._config = config
+        self._database = registry.database
+        self._root = registry.root / "jobs"
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._mine: dict[str, FileLock] = {}  # that wait here or run -> their locks
         self._closing = threading.Event()

@@ -31,7 +31,8 @@ class Monitoring:
             skill_accuracy: measures how well skills are detected; called once, when it is first asked for.
         """
         self.registry = CollectorRegistry()
-        self._log, self._skill_accuracy = RequestLog(), cache(skill_accuracy)
+        self._log = RequestLog()
+        self._skill_accuracy = cache(skill_accuracy)
         self.requests = Counter(
             "shoal_requests", "requests answered", ["route", "status"], registry=self.registry
         )

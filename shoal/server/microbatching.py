@@ -31,8 +31,11 @@ class MicroBatcher(Generic[Key, Value]):
             linger: seconds that a batch waits at most until it has as many keys as the last one: who was
                 answered together asks again together.
         """
-        self._work, self._limit, self._linger = work, limit, linger
-        self._thread, self._arrived = ThreadPoolExecutor(1, "shoal-combined"), threading.Condition()
+        self._work = work
+        self._limit = limit
+        self._linger = linger
+        self._thread = ThreadPoolExecutor(1, "shoal-combined")
+        self._arrived = threading.Condition()
         self._pending: list[tuple[Key, Future[Value]]] = []
         self._last = 0
 

@@ -49,7 +49,8 @@ class Guard:
     """ASGI middleware around all routes."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service = app, service
+        self._app = app
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; whatever happens, the client gets an OpenAI body."""
@@ -117,9 +118,11 @@ class _Answer:
     """The way out."""
 
     def __init__(self, send: Send, seconds: float) -> None:
-        self._send, self._seconds = send, seconds
+        self._send = send
+        self._seconds = seconds
         self.id = secrets.token_hex(8)
-        self.started, self.status = False, 0
+        self.started = False
+        self.status = 0
 
     async def send(self, message: Message) -> None:
         """Pass a message on.
@@ -128,7 +131,8 @@ class _Answer:
             TimeoutError: the client does not read.
         """
         if message["type"] == "http.response.start":
-            self.started, self.status = True, message["status"]
+            self.started = True
+            self.status = message["status"]
             headers = MutableHeaders(raw=message.setdefault("headers", []))
             for name, value in {**SAFE_HEADERS, "X-Request-Id": self.id}.items():
                 headers.setdefault(name, value)

@@ -27,7 +27,8 @@ class RateLimits:
     """The counts of every owner; for any number of threads."""
 
     def __init__(self, config: ServiceConfig, shared: SharedRates | None = None) -> None:
-        self._config, self._shared = config, shared
+        self._config = config
+        self._shared = shared
         self._windows = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._requests = RateLimitItemPerMinute(config.requests_per_minute, namespace="requests")
         self._tokens = RateLimitItemPerMinute(config.tokens_per_minute, namespace="tokens")

@@ -24,7 +24,8 @@ class SharedRates:
     """The counts of a database."""
 
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
-        self._database, self._clock = database, clock
+        self._database = database
+        self._clock = clock
 
     def hit(self, what: str, owner: str, cost: int, limit: int) -> int | None:
         """Count something, unless that would go above the limit.

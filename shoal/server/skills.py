@@ -34,7 +34,9 @@ class OwnerSkills:
     """
 
     def __init__(self, shared: SkillDetector, database: Database, max_custom: int) -> None:
-        self._shared, self._database, self._max_custom = shared, database, max_custom
+        self._shared = shared
+        self._database = database
+        self._max_custom = max_custom
         self._own: LRUCache[str, _Own] = LRUCache(MAX_OWNERS)
         self._lock = threading.Lock()
 

@@ -84,8 +84,11 @@ class Imitation:
         """
         if not answers:
             raise UsageError("there are 0 answers to learn; at least 1 is needed, give some")
-        self._backbone, self._answers, self._alpha = backbone, answers, lora.alpha
-        self._batch_size, self._clip = min(batch_size, len(answers)), clip_norm
+        self._backbone = backbone
+        self._answers = answers
+        self._alpha = lora.alpha
+        self._batch_size = min(batch_size, len(answers))
+        self._clip = clip_norm
         self._names = list(lora.factors)
         self._parameters = [
             nn.Parameter(factor.detach().float().clone().to(backbone.device))
@@ -94,7 +97,8 @@ class Imitation:
         ]
         self._rate = learning_rate
         self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=0.0)
-        self._chance, self._order = random.Random(seed), list[int]()
+        self._chance = random.Random(seed)
+        self._order = list[int]()
 
     def step(self, scale: float = 1.0) -> float:
         """One optimiser step at `scale` times the learning rate; its mean loss, nats per token."""

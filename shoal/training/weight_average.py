@@ -15,7 +15,8 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         """Begin at the module's weights; a mean reaches back over some 1 / (1 - `decay`) steps."""
-        self._module, self._decay = module, decay
+        self._module = module
+        self._decay = decay
         self.means = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     @torch.no_grad()

@@ -71,7 +71,8 @@ class TextStream:
             limit = self._sent + len(shown)
             starts = [self._sent, *self._ends[:-1]]
             tokens = sum(start < limit for start in starts[: len(self._ends)])
-            self._held, self._ends = "", []
+            self._held = ""
+            self._ends = []
             return Released(shown, tokens, True)
         kept = 0 if last else self._beginning_of_a_stop()
         shown = self._held[: len(self._held) - kept]

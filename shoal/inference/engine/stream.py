@@ -119,7 +119,8 @@ class Stream:
         return None
 
     def _end(self, error: ShoalError | None) -> None:
-        self._over, self._error = True, error
+        self._over = True
+        self._error = error
         self._wake()
 
     def _wake(self) -> None:
