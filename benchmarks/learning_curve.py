@@ -32,7 +32,8 @@ from _unseen_tasks_rows import Conditions, Repetition, measure, say, tensors_of,
 from shoal.evaluation.baselines import OTHER, RIGHT, right_description
 from shoal.evaluation.evaluate import MethodResult, Report, mean_result
 from shoal.evaluation.reports import METRICS
-from shoal.files import read_json, read_tensors, write_file
+from shoal.file_formats import read_json, read_tensors
+from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, load_shape, pick_dtype
 from shoal.tasks.loading import Task, load_split
 from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval

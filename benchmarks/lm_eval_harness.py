@@ -31,7 +31,7 @@ from _machine import DATA, machine, table
 from shoal.adapters.files import load_adapter
 from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.evaluation.predictors import Predictor
-from shoal.files import read_json
+from shoal.file_formats import read_json
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.models.sources import find_model
 from shoal.tasks.loading import Task, load_task_json

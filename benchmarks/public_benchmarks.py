@@ -27,7 +27,8 @@ from shoal.config import Transformer2Config
 from shoal.evaluation.environment import commit
 from shoal.evaluation.multiple_choice import ChoiceQuestion, answer_by_likelihood
 from shoal.evaluation.predictors import Predictor
-from shoal.files import read_json, write_file
+from shoal.file_formats import read_json
+from shoal.files import write_file
 from shoal.integration import SakanaAIIntegration
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.tasks.loading import Example

@@ -16,7 +16,7 @@ from typing import Any
 
 from _machine import table
 
-from shoal.files import read_json
+from shoal.file_formats import read_json
 
 TIMED = ("adaptation_seconds", "latency", "throughput", "seconds")
 OF_THE_MACHINE = {

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from shoal.adapters.card import AdapterCard, AdapterFacts, render_card
 from shoal.errors import ShoalError, UsageError, shorten
-from shoal.files import read_directory, read_json, read_tensors, write_directory
+from shoal.file_formats import read_json, read_tensors
+from shoal.files import read_directory, write_directory
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from shoal.adapters.decomposition import Decomposition, decompose
 from shoal.adapters.svf_hooks import dense_weight, is_plain
 from shoal.errors import ShoalError, UsageError
-from shoal.files import read_tensors, write_file
+from shoal.file_formats import read_tensors
+from shoal.files import write_file
 from shoal.models.sources import cache_root
 
 PARTS = ("u", "s", "vt")

@@ -20,7 +20,8 @@ from shoal.adapters.decomposition import Decomposition, Decompositions
 from shoal.adapters.svf import ExpertVector, check_fits, check_single
 from shoal.adapters.svf_cache import decompose_model
 from shoal.errors import ShoalError, UsageError
-from shoal.files import read_directory, read_json, read_tensors, write_directory
+from shoal.file_formats import read_json, read_tensors
+from shoal.files import read_directory, write_directory
 
 WEIGHTS_FILE = "expert.safetensors"
 CONFIG_FILE = "expert.json"

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 
 from shoal.config import DEFAULT_MODEL
 from shoal.errors import ShoalError, UsageError, reason
-from shoal.files import read_json, write_directory
+from shoal.file_formats import read_json
+from shoal.files import write_directory
 from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS, KnownModel
 
 if TYPE_CHECKING:

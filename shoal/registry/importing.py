@@ -13,7 +13,7 @@ from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE, StoredAdapter, load_adapter
 from shoal.adapters.peft_format import adapted_targets
 from shoal.errors import ShoalError, UsageError, shorten
-from shoal.files import read_json
+from shoal.file_formats import read_json
 from shoal.models.shapes import BackboneShape
 from shoal.registry.registry import AdapterRecord, Registry
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from shoal.adapters.files import StoredAdapter, load_adapter
 from shoal.errors import ShoalError, UnavailableError
 from shoal.file_errors import failures_named
-from shoal.files import move_directory, remove_directory, sha256_of
+from shoal.file_formats import sha256_of
+from shoal.files import move_directory, remove_directory
 
 SWEEP_SECONDS = 2.0  # how long removing files waits for those who write some
 

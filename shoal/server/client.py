@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -17,6 +16,15 @@ import httpx2
 
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
 from shoal.server.client_errors import FOREIGN, failure_of_status, message_of, parsed
+from shoal.server.client_records import (
+    Adapter,
+    AdapterPage,
+    GeneratedAdapter,
+    TrainingJob,
+    read_adapter,
+    read_generated,
+    read_job,
+)
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment, as the official client reads it
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -32,83 +40,6 @@ GUIDE_NAMES = (
     "avg_memory_usage",
     "skill_detection_accuracy",
 )
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter as the service shows it.
-
-    Attributes:
-        name: 1 to 64 of a-z, 0-9, `.`, `_`, `-`.
-        version: counts from 1.
-        base: the base model.
-        rank: of the LoRA.
-        owner: whose it is.
-        public: whether others may use it.
-        bytes: of its files.
-        created: seconds since 1970.
-        sha256: of its content.
-        description: what it shall do, None where nobody said.
-        card: what else its card says.
-    """
-
-    name: str
-    version: int
-    base: str
-    rank: int
-    owner: str
-    public: bool
-    bytes: int
-    created: float
-    sha256: str
-    description: str | None
-    card: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class GeneratedAdapter:
-    """A new adapter, and what to expect of it.
-
-    Attributes:
-        adapter: as it is kept.
-        trained: False where no hypernetwork is trained for the base model: the adapter changes nothing.
-        confidence: in [0, 1], how near the description is to the training tasks; None where that is unknown.
-        nonsense: the description reads as random letters or words.
-        notes: plain sentences on what to know before relying on it, each with what to do about it.
-    """
-
-    adapter: Adapter
-    trained: bool
-    confidence: float | None
-    nonsense: bool
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class AdapterPage:
-    """Adapters by name; `after` asks for the next page, None where there is none."""
-
-    adapters: tuple[Adapter, ...]
-    after: str | None
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """A training as the service shows it; see `shoal.server.jobs.Job`."""
-
-    id: str
-    adapter: str
-    state: str
-    step: int
-    steps: int
-    loss: float | None
-    error: str | None
-    created: float
-
-    @property
-    def active(self) -> bool:
-        """Whether it waits or runs."""
-        return self.state in ("queued", "running")
 
 
 class Client:
@@ -179,20 +110,20 @@ class Client:
         new["examples"] = [{"input": given, "output": answer} for given, answer in examples]
         new["inputs"] = list(inputs)
         patience = {"timeout": TRAINING_SECONDS} if examples or inputs else {}
-        return self._ask("POST", "/v1/adapters", _generated, json=new, **patience)
+        return self._ask("POST", "/v1/adapters", read_generated, json=new, **patience)
 
     def page(self, *, search: str = "", after: str = "", limit: int = 50) -> AdapterPage:
         """Adapters by name."""
         asked = {"after": after, "limit": limit} | ({"search": search} if search else {})
 
         def read(body: Mapping[str, Any]) -> AdapterPage:
-            return AdapterPage(tuple(map(_adapter, body["data"])), body["after"])
+            return AdapterPage(tuple(map(read_adapter, body["data"])), body["after"])
 
         return self._ask("GET", "/v1/adapters", read, params=asked)
 
     def adapter(self, name: str) -> Adapter:
         """One adapter."""
-        return self._ask("GET", _path("adapters", name), _adapter)
+        return self._ask("GET", _path("adapters", name), read_adapter)
 
     def norms(self, name: str) -> dict[str, float]:
         """Module -> Frobenius norm of the delta weight."""
@@ -204,7 +135,7 @@ class Client:
 
     def publish(self, name: str, public: bool) -> Adapter:
         """Let others use an adapter, or no longer."""
-        return self._ask("PATCH", _path("adapters", name), _adapter, json={"public": public})
+        return self._ask("PATCH", _path("adapters", name), read_adapter, json={"public": public})
 
     def delete(self, name: str) -> None:
         """Remove an adapter with all its versions."""
@@ -214,7 +145,7 @@ class Client:
         """Keep a ZIP of a PEFT LoRA under a name."""
         form = {"name": name, "public": str(public).lower()}
         files = {"file": ("adapter.zip", archive, "application/zip")}
-        return self._ask("POST", "/v1/adapters/import", _adapter, data=form, files=files)
+        return self._ask("POST", "/v1/adapters/import", read_adapter, data=form, files=files)
 
     def download(self, name: str) -> bytes:
         """An adapter as a PEFT ZIP.
@@ -237,15 +168,15 @@ class Client:
         """Train a LoRA on JSONL with `input` and `output`, in the background."""
         form = {"name": name, "definition": definition, "steps": str(steps), "rank": str(rank)}
         files = {"file": ("examples.jsonl", examples, "application/jsonl")}
-        return self._ask("POST", "/v1/jobs", _job, data=form, files=files)
+        return self._ask("POST", "/v1/jobs", read_job, data=form, files=files)
 
     def jobs(self) -> tuple[TrainingJob, ...]:
         """The newest jobs."""
-        return self._ask("GET", "/v1/jobs", lambda body: tuple(map(_job, body["data"])))
+        return self._ask("GET", "/v1/jobs", lambda body: tuple(map(read_job, body["data"])))
 
     def cancel(self, identity: str) -> TrainingJob:
         """End a job."""
-        return self._ask("POST", _path("jobs", identity, "cancel"), _job)
+        return self._ask("POST", _path("jobs", identity, "cancel"), read_job)
 
     def monitoring(self) -> dict[str, float | None]:
         """The guide's monitoring names."""
@@ -341,22 +272,3 @@ def _piece(body: Mapping[str, Any]) -> str:
         return "".join(str(choice["delta"].get("content") or "") for choice in body["choices"])
     except (KeyError, TypeError, AttributeError):
         raise ShoalError(FOREIGN) from None
-
-
-def _adapter(body: Mapping[str, Any]) -> Adapter:
-    return Adapter(**{name: body[name] for name in Adapter.__dataclass_fields__})
-
-
-def _generated(body: Mapping[str, Any]) -> GeneratedAdapter:
-    confidence = body["confidence"]
-    return GeneratedAdapter(
-        adapter=_adapter(body),
-        trained=bool(body["trained"]),
-        confidence=None if confidence is None else float(confidence),
-        nonsense=bool(body["nonsense"]),
-        notes=tuple(map(str, body["notes"])),
-    )
-
-
-def _job(body: Mapping[str, Any]) -> TrainingJob:
-    return TrainingJob(**{name: body[name] for name in TrainingJob.__dataclass_fields__})

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import ShoalError, UsageError, reason
-from shoal.files import read_directory, read_json, read_tensors, read_tensors_hashed, write_directory
+from shoal.file_formats import read_json, read_tensors, read_tensors_hashed
+from shoal.files import read_directory, write_directory
 from shoal.models.modules import TargetModule
 from shoal.text_to_lora.familiarity import KnownTasks
 from shoal.text_to_lora.hypernetwork import Architecture, Hypernetwork

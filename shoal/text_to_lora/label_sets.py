@@ -12,151 +12,11 @@ import re
 from collections.abc import Sequence
 
 from shoal.errors import UsageError, shorten
+from shoal.text_to_lora import label_cues
 
 MAX_LABELS = 256
 MAX_LABEL_LENGTH = 200  # characters
 _MAX_WORDS = 4  # of a label that is read
-
-
-def _any(text: str) -> str:
-    """A pattern that matches any of the alternatives, which are separated by bars and wrapped at will."""
-    return "(?:" + "|".join(" ".join(part.split()) for part in text.split("|")) + ")"
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(text, re.IGNORECASE)
-
-
-_QUOTED = re.compile(r"[\"“”]([^\"“”]{1,60})[\"“”]|(?<!\w)['‘`]([^'’`]{1,60})['’`](?!\w)")
-_OPEN_LIST = _any(
-    r"""such as|e\.?g\b|for example|for instance|including|includes?|etc|and so on|and so forth
-    |and the like|likewise|or similar|among others|among the answers|separated by|all that apply
-    |which details|what details|some call for|sort of reply|from .{0,40}\bto\b.{0,40}[\"”]"""
-)
-_OPEN = _pattern(rf"\b{_OPEN_LIST}")
-# The answer is a text of its own, whatever list stands beside it.
-_MAKES = _any("write|produce|generate|create|compose|craft|formulate|make up")
-_TEXT = _any("a|an|one|the|me|some|new|your|short|simple|whatever|questions?|hypothes")
-_WRITES = _pattern(
-    rf"\b{_MAKES} {_TEXT}\b|\b"
-    + _any(
-        r"""questions?\b.{0,80}\b(?:answered|answerable|settle|reply|resolve|decid)|question about|question on
-        |question that|question editing|question generat|question writer|question exploring|question is|inquir
-        |interrogative|querie|rewrite|rephrase|paraphrase|transform|translate|extract|span|verbatim|copy
-        |copied
-        |quote the|verbalise|triple|list of|entity|entities|closed-book|trivia|encyclopedic|highlight
-        |multi-hop
-        |detect and return|produces?\b.{0,30}\bquestion|key=value|fill in|slot|sentence by sentence|mark up
-        |question generation|skip vague|continuation|define|definitions|respond with relevant
-        |complete the recipes
-        |complete recipes|for each token|all its sentences|convert commands
-        |(?:do not|don't|never) (?:tell|say|judge|label|classify|answer)"""
-    )
-    + r"\b"
-)
-_EVEN_IF = _pattern(r"\b(?:regardless|no matter|accounting|even if|depending|ignor|whatever)")
-_PLACEHOLDERS = {
-    *("span", "number", "string", "phrase", "value", "name", "title", "both", "nothing", "something"),
-    *("date", "time", "place", "word", "sentence"),
-}
-_SORTS = _pattern(
-    r"\b"
-    + _any(
-        r"""classif|label|categor|which|what|kind|sort|type|tag|assign|decide|pick|choose|answer|belong
-        |name the|domain
-        |topic|count|severity|priority|grade|rate\b|how \w+ly|sentiment|tone|language|month"""
-    )
-)
-_LETTERS = re.compile(
-    r"(?:,|:|\b(?:with|say|answer|reply|under|winner)) [\"'“‘]?(A)[\"'”’]? or [\"'“‘]?(B)\b(?! \w)"
-)
-_NUMBERS = {
-    **{"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10},
-    **{"eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16},
-}
-_KINDS = _any(
-    """labels?|class|classes|category|categories|options?|choices|answers?|tags?|intents?|topics?|types?|kinds?
-    |groups?|values|words|names|emotions?|genres?|fields?|subjects?|domains?|moods?|sentiments?
-        |languages?|months?"""
-)
-_ONE = _any("one|exactly one|just one|only one")
-_FROM = _any("of|out of|from|among|between")
-# What a closed list of labels comes after, by trust; the list runs to the end of its clause. A strong cue
-# says that one of the list is the answer; after a weak one the list needs its "or".
-_STRONG = (
-    r"\b(?:labels?|class|classes|category|categories|options?|choices|answers?|tags?|choose|intents?)"
-    r"(?: in use| to use|:)?(?: are|:| is one of|,? namely)\s+",
-    rf"\b(?:any|each|{_ONE})(?: label| word| class| tag)?(?: {_FROM})?(?: these| the following)?"
-    r"(?: \w+)?(?: \w+)?:\s+",
-    rf"\b{_ONE} {_FROM}\s+",
-    rf"\b(?:choose|chosen|pick|select|choosing|choice)(?: one)?(?: {_FROM}|:)\s+",
-    r"\b(?:decide|choose|distinguish|pick|judge)(?: \w+)? (?:between|among)\s+",
-    r"\b(?:out of|among):? ",
-)
-_WEAK = (
-    rf"\b{_KINDS}:\s+",
-    r"\b(?:classify|classified|label|labell?ed|sort|tag|mark|categori[sz]e|rate|grade|file|put|flag|assign)\b"
-    r"[^.?!:;,\x00]*? (?:as|into|under)(?: either| being)?:? ",
-    r"\b(?:answer|reply|respond|answering|replying)(?: with| by)?"
-    r"(?: only| just| exactly| either| a single)?:? ",
-    r"\b(?:say|output|print|return|write|give)(?: with)?(?: only| just| exactly| either)?:? ",
-    r":\s+",
-    r"\?\s+",
-    r"^",
-)
-_CUES = tuple(map(_pattern, (*_STRONG, *_WEAK)))
-_SUBJECT = _any("the|a|an|this|each|it|these|they|two|you|some|somebody|someone|one")
-_WHETHER = _pattern(
-    rf"\b(?:(?:whether|if) {_SUBJECT}\b[^.?!:;,]*? (?:is|are|was|were)"
-    rf"|(?:^|\. )(?:is|are|was|were) {_SUBJECT}\b[^.?!:;,]*?)(?: either| an?)? "
-    r"(?P<list>[\w-]+(?:, (?:an? )?[\w-]+)*,? or (?:an? )?(?:not )?[\w-]+)"
-    r"(?: (?:about|towards?|on|for|in) [^.?!,]*)?[.?!]?$"
-)
-_LAST = _pattern(r"^(?:or|and|else|otherwise)\s+")
-_MORE = _any("more|less|fewer|later|earlier|above|below|over|under")
-_JOINT = _pattern(rf"\s(?:or(?! {_MORE}\b)|and|versus|vs\.?)\s")
-_CLAUSE_END = re.compile(r"[.?!:()—\n](?:\s|$)|\)|\s[-–—]\s|$")
-_TRAILING = _pattern(
-    ",? "
-    + _any(
-        """only|nothing else|and nothing else|respectively|instead|accordingly
-        |for (?:each|every|the|this|that|it) .*|for what .*|to (?:each|every|the|it|this) .*|depending on .*
-        |based on .*|according to .*
-        |as (?:the )?(?:answer|label|output).*"""
-    )
-    + "$"
-)
-# Words that stand in prose, and hardly in a label without quotes: at its beginning, and anywhere.
-_BEGINS = _any(
-    r"""use|(?:return|output|print) just|one (?:label|domain|number)|exactly|tag|under|strictly|about|being
-    |regarding|using|one word|a single|down|usually|namely|wanted|or|and|no one|a|an|the|it|its|that|which|who
-    |whether|if|when|where|what|how|in|on|at|by|of|to|for|from|with|not|your|my|his|their|this|these|those|any
-    |all|some|each|every|more|other (?=\w)|others|something|anything|nothing else|only|just|as|is|are|was|be
-    |has|have|so|then|you|i|we|they|he|she|say|answer|reply|return|write|output|print|give|choose|pick|please
-    |no other"""
-)
-_HOLDS = _any(
-    """under|that|which|who|whether|if|when|where|is|are|was|were|has|have|its|their|your|it|them|they|you|i|we
-    |should|must|can|one of|according|based|using|following|else|otherwise|means?"""
-)
-_PROSE = _pattern(rf"^{_BEGINS}\b|\b{_HOLDS}\b")
-_QUOTE = "[\"'“”‘’]?"
-_YES_NO = _pattern(
-    r"\b(?:answer|say|reply|respond|output|print|return|write|give|choose|format|use|either|with|in|a"
-    r"|simple)\b"
-    rf"[^.?!]{{0,40}}?[\"'“‘(]?\b(yes)\b{_QUOTE},?(?: or |/|, | and |, or ){_QUOTE}(no)\b"
-    r"(?![- ]?(?:question|one|type))"
-    rf"|{_QUOTE}\b(yes)\b{_QUOTE},? (?:if|when|where|for)\b.{{3,160}}?{_QUOTE}\b(no)\b{_QUOTE},?"
-    r"(?: if| when| otherwise| where| for| in| elsewhere|[.;]|$)"
-)
-_TRUE_FALSE = _pattern(
-    r"\b(?:answer|say|reply|respond|output|print|return|write|as|is)\b[^.?!]{0,30}?"
-    rf"{_QUOTE}\b(true)\b{_QUOTE}(?: or |/|, ){_QUOTE}(false)\b"
-)
-_NOT_POLAR = _pattern(
-    r"\bquestions? (?:about|slightly|asked)|\blist, a|\b(?:yes|no|true|false)[\"'”’]? means\b"
-    r"|\byes[-/ ]?(?:or )?no questions?\b"
-)
 
 
 def read_label_set(description: str) -> tuple[str, ...]:
@@ -169,12 +29,12 @@ def read_label_set(description: str) -> tuple[str, ...]:
         At least two labels, or an empty tuple.
     """
     text = " ".join(description.split())
-    if _WRITES.search(text):
+    if label_cues.WRITES.search(text):
         return ()
     found = [labels for labels in (_conditions(text), _listed(text), _polar(text)) if labels]
-    if not found and (letters := _LETTERS.search(text)):
+    if not found and (letters := label_cues.LETTERS.search(text)):
         found = [(letters[1], letters[2])]
-    if not found and not _EVEN_IF.search(text) and (pair := _WHETHER.search(text)):
+    if not found and not label_cues.EVEN_IF.search(text) and (pair := label_cues.WHETHER.search(text)):
         labels = _items(pair["list"], weak=True, cue="whether ", before="")
         found = [labels] if labels and "not" not in labels else []
     if not found:
@@ -189,7 +49,11 @@ def _unlike_labels(labels: tuple[str, ...], text: str) -> bool:
     """Signs that a list is not the set of answers: blanks to fill, other answers in quotes, uneven pairs."""
     words = [label.split() for label in labels]
     keys = {_key(label) for label in labels}
-    if keys & {"none", "unknown"} and len(keys) < 4 and {w[-1].casefold() for w in words} & _PLACEHOLDERS:
+    if (
+        keys & {"none", "unknown"}
+        and len(keys) < 4
+        and {w[-1].casefold() for w in words} & label_cues.PLACEHOLDERS
+    ):
         return True
     if any("=" in label or label.endswith(":") for label in labels):
         return True
@@ -232,7 +96,7 @@ def _key(label: str) -> str:
 
 def _listed(text: str) -> tuple[str, ...]:
     """The list after the first cue that one follows; none where two cues give different lists."""
-    if _OPEN.search(text):
+    if label_cues.OPEN.search(text):
         return ()
     found: list[tuple[str, ...]] = []
     for sentence in _sentences(text):
@@ -244,20 +108,22 @@ def _listed(text: str) -> tuple[str, ...]:
     longest = max(found, key=len)
     if any(not {*map(_key, labels)} <= {*map(_key, longest)} for labels in found):
         return ()
-    stated = [_NUMBERS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in _NUMBERS]
-    stated += [int(n) for n in re.findall(rf"\b(\d+) (?:\w+ )?{_KINDS}", text)]
-    numbers = {_key(label) for label in longest} & _NUMBERS.keys()
+    stated = [
+        label_cues.NUMBERS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in label_cues.NUMBERS
+    ]
+    stated += [int(n) for n in re.findall(rf"\b(\d+) (?:\w+ )?{label_cues.KINDS}", text)]
+    numbers = {_key(label) for label in longest} & label_cues.NUMBERS.keys()
     if stated and not numbers and len(longest) not in stated:
         return ()
     return longest
 
 
 def _in_sentence(sentence: str) -> tuple[str, ...]:
-    for number, cue in enumerate(_CUES):
+    for number, cue in enumerate(label_cues.CUES):
         for match in cue.finditer(sentence):
             labels = _items(
                 sentence[match.end() :],
-                weak=number >= len(_STRONG),
+                weak=number >= len(label_cues.STRONG),
                 cue=match.group(),
                 before=sentence[: match.start()],
             )
@@ -269,11 +135,11 @@ def _in_sentence(sentence: str) -> tuple[str, ...]:
 def _items(rest: str, *, weak: bool, cue: str, before: str) -> tuple[str, ...]:
     """The closed list that a text starts with, or nothing."""
     hidden, held = _hide_quotes(rest)
-    end = _CLAUSE_END.search(hidden)
+    end = label_cues.CLAUSE_END.search(hidden)
     clause = hidden[: end.start() if end else None]
     if clause.count(";") == 1:  # a new thought, no list
         clause = clause.split(";")[0]
-    clause = _TRAILING.sub("", clause.rstrip(" .?!,"))
+    clause = label_cues.TRAILING.sub("", clause.rstrip(" .?!,"))
     parts, closed = _divided(clause)
     quotes = [re.fullmatch(r"(?:an? |the )?\x00(\d+)\x00", part) for part in parts]
     if not 2 <= len(parts) <= MAX_LABELS or (any("\x00" in part for part in parts) and not all(quotes)):
@@ -301,7 +167,9 @@ def _enough(
     if cue == "":  # of sentences that are nothing but a list, only the question ("Positive or negative?")
         return question and closed and words
     if cue.startswith(":"):
-        return len(parts) >= (2 if closed else 3) and (closed or words) and bool(_SORTS.search(before))
+        return (
+            len(parts) >= (2 if closed else 3) and (closed or words) and bool(label_cues.SORTS.search(before))
+        )
     if cue.startswith("?"):
         return whole and (closed or len(parts) >= 3)
     named = not weak and re.search(r"label|class|option|choice|tag", cue, re.IGNORECASE)
@@ -313,7 +181,7 @@ def _clean(labels: Sequence[str], place: int, cue: str) -> bool:
     label = labels[place]
     trusted = len(labels) >= 6 and (place or "as" in cue.split()) and not cue.startswith((":", "?")) and cue
     negation = label in (f"not {other}" for other in labels)
-    fits = re.fullmatch(r"[A-Z]", label) or trusted or negation or not _PROSE.search(label)
+    fits = re.fullmatch(r"[A-Z]", label) or trusted or negation or not label_cues.PROSE.search(label)
     return bool(fits) and len(label.split()) <= _MAX_WORDS and _plain(label)
 
 
@@ -326,19 +194,19 @@ def _divided(clause: str) -> tuple[list[str], bool]:
         if mark in "/|" and len(parts) > 1:
             return parts, True
         last, closed = parts[-1], False
-        inner = [part for part in parts[:-1] if _JOINT.search(part)]
-        if _LAST.match(last):
-            parts[-1] = _LAST.sub("", last)
+        inner = [part for part in parts[:-1] if label_cues.JOINT.search(part)]
+        if label_cues.LAST.match(last):
+            parts[-1] = label_cues.LAST.sub("", last)
             closed = bool(re.match(r"or|else|otherwise", last, re.IGNORECASE))
-        elif joints := [joint.strip().lower() for joint in _JOINT.findall(last)]:
-            used = {joint.strip().lower() for part in inner for joint in _JOINT.findall(part)}
+        elif joints := [joint.strip().lower() for joint in label_cues.JOINT.findall(last)]:
+            used = {joint.strip().lower() for part in inner for joint in label_cues.JOINT.findall(part)}
             if len(joints) > 1 or joints[0] in used:
                 return [], False
-            parts[-1:] = [part.strip() for part in _JOINT.split(last)]
+            parts[-1:] = [part.strip() for part in label_cues.JOINT.split(last)]
             closed = joints[0] != "and"
         return parts, closed
-    parts = [part.strip() for part in _JOINT.split(clause)]
-    joints = [joint.strip().lower() for joint in _JOINT.findall(clause)]
+    parts = [part.strip() for part in label_cues.JOINT.split(clause)]
+    joints = [joint.strip().lower() for joint in label_cues.JOINT.findall(clause)]
     if len(parts) == 2:
         return parts, joints[0] != "and"
     return [], False
@@ -346,7 +214,7 @@ def _divided(clause: str) -> tuple[list[str], bool]:
 
 def _conditions(text: str) -> tuple[str, ...]:
     """Quoted answers, each with the condition under which it is right."""
-    if _OPEN.search(text):
+    if label_cues.OPEN.search(text):
         return ()
     hidden, held = _hide_quotes(text)
     named = re.findall(r"\x00(\d+)\x00,? (?:if|when|where|otherwise|for (?:the|a|any|every|all))\b", hidden)
@@ -360,9 +228,9 @@ def _conditions(text: str) -> tuple[str, ...]:
 
 
 def _polar(text: str) -> tuple[str, ...]:
-    if _NOT_POLAR.search(text):
+    if label_cues.NOT_POLAR.search(text):
         return ()
-    for pattern in (_YES_NO, _TRUE_FALSE):
+    for pattern in (label_cues.YES_NO, label_cues.TRUE_FALSE):
         match = pattern.search(text)
         if match:
             return tuple(group for group in match.groups() if group)
@@ -381,7 +249,7 @@ def _hide_quotes(text: str) -> tuple[str, list[str]]:
         held.append((match[1] or match[2]).strip(" .,"))
         return f"\x00{len(held) - 1}\x00"
 
-    return _QUOTED.sub(hide, text), held
+    return label_cues.QUOTED.sub(hide, text), held
 
 
 def _plain(item: str) -> bool:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from shoal.errors import ShoalError, UsageError
 from shoal.file_errors import failures_named
-from shoal.files import read_directory, read_json, read_tensors, write_directory, write_file
+from shoal.file_formats import read_json, read_tensors
+from shoal.files import read_directory, write_directory, write_file
 from shoal.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)

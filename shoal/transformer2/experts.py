@@ -27,7 +27,7 @@ from shoal.adapters.svf_files import (
     read_expert,
 )
 from shoal.errors import ShoalError, UsageError
-from shoal.files import read_json
+from shoal.file_formats import read_json
 from shoal.transformer2.router import ProbeRouter
 from shoal.transformer2.router_files import load_probe
 

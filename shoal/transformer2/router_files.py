@@ -14,7 +14,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from shoal.errors import ShoalError
-from shoal.files import read_directory, read_json, read_tensors, write_directory
+from shoal.file_formats import read_json, read_tensors
+from shoal.files import read_directory, write_directory
 from shoal.transformer2.router import Probe
 
 WEIGHTS_FILE = "probe.safetensors"

@@ -29,7 +29,8 @@ from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
 from shoal.errors import ShoalError, UsageError
-from shoal.files import read_directory, read_json, read_tensors, write_directory
+from shoal.file_formats import read_json, read_tensors
+from shoal.files import read_directory, write_directory
 from shoal.inference.engine.adapter_cache import AdapterCache
 from shoal.inference.engine.core import Engine
 from shoal.inference.engine.records import Request, TokenScore

@@ -22,7 +22,7 @@ from shoal.apps.ui.widgets import (
     suggested_name,
     warning_line,
 )
-from shoal.server.client import Adapter, GeneratedAdapter
+from shoal.server.client_records import Adapter, GeneratedAdapter
 
 EXAMPLES = {
     "Film reviews": (

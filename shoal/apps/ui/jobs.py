@@ -15,7 +15,7 @@ from shoal.apps.ui.widgets import (
     plain_line,
     show_errors,
 )
-from shoal.server.client import TrainingJob
+from shoal.server.client_records import TrainingJob
 
 LOOK_SECONDS = 2.0
 MAX_JSONL_MEGABYTES = 16

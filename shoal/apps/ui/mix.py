@@ -18,7 +18,7 @@ from shoal.apps.ui.widgets import (
     plain_line,
     show_errors,
 )
-from shoal.server.client import Adapter
+from shoal.server.client_records import Adapter
 
 MOST = 8  # what a service takes by default
 EXAMPLE = "The plot made no sense and the acting was dreadful."

@@ -20,7 +20,7 @@ from shoal.apps.ui.widgets import (
     show_errors,
     suggested_name,
 )
-from shoal.server.client import Adapter, AdapterPage
+from shoal.server.client_records import Adapter, AdapterPage
 
 PAGE = 10
 MAX_ZIP_MEGABYTES = 128

@@ -11,7 +11,8 @@ from typing import Any, cast
 import streamlit as st
 
 from shoal.errors import ShoalError
-from shoal.server.client import Adapter, Client
+from shoal.server.client import Client
+from shoal.server.client_records import Adapter
 
 MAX_NAME = 64
 LISTED = 200

@@ -13,7 +13,8 @@ from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.evaluation.environment import commit
 from shoal.evaluation.reports import Answer
-from shoal.files import check_writable, read_json, write_file
+from shoal.file_formats import read_json
+from shoal.files import check_writable, write_file
 
 IDENTITY_FILE, CELLS = "run.json", "cells"
 

@@ -26,7 +26,8 @@ from shoal.evaluation.benchmark.summary import BenchmarkReport, summarise_method
 from shoal.evaluation.benchmark.tasks import benchmark_tasks
 from shoal.evaluation.environment import environment
 from shoal.evaluation.scaling import GUIDE_SHAPES, ShapeCost, measure_shapes
-from shoal.files import check_place, read_json, write_directory, write_file
+from shoal.file_formats import read_json
+from shoal.files import check_place, write_directory, write_file
 from shoal.tasks.metrics import bleu, chrf
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,8 @@
 
 Requests are taken in order, when a row and room for their keys and values are free. A request's answers do
 not depend on what else runs. What fails takes with it only those whose step it was. Driven by `step`, without
-threads of its own; `submit` and `cancel` may be called from any thread, all else from one.
+threads of its own; `submit` and `cancel` may be called from any thread, all else from one. One class and one
+module of 350 lines, since every step reads and changes the same few lists of jobs and rows, under one lock.
 
 Source of scheduling by iterations: Yu et al., "Orca", OSDI 2022, section 3.1.
 """

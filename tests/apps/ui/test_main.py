@@ -15,7 +15,8 @@ from shoal.apps.cli.ui import PAGE, Page, flags, ui
 from shoal.apps.ui.charts import heat_map, layer_lines
 from shoal.apps.ui.widgets import code_name, suggested_name
 from shoal.errors import UsageError
-from shoal.server.client import Client, GeneratedAdapter
+from shoal.server.client import Client
+from shoal.server.client_records import GeneratedAdapter
 
 NOBODY = "http://127.0.0.1:1"
 

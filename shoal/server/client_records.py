@@ -1,0 +1,106 @@
+"""Adapters and training jobs as the service shows them, and how they are read from its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as the service shows it.
+
+    Attributes:
+        name: 1 to 64 of a-z, 0-9, `.`, `_`, `-`.
+        version: counts from 1.
+        base: the base model.
+        rank: of the LoRA.
+        owner: whose it is.
+        public: whether others may use it.
+        bytes: of its files.
+        created: seconds since 1970.
+        sha256: of its content.
+        description: what it shall do, None where nobody said.
+        card: what else its card says.
+    """
+
+    name: str
+    version: int
+    base: str
+    rank: int
+    owner: str
+    public: bool
+    bytes: int
+    created: float
+    sha256: str
+    description: str | None
+    card: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GeneratedAdapter:
+    """A new adapter, and what to expect of it.
+
+    Attributes:
+        adapter: as it is kept.
+        trained: False where no hypernetwork is trained for the base model: the adapter changes nothing.
+        confidence: in [0, 1], how near the description is to the training tasks; None where that is unknown.
+        nonsense: the description reads as random letters or words.
+        notes: plain sentences on what to know before relying on it, each with what to do about it.
+    """
+
+    adapter: Adapter
+    trained: bool
+    confidence: float | None
+    nonsense: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AdapterPage:
+    """Adapters by name; `after` asks for the next page, None where there is none."""
+
+    adapters: tuple[Adapter, ...]
+    after: str | None
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training as the service shows it; see `shoal.server.jobs.Job`."""
+
+    id: str
+    adapter: str
+    state: str
+    step: int
+    steps: int
+    loss: float | None
+    error: str | None
+    created: float
+
+    @property
+    def active(self) -> bool:
+        """True while it waits or runs."""
+        return self.state in ("queued", "running")
+
+
+def read_adapter(body: Mapping[str, Any]) -> Adapter:
+    """An adapter from the service's JSON."""
+    return Adapter(**{name: body[name] for name in Adapter.__dataclass_fields__})
+
+
+def read_generated(body: Mapping[str, Any]) -> GeneratedAdapter:
+    """A new adapter from the service's JSON."""
+    confidence = body["confidence"]
+    return GeneratedAdapter(
+        adapter=read_adapter(body),
+        trained=bool(body["trained"]),
+        confidence=None if confidence is None else float(confidence),
+        nonsense=bool(body["nonsense"]),
+        notes=tuple(map(str, body["notes"])),
+    )
+
+
+def read_job(body: Mapping[str, Any]) -> TrainingJob:
+    """A job from the service's JSON."""
+    return TrainingJob(**{name: body[name] for name in TrainingJob.__dataclass_fields__})
