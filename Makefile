@@ -52,7 +52,7 @@ tutorials: $(STAMP)
 check: $(STAMP)
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
-	$(BIN)/python -m mypy shoal
+	$(BIN)/python -m mypy shoal examples
 	$(BIN)/lint-imports
 	$(MAKE) docs
 	$(MAKE) test

@@ -18,7 +18,7 @@ from rich.table import Table
 from shoal.errors import ShoalError
 from shoal.evaluation.baselines import OTHER, RIGHT, other_description, right_description
 from shoal.evaluation.evaluate import Method, Report, described, evaluate
-from shoal.models.backbone import DEFAULT_MODEL, load_backbone
+from shoal.models.backbone import DEFAULT_MODEL
 from shoal.tasks.loading import Task, load_task_directory
 from shoal.text_to_lora.generator import TextToLoRA
 
@@ -42,16 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ShoalError(f"there is no trained hypernetwork for {args.base}; train one: shoal train --help")
     generate_adapters(generator, tasks, args.adapters)
 
-    backbone = load_backbone(args.base)
-    checkpoint, encoder = generator.checkpoint, generator.encoder
     methods = [
         Method(BASE),
         Method(DESCRIBED, request=described),
-        right_description(checkpoint, encoder),
-        other_description(checkpoint, encoder, tasks),
+        right_description(generator.emitter),
+        other_description(generator.emitter, tasks),
     ]
     with console.status("Answering every input four ways, which takes a minute or two on a CPU ..."):
-        report = evaluate(backbone, tasks, methods, examples=8, max_new_tokens=24, samples=SHOWN)
+        report = evaluate(generator.backbone, tasks, methods, examples=8, max_new_tokens=24, samples=SHOWN)
     for task in tasks:
         console.print(side_by_side(report, task))
     console.print(scores(report))
