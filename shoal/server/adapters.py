@@ -53,7 +53,8 @@ class Adapters:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Generate no more."""
+        """Generate no more; what trains ends within one forward pass."""
+        self._generator.close()
         self._batched.close()
 
     def describe(self, description: str) -> tuple[LoRA, dict[str, Any]]:
@@ -69,8 +70,8 @@ class Adapters:
         Raises:
             UsageError: a name, a description, examples, inputs or labels that cannot be used.
             ConflictError: the name is taken, or the owner has as many as may be.
-            UnavailableError: as many others are being trained as may be, the database cannot be reached, or
-                the disk is full.
+            UnavailableError: as many others are being trained as may be, the service is stopped meanwhile,
+                the database cannot be reached, or the disk is full.
         """
         self._registry.check(new.name, owner, quota=self._config.max_adapters)
         if 0 < len(new.examples) < MIN_EXAMPLES:

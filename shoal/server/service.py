@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from shoal.config import EngineConfig, ServiceConfig
@@ -43,6 +44,7 @@ class Service:
     Attributes:
         base_names: hub id or path of the base model first, then its other names.
         open: whether no key is needed; everybody is then `ANYONE`.
+        closers: of its parts, in the order in which they are closed.
     """
 
     config: ServiceConfig
@@ -61,9 +63,10 @@ class Service:
     closers: Sequence[Callable[[], object]] = field(repr=False)
 
     def close(self) -> None:
-        """End jobs, answers and connections."""
-        for close in self.closers:
-            close()
+        """End trainings, jobs, answers and connections; a part that fails to end keeps none open."""
+        with ExitStack() as stack:
+            for close in reversed(self.closers):
+                stack.callback(close)
 
     def ready(self) -> None:
         """Do nothing, or raise what keeps requests from being answered."""
@@ -142,7 +145,7 @@ def open_service(
         selector=selector,
         completions=completions,
         jobs=jobs,
-        closers=(closing.set, jobs.close, adapters.close, opened.close, registry.close),
+        closers=(closing.set, adapters.close, jobs.close, opened.close, registry.close),
     )
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
+from shoal.errors import UnavailableError
 from shoal.models.backbone import Backbone, load_backbone
 
 
@@ -39,6 +40,7 @@ class BaseWeights:
         self._dtype = dtype
         self._loading = threading.Lock()
         self._training = threading.Lock()
+        self._closed = threading.Event()
         self._backbone: Backbone | None = None
         if backbone is not None:
             self._take(backbone)
@@ -59,10 +61,27 @@ class BaseWeights:
 
     @contextmanager
     def training(self) -> Iterator[Backbone]:
-        """The model that adapters in training are attached to, for one thread at a time."""
+        """The model that adapters in training are attached to, for one thread at a time.
+
+        Raises:
+            UnavailableError: it was closed, before or while the model computes.
+        """
         _ = self.backbone
         with self._training:
-            yield self._trained
+            self._check_open()
+            hook = self._trained.model.register_forward_pre_hook(self._check_open)
+            try:
+                yield self._trained
+            finally:
+                hook.remove()
+
+    def close(self) -> None:
+        """End the training that runs, at its next forward pass, and those that wait; answers go on."""
+        self._closed.set()
+
+    def _check_open(self, *_: object) -> None:
+        if self._closed.is_set():
+            raise UnavailableError("training has ended, the service was stopped; ask again when it is back")
 
     def _take(self, backbone: Backbone) -> Backbone:
         self._read = backbone.twin()

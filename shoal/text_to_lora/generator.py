@@ -172,6 +172,7 @@ class TextToLoRA:
             UsageError: the description is empty, too short or long, or not English; the examples are too few,
                 too long, or blank; or there are examples but no trained hypernetwork.
             ShoalError: there are examples, and the base model is damaged or the extra `train` not installed.
+            UnavailableError: the generator was closed while it trained.
         """
         asked = asked_for(description, inputs, labels)
         if not len(examples):
@@ -197,6 +198,7 @@ class TextToLoRA:
         Raises:
             UsageError: the description, the inputs or the labels cannot be used.
             ShoalError: the base model is damaged or not there.
+            UnavailableError: the generator was closed while it trained.
         """
         asked = asked_for(check_description(description), inputs, labels, needed=True)
         with self._weights.training() as backbone:
@@ -227,6 +229,13 @@ class TextToLoRA:
         """Forget the adapters generated so far, for example after the skill detector learnt other skills."""
         with self._lock:
             self._cache.clear()
+
+    def close(self) -> None:
+        """End what trains on examples or inputs within one forward pass, and refuse such calls from now on.
+
+        Those calls raise `UnavailableError`. Adapters are still generated from descriptions alone.
+        """
+        self._weights.close()
 
     def facts(self) -> dict[str, Any]:
         """The facts of the generator that each of its adapters carries."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import httpx2
 import pytest
 
 from shoal.server.adapters import MAX_TRAINING
-from tests.fixtures.service import ASK
+from shoal.text_to_lora import few_shot
+from tests.fixtures.service import ASK, wait_until
 
 PLURAL: dict[str, Any] = {"name": "plural", "description": "Write the plural of the given noun."}
 EXAMPLES = [{"input": noun, "output": f"{noun}s"} for noun in ("cat", "dog", "hat", "pen", "cup", "bee")]
@@ -72,3 +76,23 @@ def test_no_more_are_trained_at_once_than_may(serve: Any, random_hypernetwork: P
         said = refused(http.post("/v1/adapters", json={**PLURAL, "examples": EXAMPLES}), 503)
         assert f"{MAX_TRAINING} adapters are being trained" in said
         assert http.post("/v1/adapters", json=PLURAL).status_code == 201
+
+
+def test_stopping_ends_trainings_and_leaves_no_thread(
+    serve: Any, random_hypernetwork: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = few_shot.REFINING.model_copy(update={"steps": 5000})  # a minute and more
+    monkeypatch.setattr(few_shot.refine, "__kwdefaults__", {"config": long})
+    monkeypatch.setattr(few_shot, "MAX_TOKENS", 10**9)
+    before = set(threading.enumerate())
+    with ThreadPoolExecutor(MAX_TRAINING) as pool:
+        with serve() as running:
+            http = running.http(running.ada)
+            for number in range(MAX_TRAINING):
+                body = {**PLURAL, "name": f"plural-{number}", "examples": EXAMPLES}
+                pool.submit(http.post, "/v1/adapters", json=body)
+            wait_until(lambda: running.service.adapters._training._value == 0)
+            stopped = time.monotonic()
+        assert time.monotonic() - stopped < 15
+    http.close()
+    wait_until(lambda: not [t for t in threading.enumerate() if t not in before and not t.daemon])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,15 @@ def test_no_space_for_uploads_is_503(
         assert answer.headers["retry-after"]
     assert not list(small_disk.iterdir()) and not service.jobs.page(None)
     service.close()
+
+
+def test_a_part_that_fails_to_close_keeps_none_open(service: Service) -> None:
+    closed = list[str]()
+
+    def fail() -> None:
+        raise OSError("the disk is gone")
+
+    parts = (lambda: closed.append("jobs"), fail, lambda: closed.append("registry"))
+    with pytest.raises(OSError, match="the disk is gone"):
+        replace(service, closers=parts).close()
+    assert closed == ["jobs", "registry"]
