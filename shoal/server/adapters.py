@@ -11,7 +11,7 @@ from typing import IO, Any
 from shoal.adapters.archive import pack, unpack
 from shoal.adapters.files import check_name
 from shoal.adapters.lora import LoRA
-from shoal.config import MIN_EXAMPLES, ServiceConfig
+from shoal.config import ServiceConfig
 from shoal.errors import ConflictError, UnavailableError, UsageError
 from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS
 from shoal.models.sources import DEFAULT_MODEL
@@ -21,6 +21,7 @@ from shoal.server.metrics import Monitoring
 from shoal.server.microbatching import MicroBatcher
 from shoal.server.schemas import NewAdapter
 from shoal.server.skills import OwnerSkills
+from shoal.tasks.records import check_examples
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.generator import TextToLoRA
 
@@ -74,10 +75,8 @@ class Adapters:
                 the database cannot be reached, or the disk is full.
         """
         self._registry.check(new.name, owner, quota=self._config.max_adapters)
-        if 0 < len(new.examples) < MIN_EXAMPLES:
-            raise UsageError(
-                f"{len(new.examples)} examples are too few, the least is {MIN_EXAMPLES}; give more, or none"
-            )
+        if new.examples:
+            check_examples(new.solved)
         adapter = self._trained(new) if _is_more_than_a_sentence(new) else self._fast(new)
         return self._keep(new, adapter, owner), adapter
 
@@ -126,7 +125,7 @@ class Adapters:
             with self._monitoring.adapter_seconds.time():
                 return self._generator.generate(
                     new.description,
-                    [(example.input, example.output) for example in new.examples],
+                    new.solved,
                     inputs=new.inputs,
                     labels=new.labels,
                 )

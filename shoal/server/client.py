@@ -94,7 +94,7 @@ class Client:
         description: str,
         *,
         public: bool = False,
-        examples: Sequence[tuple[str, str]] = (),
+        examples: Sequence[tuple[str, str | Sequence[str]]] = (),
         inputs: Sequence[str] = (),
     ) -> GeneratedAdapter:
         """Generate an adapter and keep it.
@@ -103,7 +103,8 @@ class Client:
             name: that it gets.
             description: what it shall do.
             public: let others use it.
-            examples: 4 or more pairs of input and output, on which it is trained for some seconds.
+            examples: 4 or more pairs of input and output, or outputs where several are right, on which it is
+                trained for some seconds.
             inputs: 4 or more without answers, by which a closed label set is calibrated.
         """
         new: dict[str, Any] = {"name": name, "description": description, "public": public}

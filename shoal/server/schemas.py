@@ -136,10 +136,10 @@ class CompletionRequest(_Generation):
 
 
 class SolvedExample(_Body):
-    """A request of a task, and how it is to be answered."""
+    """A request of a task, and the answer that is right, or several that are."""
 
     input: Text
-    output: Text
+    output: Text | Annotated[list[Text], Field(min_length=1, max_length=64, description="several are right")]
 
 
 class NewAdapter(_Body):
@@ -164,6 +164,11 @@ class NewAdapter(_Body):
         max_length=256,
         description="all answers there are, [] where they are open; by default read from the description",
     )
+
+    @property
+    def solved(self) -> list[tuple[str, str | list[str]]]:
+        """The examples as pairs."""
+        return [(example.input, example.output) for example in self.examples]
 
 
 class NewAdapters(_Body):

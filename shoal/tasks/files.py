@@ -29,6 +29,7 @@ from shoal.tasks.records import (
 logger = logging.getLogger(__name__)
 
 TASK_FIELDS = ("name", "category", "source", "license", "definition", "descriptions", "train", "test")
+OUTPUT_FIELDS = ("output", "outputs")  # of JSONL: one of them
 SUPER_NI_FIELDS = ("Definition", "Categories", "Source", "Instances")
 
 
@@ -124,14 +125,14 @@ def load_jsonl(
         ShoalError: a line is malformed (its number is given), or there are none.
     """
     path = Path(path)
-    fields = ("output", "outputs") if output_field is None else (output_field,)
+    fields = OUTPUT_FIELDS if output_field is None else (output_field,)
     examples = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            examples.append(_example(json.loads(line), input_field, fields))
-        except (ValueError, RecursionError) as error:
+            examples.append(parse_example(line, input_field, fields))
+        except UsageError as error:
             raise ShoalError(f"{path} line {number}: {error}; repair the line") from None
     if not examples:
         raise ShoalError(f"{path}: 0 examples; at least 1 line is needed, add one")
@@ -145,6 +146,21 @@ def load_jsonl(
         test=test,
         source=(path.name,),
     )
+
+
+def parse_example(
+    line: str, input_field: str = "input", output_fields: Sequence[str] = OUTPUT_FIELDS
+) -> Example:
+    """The example in a line of JSON: an object with an input, and one or a list of outputs.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{shorten(line, 40)} is not JSON ({error})") from None
+    return _example(row, input_field, output_fields)
 
 
 def _without_tested(train: Iterable[Example], test: Iterable[Example], name: str) -> tuple[Example, ...]:

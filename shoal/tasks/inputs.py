@@ -74,18 +74,29 @@ def read_inputs(path: str | Path) -> list[str]:
         raise ShoalError(f"{path}: 0 inputs; at least {MIN_INPUTS} lines are needed, add some")
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         return [line.strip() for _, line in rows]
-    return [_input(path, number, line) for number, line in rows]
+    inputs = []
+    for number, line in rows:
+        try:
+            inputs.append(parse_input(line))
+        except UsageError as error:
+            raise ShoalError(f"{path} line {number}: {error}") from None
+    return inputs
 
 
-def _input(path: Path, number: int, line: str) -> str:
+def parse_input(line: str) -> str:
+    """The input in a line of JSON: a string, or of an object its `input`, else its `text` or `prompt`.
+
+    Raises:
+        UsageError: it is not JSON, or holds none.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ShoalError(f"{path} line {number}: {error}; repair the line") from None
+        raise UsageError(f"{shorten(line, 40)} is not JSON ({error}); repair the line") from None
     if isinstance(row, dict):
         row = next((row[field] for field in FIELDS if field in row), None)
     if not isinstance(row, str) or not row.strip():
-        raise ShoalError(
-            f"{path} line {number}: no input; a string is needed, alone or as {' or '.join(FIELDS)}"
+        raise UsageError(
+            f"{shorten(line, 40)} has no input; a string is needed, alone or as {' or '.join(FIELDS)}"
         )
     return row

@@ -22,6 +22,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from shoal.config import MIN_EXAMPLES
 from shoal.errors import ShoalError, UsageError, shorten
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,11 @@ class Example:
     def __post_init__(self) -> None:
         check_text(self.input, "input")
         check_texts(self.outputs, "outputs")
+
+
+Solved = (
+    Example | tuple[str, str | Sequence[str]]
+)  # as given from outside: an input, and what is right for it
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,22 @@ def divide(
     return tuple(train[:train_size]), tuple(test[:tested])
 
 
+def check_examples(given: Sequence[Solved]) -> list[Example]:
+    """The solved examples that an adapter is to be refined on, as records.
+
+    Raises:
+        UsageError: one is neither a record nor a pair, or blank, or fewer than `MIN_EXAMPLES` inputs differ.
+    """
+    examples = [_record(example) for example in given]
+    different = len({example.input for example in examples})
+    if different < MIN_EXAMPLES:
+        raise UsageError(
+            f"{different} different inputs in {len(examples)} examples are too few to refine an adapter on, "
+            f"the least is {MIN_EXAMPLES}; give more, or none"
+        )
+    return examples
+
+
 def describe(definition: str, descriptions: Sequence[str]) -> tuple[str, ...]:
     """The descriptions of a task, or its definition where there are none.
 
@@ -265,6 +287,15 @@ def check_texts(values: object, field: str) -> tuple[str, ...]:
     for index, value in enumerate(values):
         check_text(value, f"{field}[{index}]")
     return values
+
+
+def _record(given: Solved) -> Example:
+    if isinstance(given, Example):
+        return given
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
+        raise UsageError(f"example {shorten(given)} is no pair; give Example records or (input, output)")
+    question, outputs = given
+    return Example(question, tuple(outputs) if isinstance(outputs, list | tuple) else (outputs,))
 
 
 def _inputs(examples: Iterable[Example]) -> set[str]:

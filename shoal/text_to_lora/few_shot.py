@@ -56,15 +56,6 @@ class Refinement:
     seconds: float
 
 
-def solved_examples(given: Sequence[Example | tuple[str, str]]) -> list[Example]:
-    """Examples as records, from records or from pairs of input and output.
-
-    Raises:
-        UsageError: one is neither, or is blank.
-    """
-    return [_example(example) for example in given]
-
-
 def refined(backbone: Backbone, adapter: GeneratedAdapter, examples: Sequence[Example]) -> GeneratedAdapter:
     """A generated adapter after a few examples, whose facts say what they did; see `refine`."""
     refinement = refine(backbone, adapter.lora, examples, description=adapter.description)
@@ -90,13 +81,13 @@ def refine(
     Args:
         backbone: the frozen model that the adapter is for.
         lora: the adapter to start from.
-        examples: at least 4 with different inputs; those of one input count as one.
+        examples: as `shoal.tasks.records.check_examples` takes them; those of one input count as one.
         description: of the task, for error messages and logs.
         config: optimisation settings; the learning rate stays at its peak, and training ends early at
             `MAX_TOKENS` tokens.
 
     Raises:
-        UsageError: too few examples that fit into `config.max_length` tokens; longer ones are left out.
+        UsageError: fewer than `MIN_EXAMPLES` fit into `config.max_length` tokens; longer ones are left out.
     """
     started = time.perf_counter()
     log.info("refining the adapter on %d examples", len(examples))
@@ -104,8 +95,8 @@ def refine(
     fit, held_out = divide(examples, test_size=max(1, len(examples) // 4), seed=config.seed)
     if (count := len(fit) + len(held_out)) < MIN_EXAMPLES:
         raise UsageError(
-            f"{count} different examples of at most {config.max_length} tokens are too few to refine "
-            f"an adapter with, the least is {MIN_EXAMPLES}; give more, or none"
+            f"{count} different examples of at most {config.max_length} tokens are too few to refine an "
+            f"adapter on, the least is {MIN_EXAMPLES}; give more that are short, or none"
         )
     task = Task("examples", "few-shot", description, (description,), fit, held_out)
     targets = [t for t in backbone.shape.targets if t.name in lora.factors]
@@ -130,14 +121,6 @@ def refine(
             break
     seconds = time.perf_counter() - started
     return Refinement(best, len(fit), len(held_out), kept, before, after, seconds)
-
-
-def _example(given: Example | tuple[str, str]) -> Example:
-    if isinstance(given, Example):
-        return given
-    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
-        raise UsageError(f"example {given!r:.80} is no pair; give Example records or (input, output)")
-    return Example(given[0], (given[1],))
 
 
 def _fitting(backbone: Backbone, examples: Sequence[Example], max_length: int) -> list[Example]:

@@ -29,7 +29,7 @@ from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_shape
 from shoal.models.modules import check_rank
 from shoal.models.sources import check_downloaded
-from shoal.tasks.loading import Example
+from shoal.tasks.records import Example, Solved, check_examples
 from shoal.text_to_lora.base_weights import BaseWeights
 from shoal.text_to_lora.checkpoint import load_hypernetwork, save_hypernetwork
 from shoal.text_to_lora.emission import Emitter
@@ -151,7 +151,7 @@ class TextToLoRA:
     def generate(
         self,
         description: str,
-        examples: Sequence[Example | tuple[str, str]] = (),
+        examples: Sequence[Solved] = (),
         *,
         inputs: Sequence[str] = (),
         labels: Sequence[str] | None = None,
@@ -160,9 +160,9 @@ class TextToLoRA:
 
         Args:
             description: what the adapter shall do, in English.
-            examples: at least 4 solved ones, as records or as (input, output), on which the adapter is then
-                trained for some seconds; for that the base model is loaded. See
-                `shoal.text_to_lora.few_shot`.
+            examples: at least 4 solved ones with different inputs, as records or as (input, output), where
+                an output may be several that are right; the adapter is then trained on them for some seconds,
+                for which the base model is loaded. See `shoal.text_to_lora.few_shot`.
             inputs: at least 4 different ones without answers, on which a closed label set is calibrated and
                 the adapter trained for some seconds; see `shoal.text_to_lora.self_training`.
             labels: the answers that there are, 2 to 256; none of them ([]) where answers are open; None reads
@@ -175,13 +175,14 @@ class TextToLoRA:
             UnavailableError: the generator was closed while it trained.
         """
         asked = asked_for(description, inputs, labels)
-        if not len(examples):
-            return self._with_inputs(self.generate_many([description])[0], asked)
-        refined, records = self._refinement(examples)  # which may be refused, before the description is read
-        adapter = self.generate_many([description])[0]
-        with self._weights.training() as backbone:
-            adapter = refined(backbone, adapter, records)
-        return self._with_inputs(adapter, asked)
+        # What may be refused is, before the description is read.
+        records = check_examples(examples) if len(examples) else []
+        refined = self._refinement(records) if records else None
+        adapter = self._described([description])[0]
+        if refined is not None:
+            with self._weights.training() as backbone:
+                adapter = refined(backbone, adapter, records)
+        return _noted(self._with_inputs(adapter, asked))
 
     def distil(
         self, description: str, inputs: Sequence[str], *, labels: Sequence[str] | None = None
@@ -216,6 +217,9 @@ class TextToLoRA:
 
     def generate_many(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
         """One adapter per description, in one pass of encoder and hypernetwork; errors as `generate`."""
+        return [_noted(adapter) for adapter in self._described(descriptions)]
+
+    def _described(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
         if isinstance(descriptions, str):
             raise UsageError("generate_many takes a list of descriptions, got one string; put it in a list")
         texts = [check_description(text) for text in descriptions]
@@ -277,20 +281,20 @@ class TextToLoRA:
         """
         return cls(base_model or load_hypernetwork(Path(directory)).base_model, hypernetwork=directory)
 
-    def _refinement(self, examples: Sequence[Example | tuple[str, str]]) -> tuple[Refine, list[Example]]:
-        """The function that refines an adapter, and the examples as records."""
+    def _refinement(self, examples: Sequence[Example]) -> Refine:
+        """The function that refines an adapter on examples."""
         if self.checkpoint is None:
             raise UsageError(
                 f"{len(examples)} examples have no adapter to refine: no hypernetwork is trained for "
                 f"{self.shape.base_model} with this configuration; use `shoal train lora` with them"
             )
         try:
-            from shoal.text_to_lora.few_shot import refined, solved_examples
+            from shoal.text_to_lora.few_shot import refined
         except ImportError as error:
             raise ShoalError(
                 f"examples need {error.name}, which is not installed; pip install 'shoal[train]'"
             ) from None
-        return refined, solved_examples(examples)
+        return refined
 
     def _with_inputs(self, adapter: GeneratedAdapter, asked: Asked) -> GeneratedAdapter:
         """The adapter with the labels that are asked for, calibrated and trained on the inputs."""
@@ -317,14 +321,10 @@ class TextToLoRA:
             {**self.facts(), **(familiarity.facts() if familiarity else {})} for familiarity in familiarities
         ]
         share = (time.perf_counter() - started) / len(texts)
-        generated = {
+        return {
             text: GeneratedAdapter(text, lora, skills, own, share, self.shape, described_labels(text))
             for text, lora, skills, own in zip(texts, loras, found, facts, strict=True)
         }
-        for text, adapter in generated.items():
-            for note in adapter.notes if adapter.trained else ():
-                log.warning("%.60r: %s", text, note)
-        return generated
 
     def _emit(self, descriptions: Sequence[str]) -> tuple[list[LoRA], Sequence[Familiarity | None]]:
         """Adapters, and how near each one's description is to the training tasks."""
@@ -336,6 +336,14 @@ class TextToLoRA:
         if len(rows) > 1:  # copies: one kept row would keep the whole batch in memory
             rows = [lora.copy() for lora in rows]
         return rows, emission.familiarities or [None] * len(rows)
+
+
+def _noted(adapter: GeneratedAdapter) -> GeneratedAdapter:
+    """The adapter, after a word in the log on what its user should know, unless it comes from the cache."""
+    if adapter.trained and adapter.duration > 0:  # of the identity the log says so itself
+        for note in adapter.notes:
+            log.warning("%.60r: %s", adapter.description, note)
+    return adapter
 
 
 def _own(adapter: GeneratedAdapter) -> GeneratedAdapter:

@@ -65,7 +65,8 @@ class Identity:
         """Warn, once for this process and base model, that its adapters change nothing."""
         if self.base_model not in _said:
             _said.add(self.base_model)
-            log.warning("%s", "; ".join(["the adapter changes nothing", *self.misfits, str(self)]))
+            distil = "or distil the prompted model: shoal generate --distil --inputs FILE"
+            log.warning("%s", "; ".join(["the adapter changes nothing", *self.misfits, str(self), distil]))
 
 
 def within(config: TextToLoRAConfig, num_layers: int) -> TextToLoRAConfig:

@@ -43,6 +43,13 @@ def test_an_adapter_is_refined_on_solved_examples(http: httpx2.Client) -> None:
     assert http.post("/v1/chat/completions", json={**ASK, "model": "plural"}).status_code == 200
 
 
+def test_an_output_may_be_a_list_of_right_ones(http: httpx2.Client) -> None:
+    several = [{"input": one["input"], "output": [one["output"], "many"]} for one in EXAMPLES]
+    assert http.post("/v1/adapters", json={**PLURAL, "examples": several}).status_code == 201
+    empty = http.post("/v1/adapters", json={**PLURAL, "examples": [{"input": "cat", "output": []}] * 4})
+    assert refused(empty).startswith("`examples[0].output` ")
+
+
 def test_an_adapter_is_trained_on_inputs_without_answers(http: httpx2.Client) -> None:
     body = {"name": "reviews", "description": "Say whether the review is positive or negative."}
     trained = http.post("/v1/adapters", json={**body, "inputs": REVIEWS, "labels": ["positive", "negative"]})
@@ -57,8 +64,8 @@ def test_a_new_adapter_says_what_to_expect_of_it(http: httpx2.Client) -> None:
 
 
 def test_few_or_blank_examples_are_refused_before_any_work(http: httpx2.Client) -> None:
-    few = http.post("/v1/adapters", json={**PLURAL, "examples": EXAMPLES[:3]})
-    assert refused(few) == "3 examples are too few, the least is 4; give more, or none"
+    few = http.post("/v1/adapters", json={**PLURAL, "examples": EXAMPLES[:3] * 2})
+    assert refused(few).startswith("3 different inputs in 6 examples are too few")
     blank = http.post("/v1/adapters", json={**PLURAL, "examples": [{"input": "cat", "output": ""}] * 4})
     assert refused(blank).startswith("`examples[0].output` has 0 characters")
     assert refused(http.post("/v1/adapters", json={**PLURAL, "inputs": ["one"]})).startswith("1 different")

@@ -52,14 +52,6 @@ def test_steps_that_harm_are_not_kept(sharp: Backbone, start: LoRA) -> None:
     assert equal(refinement.lora, good)
 
 
-@pytest.mark.parametrize("examples", [SAME[:3], SAME[:1] * 8, []])
-def test_too_few_different_examples(sharp: Backbone, start: LoRA, examples: list[Example]) -> None:
-    with pytest.raises(
-        UsageError, match="different examples of .* are too few .* the least is 4; give more, or none"
-    ):
-        refine(sharp, start, examples, description="Answer yes.")
-
-
 def test_examples_that_are_too_long(sharp: Backbone, start: LoRA) -> None:
     long = [Example(f"{i} " + "word " * 400, ("yes",)) for i in range(8)]
     with pytest.raises(UsageError, match="0 different examples of at most 256 tokens are too few"):

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from shoal.adapters.files import load_adapter
 from shoal.config import TextToLoRAConfig
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UnavailableError, UsageError
 from shoal.models.backbone import load_backbone
 from shoal.text_to_lora import distillation, self_training
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, save_hypernetwork
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER
+from shoal.text_to_lora.familiarity import Familiarity
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.shipped import new_hypernetwork
 from tests.text_to_lora.test_generator import DIM, SIZES, fake_encoder  # noqa: F401 (the fixture is autouse)
@@ -90,6 +91,27 @@ def test_an_adapter_with_labels_still_loads_in_peft(
     generator.generate(DESCRIPTION, labels=["a", "b"]).save(tmp_path / "a")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), tmp_path / "a")
     assert set(load_file(tmp_path / "a" / "adapter_model.safetensors")) and model.peft_config
+
+
+def test_notes_are_those_of_the_finished_adapter(
+    generator: TextToLoRA, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, emit = Familiarity({"plurals": 0.9}, 0.9, 0.25, False), generator._emit
+    monkeypatch.setattr(generator, "_emit", lambda texts: (emit(texts)[0], [far] * len(texts)))
+    generator.generate(
+        "Name the colour.", [("apple", "red"), ("grass", "green"), ("sea", "blue"), ("fog", "grey")]
+    )
+    assert not caplog.records
+    for _ in range(2):
+        generator.generate("Name the taste.")
+    assert caplog.text.count("far from every training task") == 1
+
+
+def test_a_closed_generator_trains_no_more(generator: TextToLoRA) -> None:
+    generator.close()
+    with pytest.raises(UnavailableError, match="training has ended"):
+        generator.generate(DESCRIPTION, inputs=INPUTS)
+    assert generator.generate(DESCRIPTION).trained
 
 
 def test_inputs_of_open_answers_leave_the_adapter_alone(generator: TextToLoRA, caplog) -> None:

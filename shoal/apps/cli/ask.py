@@ -193,7 +193,5 @@ def _chosen(place: Place, choice: Asking, solved: Sequence[Example]) -> _Chosen:
             place.base, device=chosen.device, dtype=chosen.dtype, hypernetwork=choice.hypernetwork
         )
         adapter = generator.generate(choice.describe, solved)
-        for note in adapter.notes if adapter.trained else ():  # else the generator has said so
-            log.warning("%s", note)
         return _Chosen(generator.backbone, adapter.lora, adapter.hypernetwork, adapter.label_set)
     return _Chosen(load(place), None, None, None)

@@ -155,7 +155,6 @@ def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) ->
         "distilled": distilled_note(facts["distilled"]) if "distilled" in facts else None,
         "generated in": f"{adapter.duration * 1000:.0f} ms",
         "written to": ", ".join(written.values()) or "nowhere; give --out DIR",
-        "note": " ".join(adapter.notes),
         "better": better(examples) if adapter.trained else None,
     }
     return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items() if value)

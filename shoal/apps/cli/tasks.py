@@ -126,19 +126,18 @@ def solved_examples(path: Path, description: str) -> Sequence[Example]:
     """The solved examples of a JSONL file, for an adapter of this description.
 
     Raises:
-        UsageError: there is no such file, or too few differ.
+        UsageError: there is no such file, or as `shoal.tasks.records.check_examples`.
         ShoalError: it is malformed, or what trains on them is not installed.
     """
-    from shoal.tasks.loading import load_jsonl
+    from shoal.tasks.files import load_jsonl
+    from shoal.tasks.records import check_examples
 
     check_extra("examples", "train", "accelerate", "tensorboard", "tqdm")
     examples = load_jsonl(path, definition=description, test_size=0).train
-    differing = len({example.input for example in examples})
-    if differing < MIN_EXAMPLES:
-        raise UsageError(
-            f"--examples {path} holds {differing} different inputs; at least {MIN_EXAMPLES} are needed"
-        )
-    return examples
+    try:
+        return check_examples(examples)
+    except UsageError as error:
+        raise UsageError(f"--examples {path}: {error}") from None
 
 
 def better(examples: int) -> str | None:

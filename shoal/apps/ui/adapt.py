@@ -44,7 +44,8 @@ EXAMPLES = {
 
 
 EXAMPLES_HELP = (
-    "One a line: input => output. Or JSON lines with input and output. 4 at least, 4 to 16 do well."
+    "One a line: input => output. Or JSON lines with input and output, which may be a list where several "
+    "answers are right. 4 at least, 4 to 16 do well."
 )
 TRAINED = ("Refined on", "Calibrated on")  # how notes on training begin
 INPUTS_HELP = (

@@ -2,64 +2,54 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from shoal.errors import UsageError, shorten
+from shoal.tasks.files import parse_example
+from shoal.tasks.inputs import parse_input
 
+T = TypeVar("T")
 _ARROW = re.compile(r"\s*(?:=>|→|\t)\s*")
 
 
-def parse_examples(text: str) -> list[tuple[str, str]]:
-    """(input, output) of every line: JSON with `input` and `output`, or `input => output`.
+def parse_examples(text: str) -> list[tuple[str, tuple[str, ...]]]:
+    """(input, right outputs) of every line: JSON as in a file of solved examples, or `input => output`.
 
     Raises:
         UsageError: a line is neither, or one of its sides is blank.
     """
-    return [_example(number, line) for number, line in _lines(text)]
+    return _of_lines(text, "examples", _example)
 
 
 def parse_inputs(text: str) -> list[str]:
-    """The input of every line: JSON with `input`, or the line itself.
+    """The input of every line: a JSON object as in a file of inputs, or the line itself.
 
     Raises:
-        UsageError: a line looks like JSON and has no `input`.
+        UsageError: a line begins like an object and holds no input.
     """
-    return [_input(number, line) for number, line in _lines(text)]
+    return _of_lines(text, "inputs", lambda line: parse_input(line) if line.startswith("{") else line)
 
 
-def _lines(text: str) -> list[tuple[int, str]]:
-    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
-    return [(number, line) for number, line in stripped if line]
+def _of_lines(text: str, what: str, parse: Callable[[str], T]) -> list[T]:
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            found += [parse(line.strip())] if line.strip() else []
+        except UsageError as error:
+            raise UsageError(f"line {number} of the {what}: {error}") from None
+    return found
 
 
-def _example(number: int, line: str) -> tuple[str, str]:
+def _example(line: str) -> tuple[str, tuple[str, ...]]:
     if line.startswith("{"):
-        fields = _fields(number, line)
-        sides = [fields.get("input"), fields.get("output")]
-    else:
-        sides = list(_ARROW.split(line, maxsplit=1))
-    if len(sides) != 2 or not all(isinstance(side, str) and side.strip() for side in sides):
+        example = parse_example(line)
+        return example.input, example.outputs
+    sides = _ARROW.split(line, maxsplit=1)
+    if len(sides) != 2 or not all(sides):
         raise UsageError(
-            f"line {number} of the examples, {shorten(line, 40)}, has no input and output; write it as "
-            'input => output, or as {"input": "...", "output": "..."}'
+            f"{shorten(line, 40)} has no input and output; write it as input => output, or as "
+            '{"input": "...", "output": "..."}'
         )
-    return str(sides[0]), str(sides[1])
-
-
-def _input(number: int, line: str) -> str:
-    if not line.startswith("{"):
-        return line
-    text = _fields(number, line).get("input")
-    if not isinstance(text, str) or not text.strip():
-        raise UsageError(f"line {number} of the inputs, {shorten(line, 40)}, has no `input`; add it")
-    return text
-
-
-def _fields(number: int, line: str) -> dict[str, object]:
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"line {number}, {shorten(line, 40)}, is not JSON ({error}); correct it") from None
-    assert isinstance(fields, dict)  # it begins with a brace
-    return fields
+    return sides[0], (sides[1],)

@@ -52,7 +52,7 @@ def test_generate_with_examples(
     assert_one_line(
         shoal("generate", DESCRIPTION, *where, "--examples", few),
         2,
-        "holds 1 different inputs; at least 4 are needed",
+        "few.jsonl: 1 different inputs in 1 examples are too few",
     )
     assert_one_line(shoal("generate", DESCRIPTION, *where, "--examples", tmp_path / "no"), 2, "no")
 
@@ -67,10 +67,13 @@ def test_ask_reads_standard_input(shoal: Shoal, tiny_llama: Path, monkeypatch: p
     assert_one_line(shoal("ask", "-", "--base", tiny_llama), 2, "blank")
 
 
-def test_generate_says_how_to_train(shoal: Shoal, tiny_llama: Path, tmp_path: Path) -> None:
+def test_generate_says_how_to_train(
+    shoal: Shoal, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.text_to_lora.identity._said", set())
     ended = shoal("generate", DESCRIPTION, "--base", tiny_llama, "--out", tmp_path / "a", *SMALL)
     assert ended.code == 0
-    assert "trained:      no" in ended.out and "shoal train text-to-lora" in ended.out
+    assert "trained:      no" in ended.out and ended.err.count("shoal train text-to-lora") == 1
     card = load_adapter(tmp_path / "a").card
     assert card is not None and not card.trained
 
@@ -219,7 +222,7 @@ def test_a_generated_adapter_leads_to_examples(
     assert "better:" not in refined.out
 
 
-def test_notes_of_a_generated_adapter_are_printed(
+def test_notes_of_a_generated_adapter_are_said_once(
     shoal: Shoal, hypernetwork: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     far = "The description is far from every training task."
@@ -227,7 +230,9 @@ def test_notes_of_a_generated_adapter_are_printed(
         "shoal.text_to_lora.generated_adapter.GeneratedAdapter.notes", property(lambda adapter: (far,))
     )
     where = ("--base", tiny_llama, "--hypernetwork", hypernetwork)
-    assert f"note:         {far}\n" in shoal("generate", DESCRIPTION, *where).out
+    ended = shoal("generate", DESCRIPTION, *where)
+    assert ended.err.count(far) == 1 and far not in ended.out
+    assert shoal("ask", "apple", *where, "--describe", DESCRIPTION).err.count(far) == 1
     assert shoal("generate", DESCRIPTION, *where, "--json").record["notes"] == [far]
 
 
