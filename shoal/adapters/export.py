@@ -20,6 +20,21 @@ from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
 from shoal.files import write_directory, write_file
 
+# What a merged model's directory may hold, and is replaced.
+MODEL_FILES = (
+    "README.md",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 GGUF_DTYPES = (torch.float32, torch.float16)
 
 

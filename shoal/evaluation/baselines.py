@@ -59,6 +59,15 @@ def described_by(name: str, emitter: Emitter, describe: Callable[[Task], str]) -
     return Method(name, lambda task: emitter.emit([describe(task)]).adapters.row(0))
 
 
+def far_tasks(emitter: Emitter, tasks: Sequence[Task]) -> list[str]:
+    """Names of the tasks whose first description is far from every training task, where those are known."""
+    known = emitter.checkpoint.known_tasks
+    if known is None:
+        return []
+    found = known.compare(emitter.encoder.encode([_description(task) for task in tasks]))
+    return [task.name for task, one in zip(tasks, found, strict=True) if one.confidence < 1]
+
+
 def nearest_tasks(
     encoder: TaskEncoder, tasks: Sequence[Task], library: Sequence[Task], *, descriptions: int = 16
 ) -> list[Task]:

@@ -21,21 +21,6 @@ if TYPE_CHECKING:
 
 SOURCE_HELP = "name in the registry, or an adapter directory"
 Source = Annotated[str, typer.Argument(metavar="NAME|DIR", help=SOURCE_HELP)]
-# What a merged model's directory may hold, and is replaced.
-MODEL_FILES = (
-    "README.md",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "model.safetensors",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
 
 
 class Export(BaseModel):
@@ -123,36 +108,27 @@ def merge_adapters(
 
     The sum is exact, at the sum of their ranks; --rank gives the nearest adapter of a smaller rank.
     """
-    from shoal.adapters.card import AdapterCard
     from shoal.adapters.files import ADAPTER_FILES, load_adapter, save_adapter
-    from shoal.adapters.merging import compose, truncate
+    from shoal.adapters.merging import weighted_sum
     from shoal.files import check_place
     from shoal.models.shapes import load_shape
 
     check_place(merging.out, ADAPTER_FILES)
-    weights = merging.weights or (1 / len(sources),) * len(sources)
-    if len(weights) != len(sources):
-        raise UsageError(
-            f"--weights has {len(weights)} numbers for {len(sources)} adapters; give one for each"
-        )
     with ExitStack() as stack:
         stored = [load_adapter(_directory(stack, source, place)) for source in sources]
     shape = load_shape(merging.base or _common_base(sources, stored))
     for source, one in zip(sources, stored, strict=True):
         warn_of_another_base(one, merging.base, source)
-    merged = compose([one.lora for one in stored], weights)
-    if merging.rank is not None and merging.rank < merged.rank:
-        merged = truncate(merged, merging.rank)
-    parts = ", ".join(f"{weight:g} of {source}" for weight, source in zip(weights, sources, strict=True))
-    card = AdapterCard(generator="merging", trained=True, notes=(f"The weighted sum: {parts}.",))
-    save_adapter(merging.out, merged, shape=shape, card=card)
+    merged = weighted_sum([one.lora for one in stored], sources, merging.weights, merging.rank)
+    save_adapter(merging.out, merged.lora, shape=shape, card=merged.card)
     record = {
-        "adapters": dict(zip(sources, weights, strict=True)),
-        "rank": merged.rank,
+        "adapters": sources,
+        "weights": merged.weights,
+        "rank": merged.lora.rank,
         "base_model": shape.base_model,
         "out": str(merging.out),
     }
-    return Output(record, f"{parts}: rank {merged.rank}, written to {merging.out}")
+    return Output(record, f"{merged.card.notes[0]} Rank {merged.lora.rank}, written to {merging.out}")
 
 
 def merge_into_model(source: Source, place: Place, registry_place: registry.Place, model: Model) -> Output:
@@ -160,7 +136,7 @@ def merge_into_model(source: Source, place: Place, registry_place: registry.Plac
 
     For tools that take whole models and no adapters: the directory holds a model as the hub keeps them.
     """
-    from shoal.adapters.export import export_merged
+    from shoal.adapters.export import MODEL_FILES, export_merged
     from shoal.adapters.files import load_adapter
     from shoal.adapters.peft_format import adapted_targets
     from shoal.files import check_place

@@ -89,6 +89,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
     from rich.console import Console
     from rich.progress import Progress
 
+    from shoal.evaluation.baselines import far_tasks
     from shoal.evaluation.evaluate import evaluate as compare
     from shoal.evaluation.label_sets import described_label_sets
 
@@ -99,7 +100,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
     backbone = generator.backbone if generator else load(place)
     descriptions = _description_rows(generator.emitter, scoring, tasks) if generator else []
     methods = [*_base_rows(scoring), *adapters, *descriptions]
-    far = _far(generator.emitter, tasks) if generator else []
+    far = far_tasks(generator.emitter, tasks) if generator else []
     notes: dict[str, Any] = {
         "seed": scoring.seed,
         "max_new_tokens": scoring.max_new_tokens,
@@ -121,15 +122,6 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
             on_method=lambda result: bar.advance(row),
         )
     return _output(report, scoring, far)
-
-
-def _far(emitter: Emitter, tasks: Sequence[Task]) -> list[str]:
-    """Names of the tasks whose first description is far from every training task, where those are known."""
-    known = emitter.checkpoint.known_tasks
-    if known is None:
-        return []
-    found = known.compare(emitter.encoder.encode([task.descriptions[0] for task in tasks]))
-    return [task.name for task, one in zip(tasks, found, strict=True) if one.confidence < 1]
 
 
 def _base_rows(scoring: Scoring) -> list[Method]:

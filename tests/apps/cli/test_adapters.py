@@ -97,7 +97,7 @@ def test_a_merged_adapter_of_smaller_rank(shoal: Shoal, adapters: dict[str, Path
 
 def test_merges_that_do_not_fit_are_refused(shoal: Shoal, adapters: dict[str, Path], tmp_path: Path) -> None:
     merge = ("adapters", "merge", *adapters.values(), "--out", tmp_path / "sum")
-    assert_one_line(shoal(*merge, "--weights", "1"), 2, "1 numbers for 2 adapters")
+    assert_one_line(shoal(*merge, "--weights", "1"), 2, "1 weights for 2 adapters")
     assert_one_line(shoal(*merge, "--weights", "1,x"), 2, "--weights")
     config = adapters["two"] / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "gpt2"}))
