@@ -1,18 +1,18 @@
 """Singular value decompositions of a model's weights: the basis that experts scale.
 
-Knows tensors only.
+Knows tensors, and the device and dtype of a model.
 
 Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.06252, section 3.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoal.errors import UsageError
 
@@ -26,11 +26,6 @@ class Decomposition(NamedTuple):
     u: Float[Tensor, "out_features k"]
     s: Float[Tensor, " k"]
     vt: Float[Tensor, "k in_features"]
-
-    @property
-    def full(self) -> bool:
-        """True where no component was dropped."""
-        return self.s.numel() == min(self.u.shape[0], self.vt.shape[1])
 
     def truncated(self, components: int | None) -> Decomposition:
         """The `components` largest; None means all that are there.
@@ -53,6 +48,29 @@ class Decomposition(NamedTuple):
 
 
 Decompositions = Mapping[str, Decomposition]
+
+
+class ModelBasis(Mapping[str, Decomposition]):
+    """Decompositions in a model's dtype and on its device, each converted when it is first needed."""
+
+    def __init__(self, model: nn.Module, basis: Decompositions | None) -> None:
+        """`basis` may be None where no experts are used."""
+        weight = next(model.parameters())
+        self._device = weight.device
+        self._dtype = weight.dtype
+        self._basis: Decompositions = basis or {}
+        self._converted: dict[str, Decomposition] = {}
+
+    def __getitem__(self, name: str) -> Decomposition:
+        if name not in self._converted:
+            self._converted[name] = self._basis[name].to(self._device, self._dtype)
+        return self._converted[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._basis)
+
+    def __len__(self) -> int:
+        return len(self._basis)
 
 
 def decompose(weight: Float[Tensor, "out_features in_features"]) -> Decomposition:

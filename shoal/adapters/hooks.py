@@ -8,9 +8,8 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -62,47 +61,34 @@ def _delta_hook(factors: LoraFactors, scaling: float) -> Hook:
     return add_shared if a.dim() == 2 else add_batched
 
 
-class Merged:
-    """Adapters folded into a model's weights, until `unmerge`; also a context manager."""
-
-    def __init__(self, originals: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
-        self._originals = originals
-
-    def unmerge(self) -> None:
-        """Put the original weights back, bit for bit."""
-        with torch.no_grad():
-            for weight, original in self._originals:
-                weight.copy_(original)
-
-    def __enter__(self) -> Merged:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.unmerge()
-
-
 @torch.no_grad()
-def merge(model: nn.Module, lora: LoRA) -> Merged:
+def merge(model: nn.Module, lora: LoRA) -> Attachment:
     """Add every delta weight to its module's weight, in float32 before rounding to the weight's dtype.
+
+    Detaching puts the original weights back, bit for bit.
 
     Raises:
         UsageError: a module is missing or has another shape, or its weight is not floating point.
     """
     modules = adapted_modules(model, lora)
-    originals = []
-    for name, module in modules.items():
-        weight = module.weight
-        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
-            raise UsageError(
-                f"{name} has {weight.dtype} weights; merge into a float copy of the model, or attach instead"
-            )
-        originals.append((weight, weight.detach().clone()))
-        a, b = lora.factors[name].to(weight.device)
-        delta = lora.scaling * (b.float() @ a.float())
-        weight.copy_(weight.float() + (delta.T if is_conv1d(module) else delta))
-    return Merged(originals)
+    with ExitStack() as undo:
+        for name, module in modules.items():
+            weight = module.weight
+            if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+                raise UsageError(
+                    f"{name} has {weight.dtype} weights; merge into a float copy of the model, or attach "
+                    "instead"
+                )
+            undo.callback(_restore, weight, weight.detach().clone())
+            a, b = lora.factors[name].to(weight.device)
+            delta = lora.scaling * (b.float() @ a.float())
+            weight.copy_(weight.float() + (delta.T if is_conv1d(module) else delta))
+        return Attachment(undo.pop_all())
+
+
+@torch.no_grad()
+def _restore(weight: nn.Parameter, original: Tensor) -> None:
+    weight.copy_(original)
 
 
 @contextmanager

@@ -44,7 +44,9 @@ def attach_expert(model: nn.Module, basis: Decompositions, expert: ExpertVector)
         modules[name] = sized_module(model, name, (vt.shape[1], u.shape[0]))
     with ExitStack() as undo:
         for name, z in changed.items():
-            undo.callback(modules[name].register_forward_hook(_delta_hook(basis[name], z)).remove)
+            s = basis[name].s
+            hook = delta_hook(basis[name], s * (z.to(s) - 1))
+            undo.callback(modules[name].register_forward_hook(hook).remove)
         return Attachment(undo.pop_all())
 
 
@@ -73,9 +75,8 @@ def is_plain(weight: object) -> bool:
     return isinstance(weight, nn.Parameter) and weight.dim() == 2 and weight.dtype in PLAIN_DTYPES
 
 
-def _delta_hook(decomposition: Decomposition, z: Float[Tensor, "*batch k"]) -> Hook:
-    """The forward hook that adds one module's delta."""
-    change = decomposition.s * (z.to(decomposition.s) - 1)
+def delta_hook(decomposition: Decomposition, change: Float[Tensor, "*batch k"]) -> Hook:
+    """The forward hook that adds `U (change * (V^T x))`, with one change for all samples or one for each."""
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + _scaled_product(decomposition, change, inputs[0]).view_as(output)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from shoal.adapters.base import Adapter
 from shoal.adapters.batched import RowAdapters
-from shoal.adapters.decomposition import Decompositions
+from shoal.adapters.decomposition import Decompositions, ModelBasis
 from shoal.adapters.kinds import attach_adapter
 from shoal.adapters.svf import ExpertVector
-from shoal.adapters.svf_rows import ModelBasis
 from shoal.errors import ShoalError, UsageError
 from shoal.inference.decoding import Rows
 from shoal.models.backbone import Backbone

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from shoal.adapters.base import Adapter
-from shoal.adapters.decomposition import Decompositions
-from shoal.adapters.svf_rows import ModelBasis
+from shoal.adapters.decomposition import Decompositions, ModelBasis
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import attached, check_adapters, check_lengths
 from shoal.models.backbone import Backbone

@@ -89,7 +89,7 @@ def test_attached_equals_merged_equals_peft(model: PreTrainedModel) -> None:
     torch.testing.assert_close(peft_logits(model, lora), attached, **CLOSE)
 
 
-def test_detach_and_unmerge_restore_bit_for_bit(model: PreTrainedModel) -> None:
+def test_detaching_and_unmerging_restore_bit_for_bit(model: PreTrainedModel) -> None:
     lora = random_lora(targets_of(model))
     for dtype in (torch.float32, torch.bfloat16):
         model.to(dtype)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.adapters.base import Adapter
+from shoal.adapters.decomposition import ModelBasis
 from shoal.adapters.kinds import attach_adapter
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
-from shoal.adapters.svf_rows import ModelBasis
 from shoal.errors import UsageError
 from shoal.inference.decoding import Rows
 from shoal.inference.kv_cache import SPARE

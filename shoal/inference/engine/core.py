@@ -20,8 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from shoal.adapters.decomposition import Decompositions
-from shoal.adapters.svf_rows import ModelBasis
+from shoal.adapters.decomposition import Decompositions, ModelBasis
 from shoal.errors import ShoalError, reason
 from shoal.inference.decoding import Rows
 from shoal.inference.engine.adapter_cache import AdapterCache, CacheStatistics
