@@ -80,19 +80,27 @@ class RowBatch(Protocol[In]):
         """(module, forward hook) pairs that together adapt a batch of the rows of the last update."""
 
 
+def no_basis(model: nn.Module) -> Decompositions:
+    """The decompositions that a kind needs which scales none."""
+    return {}
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedAdapter(Generic[A]):
-    """An adapter as read from disk.
+    """An adapter as read from disk, before its model is.
 
     Attributes:
         adapter: the value.
         base_model: hub id or path of the model that it adapts; None where its files name none.
-        basis: decompositions of the model that attaching it needs; empty for kinds that need none.
+        card: its provenance; None where its files have none.
+        basis_of: gives the decompositions of a model that attaching it needs, and raises UsageError where
+            they are not those that it was trained on. Use `shoal.adapters.kinds.basis_for`.
     """
 
     adapter: A
     base_model: str | None
-    basis: Decompositions
+    card: AdapterCard | None = None
+    basis_of: Callable[[nn.Module], Decompositions] = no_basis
 
 
 @dataclass(frozen=True)
@@ -106,9 +114,9 @@ class Kind(Generic[A]):
         attach: (model, adapter, basis) -> Attachment; adapts every row of every batch.
         rows: (model, basis) -> RowBatch without rows.
         save: (directory, adapter, shape, basis, card); writes it, whole or not at all.
-        load: (directory, model) -> LoadedAdapter; reads it and sees that it belongs to the model.
+        load: directory -> LoadedAdapter; reads it, whichever model it belongs to.
         compose: (adapters, weights) -> the adapter whose change is the weighted sum of theirs; None where the
-            kind has no such sum.
+            sum is not served.
 
     In all of them `basis` holds the decompositions of the model's weights that its experts scale.
     """
@@ -119,7 +127,7 @@ class Kind(Generic[A]):
     attach: Callable[[nn.Module, A, Decompositions], Attachment]
     rows: Callable[[nn.Module, Decompositions], RowBatch[A]]
     save: Callable[[Path, A, BackboneShape, Decompositions, AdapterCard], None]
-    load: Callable[[Path, nn.Module], LoadedAdapter[A]]
+    load: Callable[[Path], LoadedAdapter[A]]
     compose: Callable[[Sequence[A], Sequence[float]], A] | None = None
 
 

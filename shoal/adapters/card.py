@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shoal.errors import ShoalError
+
+MAX_LABELS = 256  # of one label set
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what `--max-lora-rank` accepts
 UNTRAINED = "**no**: every delta weight is zero, the model answers as without it"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -22,7 +25,7 @@ class LabelSet(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    labels: tuple[str, ...] = Field(min_length=2, max_length=256, description="the answers")
+    labels: tuple[str, ...] = Field(min_length=2, max_length=MAX_LABELS, description="the answers")
     priors: tuple[float, ...] | None = Field(
         None,
         description="mean log-probability of each label under this adapter over texts whose labels are not "
@@ -58,6 +61,20 @@ class AdapterCard(BaseModel):
     def names_task(self) -> bool:
         """True where a task is described; the adapter then answers greedily by default."""
         return self.description is not None
+
+
+def parse_card(value: object, source: object) -> AdapterCard:
+    """The card that a file holds as JSON values; `source` names the file in errors.
+
+    Raises:
+        ShoalError: it is no card.
+    """
+    try:
+        return AdapterCard.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("card", *first["loc"])))
+        raise ShoalError(f"{source}: {where}: {first['msg']}; write the adapter again") from None
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from shoal.adapters.card import AdapterCard, AdapterFacts, render_card
+from shoal.adapters.card import AdapterCard, AdapterFacts, parse_card, render_card
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.file_formats import read_json, read_tensors
 from shoal.files import read_directory, write_directory
@@ -169,8 +167,6 @@ def _read_card(directory: Path) -> AdapterCard | None:
         return None
     path = _own_file(directory, FACTS_FILE)
     try:
-        return AdapterCard.model_validate(read_json(path).get("card"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("card", *first["loc"])))
-        raise ShoalError(f"{path}: {where}: {first['msg']}; delete the file to load without a card") from None
+        return parse_card(read_json(path).get("card"), path)
+    except ShoalError as error:
+        raise ShoalError(f"{error}, or delete the file to load without a card") from None

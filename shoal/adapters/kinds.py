@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from shoal.adapters.base import Adapter, Attachment, Kind, LoadedAdapter
-from shoal.adapters.card import AdapterCard
+from shoal.adapters.card import AdapterCard, parse_card
 from shoal.adapters.decomposition import Decompositions
 from shoal.adapters.files import CONFIG_FILE as LORA_CONFIG
 from shoal.adapters.files import load_adapter, save_adapter
@@ -22,7 +22,7 @@ from shoal.adapters.lora_rows import LoraRows
 from shoal.adapters.merging import compose
 from shoal.adapters.svf import ExpertVector, check_single
 from shoal.adapters.svf_files import CONFIG_FILE as EXPERT_CONFIG
-from shoal.adapters.svf_files import StoredExpert, load_expert_for, save_expert
+from shoal.adapters.svf_files import StoredExpert, basis_of, read_expert, save_expert
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.adapters.svf_rows import ExpertRows
 from shoal.errors import ShoalError, UsageError, shorten
@@ -40,22 +40,30 @@ def _save_lora(
     save_adapter(directory, lora, shape=shape, card=card)
 
 
-def _load_lora(directory: Path, model: nn.Module) -> LoadedAdapter[LoRA]:
+def _load_lora(directory: Path) -> LoadedAdapter[LoRA]:
     stored = load_adapter(directory)
-    adapted_modules(model, stored.lora)
-    return LoadedAdapter(stored.lora, stored.base_model, {})
+    return LoadedAdapter(stored.lora, stored.base_model, stored.card)
+
+
+def _attach_expert(model: nn.Module, expert: ExpertVector, basis: Decompositions) -> Attachment:
+    check_single(basis, expert)
+    return attach_expert(model, basis, expert)
 
 
 def _save_expert(
     directory: Path, expert: ExpertVector, shape: BackboneShape, basis: Decompositions, card: AdapterCard
 ) -> None:
-    provenance = card.model_dump(mode="json")
-    save_expert(directory, StoredExpert(expert, shape.base_model, card.description or "", provenance), basis)
+    # Routers know an expert by its skill, which is the name of its directory in a set.
+    skill = directory.absolute().name
+    provenance = {"card": card.model_dump(mode="json")}
+    save_expert(directory, StoredExpert(expert, shape.base_model, skill, provenance), basis)
 
 
-def _load_expert(directory: Path, model: nn.Module) -> LoadedAdapter[ExpertVector]:
-    stored, basis = load_expert_for(directory, model)
-    return LoadedAdapter(stored.expert, stored.base_model, basis)
+def _load_expert(directory: Path) -> LoadedAdapter[ExpertVector]:
+    stored = read_expert(directory)
+    own = stored.provenance.get("card")  # trained experts have other provenance
+    card = None if own is None else parse_card(own, directory / EXPERT_CONFIG)
+    return LoadedAdapter(stored.expert, stored.base_model, card, lambda model: basis_of(stored, model))
 
 
 # The type of the values -> what the kind does with them.
@@ -74,7 +82,7 @@ KINDS: dict[type, Kind[Any]] = {
         name="expert",
         config_file=EXPERT_CONFIG,
         check=lambda model, expert, basis: check_single(basis, expert),
-        attach=lambda model, expert, basis: attach_expert(model, basis, expert),
+        attach=_attach_expert,
         rows=ExpertRows,
         save=_save_expert,
         load=_load_expert,
@@ -121,14 +129,17 @@ def compose_adapters(adapters: Sequence[Adapter], weights: Sequence[float]) -> A
     """The adapter whose change is the weighted sum of the others'.
 
     Raises:
-        UsageError: no adapters, several kinds, a kind without such a sum, or what the kind refuses.
+        UsageError: no adapters, several kinds, a kind whose sum is not served, or what the kind refuses.
     """
     kinds = list(dict.fromkeys(kind_of(adapter).name for adapter in adapters))
     if len(kinds) != 1:
         raise UsageError(f"a mix needs adapters of one kind, got {', '.join(kinds) or 'none'}; name others")
     compose_kind = kind_of(adapters[0]).compose
     if compose_kind is None:
-        raise UsageError(f"adapters of the kind {kinds[0]} have no weighted sum; name one alone")
+        raise UsageError(
+            f"adapters of the kind {kinds[0]} are not mixed by name; name one alone, or mix experts with "
+            "`shoal adapt`"
+        )
     composed: Adapter = compose_kind(adapters, weights)
     return composed
 
@@ -157,11 +168,11 @@ def save(
     kind_of(adapter).save(directory, adapter, shape, basis or {}, card)
 
 
-def load(directory: Path, model: nn.Module) -> LoadedAdapter[Any]:
-    """Read an adapter of any kind, for a model.
+def load(directory: Path) -> LoadedAdapter[Any]:
+    """Read an adapter of any kind, whichever model it belongs to; see `basis_for`.
 
     Raises:
-        UsageError: no such directory, or the adapter belongs to another model.
+        UsageError: no such directory.
         ShoalError: the directory holds no adapter, or a damaged one.
     """
     if not directory.is_dir():
@@ -172,4 +183,15 @@ def load(directory: Path, model: nn.Module) -> LoadedAdapter[Any]:
         raise ShoalError(
             f"{directory} holds {len(found)} of {files}, an adapter has one of them; check the path"
         )
-    return found[0].load(directory, model)
+    return found[0].load(directory)
+
+
+def basis_for(model: nn.Module, loaded: LoadedAdapter[Any]) -> Decompositions:
+    """See that an adapter that was read fits a model; the decompositions that attaching it needs.
+
+    Raises:
+        UsageError: the adapter belongs to another model, or as `check_adapter`.
+    """
+    basis = loaded.basis_of(model)
+    check_adapter(model, loaded.adapter, basis)
+    return basis

@@ -4,31 +4,34 @@ A label's score is the log-probability of its tokens and the end-of-turn token a
 label's prior: the mean of that log-probability over texts whose labels are not known, the user's own inputs
 or content-free ones. So neither a label's length nor its frequency in pretraining decides. The end of turn
 tells a label from one that begins with it. Every prompt is read once; the labels continue copies of its keys
-and values.
+and values, as many together as there are places for.
 
-Source: Zhao et al., "Calibrate Before Use", arXiv 2102.09690 (content-free texts, division by the prior); Han
-et al., "Prototypical Calibration", arXiv 2205.10183, and Zhou et al., "Batch Calibration", arXiv 2309.17249
-(the mean over a batch of unlabelled inputs). Knows prompts, labels and adapters; nothing of tasks.
+Sources: Zhao et al., "Calibrate Before Use", arXiv 2102.09690 (content-free texts, division by the prior);
+Zhou et al., "Batch Calibration", arXiv 2309.17249 (unlabelled inputs; as there, but with the mean of
+log-probabilities instead of probabilities). Knows prompts, labels and adapters; nothing of tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from shoal.adapters.base import Adapter
-from shoal.adapters.card import LabelSet
+from shoal.adapters.card import MAX_LABELS, LabelSet
+from shoal.adapters.decomposition import Decompositions, ModelBasis
 from shoal.errors import UsageError, shorten
 from shoal.inference.decoding import Rows
-from shoal.inference.generate import attached, check_adapters, check_lengths
+from shoal.inference.generate import attached, check_lengths
 from shoal.models.backbone import Backbone
 
-MAX_LABELS = 256
-ROWS = 256  # continued together: prompts times labels
+PLACES = 32768  # for keys and values of labels that go on together
+PROMPTS = 32  # read together, at most
+ROWS = 256  # that go on together, at most: each has logits over the vocabulary
 CONTENT_FREE = (
     "N/A",
     "...",
@@ -83,7 +86,10 @@ def label_log_likelihoods(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
     labels: Sequence[str],
-    adapters: Adapter | Sequence[Adapter | None] | None = None,
+    adapter: Adapter | None = None,
+    *,
+    basis: Decompositions | None = None,
+    places: int = PLACES,
 ) -> Float[Tensor, "prompts labels"]:
     """Log-probability of every label as the whole answer to every prompt, in nats, float32 on the CPU.
 
@@ -91,30 +97,31 @@ def label_log_likelihoods(
         backbone: the model, with whatever is attached to it.
         prompts: token ids.
         labels: 2 to `MAX_LABELS`; see `encode_labels`.
-        adapters: one for all prompts, one each, or none.
+        adapter: for all prompts.
+        basis: decompositions that experts scale.
+        places: for keys and values of the labels that go on together: rows times tokens of the longest prompt
+            with a label. Short prompts share a batch; the labels of a long one are spread over several. A
+            single label takes what it needs, and the prompts have places of their own, once each.
 
     Raises:
-        UsageError: as `encode_labels`; as many adapters as prompts are not given; or a prompt with a label is
-            too long for the model.
+        UsageError: as `encode_labels`; the adapter does not fit; or a prompt with a label is too long for the
+            model.
     """
     completions = encode_labels(backbone, labels)
-    check_adapters(adapters, len(prompts))
     longest = max(map(len, completions))
     check_lengths(backbone, prompts, [longest] * len(prompts))
-    shared = None if isinstance(adapters, Sequence) else adapters
-    own = list(adapters) if isinstance(adapters, Sequence) else [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = torch.empty(len(prompts), len(labels))
-    size = max(1, min(32, ROWS // len(labels)))
-    with attached(backbone, shared, (), {}):
-        for begin in range(0, len(order), size):
-            rows = order[begin : begin + size]
-            found[rows] = _batch(backbone, [prompts[i] for i in rows], completions, [own[i] for i in rows])
+    with attached(backbone, adapter, (), ModelBasis(backbone.model, basis)):
+        while order:
+            taken, rows = _next_batch([len(prompts[i]) + longest for i in order], len(labels), places)
+            batch, order = order[:taken], order[taken:]
+            found[batch] = _batch(backbone, [prompts[i] for i in batch], completions, rows)
     return found
 
 
 def label_priors(log_likelihoods: Float[Tensor, "texts labels"]) -> list[float]:
-    """Mean log-probability of every label over some texts, in nats (Batch Calibration, equation 4)."""
+    """Mean log-probability of every label over some texts, in nats."""
     return [float(x) for x in log_likelihoods.mean(0)]
 
 
@@ -136,48 +143,84 @@ def choose_labels(
     prompts: Sequence[Sequence[int]],
     label_set: LabelSet,
     adapter: Adapter | None = None,
+    *,
+    basis: Decompositions | None = None,
 ) -> list[LabelAnswer]:
     """Answer prompts (token ids) from a label set; its priors, where it has none, are content-free ones.
 
     Raises:
         UsageError: as `label_log_likelihoods`.
     """
-    scores = label_log_likelihoods(backbone, prompts, label_set.labels, adapter)
-    priors = label_set.priors or content_free_priors(backbone, label_set.labels, adapter)
-    return answer_with_labels(label_set.labels, scores, priors)
+    labels = label_set.labels
+    scores = label_log_likelihoods(backbone, prompts, labels, adapter, basis=basis)
+    priors = label_set.priors or content_free_priors(backbone, labels, adapter, basis=basis)
+    return answer_with_labels(labels, scores, priors)
 
 
 def content_free_priors(
-    backbone: Backbone, labels: Sequence[str], adapters: Adapter | None = None
+    backbone: Backbone,
+    labels: Sequence[str],
+    adapter: Adapter | None = None,
+    *,
+    basis: Decompositions | None = None,
+    places: int = PLACES,
 ) -> list[float]:
-    """The priors where there are no inputs: over `CONTENT_FREE`; errors as `label_log_likelihoods`."""
-    return label_priors(
-        label_log_likelihoods(backbone, backbone.encode_prompts(CONTENT_FREE), labels, adapters)
-    )
+    """The priors where there are no inputs: over `CONTENT_FREE`; as `label_log_likelihoods`."""
+    prompts = backbone.encode_prompts(CONTENT_FREE)
+    scores = label_log_likelihoods(backbone, prompts, labels, adapter, basis=basis, places=places)
+    return label_priors(scores)
+
+
+class _Share(NamedTuple):
+    """The prompts that are read together, and the rows that go on together."""
+
+    prompts: int
+    rows: int
+
+
+def _next_batch(widths: Sequence[int], labels: int, places: int) -> _Share:
+    """How many of the next prompts, by ascending width in tokens, all of whose labels fit; at least one."""
+    taken = 1
+    while taken < min(len(widths), PROMPTS, ROWS // labels) and (
+        (taken + 1) * labels * widths[taken] <= places
+    ):
+        taken += 1
+    return _Share(taken, max(1, min(ROWS, places // widths[taken - 1])))
 
 
 def _batch(
-    backbone: Backbone,
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    adapters: Sequence[Adapter | None],
+    backbone: Backbone, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], rows: int
 ) -> Float[Tensor, "prompts labels"]:
-    """Scores of one batch: prompts are read once, then every (prompt, label) goes on as a row of its own."""
-    rows = Rows(backbone, prompts, adapters)
-    first = torch.log_softmax(rows.read().float().cpu(), -1)
-    scores = first[:, [ids[0] for ids in completions]]
+    """Scores of one batch: prompts are read once, then labels go on in at most so many rows."""
+    read = Rows(backbone, prompts)
+    logits = read.read().float()
+    firsts = torch.tensor([ids[0] for ids in completions], device=logits.device)
+    scores = (logits[:, firsts] - logits.logsumexp(-1, keepdim=True)).cpu()
     # Longest labels first: the rows that are finished are then always the last ones, which leave in order.
     order = sorted(range(len(completions)), key=lambda i: -len(completions[i]))
-    places = [(prompt, label) for label in order for prompt in range(len(prompts))]
+    together = max(1, rows // len(prompts))
+    for begin in range(0, len(order), together):
+        some = order[begin : begin + together]
+        scores[:, some] += _continued(backbone, read, [completions[label] for label in some]).cpu()
+    return scores
+
+
+def _continued(
+    backbone: Backbone, read: Rows, completions: Sequence[Sequence[int]]
+) -> Float[Tensor, "prompts labels"]:
+    """Log-probability of what follows the first token of each label, the longest first, after each prompt."""
+    scores = torch.zeros(len(read), len(completions), device=backbone.device)
+    places = [(prompt, label) for label in range(len(completions)) for prompt in range(len(read))]
     spread = Rows(backbone)
-    spread.join(rows, [prompt for prompt, _ in places])
-    for depth in range(max(map(len, completions)) - 1):
+    spread.join(read, [prompt for prompt, _ in places])
+    for depth in range(len(completions[0]) - 1):
         while len(completions[places[-1][1]]) <= depth + 1:
             spread.drop(len(spread) - 1)
             places.pop()
         said = torch.tensor([completions[label][depth] for _, label in places])
-        following = torch.log_softmax(spread.step(said).float().cpu(), -1)
-        nexts = torch.tensor([completions[label][depth + 1] for _, label in places])
-        at = torch.tensor(places)
-        scores[at[:, 0], at[:, 1]] += following[torch.arange(len(places)), nexts]
+        logits = spread.step(said).float()
+        nexts = torch.tensor([completions[label][depth + 1] for _, label in places], device=logits.device)
+        at = torch.tensor(places, device=logits.device)
+        found = logits.gather(1, nexts[:, None])[:, 0] - logits.logsumexp(-1)
+        scores[at[:, 0], at[:, 1]] += found
     return scores

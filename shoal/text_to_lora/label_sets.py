@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from shoal.adapters.card import MAX_LABELS
 from shoal.errors import UsageError, shorten
 from shoal.text_to_lora import label_cues
 
-MAX_LABELS = 256
 MAX_LABEL_LENGTH = 200  # characters
 _MAX_WORDS = 4  # of a label that is read
 

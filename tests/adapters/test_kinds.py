@@ -24,10 +24,11 @@ from shoal.adapters.base import (
 )
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.decomposition import Decompositions
-from shoal.adapters.kinds import KINDS, attach_adapter, compose_adapters, load, save
+from shoal.adapters.kinds import KINDS, attach_adapter, basis_for, compose_adapters, load, save
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_files import read_expert
 from shoal.errors import ShoalError, UsageError
 from shoal.file_formats import read_json, read_tensors
 from shoal.files import read_directory, write_directory
@@ -113,10 +114,10 @@ def save_bias(
     write_directory(directory, write)
 
 
-def load_bias(directory: Path, model: nn.Module) -> LoadedAdapter[OutputBias]:
+def load_bias(directory: Path) -> LoadedAdapter[OutputBias]:
     def read(folder: Path) -> LoadedAdapter[OutputBias]:
         adapter = OutputBias(read_tensors(folder / "bias.safetensors"))
-        return LoadedAdapter(adapter, read_json(folder / "bias.json")["base_model"], {})
+        return LoadedAdapter(adapter, read_json(folder / "bias.json")["base_model"])
 
     return read_directory(directory, read)
 
@@ -220,11 +221,40 @@ def test_the_cache_counts_the_bytes_of_every_kind(zoo: Zoo, kind: str) -> None:
 def test_what_is_saved_comes_back(zoo: Zoo, kind: str, tmp_path: Path) -> None:
     adapter, shape = zoo.adapters[kind], zoo.backbone.shape
     save(tmp_path / "a", adapter, shape=shape, card=CARD, basis=zoo.basis)
-    again = load(tmp_path / "a", zoo.backbone.model)
+    again = load(tmp_path / "a")
     assert type(again.adapter) is type(adapter) and again.base_model == shape.base_model
     assert again.adapter.fingerprint() == adapter.fingerprint()
-    with attach_adapter(zoo.backbone.model, again.adapter, again.basis):
-        pass
+    assert again.card == (None if kind == "bias" else CARD)
+    model, ids = zoo.backbone.model, torch.tensor([[1, 2, 3]])
+    with attach_adapter(model, adapter, zoo.basis), torch.no_grad():
+        before = model(ids).logits
+    with attach_adapter(model, again.adapter, basis_for(model, again)), torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, before, atol=1e-4, rtol=1e-4)
+
+
+def test_an_expert_is_saved_under_the_name_of_its_directory(zoo: Zoo, tmp_path: Path) -> None:
+    save(tmp_path / "riddles", zoo.adapters["expert"], shape=zoo.backbone.shape, card=CARD, basis=zoo.basis)
+    assert read_expert(tmp_path / "riddles").skill == "riddles"
+
+
+def test_an_adapter_of_another_model_is_refused(
+    zoo: Zoo, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    other = load_backbone(str(tiny_models["gpt2"]), device="cpu")
+    for kind in ("lora", "expert"):
+        save(tmp_path / kind, zoo.adapters[kind], shape=zoo.backbone.shape, card=CARD, basis=zoo.basis)
+        with pytest.raises(UsageError, match="no (such )?module"):
+            basis_for(other.model, load(tmp_path / kind))
+
+
+def test_a_batch_of_experts_is_no_adapter_for_every_row(zoo: Zoo) -> None:
+    expert = zoo.adapters["expert"]
+    assert isinstance(expert, ExpertVector)
+    pair = ExpertVector.stack([expert, expert])
+    with pytest.raises(UsageError, match="a batch of 2 experts is not one expert"):
+        attach_adapter(zoo.backbone.model, pair, zoo.basis)
+    with pytest.raises(UsageError, match="a batch of 2 experts is not one expert"):
+        generate_greedy(zoo.backbone, ["one", "two"], pair, basis=zoo.basis, max_new_tokens=2)
 
 
 def test_a_fingerprint_is_of_the_content(zoo: Zoo) -> None:
@@ -239,11 +269,11 @@ def test_kinds_that_are_not_there_or_do_not_add_up_are_refused(zoo: Zoo, tmp_pat
     assert compose_adapters([lora, lora], [1.0, -0.5]).rank == 2 * lora.rank
     with pytest.raises(UsageError, match="one kind, got LoRA, bias"):
         compose_adapters([lora, bias], [1.0, 1.0])
-    with pytest.raises(UsageError, match="kind expert have no weighted sum"):
+    with pytest.raises(UsageError, match="kind expert are not mixed by name; .* `shoal adapt`"):
         compose_adapters([expert, expert], [1.0, 1.0])
     with pytest.raises(UsageError, match="a str is no adapter; give one of LoRA, ExpertVector, OutputBias"):
         attach_adapter(zoo.backbone.model, "lora")
     with pytest.raises(UsageError, match="no directory"):
-        load(tmp_path / "none", zoo.backbone.model)
+        load(tmp_path / "none")
     with pytest.raises(ShoalError, match="holds 0 of adapter_config.json, expert.json, bias.json"):
-        load(tmp_path, zoo.backbone.model)
+        load(tmp_path)

@@ -3,11 +3,16 @@
 import pytest
 import torch
 
+from shoal.adapters.card import MAX_LABELS, LabelSet
 from shoal.adapters.lora import LoRA
+from shoal.adapters.svf import ExpertVector
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_hooks import attach_expert
 from shoal.errors import UsageError
+from shoal.inference.decoding import Rows
 from shoal.inference.labels import (
-    MAX_LABELS,
     answer_with_labels,
+    choose_labels,
     content_free_priors,
     encode_labels,
     label_log_likelihoods,
@@ -44,20 +49,52 @@ def test_scores_are_the_log_probability_of_the_whole_answer(backbone) -> None:
     torch.testing.assert_close(scores, plain(backbone, None), atol=1e-3, rtol=1e-4)
 
 
-def test_one_adapter_for_all_and_one_each_score_as_attached(backbone, lora) -> None:
+def test_an_adapter_scores_as_attached(backbone, lora) -> None:
     prompts = backbone.encode_prompts(REQUESTS)
-    shared = label_log_likelihoods(backbone, prompts, LABELS, lora)
-    torch.testing.assert_close(shared, plain(backbone, lora), atol=1e-3, rtol=1e-4)
-    each = label_log_likelihoods(backbone, prompts, LABELS, [lora, lora * 0.5, lora * 0.0])
-    torch.testing.assert_close(each[0], shared[0], atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(each[2], plain(backbone, None)[2], atol=1e-3, rtol=1e-4)
+    scores = label_log_likelihoods(backbone, prompts, LABELS, lora)
+    torch.testing.assert_close(scores, plain(backbone, lora), atol=1e-3, rtol=1e-4)
 
 
-def test_small_batches_score_as_large_ones(backbone, monkeypatch) -> None:
+def test_an_expert_scores_as_attached(backbone) -> None:
+    basis = decompose_model(backbone.model, [t.name for t in backbone.shape.select(("up_proj",), None)])
+    expert = ExpertVector({name: torch.linspace(0, 3, d.s.numel()) for name, d in basis.items()})
+    prompts = backbone.encode_prompts(REQUESTS)
+    scores = label_log_likelihoods(backbone, prompts, LABELS, expert, basis=basis)
+    with attach_expert(backbone.model, basis, expert):
+        torch.testing.assert_close(scores, plain(backbone, None), atol=1e-3, rtol=1e-4)
+    label_set = LabelSet(labels=tuple(LABELS))
+    chosen = choose_labels(backbone, prompts, label_set, expert, basis=basis)
+    priors = torch.tensor(content_free_priors(backbone, LABELS, expert, basis=basis))
+    assert [LABELS.index(answer.label) for answer in chosen] == (scores - priors).argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("places", [1, 150, 400])
+def test_few_places_score_as_many(backbone, places) -> None:
     prompts = backbone.encode_prompts(REQUESTS)
     whole = label_log_likelihoods(backbone, prompts, LABELS)
-    monkeypatch.setattr("shoal.inference.labels.ROWS", 4)
-    torch.testing.assert_close(label_log_likelihoods(backbone, prompts, LABELS), whole, atol=1e-3, rtol=1e-4)
+    few = label_log_likelihoods(backbone, prompts, LABELS, places=places)
+    torch.testing.assert_close(few, whole, atol=1e-3, rtol=1e-4)
+
+
+def test_long_prompts_take_no_more_than_the_places(backbone, monkeypatch) -> None:
+    class Counted(Rows):
+        largest, read_rows = 0, 0
+
+        def read(self, columns=None):
+            Counted.read_rows += len(self)
+            return super().read(columns)
+
+        def step(self, tokens):
+            logits = super().step(tokens)
+            Counted.largest = max(Counted.largest, len(self) * self.cache.width)
+            return logits
+
+    monkeypatch.setattr("shoal.inference.labels.Rows", Counted)
+    prompts = [[5] * length for length in (20, 400, 20, 30, 420)]
+    longest = max(map(len, encode_labels(backbone, LABELS)))
+    label_log_likelihoods(backbone, prompts, LABELS, places=1000)
+    assert 420 + longest < Counted.largest <= 1000  # two labels of a long prompt went on together
+    assert Counted.read_rows == len(prompts)  # each was read once
 
 
 def test_a_label_that_is_likely_everywhere_wins_only_where_it_is_likelier_than_usual() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -175,10 +176,11 @@ def on_postgresql(
 ) -> Iterator[TestClient]:
     server = make_url(postgresql)
     engine = create_engine(server.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    database = f"security_{secrets.token_hex(4)}"  # a worker may set this fixture up more than once
     with engine.connect() as connection:
-        connection.exec_driver_sql("CREATE DATABASE security")
+        connection.exec_driver_sql(f"CREATE DATABASE {database}")
     engine.dispose()
-    url = server.set(database="security").render_as_string(hide_password=False)
+    url = server.set(database=database).render_as_string(hide_password=False)
     service, http = small(tiny_llama, tmp_path_factory.mktemp("postgresql") / "r", url)
     yield http
     service.close()

@@ -2,8 +2,9 @@
 
 import pytest
 
+from shoal.adapters.card import MAX_LABELS
 from shoal.errors import UsageError
-from shoal.text_to_lora.label_sets import MAX_LABELS, check_labels, read_label_set
+from shoal.text_to_lora.label_sets import check_labels, read_label_set
 
 
 @pytest.mark.parametrize(

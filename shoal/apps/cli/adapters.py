@@ -118,7 +118,7 @@ def merge_adapters(
         stored = [load_adapter(_directory(stack, source, place)) for source in sources]
     shape = load_shape(merging.base or _common_base(sources, stored))
     for source, one in zip(sources, stored, strict=True):
-        warn_of_another_base(one, merging.base, source)
+        warn_of_another_base(one.base_model, merging.base, source)
     merged = weighted_sum([one.lora for one in stored], sources, merging.weights, merging.rank)
     save_adapter(merging.out, merged.lora, shape=shape, card=merged.card)
     record = {

@@ -27,8 +27,9 @@ from shoal.apps.cli.tasks import solved_examples
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
+    from shoal.adapters.base import Adapter
     from shoal.adapters.card import LabelSet
-    from shoal.adapters.lora import LoRA
+    from shoal.adapters.decomposition import Decompositions
     from shoal.models.backbone import Backbone
     from shoal.tasks.loading import Example
 
@@ -45,7 +46,7 @@ class Asking(BaseModel):
         None,
         description="with --describe: JSONL of 4 to 16 solved examples (`input`, `output`)",
     )
-    adapter: Path | None = Field(None, description="answer with the adapter in this directory")
+    adapter: Path | None = Field(None, description="answer with the adapter of any kind in this directory")
     expert: Path | None = Field(None, description="answer with the expert or mixture in this directory")
     transformer2: bool = Field(
         False, description="let the model choose one of its experts for the request, or none"
@@ -85,7 +86,7 @@ def ask(
     from shoal.text_to_lora.inputs import label_set_of
 
     given = label_set_of(() if choice.labels == OPEN else choice.labels)
-    backbone, lora, facts, own = _chosen(place, choice, solved)
+    backbone, adapter, basis, facts, own = _chosen(place, choice, solved)
     label_set = own if choice.labels is None else given
     likely: dict[str, float] | None = None
     expert: dict[str, Any] = {}
@@ -94,9 +95,12 @@ def ask(
         if choice.transformer2 or choice.expert is not None:
             expert = _attach_expert(stack, backbone, text, choice)
         if label_set is None:
-            answer = generate_greedy(backbone, [text], lora, max_new_tokens=choice.max_new_tokens)[0]
+            (answer,) = generate_greedy(
+                backbone, [text], adapter, basis=basis, max_new_tokens=choice.max_new_tokens
+            )
         else:
-            chosen = choose_labels(backbone, backbone.encode_prompts([text]), label_set, lora)[0]
+            prompts = backbone.encode_prompts([text])
+            (chosen,) = choose_labels(backbone, prompts, label_set, adapter, basis=basis)
             answer, likely = chosen.label, dict(chosen.probabilities)
     seconds = time.perf_counter() - started
     record = {
@@ -165,9 +169,10 @@ class _Chosen(NamedTuple):
     """The base model that answers, its adapter with the facts of its generator, and its labels."""
 
     backbone: Backbone
-    lora: LoRA | None
-    facts: Mapping[str, Any] | None
-    label_set: LabelSet | None
+    adapter: Adapter | None = None
+    basis: Decompositions | None = None
+    facts: Mapping[str, Any] | None = None
+    label_set: LabelSet | None = None
 
 
 def _chosen(place: Place, choice: Asking, solved: Sequence[Example]) -> _Chosen:
@@ -175,14 +180,16 @@ def _chosen(place: Place, choice: Asking, solved: Sequence[Example]) -> _Chosen:
     from shoal.models.backbone import DEFAULT_MODEL
 
     if choice.adapter is not None:
-        from shoal.adapters.files import load_adapter
+        from shoal.adapters import kinds
 
-        stored = load_adapter(choice.adapter)
-        if place.base is None and stored.base_model is None:
+        loaded = kinds.load(choice.adapter)
+        if place.base is None and loaded.base_model is None:
             log.warning("%s names no base model; it is put on %s", choice.adapter, DEFAULT_MODEL)
-        warn_of_another_base(stored, place.base, choice.adapter)
-        labels = stored.card.label_set if stored.card else None
-        return _Chosen(load(place, place.base or stored.base_model), stored.lora, None, labels)
+        warn_of_another_base(loaded.base_model, place.base, choice.adapter)
+        labels = loaded.card.label_set if loaded.card else None
+        backbone = load(place, place.base or loaded.base_model)
+        basis = kinds.basis_for(backbone.model, loaded)
+        return _Chosen(backbone, loaded.adapter, basis, label_set=labels)
     if choice.describe is not None:
         from shoal.text_to_lora.encoders.sentence import check_description
         from shoal.text_to_lora.generator import TextToLoRA
@@ -193,5 +200,7 @@ def _chosen(place: Place, choice: Asking, solved: Sequence[Example]) -> _Chosen:
             place.base, device=chosen.device, dtype=chosen.dtype, hypernetwork=choice.hypernetwork
         )
         adapter = generator.generate(choice.describe, solved)
-        return _Chosen(generator.backbone, adapter.lora, adapter.hypernetwork, adapter.label_set)
-    return _Chosen(load(place), None, None, None)
+        return _Chosen(
+            generator.backbone, adapter.lora, facts=adapter.hypernetwork, label_set=adapter.label_set
+        )
+    return _Chosen(load(place))

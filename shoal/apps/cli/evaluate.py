@@ -153,7 +153,7 @@ def _fitting_lora(directory: Path, base: str) -> LoRA:
     from shoal.models.backbone import load_shape
 
     stored = load_adapter(directory)
-    warn_of_another_base(stored, base, directory)
+    warn_of_another_base(stored.base_model, base, directory)
     adapted_targets(load_shape(base), stored.lora)
     return stored.lora
 

@@ -16,7 +16,6 @@ from shoal.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from shoal.adapters.files import StoredAdapter
     from shoal.models.backbone import Backbone, BackboneShape
 
 log = logging.getLogger(__name__)
@@ -103,9 +102,9 @@ def load(place: Place, base: str | None = None) -> Backbone:
     return load_backbone(base or place.base or DEFAULT_MODEL, device=chosen.device, dtype=chosen.dtype)
 
 
-def warn_of_another_base(stored: StoredAdapter, base: str | None, directory: Path | str) -> None:
-    """Say where an adapter is put on another base model than it names; the shapes may fit all the same."""
+def warn_of_another_base(named: str | None, base: str | None, directory: Path | str) -> None:
+    """Say where an adapter is put on another base model than its files name; it may fit all the same."""
     from shoal.models.backbone import load_shape
 
-    if base is not None and not stored.made_for(load_shape(base).base_model):
-        log.warning("%s is for %s, and is put on %s", directory, stored.base_model, base)
+    if named is not None and base is not None and named != load_shape(base).base_model:
+        log.warning("%s is for %s, and is put on %s", directory, named, base)

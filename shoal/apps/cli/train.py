@@ -142,7 +142,7 @@ def _reconstruct(
     folders = [adapters / task.name for task in tasks]
     stored = [load_adapter(folder) for folder in folders]
     for adapter, folder in zip(stored, folders, strict=True):
-        warn_of_another_base(adapter, shape.base_model, folder)
+        warn_of_another_base(adapter.base_model, shape.base_model, folder)
     loras = [adapter.lora for adapter in stored]
     base = load(place) if HEADS[common["sizes"].head].reads == "states" else shape
     return make_hypernetwork_from_adapters(base, tasks, loras, out, **common)

@@ -99,6 +99,8 @@ def test_experts_answer_and_are_mixed(shoal: Shoal, experts: Path, tiny_llama: P
     )
     mixed = shoal("ask", "apple", "--expert", out, *base)
     assert mixed.code == 0, mixed.err
+    as_adapter = shoal("ask", "apple", "--adapter", out, *base)
+    assert as_adapter.record["answer"] == mixed.record["answer"], as_adapter.err
     assert_one_line(shoal(*told, "--describe", "shout", "--population", 1), 2, "--population")
 
 

@@ -21,6 +21,8 @@ NO_FLAGS = {
     ("train text-to-lora", "describe"),
     ("train expert", "gradient_checkpointing"),
     ("train expert", "label_smoothing"),
+    ("train expert", "length_exponent"),
+    ("train expert", "mix"),
 }
 
 
