@@ -21,6 +21,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from shoal.config import MIN_EXAMPLES
 from shoal.errors import ShoalError, UsageError, shorten
@@ -295,7 +296,8 @@ def _record(given: Solved) -> Example:
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
         raise UsageError(f"example {shorten(given)} is no pair; give Example records or (input, output)")
     question, outputs = given
-    return Example(question, tuple(outputs) if isinstance(outputs, list | tuple) else (outputs,))
+    answers: tuple[Any, ...] = tuple(outputs) if isinstance(outputs, list | tuple) else (outputs,)
+    return Example(question, answers)
 
 
 def _inputs(examples: Iterable[Example]) -> set[str]:
