@@ -29,7 +29,7 @@ from shoal.inference.decoding import Rows
 from shoal.inference.generate import attached, check_lengths
 from shoal.models.backbone import Backbone
 
-PLACES = 32768  # for keys and values of labels that go on together
+PLACES = 32768  # for keys and values of prompts and of the labels that go on together
 PROMPTS = 32  # read together, at most
 ROWS = 256  # that go on together, at most: each has logits over the vocabulary
 CONTENT_FREE = (
@@ -99,9 +99,9 @@ def label_log_likelihoods(
         labels: 2 to `MAX_LABELS`; see `encode_labels`.
         adapter: for all prompts.
         basis: decompositions that experts scale.
-        places: for keys and values of the labels that go on together: rows times tokens of the longest prompt
-            with a label. Short prompts share a batch; the labels of a long one are spread over several. A
-            single label takes what it needs, and the prompts have places of their own, once each.
+        places: for keys and values: of the prompts that are read together and their labels that go on
+            together, times tokens of the longest prompt with a label. Short prompts share a batch; the labels
+            of a long one are spread over several. One prompt with one label takes what it needs.
 
     Raises:
         UsageError: as `encode_labels`; the adapter does not fit; or a prompt with a label is too long for the
@@ -179,13 +179,13 @@ class _Share(NamedTuple):
 
 
 def _next_batch(widths: Sequence[int], labels: int, places: int) -> _Share:
-    """How many of the next prompts, by ascending width in tokens, all of whose labels fit; at least one."""
+    """The next prompts, by ascending width in tokens, whose labels all fit; at least one with one label."""
     taken = 1
     while taken < min(len(widths), PROMPTS, ROWS // labels) and (
-        (taken + 1) * labels * widths[taken] <= places
+        (taken + 1) * (labels + 1) * widths[taken] <= places
     ):
         taken += 1
-    return _Share(taken, max(1, min(ROWS, places // widths[taken - 1])))
+    return _Share(taken, max(1, min(ROWS, places // widths[taken - 1] - taken)))
 
 
 def _batch(

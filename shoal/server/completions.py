@@ -22,7 +22,7 @@ from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone
 from shoal.server.adapter_selection import AdapterSelector, SelectedAdapter
 from shoal.server.errors import failure_of
-from shoal.server.label_answers import LabelAnswers, label_stream
+from shoal.server.label_answers import LabelAnswers
 from shoal.server.rate_limits import RateLimits
 from shoal.server.responses import DONE, Choice, event, first_piece, piece, usage
 from shoal.server.schemas import ChatRequest, CompletionRequest
@@ -116,10 +116,9 @@ class Completions:
         selected = self._selector.select(record, body.adapter, prompts[0], owner)
         label_set = record.card.label_set if record is not None else None
         if record is not None and label_set is not None and self._labels and _closed(body):
-            chosen = self._labels.choose(prompts[0], record, label_set)
-            facts = {**(selected.facts or {}), "labels": dict(chosen.probabilities)}
-            streams = [label_stream(self._backbone, chosen.label, body.n)]
-            return AcceptedRequest(body, streams, replace(selected, facts=facts), prompt_tokens)
+            answer = self._labels.answer(prompts[0], record.sha256, label_set, body.n)
+            facts = {**(selected.facts or {}), "labels": dict(answer.probabilities)}
+            return AcceptedRequest(body, [answer.stream], replace(selected, facts=facts), prompt_tokens)
         if selected.greedy and body.temperature is None:
             requests = [replace(r, sampling=replace(r.sampling, temperature=0.0)) for r in requests]
         streams = self._submit([replace(request, adapter=selected.adapter) for request in requests])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
 from shoal.inference.engine.records import EngineState
-from shoal.inference.engine.runner import EngineRunner, Runner
+from shoal.inference.engine.runner import Runner
 from shoal.models.backbone import Backbone
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL
 from shoal.process import give_back
@@ -22,7 +22,6 @@ from shoal.server.adapters import Adapters
 from shoal.server.completions import Completions
 from shoal.server.engines import load_served, open_engine
 from shoal.server.jobs import Jobs
-from shoal.server.label_answers import LabelAnswers
 from shoal.server.metrics import Monitoring
 from shoal.server.rate_limits import RateLimits
 from shoal.server.shared_rates import SharedRates
@@ -125,9 +124,7 @@ def open_service(
     registry.reserve(names)
     selector = AdapterSelector(registry, names, adapters, opened.experts, runner.run, config.max_mix)
     jobs = Jobs(registry, shape, base, config)
-    local = isinstance(runner, EngineRunner)  # labels are scored by the model itself
-    labels = LabelAnswers(opened.backbone, runner, registry) if local else None
-    completions = Completions(opened.backbone, runner, selector, limits, config, labels)
+    completions = Completions(opened.backbone, runner, selector, limits, config, opened.labels)
     closing = threading.Event()
     threading.Thread(target=_give_back, args=(closing,), name="shoal-memory", daemon=True).start()
     log.info("serving %s from %s", shape.base_model, registry.database.shown)

@@ -78,22 +78,23 @@ def test_few_places_score_as_many(backbone, places) -> None:
 
 def test_long_prompts_take_no_more_than_the_places(backbone, monkeypatch) -> None:
     class Counted(Rows):
-        largest, read_rows = 0, 0
+        largest, read_rows, prompts = 0, 0, 0
 
         def read(self, columns=None):
             Counted.read_rows += len(self)
+            Counted.prompts = len(self)
             return super().read(columns)
 
         def step(self, tokens):
             logits = super().step(tokens)
-            Counted.largest = max(Counted.largest, len(self) * self.cache.width)
+            Counted.largest = max(Counted.largest, (Counted.prompts + len(self)) * self.cache.width)
             return logits
 
     monkeypatch.setattr("shoal.inference.labels.Rows", Counted)
     prompts = [[5] * length for length in (20, 400, 20, 30, 420)]
     longest = max(map(len, encode_labels(backbone, LABELS)))
-    label_log_likelihoods(backbone, prompts, LABELS, places=1000)
-    assert 420 + longest < Counted.largest <= 1000  # two labels of a long prompt went on together
+    label_log_likelihoods(backbone, prompts, LABELS, places=1400)
+    assert 2 * (420 + longest) < Counted.largest <= 1400  # two labels of a long prompt went on together
     assert Counted.read_rows == len(prompts)  # each was read once
 
 

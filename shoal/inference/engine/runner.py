@@ -100,6 +100,8 @@ class EngineRunner:
     def run(self, function: Callable[[], Result]) -> Result:
         """Call a function on the engine's thread between two steps, so that it has the model for itself.
 
+        A step follows each call, so that neither functions nor requests keep the others waiting.
+
         Raises:
             EngineClosed: the engine was closed.
             Exception: what the function raises.
@@ -108,6 +110,8 @@ class EngineRunner:
 
         def call() -> None:
             try:
+                if self._closing:
+                    raise EngineClosed(CLOSED)
                 result.set_result(function())
             except BaseException as error:
                 result.set_exception(error)
@@ -170,8 +174,9 @@ class EngineRunner:
         while True:
             with self._wanted:
                 self._wanted.wait_for(lambda: self._closing or self._calls or self._engine.busy)
-                calls, closing = list(self._calls), self._closing
-                self._calls.clear()
+                closing = self._closing
+                due = len(self._calls) if closing else min(len(self._calls), 1)
+                calls = [self._calls.popleft() for _ in range(due)]
             for call in calls:
                 call()
             if closing:

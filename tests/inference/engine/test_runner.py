@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -152,6 +153,31 @@ def test_a_function_has_the_engines_thread_for_itself(runner: EngineRunner) -> N
     with pytest.raises(ZeroDivisionError):
         runner.run(lambda: 1 / 0)
     assert len(tokens_of(runner.submit(SHORT))) == 5
+
+
+def queued(runner: EngineRunner, function: Callable[[], object], count: int) -> list[threading.Thread]:
+    threads = [threading.Thread(target=runner.run, args=(function,)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + PATIENCE
+    while len(runner._calls) < count:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    return threads
+
+
+def test_a_step_follows_each_function_while_requests_run(runner: EngineRunner, records: Records) -> None:
+    before: list[int] = []
+    held, free = threading.Event(), threading.Event()
+    first = threading.Thread(target=runner.run, args=(lambda: held.set() or free.wait(PATIENCE),))
+    first.start()
+    assert held.wait(PATIENCE)
+    with runner.submit(LONG):
+        threads = queued(runner, lambda: before.append(records.steps), 3)
+        free.set()
+        for thread in [first, *threads]:
+            thread.join(PATIENCE)
+    assert len(set(before)) == 3
 
 
 def test_closing_ends_every_stream(llama_backbone: Backbone, records: Records) -> None:
