@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    backbone = load_backbone()
+    backbone = load_backbone(device="cpu")
     names = mlp_modules(backbone.shape)
     whole = decompose_model(backbone.model, names)
     cut = decompose_model(backbone.model, names, components=args.components)

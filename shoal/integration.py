@@ -164,7 +164,7 @@ def _info(adapter: GeneratedAdapter) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MonitoringMetrics:
-    """What an operator watches.
+    """Metrics that an operator watches.
 
     Attributes:
         total_requests: requests so far.

@@ -89,10 +89,7 @@ GGUF_FAMILIES: dict[str, GgufFamily] = {
 
 
 def export_merged(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    lora: LoRA,
-    directory: str | os.PathLike[str],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: LoRA, directory: str | os.PathLike[str]
 ) -> None:
     """Write the model with the adapter in its weights, for tools without adapters; the model stays as it was.
 

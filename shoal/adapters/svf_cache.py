@@ -59,8 +59,7 @@ def decompose_model(
             own = _cached(folder, weight)
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from None
-        stored = module.weight
-        dtype = stored.dtype if isinstance(stored, nn.Parameter) and is_plain(stored) else weight.dtype
+        dtype = module.weight.dtype if is_plain(module.weight) else weight.dtype
         found[name] = own.truncated(components).to(weight.device, dtype)
     return found
 

@@ -11,6 +11,7 @@ Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -70,7 +71,7 @@ def dense_weight(module: nn.Module) -> Float[Tensor, "out_features in_features"]
     return (image if bias is None else image - bias.float()).T
 
 
-def is_plain(weight: object) -> bool:
+def is_plain(weight: object) -> TypeGuard[nn.Parameter]:
     """True where a weight holds its numbers as they are, without the scales that quantised ones need."""
     return isinstance(weight, nn.Parameter) and weight.dim() == 2 and weight.dtype in PLAIN_DTYPES
 

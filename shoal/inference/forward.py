@@ -90,7 +90,7 @@ def losses_of(
 
 
 def mean_of_answers(values: Float[Tensor, " answers"], batch: Sequences) -> Float[Tensor, " batch"]:
-    """The mean over every sample's answer tokens of one value a token, in row order."""
+    """The mean over every sample's answer tokens of one value per token, in row order."""
     rows = batch.answer.nonzero()[:, 0]
     total = torch.zeros(len(batch.ids), device=values.device).index_add(0, rows, values)
     return total / batch.answer.sum(1).clamp(min=1)

@@ -126,9 +126,7 @@ def label_priors(log_likelihoods: Float[Tensor, "texts labels"]) -> list[float]:
 
 
 def answer_with_labels(
-    labels: Sequence[str],
-    log_likelihoods: Float[Tensor, "prompts labels"],
-    priors: Sequence[float],
+    labels: Sequence[str], log_likelihoods: Float[Tensor, "prompts labels"], priors: Sequence[float]
 ) -> list[LabelAnswer]:
     """The label of each prompt, and softmax(log-likelihood - prior) over the labels."""
     calibrated = torch.softmax(log_likelihoods - torch.tensor(priors), -1)

@@ -1,4 +1,4 @@
-"""What is known of base models without a file of theirs: names of modules, and sizes of some. Tables."""
+"""Base models as known without a file of theirs: names of their modules, and sizes of some. Tables."""
 
 from __future__ import annotations
 

@@ -13,23 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.models.known import DEFAULT_HUB_ID, ROLES
 from shoal.models.modules import TargetModule, is_conv1d, module_sizes
-from shoal.models.sources import (
-    DEFAULT_MODEL,
-    find_model,
-    known_config,
-    quietly,
-    read_config,
-)
+from shoal.models.sources import DEFAULT_MODEL, find_model, known_config, quietly, read_config
 
 
 @dataclass(frozen=True)

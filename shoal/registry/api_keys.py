@@ -29,7 +29,7 @@ _NOBODY = "0" * 64  # compared with where no key has the id, so that it takes as
 
 @dataclass(frozen=True)
 class ApiKey:
-    """What is known of a key; the key itself is shown once, when it is made.
+    """The record of a key; the key itself is shown once, when it is made.
 
     Attributes:
         id: its public part.

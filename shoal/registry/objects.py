@@ -28,7 +28,7 @@ SWEEP_SECONDS = 2.0  # how long removing files waits for those who write some
 
 @dataclass(frozen=True)
 class Content:
-    """What was written: the name of its directory, and its size in bytes."""
+    """Written content: the name of its directory, and its size in bytes."""
 
     sha256: str
     bytes: int

@@ -124,10 +124,7 @@ class Adapters:
         try:
             with self._monitoring.adapter_seconds.time():
                 return self._generator.generate(
-                    new.description,
-                    new.solved,
-                    inputs=new.inputs,
-                    labels=new.labels,
+                    new.description, new.solved, inputs=new.inputs, labels=new.labels
                 )
         finally:
             self._training.release()
@@ -183,7 +180,7 @@ class Adapters:
         return self._registry.load(self._registry.get(name, owner)).lora.norms()
 
     def guide(self, prompt: str, model_path: str, owner: str) -> dict[str, Any]:
-        """What the guide's `POST /generate-adapter` returns: `success` and `skills`; the adapter is not kept.
+        """The body of the guide's `POST /generate-adapter`, `success` and `skills`; the adapter is not kept.
 
         Raises:
             UsageError: a base model outside the list, or a description that cannot be used.
@@ -228,7 +225,7 @@ def _is_more_than_a_sentence(new: NewAdapter) -> bool:
 
 
 def judgement(adapter: GeneratedAdapter) -> dict[str, Any]:
-    """What to expect of a generated adapter, for its user.
+    """The quality to expect of a generated adapter, for its user.
 
     `confidence` is in [0, 1] and None where no training tasks are known; `notes` are plain sentences, each
     with what to do about it.

@@ -44,7 +44,7 @@ _ADAPTER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve's proxies put before themselves."""
+    """The middlewares that Ray Serve's proxies put before themselves."""
     from starlette.middleware import Middleware
 
     config = ServiceConfig.model_validate_json(os.environ.get(CONFIG_VARIABLE) or "{}")
@@ -108,7 +108,7 @@ class Affinity:
 
 
 class _Incoming:
-    """What the client sends.
+    """The messages that a client sends.
 
     Attributes:
         gone: whether the client went away.
@@ -214,7 +214,7 @@ class _Answer:
 
 
 def session_of(body: bytes) -> str | None:
-    """Which requests this one goes with: those of the same adapter, or the same mix; None for no others."""
+    """The session of a request, shared by those of the same adapter or mix; None where it has none."""
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What answers of the service mean that are no success: its own word or none at all, as one line."""
+"""Responses of the service that are no success, as one line: its own words, or those of the status."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def parsed(content: str | bytes) -> dict[str, Any]:
 
 
 def message_of(body: Mapping[str, Any]) -> str:
-    """What an error says, in one line; empty where it says nothing."""
+    """The message of an error body, in one line; empty where it has none."""
     error = body.get("error")
     return " ".join(str(error.get("message", "")).split())[:500] if isinstance(error, dict) else ""
 
 
 def failure_of_status(response: httpx2.Response) -> ShoalError:
-    """What a status means, with the service's own line."""
+    """The error that a status means, with the service's own line."""
     status = response.status_code
     try:
         said = message_of(parsed(response.content))

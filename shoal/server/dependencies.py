@@ -1,4 +1,4 @@
-"""What routes are given: the open service, and whom a request is from."""
+"""Dependencies of routes: the open service, and the owner of a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers requests: an engine in this process, or vLLM elsewhere."""
+"""The engine that answers requests: one in this process, or vLLM elsewhere."""
 
 from __future__ import annotations
 

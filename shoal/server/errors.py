@@ -1,4 +1,4 @@
-"""What each error means to a client: a status, an OpenAI error body, and when to come back."""
+"""Errors as a client sees them: a status, an OpenAI error body, and when to come back."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Failure(Exception):
 
 
 def failure_of(error: BaseException, retry_seconds: int) -> Failure:
-    """What an error means; one that nobody foresaw says nothing of itself, and is logged."""
+    """The failure that an error means; one that nobody foresaw says nothing of itself, and is logged."""
     if isinstance(error, Failure):
         return error
     message = " ".join(str(error).split())
@@ -83,7 +83,7 @@ def failure_of(error: BaseException, retry_seconds: int) -> Failure:
 
 
 def disk_full(error: BaseException) -> str | None:
-    """What is used up, where an error comes of a full disk or quota; None where it does not."""
+    """The disk or quota that is used up, where an error comes of that; None where it does not."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and (full := _FULL.get(link.errno or 0)):

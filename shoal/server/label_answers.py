@@ -17,12 +17,7 @@ from shoal.inference.engine.adapter_cache import AdapterCache
 from shoal.inference.engine.records import Delta, Event, FinishedRecord, Observer
 from shoal.inference.engine.runner import Runner
 from shoal.inference.engine.stream import Stream
-from shoal.inference.labels import (
-    LabelAnswer,
-    answer_with_labels,
-    content_free_priors,
-    label_log_likelihoods,
-)
+from shoal.inference.labels import LabelAnswer, answer_with_labels, content_free_priors, label_log_likelihoods
 from shoal.models.backbone import Backbone
 
 KEPT = 256  # priors of label sets that state none; a float per label

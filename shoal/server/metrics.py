@@ -1,4 +1,4 @@
-"""What an operator watches, as Prometheus collects it, and the guide's five names for the same.
+"""Metrics of a service, as Prometheus collects them, and the guide's five names for the same.
 
 Each service has a registry of its own, so several may run in one process. Knows nothing of HTTP.
 """
@@ -60,7 +60,7 @@ class Monitoring:
         )
         self.tokens = Counter(
             "shoal_tokens",
-            "tokens read and made; their rate is tokens per second",
+            "tokens read and generated; their rate is tokens per second",
             ["kind"],
             registry=self.registry,
         )
@@ -79,7 +79,7 @@ class Monitoring:
         self.registry.register(_Guide(self.usage))
 
     def observe(self, record: StepRecord | FinishedRecord) -> None:
-        """What the engine tells of its steps and requests."""
+        """Count a step or a request of the engine."""
         if isinstance(record, StepRecord):
             if record.running:
                 self.batch.observe(record.running)
@@ -94,7 +94,7 @@ class Monitoring:
         self.tokens.labels("completion").inc(record.completion_tokens)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """One HTTP request that has ended."""
+        """Count an HTTP request that has ended."""
         self.requests.labels(route, str(status)).inc()
         self.request_seconds.labels(route).observe(seconds)
         if status >= 400:

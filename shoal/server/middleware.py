@@ -1,4 +1,4 @@
-"""What every HTTP request passes before a route sees it, and every answer on its way out.
+"""Layers that every HTTP request passes before a route sees it, and every answer on its way out.
 
 Host, key, rate and size are checked from the headers, before a body is read; answers get safe headers, are
 logged without what was said, and are given up where the client does not read.

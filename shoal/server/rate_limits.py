@@ -1,7 +1,6 @@
-"""How much an owner may ask for: requests and tokens a minute, and requests at once.
+"""Limits of an owner: requests and tokens per minute, and requests at once.
 
 Requests at once are counted in this process, the others too unless a database counts them for several.
-
 Tokens are counted when a request is taken on, an answer at its limit, as OpenAI's rate limits count them.
 """
 

@@ -1,4 +1,4 @@
-"""What requests hold, with bounds that are checked before anything is allocated. Field names are OpenAI's.
+"""Bodies of requests, with bounds that are checked before anything is allocated. Field names are OpenAI's.
 
 A field that would be ignored is refused, unless its value asks for what is done anyway.
 """
@@ -29,7 +29,7 @@ class Weighted(_Body):
 
 
 class AdapterChoice(_Body):
-    """Which adapter answers, besides one that `model` names: exactly one of these."""
+    """The adapter that answers, where `model` names none: exactly one of these."""
 
     describe: Description | None = None
     mix: list[Weighted] | None = Field(None, min_length=1, max_length=64)
@@ -59,14 +59,14 @@ class Message(_Body):
 
 
 class StreamOptions(_Body):
-    """What a stream holds besides the answer."""
+    """Parts of a stream besides the answer."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class _Generation(_Body):
-    """What chats and completions have in common."""
+    """Fields that chats and completions have in common."""
 
     model: Annotated[
         str, Field(min_length=1, max_length=512, description="the base model or an adapter's name")
@@ -149,9 +149,7 @@ class NewAdapter(_Body):
     description: Description
     public: bool = Field(False, description="others may use it")
     examples: list[SolvedExample] = Field(
-        [],
-        max_length=256,
-        description="4 or more solved ones, to train the adapter on for seconds",
+        [], max_length=256, description="4 or more solved ones, to train the adapter on for seconds"
     )
     inputs: list[Text] = Field(
         [],

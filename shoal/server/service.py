@@ -38,7 +38,7 @@ GIVE_BACK_SECONDS = 10.0  # between two times that free memory is given back
 
 @dataclass(frozen=True)
 class Service:
-    """What routes call.
+    """The parts that routes call.
 
     Attributes:
         base_names: hub id or path of the base model first, then its other names.

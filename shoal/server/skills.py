@@ -79,7 +79,7 @@ class OwnerSkills:
             connection.execute(insert(SKILLS).values(row))
 
     def _of(self, owner: str) -> SkillDetector | None:
-        """What detects an owner's skills, made anew where another service has changed them."""
+        """The detector of an owner's skills, built anew where another service has changed them."""
         with self._database.reading() as connection:
             rows = connection.execute(select(_S.name, _S.definition).where(_S.owner == owner)).all()
         definitions = {name: definition for name, definition in sorted(rows)}

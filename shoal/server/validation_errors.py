@@ -1,4 +1,4 @@
-"""What is wrong with a request's fields, in plain words: the field, what was given, what is allowed.
+"""Faults of a request's fields, in plain words: the field, what was given, what is allowed.
 
 Pydantic's own messages name no value, and say of a union what each of its branches would have wanted.
 """

@@ -23,8 +23,8 @@ from shoal.training.batches import Corpus, TokenisedExample
 MAX_LABELS = 32
 
 
-class LabelAnswer(NamedTuple):
-    """A label as an answer to an example: token ids, with the end-of-turn token, and reward."""
+class RewardedLabel(NamedTuple):
+    """A label as the answer to an example: token ids, with the end-of-turn token, and reward."""
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
@@ -41,7 +41,7 @@ class LabelRewards:
         self._reward = reward
         self._labels: dict[int, dict[str, tuple[int, ...]]] = {}
 
-    def answers(self, example: TokenisedExample) -> list[LabelAnswer]:
+    def answers(self, example: TokenisedExample) -> list[RewardedLabel]:
         """Every label of the example's task.
 
         Raises:
@@ -53,7 +53,7 @@ class LabelRewards:
             self._labels[example.task] = {text: tuple(i) for text, i in zip(labels, ids, strict=True)}
         source = source_of(self._corpus, example)
         own = self._labels[example.task]
-        return [LabelAnswer(example.prompt, ids, self._reward(source, text)) for text, ids in own.items()]
+        return [RewardedLabel(example.prompt, ids, self._reward(source, text)) for text, ids in own.items()]
 
 
 def source_of(corpus: Corpus, example: TokenisedExample) -> Example:

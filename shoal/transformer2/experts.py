@@ -28,7 +28,7 @@ from shoal.adapters.svf_files import (
 )
 from shoal.errors import ShoalError, UsageError
 from shoal.file_formats import read_json
-from shoal.transformer2.router import ProbeRouter
+from shoal.transformer2.router import Probe, ProbeRouter
 from shoal.transformer2.router_files import load_probe
 
 ROUTER = "dispatch"
@@ -65,7 +65,7 @@ def load_expert_set(folder: Path, model: PreTrainedModel, *, components: int | N
         ShoalError: a part of it is missing or damaged.
     """
     stored = [read_expert(directory) for directory in _some_directories(folder)]
-    return _joined(folder, stored, model, components)
+    return _joined(folder, stored, load_probe(folder / ROUTER).probe, model, components)
 
 
 def experts_of(model: PreTrainedModel, folder: Path | None = None) -> ExpertSet:
@@ -104,10 +104,14 @@ def shipped_experts(model: PreTrainedModel, *, components: int | None = None) ->
         model: whatever it is called.
         components: as `load_expert_set`, and so are errors.
     """
-    for folder in sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else ():
-        stored = [read_expert(directory) for directory in _directories(folder)]
+    width = getattr(model.config, "hidden_size", None)
+    for router in sorted(SHIPPED.glob(f"*/{ROUTER}")):
+        probe = load_probe(router).probe
+        if probe.mean.numel() != width:  # before singular values of a larger model are computed
+            continue
+        stored = [read_expert(directory) for directory in _directories(router.parent)]
         if stored and is_for(stored[0], model):
-            return _joined(folder, stored, model, components)
+            return _joined(router.parent, stored, probe, model, components)
     return None
 
 
@@ -126,14 +130,17 @@ def _some_directories(folder: Path) -> list[Path]:
 
 
 def _joined(
-    folder: Path, experts: Sequence[StoredExpert], model: PreTrainedModel, components: int | None
+    folder: Path,
+    experts: Sequence[StoredExpert],
+    probe: Probe,
+    model: PreTrainedModel,
+    components: int | None,
 ) -> ExpertSet:
-    """Experts that were read, with what they scale of the model, and their router."""
+    """Experts and a probe that were read, with the decompositions of the weights that they scale."""
     basis = decompose_for(experts, model)
     for expert in experts:
         check_belongs(expert, basis)
     stored = {expert.skill: expert for expert in experts}
-    probe = load_probe(folder / ROUTER).probe
     if not stored.keys() <= set(probe.skills):
         raise ShoalError(
             f"{folder / ROUTER} chooses between {', '.join(probe.skills)}, the experts are for "

@@ -237,9 +237,9 @@ class Transformer2(nn.Module):
                 yield
             return
         identity = ExpertVector.identity(self._basis)
-        full = [identity if e is None else ExpertVector({**identity.z, **e.z}) for e in chosen]
-        same = all(expert is chosen[0] for expert in chosen)
-        expert = full[0] if same else ExpertVector.stack(full)
+        own = chosen[:1] if all(expert is chosen[0] for expert in chosen) else chosen
+        full = [identity if e is None else ExpertVector({**identity.z, **e.z}) for e in own]
+        expert = full[0] if len(full) == 1 else ExpertVector.stack(full)
         with self._lock, attach_expert(self.model, self._basis, expert):
             yield
 

@@ -26,7 +26,7 @@ from shoal.models.backbone import Backbone
 from shoal.tasks.rewards import Reward
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample
 from shoal.training.evolution import Fitness
-from shoal.training.label_rewards import LabelAnswer, LabelRewards, has_labels, log_likelihoods, source_of
+from shoal.training.label_rewards import LabelRewards, RewardedLabel, has_labels, log_likelihoods, source_of
 
 ROWS_AT_ONCE = 64
 
@@ -99,7 +99,7 @@ class ExpertPopulation:
         return Fitness((total / len(examples)).tolist(), tokens)
 
     def _expected(
-        self, experts: ExpertVector, answers: Sequence[LabelAnswer]
+        self, experts: ExpertVector, answers: Sequence[RewardedLabel]
     ) -> tuple[Float[Tensor, " candidates"], int]:
         """(what labels earn times their probability, tokens), with consecutive rows for each candidate."""
         count = experts.batch

@@ -62,8 +62,8 @@ class Probe:
         layer: decoder layer whose input it reads, from 0.
         mean: of its training states.
         scale: their standard deviation.
-        weight: one row a class.
-        bias: one a class.
+        weight: one row per class.
+        bias: one number per class.
     """
 
     skills: tuple[str, ...]
@@ -81,8 +81,8 @@ class Probe:
 class ProbeRouter:
     """Reads the mean hidden state of the request after the first layers, for a fraction of a forward pass."""
 
-    def __init__(self, model: PreTrainedModel, probe: Probe, *, least: float = 0.0) -> None:
-        """Take a trained probe; a most likely skill below the probability `least` counts as `NONE`.
+    def __init__(self, model: PreTrainedModel, probe: Probe) -> None:
+        """Take a trained probe.
 
         Raises:
             UsageError: the probe reads another width or a layer that the model lacks.
@@ -96,13 +96,12 @@ class ProbeRouter:
         self.skills = probe.skills
         self._model = model
         self._probe = probe
-        self._least = least
 
     def decide(self, prompts: Sequence[Sequence[int]]) -> list[Decision]:
         """One decision for each request; errors as `check_prompts`."""
         check_prompts(prompts)
         states = mean_states(self._model, prompts, self._probe.layer)
-        return [decision_of(self.skills, row, self._least) for row in self._probe.probabilities(states)]
+        return [decision_of(self.skills, row) for row in self._probe.probabilities(states)]
 
 
 @torch.no_grad()
@@ -169,11 +168,7 @@ def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
         )
 
 
-def decision_of(
-    skills: Sequence[str], probabilities: Float[Tensor, " classes"], least: float = 0.0
-) -> Decision:
-    """The decision for probabilities of the skills and, last, of `NONE`, which also wins below `least`."""
+def decision_of(skills: Sequence[str], probabilities: Float[Tensor, " classes"]) -> Decision:
+    """The decision for probabilities of the skills and, last, of `NONE`."""
     names = (*skills, NONE)
-    best = int(probabilities.argmax())
-    skill = names[best] if float(probabilities[best]) >= least else NONE
-    return Decision(skill, dict(zip(names, probabilities.tolist(), strict=True)))
+    return Decision(names[int(probabilities.argmax())], dict(zip(names, probabilities.tolist(), strict=True)))

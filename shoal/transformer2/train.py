@@ -211,12 +211,7 @@ class ExpertObjective:
     """The loss of what is tuned: minus the expected reward, plus the divergence from the base model."""
 
     def __init__(
-        self,
-        backbone: Backbone,
-        tuned: Tuned,
-        corpus: Corpus,
-        config: ExpertTrainingConfig,
-        reward: Reward,
+        self, backbone: Backbone, tuned: Tuned, corpus: Corpus, config: ExpertTrainingConfig, reward: Reward
     ) -> None:
         """See that the tasks suit the objective.
 

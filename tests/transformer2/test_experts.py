@@ -145,6 +145,17 @@ def test_another_architecture_has_no_shipped_experts(
     assert shipped_experts(AutoModelForCausalLM.from_pretrained(tiny_models["gpt2"])) is None
 
 
+def test_a_model_of_another_width_is_not_decomposed(
+    backbone: Backbone, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.transformer2.experts.SHIPPED", folder.parent)
+    monkeypatch.setattr(
+        "shoal.adapters.svf_files.decompose_model", lambda *_, **__: pytest.fail("decomposed")
+    )
+    monkeypatch.setattr(backbone.model.config, "hidden_size", 4096)
+    assert shipped_experts(backbone.model) is None
+
+
 def test_fewer_components_cut_experts_and_basis(backbone: Backbone, folder: Path) -> None:
     whole, cut = (
         load_expert_set(folder, backbone.model),

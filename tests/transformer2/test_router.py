@@ -10,7 +10,6 @@ import torch
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.transformer2.router import (
-    NONE,
     Probe,
     ProbeRouter,
     mean_states,
@@ -40,8 +39,6 @@ def test_a_probe_separates_what_can_be_told_apart(backbone: Backbone) -> None:
     router = ProbeRouter(backbone.model, probe_of(backbone))
     unseen = ["What is 19 + 77?", "Write a short verse about stars"]
     assert [d.skill for d in router.decide(backbone.encode_prompts(unseen))] == list(SKILLS)
-    unsure = ProbeRouter(backbone.model, probe_of(backbone), least=1.1)
-    assert {d.skill for d in unsure.decide(backbone.encode_prompts(unseen))} == {NONE}
 
 
 def test_states_do_not_depend_on_the_batch(backbone: Backbone) -> None:

@@ -36,11 +36,7 @@ class VllmAdapters:
     """The adapters of one server; for any number of threads."""
 
     def __init__(
-        self,
-        client: VllmClient,
-        directory: Callable[[str], str],
-        unloaded: Callable[[str], None],
-        most: int,
+        self, client: VllmClient, directory: Callable[[str], str], unloaded: Callable[[str], None], most: int
     ) -> None:
         """Nothing is loaded yet.
 
