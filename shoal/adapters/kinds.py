@@ -6,6 +6,7 @@ A new kind is one module (its value, an `Adapter`, and the functions of its `Kin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +115,18 @@ def check_adapter(model: nn.Module, adapter: Adapter | None, basis: Decompositio
         kind_of(adapter).check(model, adapter, basis)
 
 
-def attach_adapter(model: nn.Module, adapter: Adapter, basis: Decompositions | None = None) -> Attachment:
+def attach_adapter(
+    model: nn.Module, adapter: Adapter | None, basis: Decompositions | None = None
+) -> Attachment:
     """Adapt every row of a model's batches until the attachment ends; errors as `check_adapter`.
 
     Args:
         model: whose modules are adapted.
-        adapter: of any kind.
+        adapter: of any kind; None leaves the model as it is.
         basis: decompositions that experts scale.
     """
+    if adapter is None:
+        return Attachment(ExitStack())
     return kind_of(adapter).attach(model, adapter, basis or {})
 
 

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.config import MAX_ALPHA
 from shoal.errors import ShoalError, UsageError
-from shoal.models.backbone import BackboneShape
 from shoal.models.modules import TargetModule
+from shoal.models.shapes import BackboneShape
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -1,8 +1,8 @@
 """Retention of the base model's abilities: plain questions of general knowledge, answered by likelihood.
 
 Asked before and after, they say what an adapter made the model forget. The right choice stands first in the
-table: likelihood does not see an order. No task of the benchmark is among
-them. Knows a predictor; nothing of adapters.
+table: likelihood does not see an order. No task of the benchmark is among them. Knows a
+predictor; nothing of adapters.
 """
 
 from __future__ import annotations

@@ -8,14 +8,12 @@ prompts and adapters, nothing of tasks or scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from shoal.adapters.base import Adapter
-from shoal.adapters.batched import RowAdapters
 from shoal.adapters.decomposition import Decompositions, ModelBasis
 from shoal.adapters.kinds import attach_adapter
 from shoal.adapters.svf import ExpertVector
@@ -157,20 +155,6 @@ def check_adapters(adapters: Adapter | Sequence[Adapter | None] | None, requests
         )
 
 
-def attached(
-    backbone: Backbone,
-    adapters: Adapter | Sequence[Adapter | None] | None,
-    rows: Sequence[int],
-    basis: Decompositions,
-) -> AbstractContextManager[object]:
-    """The backbone with the adapters of a batch of the given requests: the one for all, or each row's own."""
-    if adapters is None:
-        return nullcontext()
-    if isinstance(adapters, Sequence):
-        return RowAdapters(backbone.model, basis, [adapters[row] for row in rows]).attached()
-    return attach_adapter(backbone.model, adapters, basis)
-
-
 def _most_likely(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
     return logits.argmax(-1)
 
@@ -188,7 +172,7 @@ def _continue(
     shared = None if isinstance(adapters, Sequence) else adapters
     running = list(range(len(prompts)))  # rows of the batch whose answers have not ended
     answers: list[list[int]] = [[] for _ in prompts]
-    with attached(backbone, shared, (), basis or {}):
+    with attach_adapter(backbone.model, shared, basis):
         rows = Rows(backbone, prompts, own, basis=basis)
         logits = rows.read()
         while True:

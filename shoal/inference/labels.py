@@ -24,9 +24,10 @@ from torch import Tensor
 from shoal.adapters.base import Adapter
 from shoal.adapters.card import MAX_LABELS, LabelSet
 from shoal.adapters.decomposition import Decompositions, ModelBasis
+from shoal.adapters.kinds import attach_adapter
 from shoal.errors import UsageError, shorten
 from shoal.inference.decoding import Rows
-from shoal.inference.generate import attached, check_lengths
+from shoal.inference.generate import check_lengths
 from shoal.models.backbone import Backbone
 
 PLACES = 32768  # for keys and values of prompts and of the labels that go on together
@@ -112,7 +113,7 @@ def label_log_likelihoods(
     check_lengths(backbone, prompts, [longest] * len(prompts))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = torch.empty(len(prompts), len(labels))
-    with attached(backbone, adapter, (), ModelBasis(backbone.model, basis)):
+    with attach_adapter(backbone.model, adapter, ModelBasis(backbone.model, basis)):
         while order:
             taken, rows = _next_batch([len(prompts[i]) + longest for i in order], len(labels), places)
             batch, order = order[:taken], order[taken:]

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import torch
 
 from shoal.adapters.base import Adapter
+from shoal.adapters.batched import RowAdapters
 from shoal.adapters.decomposition import Decompositions, ModelBasis
+from shoal.adapters.kinds import attach_adapter
 from shoal.inference.forward import answer_losses, pad_sequences
-from shoal.inference.generate import attached, check_adapters, check_lengths
+from shoal.inference.generate import check_adapters, check_lengths
 from shoal.models.backbone import Backbone
 
 
@@ -42,7 +44,12 @@ def reference_losses(
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
         batch = pad_sequences([pairs[i] for i in rows], backbone.end_of_turn, backbone.device)
-        with attached(backbone, adapters, rows, own_basis):
+        attached = (
+            RowAdapters(backbone.model, own_basis, [adapters[i] for i in rows]).attached()
+            if isinstance(adapters, Sequence)
+            else attach_adapter(backbone.model, adapters, own_basis)
+        )
+        with attached:
             for i, loss in zip(rows, answer_losses(backbone, batch).tolist(), strict=True):
                 losses[i] = loss
     return losses

@@ -2,8 +2,7 @@
 
 The default model needs no hub: it is converted once from an installed wheel into a cache, by one process
 however many ask for it. Every failure is one line. Knows configurations and files, nothing of layers, tokens
-or adapters; loads torch and `transformers` only for a
-model that it reads.
+or adapters; loads torch and `transformers` only for a model that it reads.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from shoal.adapters.svf_files import EXPERT_FILES, StoredExpert, save_expert
 from shoal.config import ExpertTrainingConfig, Transformer2Config
 from shoal.errors import UsageError
 from shoal.files import check_place
-from shoal.models.backbone import Backbone, BackboneShape
+from shoal.models.backbone import Backbone
+from shoal.models.shapes import BackboneShape
 from shoal.tasks.loading import Task
 from shoal.training.checkpoints import check_run_folder
 from shoal.transformer2.model import mlp_modules
