@@ -34,6 +34,7 @@ from shoal.inference.labels import (
     label_priors,
 )
 from shoal.models.backbone import Backbone
+from shoal.tasks.answer_kinds import has_labels, labels_of
 from shoal.tasks.files import load_task_json
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.metrics import bootstrap_interval, exact_match, rouge_l
@@ -41,7 +42,6 @@ from shoal.text_to_lora.distillation import distil
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.label_sets import read_label_set
 from shoal.text_to_lora.self_training import self_train
-from shoal.training.label_rewards import has_labels, labels_of
 
 DESCRIBED, SHARED, WRONG = "base + description", "no description (shared adapter)", "wrong description"
 T2L, TRAINED, WRONG_TRAINED = "Text-to-LoRA", "self-trained", "self-trained, wrong description"

@@ -27,6 +27,7 @@ from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.tasks.loading import Example, Task, load_task_directory
 from shoal.tasks.metrics import bootstrap_difference, exact_match, rouge_l
+from shoal.tasks.records import prompted_input
 from shoal.text_to_lora.generator import TextToLoRA
 
 BARE, DESCRIBED, ECHO, MULTI_TASK = "base", "base + description", "echo", "multi-task LoRA"
@@ -112,7 +113,7 @@ def measure(
         ]
     else:
         if row == DESCRIBED:
-            requests = [f"{a.description}\n\n{a.example.input}" for a in asked]
+            requests = [prompted_input(a.description, a.example.input) for a in asked]
         elif row == MULTI_TASK:
             adapters = TextToLoRA(DEFAULT_MODEL, hypernetwork=first).emitter.fallback
         elif network is not None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from _machine import DATA
 
+from shoal.tasks.answer_kinds import has_labels
 from shoal.tasks.loading import Task, load_split
 from shoal.text_to_lora.label_sets import read_label_set
-from shoal.training.label_rewards import has_labels
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ from torch._dynamo.utils import counters
 from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError, reason
-from shoal.inference.forward import Sequences, pad_sequences
+from shoal.inference.forward import adapted, pad_sequences
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.models.modules import TargetModule
 from shoal.tasks.loading import load_split
@@ -135,7 +135,7 @@ def ways_of_all_layers(
         "shoal.training.lora.BatchOrder", lambda *given: RandomOrder(BatchOrder(*given), config.steps)
     ):
         shuffled = step(backbone)
-    every_logit = partial(patch, "shoal.training.prefix_cache.answer_losses", loss_of_every_position)
+    every_logit = partial(patch.object, PrefixCache, "answer_losses", loss_of_every_position)
     return {
         SHIPPED: Way(step(backbone)),
         "random order": Way(shuffled),
@@ -168,11 +168,17 @@ def step_of(
     return Step(LoraObjective(backbone, corpus, targets, lora, config), config.clip_norm)
 
 
-def loss_of_every_position(backbone: Backbone, batch: Sequences, **given: object) -> Tensor:
-    """The loss that `transformers` computes; nothing is given that training of all layers needs."""
+def loss_of_every_position(
+    cache: PrefixCache, examples: Sequence[TokenisedExample], adapters: LoRA, config: LoraTrainingConfig
+) -> tuple[Tensor, int]:
+    """The loss that `transformers` computes, in place of `PrefixCache.answer_losses`."""
+    backbone = cache._backbone
+    batch = pad_sequences([(e.prompt, e.completion) for e in examples], backbone.end_of_turn, backbone.device)
     labels = batch.ids.masked_fill(~batch.answer, -100)
     mask = None if bool(batch.real.all()) else batch.real.long()
-    return backbone.model(input_ids=batch.ids, attention_mask=mask, labels=labels, use_cache=False).loss
+    with adapted(backbone, adapters):
+        loss = backbone.model(input_ids=batch.ids, attention_mask=mask, labels=labels, use_cache=False).loss
+    return loss.expand(len(examples)), batch.tokens
 
 
 def warm_up(settings: dict[str, dict[str, Way]], limit: int) -> str:

@@ -82,10 +82,10 @@ class SakanaAIIntegration:
             `success` (bool), `duration` (seconds) and `adapter_info`: `prompt`, `detected_skills` (names, the
             heaviest first), `skill_weights` (a weight for each of them, sum 1), `adapters` (tensor name, such
             as `model.layers.0.self_attn.q_proj.lora_A.weight` -> tensor), `notes` (plain sentences: what to
-            know before relying on the adapter) and `hypernetwork`: `trained`, and with it `nearest_tasks`
-            (name -> distance), `distance` to the nearest, `confidence` in [0, 1] and `nonsense`, True where
-            the prompt says nothing. Where `trained` is False the adapter is the identity, and `how_to_train`
-            says what to do.
+            know before relying on the adapter), `label_set` (None where answers are open, else a `LabelSet`
+            as a dict) and `hypernetwork`: `trained`, and with it `nearest_tasks` (name -> distance),
+            `distance` to the nearest, `confidence` in [0, 1] and `nonsense`, True where the prompt says
+            nothing. Where `trained` is False the adapter is the identity, and `how_to_train` says what to do.
 
         Raises:
             UsageError: the prompt, the model path, the method, the inputs or the labels cannot be used.
@@ -158,6 +158,7 @@ def _info(adapter: GeneratedAdapter) -> dict[str, Any]:
         "skill_weights": [adapter.skills.weights[skill] for skill in adapter.skills.skills],
         "adapters": tensors,
         "notes": list(adapter.notes),
+        "label_set": adapter.label_set.model_dump(mode="json") if adapter.label_set else None,
         "hypernetwork": adapter.hypernetwork,
     }
 

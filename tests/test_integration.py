@@ -30,7 +30,7 @@ GUIDE_PROMPTS = {
     },
     "Enhance creative writing and storytelling capabilities": {"creative_writing", "optimization"},
 }
-KEYS = {"prompt", "detected_skills", "skill_weights", "adapters", "notes", "hypernetwork"}
+KEYS = {"prompt", "detected_skills", "skill_weights", "adapters", "notes", "label_set", "hypernetwork"}
 
 
 @pytest.fixture(scope="module")

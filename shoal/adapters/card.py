@@ -40,6 +40,10 @@ class LabelSet(BaseModel):
             raise ValueError(f"{len(self.priors)} priors for {len(self.labels)} labels")
         return self
 
+    def calibrated(self, priors: Sequence[float], texts: str) -> LabelSet:
+        """The set with the priors of an adapter, and a word on the texts that they are means over."""
+        return self.model_copy(update={"priors": tuple(priors), "calibrated_on": texts})
+
 
 class AdapterCard(BaseModel):
     """Provenance of one adapter."""

@@ -126,6 +126,13 @@ def label_priors(log_likelihoods: Float[Tensor, "texts labels"]) -> list[float]:
     return [float(x) for x in log_likelihoods.mean(0)]
 
 
+def batch_calibrated(
+    log_likelihoods: Float[Tensor, "texts labels"],
+) -> Float[Tensor, "texts labels"]:
+    """Scores less each label's prior over these very texts, in nats."""
+    return log_likelihoods - log_likelihoods.mean(0)
+
+
 def answer_with_labels(
     labels: Sequence[str], log_likelihoods: Float[Tensor, "prompts labels"], priors: Sequence[float]
 ) -> list[LabelAnswer]:

@@ -40,6 +40,8 @@ def check_inputs(inputs: Sequence[str], *, most: int = MAX_INPUTS) -> tuple[str,
                 f"input {shorten(text)} must be a string of 1 to {MAX_INPUT_CHARACTERS} characters, one of "
                 "them visible; correct it or leave it out"
             )
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError(f"input {shorten(text)} is not valid Unicode; remove its lone surrogates")
     different = list({normalise(text): text for text in inputs}.values())
     if len(different) < MIN_INPUTS:
         raise UsageError(
@@ -68,7 +70,7 @@ def read_inputs(path: str | Path) -> list[str]:
             f"{path}: {size} bytes, the limit is {MAX_FILE_BYTES}; only {MAX_INPUTS} inputs are used, take "
             "some out"
         )
-    lines = read_text(path).splitlines()
+    lines = read_text(path).split("\n")
     rows = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise ShoalError(f"{path}: 0 inputs; at least {MIN_INPUTS} lines are needed, add some")

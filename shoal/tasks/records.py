@@ -95,7 +95,7 @@ class Task:
 
     def described(self, text: str, number: int = 0) -> str:
         """A request with one of the descriptions before it, counted from 0 and over again from the first."""
-        return f"{self.descriptions[number % len(self.descriptions)]}\n\n{text}"
+        return prompted_input(self.descriptions[number % len(self.descriptions)], text)
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,11 @@ def check_examples(given: Sequence[Solved]) -> list[Example]:
             f"the least is {MIN_EXAMPLES}; give more, or none"
         )
     return examples
+
+
+def prompted_input(description: str, text: str) -> str:
+    """A request for a model that has no adapter: the description of the task, then the input."""
+    return f"{description}\n\n{text}"
 
 
 def describe(definition: str, descriptions: Sequence[str]) -> tuple[str, ...]:

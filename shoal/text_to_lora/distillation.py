@@ -15,23 +15,27 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
-from shoal.errors import UsageError
 from shoal.inference.forward import answer_logits, pad_sequences
 from shoal.inference.generate import generate_greedy
-from shoal.inference.labels import answer_with_labels, label_log_likelihoods, label_priors
+from shoal.inference.labels import batch_calibrated, label_log_likelihoods, label_priors
 from shoal.models.backbone import Backbone
 from shoal.tasks.inputs import MIN_INPUTS
+from shoal.tasks.records import prompted_input
+from shoal.text_to_lora.lengths import short_ones
 from shoal.training.imitation import Imitation, SoftTargets, TaughtAnswer
+from shoal.training.loop import schedule
+from shoal.training.short_runs import optimise
 
 log = logging.getLogger(__name__)
 
 STEPS, BATCH_SIZE, LEARNING_RATE = 60, 8, 2e-3
-WARMUP_STEPS = 4
+WARMUP = 1 / 15  # share of the steps
 TOP = 16  # tokens of the teacher's distribution that are kept
 MAX_NEW_TOKENS = 64  # of the teacher's answers
 MAX_LENGTH = 512  # tokens of prompted request and answer; longer inputs are left out
@@ -73,6 +77,7 @@ def distil(
     *,
     label_set: LabelSet | None = None,
     steps: int = STEPS,
+    show_progress: bool = True,
 ) -> Distillation:
     """Teach an adapter what the base model answers to a description with each of some inputs.
 
@@ -83,63 +88,62 @@ def distil(
         inputs: checked, see `shoal.tasks.inputs.check_inputs`.
         label_set: of the answers, where they are closed.
         steps: of training, at most.
+        show_progress: on standard error: a bar on a terminal, else a line every ten seconds.
 
     Raises:
         UsageError: fewer than `MIN_INPUTS` inputs fit, or as `label_log_likelihoods`.
     """
     started = time.perf_counter()
-    inputs, prompted = _fitting(backbone, description, inputs)
-    plain = backbone.encode_prompts(inputs)
+    limit = getattr(backbone.model.config, "max_position_embeddings", None) or MAX_LENGTH
+    requests = [prompted_input(description, text) for text in inputs]
+    prompted = backbone.encode_prompts(requests)
+    room = min(MAX_LENGTH, limit) - MAX_NEW_TOKENS
+    short = short_ones("inputs with the description", list(map(len, prompted)), room, MIN_INPUTS)
+    requests, prompted = [requests[i] for i in short], [prompted[i] for i in short]
+    plain = backbone.encode_prompts([inputs[i] for i in short])
+    log.info("the prompted model answers %d inputs", len(plain))
     if label_set is None:
-        taught = _open_answers(backbone, plain, [f"{description}\n\n{text}" for text in inputs], prompted)
+        taught = _open_answers(backbone, plain, requests, prompted)
     else:
-        scores = label_log_likelihoods(backbone, prompted, label_set.labels)
-        chosen = answer_with_labels(label_set.labels, scores, label_priors(scores))
-        completions = backbone.encode_completions([answer.label for answer in chosen])
-        taught = [TaughtAnswer(p, c) for p, c in zip(plain, completions, strict=True)]
+        taught = _chosen_labels(backbone, plain, prompted, label_set)
+    log.info("teaching its answers to an adapter")
     imitation = Imitation(backbone, lora, taught, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
     longest = max(len(t.prompt) + len(t.completion) for t in taught) * min(BATCH_SIZE, len(taught))
     steps = max(1, min(steps, MAX_TOKENS // longest))
-    losses = [imitation.step(_rate(step, steps)) for step in range(steps)]
+    rate = partial(schedule, steps=steps, warmup=WARMUP)
+    taken = optimise(backbone, imitation, steps, rate=rate, show_progress=show_progress)
+    losses = [float(step.loss.detach()) for step in taken]
     student = imitation.lora()
     if label_set is not None:
         own = label_log_likelihoods(backbone, plain, label_set.labels, student)
-        update = {"priors": tuple(label_priors(own)), "calibrated_on": f"{len(inputs)} inputs"}
-        label_set = label_set.model_copy(update=update)
-    whole, saved = (
-        sum(map(len, rows)) / len(rows)
-        for rows in (prompted, [p[len(q) :] for p, q in zip(prompted, plain, strict=True)])
-    )
+        label_set = label_set.calibrated(label_priors(own), f"{len(plain)} inputs")
+    mean_prompted = sum(map(len, prompted)) / len(prompted)
+    mean_plain = sum(map(len, plain)) / len(plain)
     last = losses[-max(1, steps // 10) :]
     return Distillation(
         student,
         label_set,
-        len(inputs),
+        len(plain),
         steps,
         losses[0],
         sum(last) / len(last),
-        whole,
-        saved,
+        mean_prompted,
+        mean_prompted - mean_plain,
         time.perf_counter() - started,
     )
 
 
-def _fitting(
-    backbone: Backbone, description: str, inputs: Sequence[str]
-) -> tuple[list[str], list[list[int]]]:
-    """The inputs whose prompted request leaves room for an answer, and these requests' token ids."""
-    limit = getattr(backbone.model.config, "max_position_embeddings", None) or MAX_LENGTH
-    room = min(MAX_LENGTH, limit) - MAX_NEW_TOKENS
-    prompted = backbone.encode_prompts([f"{description}\n\n{text}" for text in inputs])
-    kept = [(text, ids) for text, ids in zip(inputs, prompted, strict=True) if len(ids) <= room]
-    if len(kept) < MIN_INPUTS:
-        raise UsageError(
-            f"{len(kept)} of {len(inputs)} inputs have at most {room} tokens with the description, the least "
-            f"is {MIN_INPUTS}; shorten the description or the inputs"
-        )
-    if left := len(inputs) - len(kept):
-        log.warning("left out %d of %d inputs of more than %d tokens", left, len(inputs), room)
-    return [text for text, _ in kept], [ids for _, ids in kept]
+def _chosen_labels(
+    backbone: Backbone,
+    plain: Sequence[Sequence[int]],
+    prompted: Sequence[Sequence[int]],
+    label_set: LabelSet,
+) -> list[TaughtAnswer]:
+    """The prompted model's calibrated label for each input."""
+    scores = label_log_likelihoods(backbone, prompted, label_set.labels)
+    chosen = batch_calibrated(scores).argmax(-1).tolist()
+    completions = backbone.encode_completions(label_set.labels)
+    return [TaughtAnswer(prompt, completions[i]) for prompt, i in zip(plain, chosen, strict=True)]
 
 
 @torch.no_grad()
@@ -149,19 +153,19 @@ def _open_answers(
     requests: Sequence[str],
     prompted: Sequence[Sequence[int]],
 ) -> list[TaughtAnswer]:
-    """The teacher's greedy answers, with its distribution at each of their tokens."""
-    answers = generate_greedy(backbone, requests, max_new_tokens=MAX_NEW_TOKENS, batch_size=16)
+    """The prompted model's greedy answers, with its distribution at each of their tokens."""
+    answers = generate_greedy(backbone, requests, max_new_tokens=MAX_NEW_TOKENS, batch_size=2 * BATCH_SIZE)
     completions = backbone.encode_completions(answers)
-    taught = []
-    for prompt, teacher, completion in zip(plain, prompted, completions, strict=True):
-        batch = pad_sequences([(teacher, completion)], backbone.end_of_turn, backbone.device)
+    taught: list[TaughtAnswer] = []
+    for begin in range(0, len(plain), BATCH_SIZE):
+        some = slice(begin, begin + BATCH_SIZE)
+        pairs = list(zip(prompted[some], completions[some], strict=True))
+        batch = pad_sequences(pairs, backbone.end_of_turn, backbone.device)
         likely = torch.softmax(answer_logits(backbone, batch).float(), -1)
         top = likely.topk(min(TOP, likely.shape[-1]), -1)
-        soft = SoftTargets(top.indices.cpu(), (top.values / top.values.sum(-1, keepdim=True)).cpu())
-        taught.append(TaughtAnswer(prompt, completion, soft))
+        lengths = [len(completion) for completion in completions[some]]
+        ids = top.indices.cpu().split(lengths)
+        probabilities = (top.values / top.values.sum(-1, keepdim=True)).cpu().split(lengths)
+        soft = map(SoftTargets, ids, probabilities)
+        taught += map(TaughtAnswer, plain[some], completions[some], soft)
     return taught
-
-
-def _rate(step: int, steps: int) -> float:
-    """Linear warm-up, then linear decay, as a share of the peak rate."""
-    return min((step + 1) / WARMUP_STEPS, 1.0) * (1 - step / steps)

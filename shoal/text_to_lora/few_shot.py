@@ -10,9 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-
-from torch import nn
+from dataclasses import dataclass
 
 from shoal.adapters.lora import LoRA
 from shoal.config import MIN_EXAMPLES, LoraTrainingConfig
@@ -21,10 +19,10 @@ from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.records import divide
-from shoal.text_to_lora.generated_adapter import GeneratedAdapter
+from shoal.text_to_lora.lengths import short_ones
 from shoal.training.batches import tokenise
-from shoal.training.loop import adamw
-from shoal.training.lora import LoraObjective, set_for_training
+from shoal.training.lora import LoraObjective
+from shoal.training.short_runs import optimise
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +54,6 @@ class Refinement:
     seconds: float
 
 
-def refined(backbone: Backbone, adapter: GeneratedAdapter, examples: Sequence[Example]) -> GeneratedAdapter:
-    """A generated adapter after a few examples, whose facts say what they did; see `refine`."""
-    refinement = refine(backbone, adapter.lora, examples, description=adapter.description)
-    facts = {f.name: getattr(refinement, f.name) for f in fields(refinement) if f.name != "lora"}
-    return replace(
-        adapter,
-        lora=refinement.lora,
-        hypernetwork={**adapter.hypernetwork, "few_shot": facts},
-        duration=adapter.duration + refinement.seconds,
-    )
-
-
 def refine(
     backbone: Backbone,
     lora: LoRA,
@@ -91,7 +77,10 @@ def refine(
     """
     started = time.perf_counter()
     log.info("refining the adapter on %d examples", len(examples))
-    examples = _fitting(backbone, examples, config.max_length)
+    prompts = backbone.encode_prompts([e.input for e in examples])
+    completions = backbone.encode_completions([e.outputs[0] for e in examples])
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    examples = [examples[i] for i in short_ones("examples", lengths, config.max_length, MIN_EXAMPLES)]
     fit, held_out = divide(examples, test_size=max(1, len(examples) // 4), seed=config.seed)
     if (count := len(fit) + len(held_out)) < MIN_EXAMPLES:
         raise UsageError(
@@ -101,17 +90,13 @@ def refine(
     task = Task("examples", "few-shot", description, (description,), fit, held_out)
     targets = [t for t in backbone.shape.targets if t.name in lora.factors]
     objective = LoraObjective(backbone, tokenise([task], backbone, config.max_length), targets, lora, config)
-    optimizer = adamw(objective, config.weight_decay)
     before = after = _loss(backbone, held_out, lora)
     best, kept, tokens = lora, 0, 0
-    for step in range(1, config.steps + 1):
-        with set_for_training(backbone):
-            forward = objective.loss(step - 1)
-            forward.loss.backward()
-        tokens += forward.tokens
-        nn.utils.clip_grad_norm_(objective.module.parameters(), config.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    steps = optimise(
+        backbone, objective, config.steps, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+    )
+    for step, taken in enumerate(steps, start=1):
+        tokens += taken.tokens
         last = step == config.steps or tokens >= MAX_TOKENS
         if step % STEPS_BETWEEN_LOOKS == 0 or last:
             loss = _loss(backbone, held_out, candidate := objective.lora())
@@ -121,17 +106,6 @@ def refine(
             break
     seconds = time.perf_counter() - started
     return Refinement(best, len(fit), len(held_out), kept, before, after, seconds)
-
-
-def _fitting(backbone: Backbone, examples: Sequence[Example], max_length: int) -> list[Example]:
-    prompts = backbone.encode_prompts([e.input for e in examples])
-    completions = backbone.encode_completions([e.outputs[0] for e in examples])
-    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-    kept = [e for e, length in zip(examples, lengths, strict=True) if length <= max_length]
-    if len(kept) < len(examples):
-        left = len(examples) - len(kept)
-        log.warning("left out %d of %d examples longer than %d tokens", left, len(examples), max_length)
-    return kept
 
 
 def _loss(backbone: Backbone, examples: Sequence[Example], lora: LoRA) -> float:

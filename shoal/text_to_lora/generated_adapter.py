@@ -5,7 +5,7 @@ Knows nothing of how it was generated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from shoal.adapters.files import save_adapter
 from shoal.adapters.lora import LoRA
 from shoal.config import MIN_EXAMPLES
 from shoal.models.backbone import BackboneShape
+from shoal.tasks.inputs import MIN_INPUTS
 from shoal.text_to_lora.skills import SkillDetection
 
 
@@ -28,8 +29,9 @@ class GeneratedAdapter:
         skills: skills that the description asks for.
         hypernetwork: facts of its generator; `trained` is False where the adapter is the identity, else there
             are also `nearest_tasks` (name -> distance), `distance`, `confidence` and `nonsense`: see
-            `shoal.text_to_lora.familiarity`; with examples, `few_shot` says what they did: see
-            `shoal.text_to_lora.few_shot.Refinement`.
+            `shoal.text_to_lora.familiarity`. `few_shot`, `self_training` and `distilled` say what examples
+            and inputs did: the numbers of `few_shot.Refinement`, `self_training.SelfTraining` and
+            `distillation.Distillation`.
         duration: seconds that generating took, of several made at once its share; 0 from the cache.
         shape: of the base model.
         label_set: the answers that it chooses from, read from the description or given; None where they are
@@ -60,7 +62,7 @@ class GeneratedAdapter:
         if not self.trained:
             return (
                 f"This adapter changes nothing: no hypernetwork is trained for {self.shape.base_model} with "
-                f"this configuration. Distil the prompted model from {MIN_EXAMPLES} or more inputs without "
+                f"this configuration. Distil the prompted model from {MIN_INPUTS} or more inputs without "
                 f"answers (shoal generate --distil --inputs FILE). Train one with: {facts['how_to_train']}",
             )
         if facts.get("nonsense"):
@@ -72,8 +74,7 @@ class GeneratedAdapter:
     def card(self) -> AdapterCard:
         """Its provenance."""
         facts = self.hypernetwork
-        notes = [few_shot_note(facts["few_shot"])] if "few_shot" in facts else []
-        notes += [sentence(facts[name]) for name, sentence in _INPUT_NOTES.items() if name in facts]
+        notes = list(material_notes(facts).values())
         if "confidence" in facts:
             notes.append(familiarity_note(facts))
         return AdapterCard(
@@ -109,7 +110,12 @@ def _far_note(facts: Mapping[str, Any]) -> str:
     )
 
 
-def few_shot_note(facts: Mapping[str, Any]) -> str:
+def material_notes(facts: Mapping[str, Any]) -> dict[str, str]:
+    """For each kind of material that an adapter was taught by, a sentence on what it did."""
+    return {name: note(facts[fact]) for fact, (name, note) in _MATERIAL_NOTES.items() if fact in facts}
+
+
+def _few_shot_note(facts: Mapping[str, Any]) -> str:
     """`few_shot` of an adapter's facts, as a sentence."""
     return (
         f"Refined on {facts['examples']} examples for {facts['steps']} steps; loss on {facts['held_out']} "
@@ -117,7 +123,7 @@ def few_shot_note(facts: Mapping[str, Any]) -> str:
     )
 
 
-def self_training_note(facts: Mapping[str, Any]) -> str:
+def _self_training_note(facts: Mapping[str, Any]) -> str:
     """`self_training` of an adapter's facts, as a sentence."""
     begin = f"Calibrated on {facts['inputs']} inputs without answers"
     if facts["reason"]:
@@ -128,7 +134,7 @@ def self_training_note(facts: Mapping[str, Any]) -> str:
     )
 
 
-def distilled_note(facts: Mapping[str, Any]) -> str:
+def _distilled_note(facts: Mapping[str, Any]) -> str:
     """`distilled` of an adapter's facts, as a sentence."""
     return (
         f"Distilled from the base model with the description in its prompt, on {facts['inputs']} inputs for "
@@ -138,4 +144,9 @@ def distilled_note(facts: Mapping[str, Any]) -> str:
     )
 
 
-_INPUT_NOTES = {"self_training": self_training_note, "distilled": distilled_note}
+# The fact -> the material that it tells of, and the sentence that tells it.
+_MATERIAL_NOTES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "few_shot": ("examples", _few_shot_note),
+    "self_training": ("inputs", _self_training_note),
+    "distilled": ("distilled", _distilled_note),
+}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
@@ -29,7 +29,7 @@ from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_shape
 from shoal.models.modules import check_rank
 from shoal.models.sources import check_downloaded
-from shoal.tasks.records import Example, Solved, check_examples
+from shoal.tasks.records import Solved
 from shoal.text_to_lora.base_weights import BaseWeights
 from shoal.text_to_lora.checkpoint import load_hypernetwork, save_hypernetwork
 from shoal.text_to_lora.emission import Emitter
@@ -37,14 +37,13 @@ from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder, c
 from shoal.text_to_lora.familiarity import Familiarity
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.identity import Identity, within
-from shoal.text_to_lora.inputs import Asked, asked_for, described_labels, distilled, with_inputs
+from shoal.text_to_lora.material import Material, adapted_to, check_material, described_label_set, distilled
 from shoal.text_to_lora.shipped import config_of, find_hypernetwork
 from shoal.text_to_lora.skills import SkillDetector
 
 log = logging.getLogger(__name__)
 
 CACHED_ADAPTERS = 32
-Refine = Callable[[Backbone, GeneratedAdapter, Sequence[Example]], GeneratedAdapter]
 
 
 class TextToLoRA:
@@ -169,23 +168,32 @@ class TextToLoRA:
                 them from the description.
 
         Raises:
-            UsageError: the description is empty, too short or long, or not English; the examples are too few,
-                too long, or blank; or there are examples but no trained hypernetwork.
-            ShoalError: there are examples, and the base model is damaged or the extra `train` not installed.
+            UsageError: the description is empty, too short or long, or not English; examples or inputs are
+                too few, too long or blank; the labels cannot be used; or there are examples or inputs but no
+                trained hypernetwork.
+            ShoalError: the base model is needed and damaged, or the extra `train` is needed and not
+                installed.
             UnavailableError: the generator was closed while it trained.
         """
-        asked = asked_for(description, inputs, labels)
-        # What may be refused is, before the description is read.
-        records = check_examples(examples) if len(examples) else []
-        refined = self._refinement(records) if records else None
-        adapter = self._described([description])[0]
-        if refined is not None:
-            with self._weights.training() as backbone:
-                adapter = refined(backbone, adapter, records)
-        return _noted(self._with_inputs(adapter, asked))
+        material = check_material(description, examples, inputs, labels)
+        self._check_can_learn(material)
+        adapter = self._described([material.description])[0]
+        if not material.needs_weights:
+            if material.inputs:
+                log.warning(
+                    "inputs teach an adapter of open answers nothing; name the labels if they are closed"
+                )
+            return _noted(replace(adapter, label_set=material.label_set))
+        with self._weights.training() as backbone:
+            return _noted(adapted_to(backbone, adapter, material))
 
     def distil(
-        self, description: str, inputs: Sequence[str], *, labels: Sequence[str] | None = None
+        self,
+        description: str,
+        inputs: Sequence[str],
+        *,
+        labels: Sequence[str] | None = None,
+        show_progress: bool = True,
     ) -> GeneratedAdapter:
         """An adapter that answers as the base model with the description in its prompt; no hypernetwork.
 
@@ -195,21 +203,23 @@ class TextToLoRA:
             description: what the adapter shall do, in English.
             inputs: at least 4 different ones without answers; some dozens are better.
             labels: as in `generate`.
+            show_progress: on standard error: a bar on a terminal, else a line every ten seconds.
 
         Raises:
             UsageError: the description, the inputs or the labels cannot be used.
             ShoalError: the base model is damaged or not there.
             UnavailableError: the generator was closed while it trained.
         """
-        asked = asked_for(check_description(description), inputs, labels, needed=True)
+        material = check_material(description, (), inputs, labels, needs_inputs=True)
         with self._weights.training() as backbone:
-            lora, label_set, facts = distilled(backbone, self._targets, self.config, asked)
-        base = {"base_model": self.shape.base_model, "rank": lora.rank, "modules": len(self._targets)}
+            lora, label_set, facts = distilled(
+                backbone, self._identity.lora, material, show_progress=show_progress
+            )
         return GeneratedAdapter(
-            asked.description,
+            material.description,
             lora,
-            self.skills.detect_many([asked.description])[0],
-            {**base, "trained": True, "distilled": facts},
+            self.skills.detect_many([material.description])[0],
+            {**self._sizes(), "trained": True, "distilled": facts},
             facts["seconds"],
             self.shape,
             label_set,
@@ -243,19 +253,17 @@ class TextToLoRA:
 
     def facts(self) -> dict[str, Any]:
         """The facts of the generator that each of its adapters carries."""
-        base = {
+        if self.checkpoint is None:
+            how_to_train = self._identity.how_to_train
+            return {**self._sizes(), "trained": False, "adapter": "identity", "how_to_train": how_to_train}
+        return {**self._sizes(), "trained": True, "sha256": self.checkpoint.sha256}
+
+    def _sizes(self) -> dict[str, Any]:
+        return {
             "base_model": self.shape.base_model,
             "rank": self.config.adapter_rank,
             "modules": len(self._targets),
         }
-        if self.checkpoint is None:
-            return {
-                **base,
-                "trained": False,
-                "adapter": "identity",
-                "how_to_train": self._identity.how_to_train,
-            }
-        return {**base, "trained": True, "sha256": self.checkpoint.sha256}
 
     def save(self, directory: str | Path) -> None:
         """Write the hypernetwork with its description.
@@ -281,34 +289,21 @@ class TextToLoRA:
         """
         return cls(base_model or load_hypernetwork(Path(directory)).base_model, hypernetwork=directory)
 
-    def _refinement(self, examples: Sequence[Example]) -> Refine:
-        """The function that refines an adapter on examples."""
-        if self.checkpoint is None:
+    def _check_can_learn(self, material: Material) -> None:
+        """See that there is an adapter for examples or inputs to train."""
+        if self.checkpoint is not None:
+            return
+        untrained = f"no hypernetwork is trained for {self.shape.base_model} with this configuration"
+        if material.examples:
             raise UsageError(
-                f"{len(examples)} examples have no adapter to refine: no hypernetwork is trained for "
-                f"{self.shape.base_model} with this configuration; use `shoal train lora` with them"
+                f"{len(material.examples)} examples have no adapter to refine: {untrained}; use "
+                "`shoal train lora` with them"
             )
-        try:
-            from shoal.text_to_lora.few_shot import refined
-        except ImportError as error:
-            raise ShoalError(
-                f"examples need {error.name}, which is not installed; pip install 'shoal[train]'"
-            ) from None
-        return refined
-
-    def _with_inputs(self, adapter: GeneratedAdapter, asked: Asked) -> GeneratedAdapter:
-        """The adapter with the labels that are asked for, calibrated and trained on the inputs."""
-        if not asked.inputs and not asked.calibrates:
-            return replace(adapter, label_set=asked.label_set)
-        with self._weights.training() as backbone:
-            lora, label_set, facts = with_inputs(backbone, adapter, asked)
-        return replace(
-            adapter,
-            lora=lora,
-            label_set=label_set,
-            hypernetwork={**adapter.hypernetwork, **facts},
-            duration=adapter.duration + facts.get("self_training", {}).get("seconds", 0.0),
-        )
+        if material.inputs:
+            raise UsageError(
+                f"{len(material.inputs)} inputs have no adapter to train: {untrained}; distil the prompted "
+                "model with them (shoal generate --distil)"
+            )
 
     def _generated(self, texts: Sequence[str]) -> dict[str, GeneratedAdapter]:
         """New adapters by their descriptions, which are checked and differ."""
@@ -322,7 +317,7 @@ class TextToLoRA:
         ]
         share = (time.perf_counter() - started) / len(texts)
         return {
-            text: GeneratedAdapter(text, lora, skills, own, share, self.shape, described_labels(text))
+            text: GeneratedAdapter(text, lora, skills, own, share, self.shape, described_label_set(text))
             for text, lora, skills, own in zip(texts, loras, found, facts, strict=True)
         }
 

@@ -11,6 +11,7 @@ Source: Lee, "Pseudo-Label", ICML workshop 2013; calibration as in `shoal.infere
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,11 +23,18 @@ from torch import Tensor
 
 from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
-from shoal.inference.labels import answer_with_labels, label_log_likelihoods, label_priors
+from shoal.inference.labels import batch_calibrated, label_log_likelihoods, label_priors
 from shoal.models.backbone import Backbone
+from shoal.tasks.inputs import MIN_INPUTS
+from shoal.tasks.records import prompted_input
+from shoal.text_to_lora.lengths import short_ones
 from shoal.training.imitation import Imitation, TaughtAnswer
+from shoal.training.short_runs import optimise
+
+log = logging.getLogger(__name__)
 
 STEPS, LOOK_EVERY, BATCH_SIZE, LEARNING_RATE = 12, 6, 8, 1e-3
+MAX_LENGTH = 256  # tokens of a request
 MOST_OF_ONE = 0.8  # share of one label among the pseudo-labels, above which they are called collapsed
 LEAST_INFORMATION = 0.08  # share of the label entropy that the input must explain, or else
 LEAST_KAPPA = 0.4  # agreement beyond chance with the prompted base model, likewise calibrated
@@ -78,47 +86,47 @@ def self_train(
         backbone: the frozen model that the adapter is for.
         lora: the adapter to start from.
         label_set: its priors, if any, are measured again.
-        inputs: checked, see `shoal.tasks.inputs.check_inputs`.
+        inputs: checked, see `shoal.tasks.inputs.check_inputs`; those of more than `MAX_LENGTH` tokens are
+            left out.
         description: of the task, for the prompted base model's second opinion.
         steps: of training; 0 calibrates only.
 
     Raises:
-        UsageError: as `label_log_likelihoods`.
+        UsageError: fewer than `MIN_INPUTS` inputs are short enough, or as `label_log_likelihoods`.
     """
     started = time.perf_counter()
     labels, prompts = label_set.labels, backbone.encode_prompts(inputs)
+    short = short_ones("inputs", list(map(len, prompts)), MAX_LENGTH, MIN_INPUTS)
+    inputs, prompts = [inputs[i] for i in short], [prompts[i] for i in short]
+    log.info("calibrating the adapter on %d inputs", len(inputs))
     scores = label_log_likelihoods(backbone, prompts, labels, lora)
-    priors = label_priors(scores)
-    said = [labels.index(a.label) for a in answer_with_labels(labels, scores, priors)]
-    largest = max(Counter(said).values()) / len(said)
-    explained = information(scores - torch.tensor(priors))
-    before = after = _agreement(scores, said)
+    calibrated = batch_calibrated(scores)
+    chosen = calibrated.argmax(-1).tolist()
+    largest, explained = _largest_share(chosen), information(calibrated)
+    before = after = _agreement(scores, chosen)
     best, kept, own = lora, 0, scores
     kappa = None
     if steps and explained < LEAST_INFORMATION:  # faint, which need not be wrong
-        kappa = cohens_kappa(said, _second_opinion(backbone, labels, inputs, description), len(labels))
+        kappa = cohens_kappa(chosen, _second_opinion(backbone, labels, inputs, description), len(labels))
     reason = _objection(largest, explained, kappa) if steps else "0 steps"
     if reason is None:
+        log.info("training the adapter on its own calibrated labels")
         completions = backbone.encode_completions(labels)
-        taught = [TaughtAnswer(p, completions[i]) for p, i in zip(prompts, said, strict=True)]
-        imitation = Imitation(
-            backbone, lora, taught, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, seed=0
-        )
-        for step in range(1, steps + 1):
-            imitation.step()
+        taught = [TaughtAnswer(p, completions[i]) for p, i in zip(prompts, chosen, strict=True)]
+        imitation = Imitation(backbone, lora, taught, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
+        for step, _ in enumerate(optimise(backbone, imitation, steps), start=1):
             if step % LOOK_EVERY and step != steps:
                 continue
             candidate = imitation.lora()
             found = label_log_likelihoods(backbone, prompts, labels, candidate)
-            agreement = _agreement(found, said)
-            if agreement > after and _largest(found) <= max(MOST_OF_ONE, largest):
+            agreement = _agreement(found, chosen)
+            plain = _largest_share(found.argmax(-1).tolist())
+            if agreement > after and plain <= max(MOST_OF_ONE, largest):
                 best, kept, after, own = candidate, step, agreement, found
         reason = None if kept else "training brought its plain answers no nearer to the calibrated ones"
     return SelfTraining(
         best,
-        label_set.model_copy(
-            update={"priors": tuple(label_priors(own)), "calibrated_on": f"{len(inputs)} inputs"}
-        ),
+        label_set.calibrated(label_priors(own), f"{len(inputs)} inputs"),
         len(inputs),
         kept,
         before,
@@ -153,9 +161,10 @@ def _second_opinion(
     backbone: Backbone, labels: Sequence[str], inputs: Sequence[str], description: str
 ) -> list[int]:
     """The calibrated labels of the base model with the description before each input."""
-    prompted = backbone.encode_prompts([f"{description}\n\n{text}" for text in inputs])
+    prompted = backbone.encode_prompts([prompted_input(description, text) for text in inputs])
     scores = label_log_likelihoods(backbone, prompted, labels)
-    return [labels.index(a.label) for a in answer_with_labels(labels, scores, label_priors(scores))]
+    chosen: list[int] = batch_calibrated(scores).argmax(-1).tolist()
+    return chosen
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -173,9 +182,9 @@ def _objection(largest: float, explained: float, kappa: float | None) -> str | N
     return None
 
 
-def _agreement(scores: Float[Tensor, "inputs labels"], said: Sequence[int]) -> float:
-    return float((scores.argmax(-1) == torch.tensor(said)).float().mean())
+def _agreement(scores: Float[Tensor, "inputs labels"], chosen: Sequence[int]) -> float:
+    return float((scores.argmax(-1) == torch.tensor(chosen)).float().mean())
 
 
-def _largest(scores: Float[Tensor, "inputs labels"]) -> float:
-    return max(Counter(scores.argmax(-1).tolist()).values()) / len(scores)
+def _largest_share(chosen: Sequence[int]) -> float:
+    return max(Counter(chosen).values()) / len(chosen)

@@ -26,6 +26,7 @@ from shoal.config import HypernetworkTrainingConfig
 from shoal.errors import UsageError
 from shoal.inference.forward import losses_of
 from shoal.models.backbone import Backbone
+from shoal.tasks.answer_kinds import balanced_weights
 from shoal.tasks.loading import Task, check_no_leakage
 from shoal.tasks.procedural.relabel import siblings
 from shoal.text_to_lora.descriptions import Descriptions
@@ -33,7 +34,6 @@ from shoal.text_to_lora.encoders.reader import description_reader
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.text_to_lora.steering import SteeringMonitor
-from shoal.training.answer_kinds import balanced_weights
 from shoal.training.batches import BatchOrder, Corpus, LengthWeights, tokenise
 from shoal.training.label_mass import LabelMass
 from shoal.training.loop import RunSummary, StepLoss, run

@@ -1,7 +1,6 @@
 """Training a LoRA on answers that a teacher gave, hard (its tokens) or soft (its distribution over tokens).
 
-Knows one adapter, prompts and answers as token ids; nothing of who the teacher is. Everything stays in
-memory.
+Knows one adapter, prompts and answers as token ids; nothing of who the teacher is.
 
 Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2; sequences
 that the teacher itself wrote: Kim and Rush, "Sequence-Level Knowledge Distillation", arXiv 1606.07947.
@@ -12,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoal.adapters.hooks import attach
-from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_logits, pad_sequences
 from shoal.models.backbone import Backbone
-from shoal.training.lora import set_for_training
+from shoal.training.loop import StepLoss
+from shoal.training.lora import TrainableLora
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class TaughtAnswer:
 
 
 class Imitation:
-    """Steps of AdamW towards a teacher's answers, every answer with the same weight."""
+    """Cross-entropy to a teacher's answers, all soft or none, every answer with the same weight."""
 
     def __init__(
         self,
@@ -65,7 +66,6 @@ class Imitation:
         *,
         batch_size: int = 8,
         learning_rate: float = 1e-3,
-        clip_norm: float = 1.0,
         seed: int = 0,
     ) -> None:
         """Copy the adapter's factors, in float32, to the backbone's device.
@@ -75,8 +75,7 @@ class Imitation:
             lora: the adapter to start from.
             answers: at least one.
             batch_size: answers per step.
-            learning_rate: of every step; scale it from outside with `scale`.
-            clip_norm: limit of the gradient norm.
+            learning_rate: peak.
             seed: of the order.
 
         Raises:
@@ -86,60 +85,45 @@ class Imitation:
             raise UsageError("there are 0 answers to learn; at least 1 is needed, give some")
         self._backbone = backbone
         self._answers = answers
-        self._alpha = lora.alpha
         self._batch_size = min(batch_size, len(answers))
-        self._clip = clip_norm
-        self._names = list(lora.factors)
-        self._parameters = [
-            nn.Parameter(factor.detach().float().clone().to(backbone.device))
-            for name in self._names
-            for factor in lora.factors[name]
-        ]
-        self._rate = learning_rate
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=0.0)
-        self._chance = random.Random(seed)
-        self._order = list[int]()
+        self._learning_rate = learning_rate
+        self._seed = seed
+        self._student = TrainableLora(lora, backbone.device)
 
-    def step(self, scale: float = 1.0) -> float:
-        """One optimiser step at `scale` times the learning rate; its mean loss, nats per token."""
-        rows = [self._answers[i] for i in self._draw()]
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * scale
+    @property
+    def module(self) -> nn.Module:
+        """The factors."""
+        return self._student.factors
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All factors at one learning rate."""
+        return [{"params": list(self.module.parameters()), "lr": self._learning_rate}]
+
+    def loss(self, forward_pass: int) -> StepLoss:
+        """Mean loss of one batch, nats per token."""
+        rows = self.batch(forward_pass)
         pairs = [(row.prompt, row.completion) for row in rows]
         batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
-        with set_for_training(self._backbone):
-            with attach(self._backbone.model, self._current()):
-                logits = answer_logits(self._backbone, batch)
-            losses = _losses(logits.float(), rows)
-            owners = batch.answer.nonzero()[:, 0]
-            total = torch.zeros(len(rows), device=losses.device).index_add(0, owners, losses)
-            loss = (total / batch.answer.sum(1).clamp(min=1)).mean()
-            loss.backward()
-        nn.utils.clip_grad_norm_(self._parameters, self._clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
+        with attach(self._backbone.model, self._student.current()):
+            logits = answer_logits(self._backbone, batch)
+        losses = _losses(logits.float(), rows)
+        owners = batch.answer.nonzero()[:, 0]
+        total = torch.zeros(len(rows), device=losses.device).index_add(0, owners, losses)
+        return StepLoss((total / batch.answer.sum(1).clamp(min=1)).mean(), batch.tokens)
+
+    def batch(self, forward_pass: int) -> list[TaughtAnswer]:
+        """The answers of one forward pass: each comes once before any comes again."""
+        first, count = forward_pass * self._batch_size, len(self._answers)
+        places = range(first, first + self._batch_size)
+        orders = {epoch: self._order(epoch) for epoch in {place // count for place in places}}
+        return [self._answers[orders[place // count][place % count]] for place in places]
 
     def lora(self) -> LoRA:
         """The adapter as it stands, float32 on the CPU."""
-        factors = {
-            name: LoraFactors(a.detach().cpu().clone(), b.detach().cpu().clone())
-            for name, (a, b) in self._current().factors.items()
-        }
-        return LoRA(factors, self._alpha)
+        return self._student.copy()
 
-    def _current(self) -> LoRA:
-        pairs = zip(self._parameters[::2], self._parameters[1::2], strict=True)
-        return LoRA({n: LoraFactors(a, b) for n, (a, b) in zip(self._names, pairs, strict=True)}, self._alpha)
-
-    def _draw(self) -> list[int]:
-        """The next rows: every answer once before any comes again."""
-        if len(self._order) < self._batch_size:
-            fresh = [i for i in range(len(self._answers)) if i not in self._order]
-            self._chance.shuffle(fresh)
-            self._order += fresh
-        drawn, self._order = self._order[: self._batch_size], self._order[self._batch_size :]
-        return drawn
+    def _order(self, epoch: int) -> list[int]:
+        return random.Random(f"{self._seed}/{epoch}").sample(range(len(self._answers)), len(self._answers))
 
 
 def _losses(logits: Float[Tensor, "answers vocabulary"], rows: Sequence[TaughtAnswer]) -> Tensor:

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from shoal.models.backbone import Backbone
+from shoal.tasks.answer_kinds import has_labels, labels_of
 from shoal.training.batches import Corpus, TokenisedExample
-from shoal.training.label_rewards import has_labels, labels_of
 
-Continuations = dict[
-    tuple[int, ...], tuple[int, ...]
-]  # tokens of an answer so far -> those that may come next
+# Tokens of an answer so far -> those that may come next.
+Continuations = dict[tuple[int, ...], tuple[int, ...]]
 
 
 class LabelMass:
@@ -42,15 +42,18 @@ class LabelMass:
             logits: at the answer tokens, in the order of the examples.
             examples: that they are of.
         """
-        losses, place = [], 0
+        allowed: list[Sequence[int]] = []  # at each answer token: those that go on with some label
         for example in examples:
-            tree = self._continuations.get(example.task, {})
-            for i in range(len(example.completion) if tree else 0):
-                row = logits[place + i].float()
-                allowed = torch.tensor(tree[example.completion[:i]], device=row.device)
-                losses.append(row.logsumexp(0) - row[allowed].logsumexp(0))
-            place += len(example.completion)
-        return torch.stack(losses).mean() if losses else logits.new_zeros((), dtype=torch.float32)
+            tree = self._continuations.get(example.task)
+            ends = range(len(example.completion))
+            allowed += [tree[example.completion[:i]] if tree else () for i in ends]
+        places = [place for place, tokens in enumerate(allowed) if tokens]
+        if not places:
+            return logits.new_zeros((), dtype=torch.float32)
+        ids = pad_sequence([torch.tensor(allowed[place]) for place in places], True, -1).to(logits.device)
+        rows = logits[places].float()
+        known = rows.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+        return (rows.logsumexp(1) - known.logsumexp(1)).mean()
 
 
 def continuations(answers: Sequence[Sequence[int]]) -> Continuations:

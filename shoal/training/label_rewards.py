@@ -1,4 +1,4 @@
-"""Closed sets of labels: which tasks have one, what each label earns, and how likely a model says it.
+"""Closed sets of labels: what each label earns, and how likely a model says it.
 
 With all labels at hand an expected reward is a sum, `sum_l p(l) r(l)`, and no answer has to be sampled. Knows
 tasks, tokens and logits, nothing of what is trained.
@@ -13,14 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.errors import UsageError
 from shoal.inference.forward import Sequences
 from shoal.models.backbone import Backbone
-from shoal.tasks.loading import Example, Task
+from shoal.tasks.answer_kinds import labels_of
+from shoal.tasks.loading import Example
 from shoal.tasks.rewards import Reward
 from shoal.training.batches import Corpus, TokenisedExample
-
-MAX_LABELS = 32
 
 
 class RewardedLabel(NamedTuple):
@@ -59,27 +57,6 @@ class LabelRewards:
 def source_of(corpus: Corpus, example: TokenisedExample) -> Example:
     """The example as it stands in its task."""
     return corpus.tasks[example.task].train[example.place]
-
-
-def labels_of(task: Task) -> list[str]:
-    """The different answers of a task's training examples, in alphabetical order.
-
-    Raises:
-        UsageError: fewer than 2 or more than 32.
-    """
-    labels = sorted({output for example in task.train for output in example.outputs})
-    if not 2 <= len(labels) <= MAX_LABELS:
-        raise UsageError(
-            f"task {task.name} has {len(labels)} different answers, a closed set of labels has 2 to "
-            f"{MAX_LABELS}; train it with the objective rloo"
-        )
-    return labels
-
-
-def has_labels(task: Task) -> bool:
-    """True where a task's answers are labels: 2 to 32 of them, each given twice or more in the mean."""
-    answers = [output for example in task.train for output in example.outputs]
-    return 2 <= len(set(answers)) <= min(MAX_LABELS, len(answers) // 2)
 
 
 def log_likelihoods(logits: Float[Tensor, "answers vocabulary"], batch: Sequences) -> Float[Tensor, " batch"]:

@@ -50,8 +50,8 @@ class StepLoss:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-class Objective(Protocol):
-    """The objective of a run."""
+class Trainable(Protocol):
+    """Parameters and their losses."""
 
     @property
     def module(self) -> nn.Module:
@@ -62,6 +62,10 @@ class Objective(Protocol):
 
     def loss(self, forward_pass: int) -> StepLoss:
         """Loss of one forward pass; `forward_pass` counts them over all steps and processes."""
+
+
+class Objective(Trainable, Protocol):
+    """The objective of a run that can be resumed."""
 
     def fingerprint(self) -> str:
         """Names the data and the start, so that a run is never resumed on others."""
@@ -207,7 +211,7 @@ def drive(
     return RunSummary(progress.step, progress.tokens, progress.seconds, sum(tail) / len(tail))
 
 
-def adamw(objective: Objective, weight_decay: float = 0.0) -> torch.optim.AdamW:
+def adamw(objective: Trainable, weight_decay: float = 0.0) -> torch.optim.AdamW:
     """The optimiser of an objective; on a CPU its fused kernel takes an eighth of the plain one's time."""
     groups = objective.parameter_groups()
     on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])

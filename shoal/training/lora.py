@@ -23,8 +23,8 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
 from shoal.models.modules import TargetModule
+from shoal.tasks.answer_kinds import balanced_weights
 from shoal.tasks.loading import Task, check_no_leakage
-from shoal.training.answer_kinds import balanced_weights
 from shoal.training.batches import BatchOrder, Corpus, LengthWeights, tokenise
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.prefix_cache import PrefixCache
@@ -84,6 +84,36 @@ def train_lora(
     return objective.lora(), summary
 
 
+class TrainableLora:
+    """A LoRA whose factors are parameters.
+
+    Attributes:
+        factors: A and B of every module in its turn, float32 on the device.
+    """
+
+    def __init__(self, lora: LoRA, device: torch.device) -> None:
+        """Copy the factors of an adapter."""
+        self._names = list(lora.factors)
+        self._alpha = lora.alpha
+        self.factors = nn.ParameterList(
+            nn.Parameter(factor.detach().float().clone().to(device))
+            for pair in lora.factors.values()
+            for factor in pair
+        )
+
+    def current(self) -> LoRA:
+        """The adapter whose factors are the parameters themselves."""
+        pairs = zip(self.factors[::2], self.factors[1::2], strict=True)
+        return LoRA({n: LoraFactors(a, b) for n, (a, b) in zip(self._names, pairs, strict=True)}, self._alpha)
+
+    def copy(self) -> LoRA:
+        """The adapter as it stands, float32 on the CPU."""
+        factors = {}
+        for name, (a, b) in self.current().factors.items():
+            factors[name] = LoraFactors(a.detach().cpu().clone(), b.detach().cpu().clone())
+        return LoRA(factors, self._alpha)
+
+
 class LoraObjective:
     """Cross-entropy of answers under one shared adapter, averaged a sample."""
 
@@ -109,17 +139,16 @@ class LoraObjective:
         self._backbone = backbone
         self._corpus = corpus
         self._config = config
-        self._alpha = lora.alpha
-        self._names = [t.name for t in targets]
+        self._lora = TrainableLora(lora, backbone.device)
         weights = balanced_weights(corpus.tasks) if config.mix == "kinds" else None
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task, weights)
         self._weigh = LengthWeights(corpus, config.length_exponent, weights)
         self._prefix = PrefixCache(backbone, min(t.layer for t in targets))
-        self.module = nn.ParameterList(
-            nn.Parameter(factor.detach().float().clone().to(backbone.device))
-            for name in self._names
-            for factor in lora.factors[name]
-        )
+
+    @property
+    def module(self) -> nn.ParameterList:
+        """The factors."""
+        return self._lora.factors
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All factors at one learning rate."""
@@ -128,23 +157,16 @@ class LoraObjective:
     def loss(self, forward_pass: int) -> StepLoss:
         """Mean answer loss of one bucketed batch."""
         examples = self._order.batch(forward_pass)
-        losses, tokens = self._prefix.answer_losses(examples, self._current(), self._config)
+        losses, tokens = self._prefix.answer_losses(examples, self._lora.current(), self._config)
         return StepLoss((losses * self._weigh(examples).to(losses.device)).mean(), tokens)
 
     def fingerprint(self) -> str:
         """Names base model, data and the adapter at the start."""
-        return fingerprint(self._backbone, self._corpus, self._names, self._start)
+        return fingerprint(self._backbone, self._corpus, self._start)
 
     def lora(self) -> LoRA:
         """The adapter as it stands, float32 on the CPU."""
-        factors = {}
-        for name, (a, b) in self._current().factors.items():
-            factors[name] = LoraFactors(a.detach().cpu().clone(), b.detach().cpu().clone())
-        return LoRA(factors, self._alpha)
-
-    def _current(self) -> LoRA:
-        pairs = zip(self.module[::2], self.module[1::2], strict=True)
-        return LoRA({n: LoraFactors(a, b) for n, (a, b) in zip(self._names, pairs, strict=True)}, self._alpha)
+        return self._lora.copy()
 
 
 @contextmanager

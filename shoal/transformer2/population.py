@@ -23,10 +23,11 @@ from shoal.config import ExpertTrainingConfig
 from shoal.inference.forward import answer_logits, pad_sequences
 from shoal.inference.generate import generate_with_experts
 from shoal.models.backbone import Backbone
+from shoal.tasks.answer_kinds import has_labels
 from shoal.tasks.rewards import Reward
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample
 from shoal.training.evolution import Fitness
-from shoal.training.label_rewards import LabelRewards, RewardedLabel, has_labels, log_likelihoods, source_of
+from shoal.training.label_rewards import LabelRewards, RewardedLabel, log_likelihoods, source_of
 
 ROWS_AT_ONCE = 64
 

@@ -22,6 +22,7 @@ from shoal.errors import UsageError
 from shoal.files import check_place
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
+from shoal.tasks.records import prompted_input
 from shoal.transformer2.router import NONE, Probe, mean_states, train_probe
 from shoal.transformer2.router_files import PROBE_FILES, StoredProbe, save_probe
 
@@ -139,7 +140,7 @@ def labelled_requests(
             chance = random.Random(f"{seed}/{folds}/{task.name}/{number}")
             descriptions = _descriptions(task, folds, (wordings or {}).get(task.name, ()))
             example = chance.choice(task.test if folds == TEST else task.train)
-            text = f"{chance.choice(descriptions)}\n\n{example.input}"
+            text = prompted_input(chance.choice(descriptions), example.input)
             found.append(LabelledRequest(text, name, task, example))
     return found
 

@@ -36,11 +36,12 @@ from shoal.errors import UsageError
 from shoal.inference.forward import Sequences, answer_logits, pad_sequences
 from shoal.inference.generate import generate_greedy, sample_tokens
 from shoal.models.backbone import Backbone
+from shoal.tasks.answer_kinds import labels_of
 from shoal.tasks.loading import Task, check_no_leakage
 from shoal.tasks.rewards import REWARDS, Reward
 from shoal.training.batches import BatchOrder, Corpus, TokenisedExample, tokenise
 from shoal.training.evolution import evolve
-from shoal.training.label_rewards import LabelRewards, labels_of, log_likelihoods, source_of
+from shoal.training.label_rewards import LabelRewards, log_likelihoods, source_of
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
 from shoal.transformer2.population import ExpertPopulation

@@ -30,6 +30,7 @@ def test_of_many_some_are_drawn_the_same_each_time() -> None:
         (["a", "b", "c"], "3 different"),
         (["a", "b", "c", " "], "visible"),
         (["a", "b", "c", 4], "string"),
+        (["a", "b", "c", "half \ud83d"], "lone surrogates"),
         (["a", "b", "c", "x" * 20_001], "20000 characters"),
     ],
 )
@@ -40,8 +41,8 @@ def test_what_nothing_can_be_learnt_from_is_refused(inputs, part) -> None:
 
 def test_lines_of_a_text_file(tmp_path) -> None:
     path = tmp_path / "inputs.txt"
-    path.write_text("\ufefffirst\n\n  second \r\n", encoding="utf-8")
-    assert read_inputs(path) == ["first", "second"]
+    path.write_text("\ufefffirst\n\n  second \r\nthird\u2028goes on\x0bhere\n", encoding="utf-8")
+    assert read_inputs(path) == ["first", "second", "third\u2028goes on\x0bhere"]
 
 
 def test_lines_of_a_jsonl_file(tmp_path) -> None:

@@ -54,7 +54,7 @@ def test_steps_that_harm_are_not_kept(sharp: Backbone, start: LoRA) -> None:
 
 def test_examples_that_are_too_long(sharp: Backbone, start: LoRA) -> None:
     long = [Example(f"{i} " + "word " * 400, ("yes",)) for i in range(8)]
-    with pytest.raises(UsageError, match="0 different examples of at most 256 tokens are too few"):
+    with pytest.raises(UsageError, match="0 of 8 examples have at most 256 tokens, at least 4"):
         refine(sharp, start, long, description="Answer yes.")
     refinement = refine(sharp, start, [*long, *SAME[:8]], description="Answer yes.")
     assert (refinement.examples, refinement.held_out) == (6, 2)

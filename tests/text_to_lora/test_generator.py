@@ -459,7 +459,7 @@ def test_a_description_is_read_while_an_adapter_is_refined(
 
     monkeypatch.setattr(few_shot, "refine", meanwhile)
     with pytest.raises(ShoalError, match="that is enough"):
-        generator.generate("Count the words.", [("a", "b")] * 4)
+        generator.generate("Count the words.", [(word, "b") for word in "acde"])
     assert made == [expected]
 
 

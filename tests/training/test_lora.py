@@ -89,7 +89,7 @@ def test_the_cached_prefix_changes_nothing(
         examples = ours._order.batch(forward_pass)
         pairs = [(e.prompt, e.completion) for e in examples]
         batch = pad_sequences(pairs, backbone.end_of_turn, backbone.device)
-        with attach(backbone.model, ours._current()):
+        with attach(backbone.model, ours._lora.current()):
             whole = answer_losses(backbone, batch).mean()
         torch.testing.assert_close(loss, float(whole.detach()), **CLOSE)
         expected = torch.autograd.grad(whole, list(ours.module))
@@ -133,7 +133,7 @@ def test_accumulated_batches_are_one_larger_batch(toy: ModuleType, backbone: Bac
     parts = [gradients(ours, number) for number in range(3)]
     pairs = [(e.prompt, e.completion) for number in range(3) for e in ours._order.batch(number)]
     batch = pad_sequences(pairs, backbone.end_of_turn, backbone.device)
-    with attach(backbone.model, ours._current()):
+    with attach(backbone.model, ours._lora.current()):
         joined = answer_losses(backbone, batch).mean()
     expected = torch.autograd.grad(joined, list(ours.module))
     mean = [torch.stack(own).mean(0) for own in zip(*(grads for _, grads in parts), strict=True)]

@@ -19,10 +19,10 @@ from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone
+from shoal.tasks.answer_kinds import has_labels
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.rewards import REWARDS
 from shoal.training.batches import tokenise
-from shoal.training.label_rewards import has_labels
 from shoal.transformer2.population import ExpertPopulation
 from shoal.transformer2.train import SingularValues, train_expert
 

@@ -83,9 +83,9 @@ def ask(
     solved = solved_examples(choice.examples, choice.describe) if choice.examples and choice.describe else ()
     from shoal.inference.generate import generate_greedy
     from shoal.inference.labels import choose_labels
-    from shoal.text_to_lora.inputs import label_set_of
+    from shoal.text_to_lora.material import given_label_set
 
-    given = label_set_of(() if choice.labels == OPEN else choice.labels)
+    given = given_label_set(() if choice.labels == OPEN else choice.labels)
     backbone, adapter, basis, facts, own = _chosen(place, choice, solved)
     label_set = own if choice.labels is None else given
     likely: dict[str, float] | None = None

@@ -135,7 +135,7 @@ def _write_gguf(adapter: GeneratedAdapter, path: Path) -> None:
 
 
 def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) -> str:
-    from shoal.text_to_lora.generated_adapter import distilled_note, few_shot_note, self_training_note
+    from shoal.text_to_lora.generated_adapter import material_notes
 
     lora = adapter.lora
     facts = adapter.hypernetwork
@@ -149,10 +149,8 @@ def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) ->
         "adapter": size,
         "trained": "yes" if adapter.trained else "no",
         "nearest task": _nearest(facts),
-        "examples": few_shot_note(facts["few_shot"]) if "few_shot" in facts else None,
         "labels": ", ".join(adapter.label_set.labels) if adapter.label_set else None,
-        "inputs": self_training_note(facts["self_training"]) if "self_training" in facts else None,
-        "distilled": distilled_note(facts["distilled"]) if "distilled" in facts else None,
+        **material_notes(facts),
         "generated in": f"{adapter.duration * 1000:.0f} ms",
         "written to": ", ".join(written.values()) or "nowhere; give --out DIR",
         "better": better(examples) if adapter.trained else None,

@@ -16,6 +16,7 @@ import streamlit as st
 from shoal.apps.ui.widgets import failure_line
 from shoal.errors import ShoalError
 from shoal.server.client import Chat, Client
+from shoal.tasks.records import prompted_input
 
 LOOK_SECONDS = 0.05
 CURSOR = " ▌"
@@ -48,7 +49,7 @@ class _Piece:
 
 def with_description(request: str, description: str | None) -> str:
     """A request to the base model that says the task, since it has no adapter that knows it."""
-    return f"{description}\n\n{request}" if description else request
+    return prompted_input(description, request) if description else request
 
 
 def style_box(key: str) -> Style:

@@ -10,13 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Literal, get_args
+from typing import Literal
 
+from shoal.errors import UsageError
 from shoal.tasks.records import Example, Task
 
 AnswerKind = Literal["label", "span", "rewrite", "sentence", "number", "structure"]
 MixPart = Literal[AnswerKind, "long rewrite"]
-ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 
 EXAMPLES_READ = 200
 MOST_LABELS = 32
@@ -62,6 +62,27 @@ def answer_kind(task: Task) -> AnswerKind:
     if typical([_is_span(example) for example in examples]):
         return "span"
     return "rewrite" if typical([_is_rewrite(example) for example in examples]) else "sentence"
+
+
+def labels_of(task: Task) -> list[str]:
+    """The different answers of a task's training examples, in alphabetical order.
+
+    Raises:
+        UsageError: fewer than 2 or more than `MOST_LABELS`.
+    """
+    labels = sorted({output for example in task.train for output in example.outputs})
+    if not 2 <= len(labels) <= MOST_LABELS:
+        raise UsageError(
+            f"task {task.name} has {len(labels)} different answers, a closed set of labels has 2 to "
+            f"{MOST_LABELS}; train it with the objective rloo"
+        )
+    return labels
+
+
+def has_labels(task: Task) -> bool:
+    """True where answers are labels: 2 to `MOST_LABELS` of them, each given twice or more in the mean."""
+    answers = [output for example in task.train for output in example.outputs]
+    return 2 <= len(set(answers)) <= min(MOST_LABELS, len(answers) // 2)
 
 
 def mix_part(task: Task) -> MixPart:

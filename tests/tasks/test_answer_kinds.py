@@ -6,8 +6,8 @@ from collections import defaultdict
 
 import pytest
 
+from shoal.tasks.answer_kinds import BALANCED, answer_kind, balanced_weights, mix_part
 from shoal.tasks.records import Example, Task
-from shoal.training.answer_kinds import BALANCED, answer_kind, balanced_weights, mix_part
 
 
 def task(pairs: list[tuple[str, str]], name: str = "t") -> Task:

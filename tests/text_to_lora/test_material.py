@@ -120,13 +120,25 @@ def test_inputs_of_open_answers_leave_the_adapter_alone(generator: TextToLoRA, c
     assert "open answers" in caplog.text
 
 
-def test_inputs_need_a_trained_hypernetwork_or_distillation(untrained: TextToLoRA) -> None:
+def test_long_inputs_are_left_out_and_a_few_short_ones_are_needed(generator: TextToLoRA, caplog) -> None:
+    long = ["far too long " * 40 + text for text in INPUTS]
+    facts = generator.generate(DESCRIPTION, inputs=[*INPUTS, *long]).hypernetwork["self_training"]
+    assert facts["inputs"] == 6 and "left out 6 of 12 inputs of more than 256 tokens" in caplog.text
+    with pytest.raises(UsageError, match="3 of 9 inputs have at most 256 tokens, at least 4 are needed"):
+        generator.generate(DESCRIPTION, inputs=[*INPUTS[:3], *long])
+
+
+def test_inputs_need_a_trained_hypernetwork_or_distillation(untrained: TextToLoRA, monkeypatch) -> None:
+    monkeypatch.delattr(TextToLoRA, "_described")  # it is refused before any work
     with pytest.raises(UsageError, match="6 inputs have no adapter to train.*--distil"):
         untrained.generate(DESCRIPTION, inputs=INPUTS)
 
 
 @pytest.mark.parametrize(("inputs", "labels"), [(["a"] * 9, None), ((), ["one"]), (INPUTS, ["a", "A"])])
-def test_what_cannot_be_used_is_refused_before_any_work(generator: TextToLoRA, inputs, labels) -> None:
+def test_what_cannot_be_used_is_refused_before_any_work(
+    generator: TextToLoRA, inputs, labels, monkeypatch
+) -> None:
+    monkeypatch.delattr(TextToLoRA, "_described")
     with pytest.raises(UsageError):
         generator.generate(DESCRIPTION, inputs=inputs, labels=labels)
 
@@ -155,7 +167,7 @@ def test_a_distilled_adapter_says_how_it_was_made(untrained: TextToLoRA, tmp_pat
 def test_distillation_needs_inputs_that_fit(untrained: TextToLoRA) -> None:
     with pytest.raises(UsageError, match="0 different inputs"):
         untrained.distil(DESCRIPTION, [])
-    with pytest.raises(UsageError, match="0 of 6 inputs have at most"):
+    with pytest.raises(UsageError, match="0 of 6 inputs with the description have at most"):
         untrained.distil(DESCRIPTION, [text * 600 for text in INPUTS])
 
 

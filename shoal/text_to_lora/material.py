@@ -1,0 +1,164 @@
+"""All that a user has of a task: a sentence, names of labels, inputs without answers, solved examples.
+
+It is checked before any work. A generated adapter is then refined on the examples, calibrated and trained on
+the inputs; where there is no hypernetwork, the prompted base model is distilled on them. Knows adapters and
+what they are taught by; nothing of how they were generated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from shoal.adapters.card import LabelSet
+from shoal.adapters.lora import LoRA
+from shoal.errors import ShoalError
+from shoal.inference.labels import content_free_priors
+from shoal.models.backbone import Backbone
+from shoal.tasks.inputs import check_inputs
+from shoal.tasks.records import Example, Solved, check_examples
+from shoal.text_to_lora.encoders.sentence import check_description
+from shoal.text_to_lora.generated_adapter import GeneratedAdapter
+from shoal.text_to_lora.label_sets import check_labels, read_label_set
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a user gave, checked.
+
+    Attributes:
+        description: of the task, stripped.
+        examples: solved ones; may be none.
+        inputs: without answers; may be none.
+        label_set: given, or read from the description; None where answers are open.
+        labels_given: the labels were given, so their priors are worth measuring now.
+    """
+
+    description: str
+    examples: tuple[Example, ...]
+    inputs: tuple[str, ...]
+    label_set: LabelSet | None
+    labels_given: bool
+
+    @property
+    def needs_weights(self) -> bool:
+        """True where the base model must be loaded to use it."""
+        return bool(self.examples) or (
+            self.label_set is not None and (bool(self.inputs) or self.labels_given)
+        )
+
+
+def check_material(
+    description: str,
+    examples: Sequence[Solved] = (),
+    inputs: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
+    *,
+    needs_inputs: bool = False,
+) -> Material:
+    """What was given, checked before any work; `needs_inputs` refuses none of them.
+
+    Raises:
+        UsageError: as `check_description`, `check_examples`, `check_inputs` and `check_labels`.
+    """
+    description = check_description(description)
+    given = given_label_set(labels)
+    return Material(
+        description,
+        tuple(check_examples(examples)) if len(examples) else (),
+        check_inputs(inputs) if len(inputs) or needs_inputs else (),
+        described_label_set(description) if labels is None else given,
+        given is not None,
+    )
+
+
+def given_label_set(labels: Sequence[str] | None) -> LabelSet | None:
+    """The set of given labels, without priors; None for none. Errors as `check_labels`."""
+    return LabelSet(labels=check_labels(labels)) if labels is not None and len(labels) else None
+
+
+def described_label_set(description: str) -> LabelSet | None:
+    """The label set that a description names, without priors; None where it names none for sure."""
+    labels = read_label_set(description)
+    return LabelSet(labels=labels, source="description") if labels else None
+
+
+def adapted_to(backbone: Backbone, adapter: GeneratedAdapter, material: Material) -> GeneratedAdapter:
+    """A generated adapter after the material has been used: examples first, then inputs, then labels.
+
+    Its facts say what each did: `few_shot` and `self_training` hold the numbers of a `Refinement` and of a
+    `SelfTraining`.
+
+    Raises:
+        UsageError: too much of it is too long, or as `label_log_likelihoods`.
+        ShoalError: the extra `train` is not installed.
+    """
+    label_set = material.label_set
+    if material.examples:
+        with _training("examples"):
+            from shoal.text_to_lora.few_shot import refine
+        refined = refine(backbone, adapter.lora, material.examples, description=material.description)
+        adapter = _taught(adapter, refined.lora, "few_shot", refined)
+    if label_set is not None and material.inputs:
+        with _training("inputs"):
+            from shoal.text_to_lora.self_training import self_train
+        trained = self_train(
+            backbone, adapter.lora, label_set, material.inputs, description=material.description
+        )
+        label_set = trained.label_set
+        adapter = _taught(adapter, trained.lora, "self_training", trained)
+    elif label_set is not None and material.labels_given:
+        priors = content_free_priors(backbone, label_set.labels, adapter.lora)
+        label_set = label_set.calibrated(priors, "content-free texts")
+    return replace(adapter, label_set=label_set)
+
+
+def distilled(
+    backbone: Backbone, start: LoRA, material: Material, *, show_progress: bool = True
+) -> tuple[LoRA, LabelSet | None, dict[str, Any]]:
+    """A LoRA that answers as the prompted base model, its label set, and the numbers of a `Distillation`.
+
+    Raises:
+        UsageError: as `distil`.
+        ShoalError: the extra `train` is not installed.
+    """
+    with _training("inputs"):
+        from shoal.text_to_lora.distillation import distil
+    found = distil(
+        backbone,
+        start,
+        material.description,
+        material.inputs,
+        label_set=material.label_set,
+        show_progress=show_progress,
+    )
+    return found.lora, found.label_set, _numbers(found)
+
+
+def _taught(adapter: GeneratedAdapter, lora: LoRA, fact: str, record: Any) -> GeneratedAdapter:
+    return replace(
+        adapter,
+        lora=lora,
+        hypernetwork={**adapter.hypernetwork, fact: _numbers(record)},
+        duration=adapter.duration + record.seconds,
+    )
+
+
+def _numbers(record: Any) -> dict[str, Any]:
+    return {f.name: getattr(record, f.name) for f in fields(record) if f.name not in ("lora", "label_set")}
+
+
+@contextmanager
+def _training(material: str) -> Iterator[None]:
+    """Say what to install where the import of a training fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ShoalError(
+            f"{material} need {error.name}, which is not installed; pip install 'shoal[train]'"
+        ) from None
