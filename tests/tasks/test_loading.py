@@ -495,7 +495,7 @@ def test_jsonl_fields_and_names_are_arguments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"input": "a"', "line 2: Expecting"),
+        ('{"input": "a"', r"line 2: .* is not JSON \(Expecting"),
         ("[]", r"line 2: \[\] is not an object"),
         ('{"input": "a"}', "line 2: the fields are input; input and one of output, outputs are needed"),
         ('{"input": "a", "output": "b", "outputs": ["b"]}', "line 2: the fields are"),
