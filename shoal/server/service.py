@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import UnavailableError
-from shoal.inference.engine.records import EngineState
 from shoal.inference.engine.runner import Runner
 from shoal.models.backbone import Backbone
 from shoal.models.sources import DEFAULT_HUB_ID, DEFAULT_MODEL
@@ -43,7 +42,7 @@ class Service:
     Attributes:
         base_names: hub id or path of the base model first, then its other names.
         open: whether no key is needed; everybody is then `ANYONE`.
-        closers: of its parts, in the order in which they are closed.
+        closers: of its parts: the last opened is closed first.
     """
 
     config: ServiceConfig
@@ -59,13 +58,11 @@ class Service:
     selector: AdapterSelector
     completions: Completions
     jobs: Jobs
-    closers: Sequence[Callable[[], object]] = field(repr=False)
+    closers: ExitStack = field(repr=False)
 
     def close(self) -> None:
         """End trainings, jobs, answers and connections; a part that fails to end keeps none open."""
-        with ExitStack() as stack:
-            for close in reversed(self.closers):
-                stack.callback(close)
+        self.closers.close()
 
     def ready(self) -> None:
         """Do nothing, or raise what keeps requests from being answered."""
@@ -86,7 +83,7 @@ def open_service(
     """Load the model and start what the routes need.
 
     Args:
-        registry: of adapters, keys and jobs; closed with the service.
+        registry: of adapters, keys and jobs; closed with the service, or where that cannot be opened.
         base: alias, directory or hub id of the base model.
         config: limits.
         engine: what answers; by default an engine here.
@@ -99,51 +96,52 @@ def open_service(
         ShoalError: it is damaged or does not fit the memory, or the registry cannot be used.
     """
     config = config or ServiceConfig()
-    _sweep(registry)
-    wanted = engine or EngineConfig()
-    backbone = backbone or load_served(base, wanted)
-    # Before the engine attaches anything: the generator takes modules of its own over the same weights.
-    generator = TextToLoRA(backbone=backbone) if backbone else TextToLoRA(base)
-    detector = SkillDetector(generator.encoder)
-    skills = OwnerSkills(detector, registry.database, config.max_custom_skills)
+    with ExitStack() as closers:  # closes what was opened where the rest cannot be
+        closers.callback(registry.close)
+        _sweep(registry)
+        wanted = engine or EngineConfig()
+        backbone = backbone or load_served(base, wanted)
+        # Before the engine attaches anything: the generator takes modules of its own over the same weights.
+        generator = TextToLoRA(backbone=backbone) if backbone else TextToLoRA(base)
+        detector = SkillDetector(generator.encoder)
+        skills = OwnerSkills(detector, registry.database, config.max_custom_skills)
+        monitoring = Monitoring(lambda: runner.state(), lambda: _accuracy(detector))
+        observe = monitoring.observe
+        opened = open_engine(registry, base, wanted, config, observe, backbone=backbone, experts=experts)
+        closers.callback(opened.close)
+        runner, shape = opened.runner, opened.backbone.shape
+        limits = RateLimits(config, SharedRates(registry.database) if config.shared else None)
+        alias = (DEFAULT_MODEL,) if shape.base_model == DEFAULT_HUB_ID else ()
+        names = (shape.base_model, *alias)
+        registry.reserve(names)
+        jobs = Jobs(registry, shape, base, config)
+        closers.callback(jobs.close)
+        adapters = Adapters(registry, generator, skills, monitoring, opened.discard, config)
+        closers.callback(adapters.close)
+        selector = AdapterSelector(registry, names, adapters, opened.experts, runner.run, config.max_mix)
+        completions = Completions(opened.backbone, runner, selector, limits, config, opened.labels)
+        closers.callback(_give_back_until_closed().set)
+        log.info("serving %s from %s", shape.base_model, registry.database.shown)
+        return Service(
+            config=config,
+            registry=registry,
+            keys=ApiKeys(registry.database),
+            base_names=names,
+            open=open,
+            runner=runner,
+            monitoring=monitoring,
+            limits=limits,
+            skills=skills,
+            adapters=adapters,
+            selector=selector,
+            completions=completions,
+            jobs=jobs,
+            closers=closers.pop_all(),
+        )
 
-    def state() -> EngineState:
-        return opened.runner.state()
 
-    def detected(texts: Sequence[str]) -> list[tuple[str, ...]]:
-        return [found.skills for found in detector.detect_many(texts)]
-
-    monitoring = Monitoring(state, lambda: detection_accuracy(detected))
-    observe = monitoring.observe
-    opened = open_engine(registry, base, wanted, config, observe, backbone=backbone, experts=experts)
-    runner, shape = opened.runner, opened.backbone.shape
-    limits = RateLimits(config, SharedRates(registry.database) if config.shared else None)
-    adapters = Adapters(registry, generator, skills, monitoring, opened.discard, config)
-    alias = (DEFAULT_MODEL,) if shape.base_model == DEFAULT_HUB_ID else ()
-    names = (shape.base_model, *alias)
-    registry.reserve(names)
-    selector = AdapterSelector(registry, names, adapters, opened.experts, runner.run, config.max_mix)
-    jobs = Jobs(registry, shape, base, config)
-    completions = Completions(opened.backbone, runner, selector, limits, config, opened.labels)
-    closing = threading.Event()
-    threading.Thread(target=_give_back, args=(closing,), name="shoal-memory", daemon=True).start()
-    log.info("serving %s from %s", shape.base_model, registry.database.shown)
-    return Service(
-        config=config,
-        registry=registry,
-        keys=ApiKeys(registry.database),
-        base_names=names,
-        open=open,
-        runner=runner,
-        monitoring=monitoring,
-        limits=limits,
-        skills=skills,
-        adapters=adapters,
-        selector=selector,
-        completions=completions,
-        jobs=jobs,
-        closers=(closing.set, adapters.close, jobs.close, opened.close, registry.close),
-    )
+def _accuracy(detector: SkillDetector) -> float:
+    return detection_accuracy(lambda texts: [found.skills for found in detector.detect_many(texts)])
 
 
 def _sweep(registry: Registry) -> None:
@@ -154,6 +152,13 @@ def _sweep(registry: Registry) -> None:
         log.info("not swept: %s", error)
 
 
-def _give_back(closing: threading.Event) -> None:
-    while not closing.wait(GIVE_BACK_SECONDS) and give_back():
-        pass
+def _give_back_until_closed() -> threading.Event:
+    """Give free memory back to the system from time to time, until the event is set."""
+    closing = threading.Event()
+
+    def work() -> None:
+        while not closing.wait(GIVE_BACK_SECONDS) and give_back():
+            pass
+
+    threading.Thread(target=work, name="shoal-memory", daemon=True).start()
+    return closing

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,6 +22,7 @@ from starlette.testclient import TestClient
 
 from shoal.adapters.files import WEIGHTS_FILE
 from shoal.config import EngineConfig
+from shoal.errors import ShoalError
 from shoal.inference.engine.records import Request
 from shoal.registry.registry import Registry
 from shoal.server.app import create_app
@@ -204,7 +206,20 @@ def test_a_part_that_fails_to_close_keeps_none_open(service: Service) -> None:
     def fail() -> None:
         raise OSError("the disk is gone")
 
-    parts = (lambda: closed.append("jobs"), fail, lambda: closed.append("registry"))
+    parts = ExitStack()
+    for close in (lambda: closed.append("registry"), fail, lambda: closed.append("jobs")):
+        parts.callback(close)
     with pytest.raises(OSError, match="the disk is gone"):
         replace(service, closers=parts).close()
     assert closed == ["jobs", "registry"]
+
+
+def test_a_service_that_cannot_be_opened_leaves_no_engine(tiny_llama: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "r")
+    with registry.database.writing() as connection:
+        connection.exec_driver_sql("DROP TABLE jobs")
+    (tmp_path / "r" / "jobs" / ("0" * 32)).mkdir(parents=True)  # looked up there
+    before = set(threading.enumerate())
+    with pytest.raises(ShoalError):
+        open_service(registry, str(tiny_llama))
+    assert not [thread.name for thread in set(threading.enumerate()) - before if "shoal" in thread.name]
