@@ -124,7 +124,7 @@ class Adapters:
         try:
             with self._monitoring.adapter_seconds.time():
                 return self._generator.generate(
-                    new.description, new.solved, inputs=new.inputs, labels=new.labels
+                    new.description, new.solved, inputs=new.unsolved, labels=new.labels
                 )
         finally:
             self._training.release()

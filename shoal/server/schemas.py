@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
+
+from shoal.tasks.files import OUTPUT_FIELDS
+from shoal.tasks.inputs import FIELDS as INPUT_FIELDS
 
 Name = Annotated[str, Field(min_length=1, max_length=64, description="1 to 64 of a-z, 0-9, '.', '_', '-'")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200_000)]
@@ -135,11 +138,19 @@ class CompletionRequest(_Generation):
         return prompt if several else [prompt]
 
 
+class Unsolved(_Body):
+    """An input in an object, under a name that files of inputs may use too."""
+
+    input: Text = Field(validation_alias=AliasChoices(*INPUT_FIELDS))
+
+
 class SolvedExample(_Body):
     """A request of a task, and the answer that is right, or several that are."""
 
     input: Text
-    output: Text | Annotated[list[Text], Field(min_length=1, max_length=64, description="several are right")]
+    output: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] = Field(
+        validation_alias=AliasChoices(*OUTPUT_FIELDS), description="right, or several that are right"
+    )
 
 
 class NewAdapter(_Body):
@@ -151,11 +162,11 @@ class NewAdapter(_Body):
     examples: list[SolvedExample] = Field(
         [], max_length=256, description="4 or more solved ones, to train the adapter on for seconds"
     )
-    inputs: list[Text] = Field(
+    inputs: list[Text | Unsolved] = Field(
         [],
         max_length=1024,
-        description="4 or more requests without answers: where answers are closed they calibrate the labels, "
-        "and the adapter is trained on its own calibrated answers",
+        description="4 or more requests without answers, as texts or as objects: where answers are closed "
+        "they calibrate the labels, and the adapter is trained on its own calibrated answers",
     )
     labels: list[Phrase] | None = Field(
         None,
@@ -167,6 +178,11 @@ class NewAdapter(_Body):
     def solved(self) -> list[tuple[str, str | list[str]]]:
         """The examples as pairs."""
         return [(example.input, example.output) for example in self.examples]
+
+    @property
+    def unsolved(self) -> list[str]:
+        """The texts of the inputs."""
+        return [given if isinstance(given, str) else given.input for given in self.inputs]
 
 
 class NewAdapters(_Body):

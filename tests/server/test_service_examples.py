@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from shoal.server.adapters import MAX_TRAINING
+from shoal.server.schemas import NewAdapter
 from shoal.text_to_lora import few_shot
 from tests.fixtures.service import ASK, wait_until
 
@@ -55,6 +56,31 @@ def test_an_adapter_is_trained_on_inputs_without_answers(http: httpx2.Client) ->
     trained = http.post("/v1/adapters", json={**body, "inputs": REVIEWS, "labels": ["positive", "negative"]})
     assert trained.status_code == 201, trained.text
     assert any(note.startswith("Calibrated on 6 inputs") for note in trained.json()["card"]["notes"])
+
+
+def test_fields_have_the_names_that_files_may_use() -> None:
+    examples = [{"input": "cat", "outputs": ["cats", "felines"]}, {"input": "dog", "output": "dogs"}]
+    inputs = ["one", {"input": "two"}, {"text": "three"}, {"prompt": "four"}]
+    new = NewAdapter.model_validate({**PLURAL, "examples": examples, "inputs": inputs})
+    assert new.solved == [("cat", ["cats", "felines"]), ("dog", "dogs")]
+    assert new.unsolved == ["one", "two", "three", "four"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"inputs": [3]}, "`inputs[0]` is 3; it must be text or an object"),
+        ({"inputs": [{"question": "a"}]}, "`inputs[0].input` is missing"),
+        ({"inputs": [{"text": ""}]}, "`inputs[0].text` has 0 characters"),
+        (
+            {"examples": [{"input": "a", "outputs": 3}]},
+            "`examples[0].outputs` is 3; it must be text or a list",
+        ),
+        ({"examples": [{"input": "a"}]}, "`examples[0].output` is missing"),
+    ],
+)
+def test_what_is_no_example_or_input_is_named(http: httpx2.Client, more: Any, said: str) -> None:
+    assert refused(http.post("/v1/adapters", json={**PLURAL, **more})).startswith(said)
 
 
 def test_a_new_adapter_says_what_to_expect_of_it(http: httpx2.Client) -> None:
