@@ -151,15 +151,15 @@ def choose_labels(
     adapter: Adapter | None = None,
     *,
     basis: Decompositions | None = None,
+    places: int = PLACES,
 ) -> list[LabelAnswer]:
     """Answer prompts (token ids) from a label set; its priors, where it has none, are content-free ones.
 
-    Raises:
-        UsageError: as `label_log_likelihoods`.
+    Args and errors as `label_log_likelihoods`.
     """
     labels = label_set.labels
-    scores = label_log_likelihoods(backbone, prompts, labels, adapter, basis=basis)
-    priors = label_set.priors or content_free_priors(backbone, labels, adapter, basis=basis)
+    scores = label_log_likelihoods(backbone, prompts, labels, adapter, basis=basis, places=places)
+    priors = label_set.priors or content_free_priors(backbone, labels, adapter, basis=basis, places=places)
     return answer_with_labels(labels, scores, priors)
 
 

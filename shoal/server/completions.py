@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,6 @@ from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone
 from shoal.server.adapter_selection import AdapterSelector, SelectedAdapter
 from shoal.server.errors import failure_of
-from shoal.server.label_answers import LabelAnswers
 from shoal.server.rate_limits import RateLimits
 from shoal.server.responses import DONE, Choice, event, first_piece, piece, usage
 from shoal.server.schemas import ChatRequest, CompletionRequest
@@ -63,8 +62,14 @@ class AcceptedRequest:
         for stream in self.streams:
             stream.cancel()
 
-    def envelope(self, choices: Sequence[dict[str, Any]], *, streamed: bool) -> dict[str, Any]:
-        """A response body, or one event of a stream."""
+    def envelope(
+        self,
+        choices: Sequence[dict[str, Any]],
+        *,
+        streamed: bool,
+        labels: Mapping[str, float] | None = None,
+    ) -> dict[str, Any]:
+        """A response body, or one event of a stream, with the probabilities of labels where one answers."""
         kind = "chat.completion" if self.chat else "text_completion"
         body = {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
@@ -73,7 +78,8 @@ class AcceptedRequest:
             "model": self.body.model,
             "choices": list(choices),
         }
-        return body if self.selected.facts is None else {**body, "adapter": dict(self.selected.facts)}
+        facts = dict(self.selected.facts or {}) | ({"labels": dict(labels)} if labels else {})
+        return {**body, "adapter": facts} if facts else body
 
 
 class Completions:
@@ -86,15 +92,13 @@ class Completions:
         selector: AdapterSelector,
         limits: RateLimits,
         config: ServiceConfig,
-        labels: LabelAnswers | None = None,
     ) -> None:
-        """`labels` answers chats with adapters of label sets; None leaves those to the engine."""
+        """Join the parts that requests pass."""
         self._backbone = backbone
         self._runner = runner
         self._selector = selector
         self._limits = limits
         self._config = config
-        self._labels = labels
 
     def accept(self, body: ChatRequest | CompletionRequest, owner: str) -> AcceptedRequest:
         """Check a request, select its adapter and queue it; blocks as long as that takes.
@@ -114,14 +118,11 @@ class Completions:
         prompt_tokens = sum(map(len, prompts))
         self._limits.tokens(owner, prompt_tokens + len(prompts) * body.n * max_tokens)
         selected = self._selector.select(record, body.adapter, prompts[0], owner)
-        label_set = record.card.label_set if record is not None else None
-        if record is not None and label_set is not None and self._labels and _closed(body):
-            answer = self._labels.answer(prompts[0], record.sha256, label_set, body.n)
-            facts = {**(selected.facts or {}), "labels": dict(answer.probabilities)}
-            return AcceptedRequest(body, [answer.stream], replace(selected, facts=facts), prompt_tokens)
         if selected.greedy and body.temperature is None:
             requests = [replace(r, sampling=replace(r.sampling, temperature=0.0)) for r in requests]
-        streams = self._submit([replace(request, adapter=selected.adapter) for request in requests])
+        labels = record.card.label_set if record is not None and _closed(body) else None
+        chosen = [replace(request, adapter=selected.adapter, labels=labels) for request in requests]
+        streams = self._submit(chosen)
         return AcceptedRequest(body, streams, selected, prompt_tokens)
 
     async def whole(self, accepted: AcceptedRequest) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class Completions:
             accepted.cancel()
         bodies = [choice.body(accepted.chat) for choice in choices]
         used = usage(accepted.prompt_tokens, sum(choice.tokens for choice in choices))
-        return accepted.envelope(bodies, streamed=False) | {"usage": used}
+        return accepted.envelope(bodies, streamed=False, labels=choices[0].labels) | {"usage": used}
 
     async def events(self, accepted: AcceptedRequest) -> AsyncIterator[str]:
         """Server-sent events; a failure on the way is the last but one, since the status is sent by then."""
@@ -154,7 +155,8 @@ class Completions:
                 index = number * n + delta.index
                 counts[index] = delta.completion_tokens
                 choice = piece(accepted.chat, index, delta)
-                yield event(accepted.envelope([choice], streamed=True) | unused)
+                body = accepted.envelope([choice], streamed=True, labels=delta.probabilities)
+                yield event(body | unused)
             if accepted.counts_usage:
                 used = {"usage": usage(accepted.prompt_tokens, sum(counts))}
                 yield event(accepted.envelope([], streamed=True) | used)

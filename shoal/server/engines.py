@@ -21,7 +21,6 @@ from shoal.inference.engine.runner import EngineRunner, Runner
 from shoal.models.backbone import DTYPES, Backbone, load_backbone, load_wording
 from shoal.registry.objects import AdapterFiles
 from shoal.registry.registry import Registry
-from shoal.server.label_answers import LabelAnswers
 from shoal.transformer2.experts import ExpertSet, shipped_experts
 
 VLLM_KEY_VARIABLE = "VLLM_API_KEY"
@@ -35,7 +34,6 @@ class OpenEngine:
         backbone: the base model; without weights where they are elsewhere.
         runner: takes requests.
         experts: for `adapter: "auto"`; None without any.
-        labels: answers chats from label sets; None where the model is elsewhere.
         discard: forgets an adapter by its content.
         close: ends it.
     """
@@ -43,7 +41,6 @@ class OpenEngine:
     backbone: Backbone
     runner: Runner
     experts: ExpertSet | None
-    labels: LabelAnswers | None
     discard: Callable[[str], None]
     close: Callable[[], None]
 
@@ -65,8 +62,7 @@ def own_engine(
     basis = experts.basis if experts else None
     engine = Engine(backbone, limits=_limits(config), adapters=cache, basis=basis, observe=observe)
     runner = EngineRunner(engine)
-    labels = LabelAnswers(backbone, runner, cache, observe)
-    return OpenEngine(backbone, runner, experts, labels, cache.discard, runner.close)
+    return OpenEngine(backbone, runner, experts, cache.discard, runner.close)
 
 
 def vllm_engine(
@@ -126,7 +122,7 @@ def vllm_engine(
         runner.close()
         shutil.rmtree(folder, ignore_errors=True)
 
-    return OpenEngine(backbone, runner, None, None, adapters.discard, close)
+    return OpenEngine(backbone, runner, None, adapters.discard, close)
 
 
 def open_engine(

@@ -6,7 +6,7 @@ Knows no requests and no engine; `shoal.server.completions` puts an envelope aro
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shoal.inference.engine.records import Delta, TokenScore
@@ -20,11 +20,13 @@ class Choice:
     Attributes:
         index: among the answers of its request.
         tokens: generated so far.
+        labels: probability of every label, where one of them is the answer.
     """
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.tokens = 0
+        self.labels: Mapping[str, float] | None = None
         self._text: list[str] = []
         self._scores: list[TokenScore] = []
         self._finish: str | None = None
@@ -34,6 +36,7 @@ class Choice:
         self._text.append(delta.text)
         self._scores += delta.tokens
         self.tokens = delta.completion_tokens
+        self.labels = delta.probabilities or self.labels
         self._finish = delta.finish_reason or self._finish
 
     def body(self, chat: bool) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def open_service(
         adapters = Adapters(registry, generator, skills, monitoring, opened.discard, config)
         closers.callback(adapters.close)
         selector = AdapterSelector(registry, names, adapters, opened.experts, runner.run, config.max_mix)
-        completions = Completions(opened.backbone, runner, selector, limits, config, opened.labels)
+        completions = Completions(opened.backbone, runner, selector, limits, config)
         closers.callback(_give_back_until_closed().set)
         log.info("serving %s from %s", shape.base_model, registry.database.shown)
         return Service(

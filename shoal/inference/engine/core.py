@@ -3,7 +3,7 @@
 Requests are taken in order, when a row and room for their keys and values are free. A request's answers do
 not depend on what else runs. What fails takes with it only those whose step it was. Driven by `step`, without
 threads of its own; `submit` and `cancel` may be called from any thread, all else from one. One class and one
-module of 350 lines, since every step reads and changes the same few lists of jobs and rows, under one lock.
+module of 370 lines, since every step reads and changes the same few lists of jobs and rows, under one lock.
 
 Source of scheduling by iterations: Yu et al., "Orca", OSDI 2022, section 3.1.
 """
@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,7 +26,9 @@ from shoal.errors import ShoalError, reason
 from shoal.inference.decoding import Rows
 from shoal.inference.engine.adapter_cache import AdapterCache, CacheStatistics
 from shoal.inference.engine.detokenizer import TextStream, TokenTexts
+from shoal.inference.engine.label_choice import LabelChooser
 from shoal.inference.engine.records import (
+    NOT_FINITE,
     EngineClosed,
     EngineFull,
     EngineState,
@@ -44,7 +47,6 @@ from shoal.models.backbone import Backbone
 log = logging.getLogger(__name__)
 
 CLOSED = "the engine was shut down; ask again when it is back"
-NOT_FINITE = "the logits are not finite with this request's adapter; check the adapter, or use another"
 
 
 class Engine:
@@ -81,6 +83,7 @@ class Engine:
         self._texts = TokenTexts(backbone.tokenizer)
         self._basis = ModelBasis(backbone.model, basis)
         self._admission = Admission(backbone, self.limits, adapters, self._basis)
+        self._labels = LabelChooser(backbone, self._basis)
         eos = backbone.tokenizer.eos_token_id
         self._ends = frozenset({backbone.end_of_turn} | ({int(eos)} if eos is not None else set()))
         self._lock = threading.Lock()  # over what other threads touch: the next three
@@ -121,10 +124,10 @@ class Engine:
         self._admission.check_adapter(request)
 
     def queue(self, request: Request) -> int:
-        """The last step of `submit`, for a request that was checked."""
+        """The last step of `submit`, for a request that was checked but for its labels."""
+        job = self._admission.job(next(self._tickets), request, self._clock())
         with self._lock:
             self._refuse()
-            job = Job(next(self._tickets), request, self._clock())
             self._waiting.append(job)
             return job.ticket
 
@@ -248,10 +251,27 @@ class Engine:
                 except Exception as error:  # the adapter is gone or broken since it was checked
                     own = error if isinstance(error, ShoalError) else ShoalError(reason(error))
                     events += self._fail([job], own)
-            self._reading = [job for job in placed if not job.over]
+            ready = [job for job in placed if not job.over]
+            if ready and ready[0].request.labels is not None:  # alone, and others go on after it
+                return events + self._choose(ready[0])
+            self._reading = ready
             if self._reading:
                 events += self._begin()
         return events
+
+    def _choose(self, job: Job) -> list[Event]:
+        """Answer a request with one of its labels."""
+        try:
+            delta = self._labels.choose(job)
+        except Exception as error:
+            log.exception("scoring the labels of a prompt failed")
+            own = error if isinstance(error, ShoalError) else ShoalError(reason(error))
+            return self._fail([job], own)
+        indices = range(job.request.n)
+        job.first_token = self._clock()
+        job.tokens = delta.completion_tokens * len(indices)
+        self._end(job, "stop")
+        return [Event(job.ticket, replace(delta, index=i), None, i == indices[-1]) for i in indices]
 
     def _begin(self) -> list[Event]:
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from shoal.adapters.base import Adapter
+from shoal.adapters.card import LabelSet
 from shoal.errors import ShoalError, UnavailableError, UsageError
 from shoal.inference.engine.adapter_cache import CacheStatistics
 from shoal.inference.sampling import Sampling
@@ -14,7 +15,7 @@ from shoal.inference.sampling import Sampling
 Finish = Literal["stop", "length"]
 Outcome = Literal["stop", "length", "cancelled", "failed"]
 MAX_STOPS, MAX_STOP_LENGTH, MAX_TOP = 4, 256, 20
-
+NOT_FINITE = "the logits are not finite with this request's adapter; check the adapter, or use another"
 
 # A name of the adapter cache; names with the weights of a mix; an adapter itself; or None for the bare model.
 RequestedAdapter = str | Mapping[str, float] | Adapter | None
@@ -42,6 +43,8 @@ class Request:
         stop: up to 4 strings; an answer ends before the first of them.
         logprobs: None, or for every token its score and those of so many of the likeliest tokens, 0 to 20.
         stop_at_end: False goes on past the end-of-turn token.
+        labels: answers are the likeliest of these, whole, however tokens are drawn else; vLLM, which cannot
+            score them, answers freely.
     """
 
     prompt: Sequence[int]
@@ -52,6 +55,7 @@ class Request:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     stop_at_end: bool = True
+    labels: LabelSet | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class Delta:
         tokens: scores of the tokens that it completes, where the request asks for them.
         finish_reason: of the last piece: `stop` for a stop string or the end of turn, else `length`.
         completion_tokens: generated for this answer until now, with the end-of-turn token.
+        probabilities: of every label, where the request has labels.
     """
 
     index: int
@@ -119,6 +124,7 @@ class Delta:
     tokens: tuple[TokenScore, ...] = ()
     finish_reason: Finish | None = None
     completion_tokens: int = 0
+    probabilities: Mapping[str, float] | None = None
 
 
 class Event(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from shoal.adapters.base import Adapter
 from shoal.adapters.decomposition import Decompositions
@@ -18,6 +19,7 @@ from shoal.inference.engine.adapter_cache import AdapterCache
 from shoal.inference.engine.records import Limits, Request
 from shoal.inference.engine.sequences import Job
 from shoal.inference.engine.validation import check_numbers
+from shoal.inference.labels import encode_labels
 from shoal.models.backbone import Backbone
 
 
@@ -72,25 +74,43 @@ class Admission:
             self._check_rank(asked.rank)
         return asked
 
+    def job(self, ticket: int, request: Request, arrived: float) -> Job:
+        """A request with the room that it takes: rows of its answers, or of its prompt and some labels.
+
+        Raises:
+            UsageError: a label cannot be spelled, or does not fit behind the prompt.
+        """
+        length = len(request.prompt)
+        if request.labels is None:
+            return Job(ticket, request, arrived, request.n, length + request.max_tokens)
+        width = length + max(map(len, encode_labels(self._backbone, request.labels.labels)))
+        check_numbers(replace(request, max_tokens=width - length), self._backbone, self._limits)
+        rows = min(1 + len(request.labels.labels), self._limits.max_batch, self._limits.kv_tokens // width)
+        return Job(ticket, request, arrived, rows, width)
+
     def reserved(self, jobs: Sequence[Job]) -> int:
         """Places for keys and values that jobs take together."""
-        return sum(job.request.n for job in jobs) * max((job.width for job in jobs), default=0)
+        return sum(job.rows for job in jobs) * max((job.width for job in jobs), default=0)
 
     def next_group(self, waiting: deque[Job], running: Sequence[Job]) -> list[Job]:
         """Take from the queue, in order, those who get a place now: their prompts are read together.
 
-        A prompt that is longer than one step reads is read alone, over several steps.
+        A prompt that is longer than one step reads is read alone, over several steps; one with labels is
+        answered alone, in one step.
         """
         group: list[Job] = []
         while waiting:
             job, others = waiting[0], [*running, *group]
-            rows = sum(other.request.n for other in others) + job.request.n
+            rows = sum(other.rows for other in others) + job.rows
             longest = max(len(other.request.prompt) for other in [*group, job])
             if rows > self._limits.max_batch or self.reserved([*others, job]) > self._limits.kv_tokens:
                 break
-            if group and (len(group) + 1) * longest > self._limits.prefill_tokens:
+            alone = job.request.labels is not None
+            if group and (alone or (len(group) + 1) * longest > self._limits.prefill_tokens):
                 break
             group.append(waiting.popleft())
+            if alone:
+                break
         return group
 
     def _named(self, name: str, again: bool) -> Adapter:

@@ -19,6 +19,8 @@ class Job:
         ticket: its number.
         request: what was asked.
         arrived: when, in seconds of the engine's clock.
+        rows: that it takes.
+        width: columns that each of its rows may come to need.
         placed: when it got a place.
         first_token: when its first token was drawn.
         adapter: of its rows, from its place on.
@@ -30,6 +32,8 @@ class Job:
     ticket: int
     request: Request
     arrived: float
+    rows: int
+    width: int
     placed: float | None = None
     first_token: float | None = None
     adapter: Adapter | None = None
@@ -39,11 +43,6 @@ class Job:
 
     def __post_init__(self) -> None:
         self.open = self.request.n
-
-    @property
-    def width(self) -> int:
-        """Columns that each of its rows may come to need."""
-        return len(self.request.prompt) + self.request.max_tokens
 
     def record(self, outcome: Outcome, now: float) -> FinishedRecord:
         """Its record at its end."""
