@@ -98,6 +98,13 @@ class LoraTrainingConfig(_Frozen):
     """Optimisation of LoRA factors, for one task or for many at once."""
 
     steps: int = Field(300, le=MAX_COUNT, ge=1, description="optimiser steps")
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_COUNT,
+        allow_inf_nan=False,
+        description="train for so many minutes, over all sittings, instead of `steps`",
+    )
     batch_size: int = Field(16, le=MAX_WIDTH, ge=1, description="examples per forward pass and process")
     accumulation: int = Field(1, le=MAX_WIDTH, ge=1, description="forward passes per optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")

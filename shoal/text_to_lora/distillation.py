@@ -29,7 +29,7 @@ from shoal.tasks.inputs import MIN_INPUTS
 from shoal.tasks.records import prompted_input
 from shoal.text_to_lora.lengths import short_ones
 from shoal.training.imitation import Imitation, SoftTargets, TaughtAnswer
-from shoal.training.loop import schedule
+from shoal.training.schedule import schedule
 from shoal.training.short_runs import optimise
 
 log = logging.getLogger(__name__)

@@ -62,7 +62,7 @@ class Population(Protocol):
 def evolve(
     population: Population, config: ExpertTrainingConfig, folder: Path, *, show_progress: bool = True
 ) -> RunSummary:
-    """Evolve until `config.steps` generations, from the checkpoint in `folder` if it holds one.
+    """Evolve until `config.steps` or `config.minutes`, from the checkpoint in `folder` if it holds one.
 
     What is left in `population.module` is the mean of the strategy's distribution: the best candidate of a
     generation owes its place to the batch too. Of several processes each tries the candidates on a batch of
@@ -220,6 +220,6 @@ def _generation(
     progress.rewards.append(rewards)
     _put(strategy.mean, population.module)
     mean = sum(rewards) / len(rewards)
-    speed = moved_on(progress, -mean, tokens, started)
+    speed = moved_on(progress, -mean, tokens, started, accelerator)
     spread = {"reward": mean, "best": max(rewards), "useful": float(useful), "sigma": strategy.sigma}
     return {"loss": -mean, "tokens_per_second": speed, **spread}, stopping

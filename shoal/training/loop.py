@@ -2,8 +2,10 @@
 
 A run is a pure function of its configuration and data: batches, dropout and noise are drawn from the seed and
 the number of the forward pass, so a run that was killed and resumed ends with the same bits as one that was
-not, and two processes see what one sees with twice the accumulation. Gradients of several processes are
-averaged by `accelerate`. Knows nothing of adapters or tasks: an objective gives it parameters and losses.
+not, and two processes see what one sees with twice the accumulation. Only a run by the clock
+(`config.minutes`) depends on the machine: in how many steps it takes, and so in its rates. Gradients of
+several processes are averaged by `accelerate`. Knows nothing of adapters or tasks: an objective gives it
+parameters and losses.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError
 from shoal.training.checkpoints import CHECKPOINT, Progress, RunLog, load_checkpoint, save_checkpoint
 from shoal.training.progress import ProgressDisplay
+from shoal.training.schedule import done_and_end, left, length_of, schedule
 from shoal.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
@@ -100,7 +103,7 @@ def run(
     monitor: Callable[[], Mapping[str, float]] | None = None,
     show_progress: bool = True,
 ) -> RunSummary:
-    """Optimise until `config.steps`, from the checkpoint in `folder` if it holds one.
+    """Optimise until `config.steps` or `config.minutes`, from the checkpoint in `folder` if it holds one.
 
     With `config.average_decay` the module ends with the running mean of its weights; what `monitor` sees are
     the weights themselves.
@@ -166,14 +169,14 @@ def drive(
     watch: Callable[[], Mapping[str, float]] | None = None,
     show_progress: bool = True,
 ) -> RunSummary:
-    """Take steps of any kind until `config.steps`, with a progress bar, logs, checkpoints and Ctrl-C.
+    """Take steps of any kind until the run's end, with a progress bar, logs, checkpoints and Ctrl-C.
 
     Args:
         take_step: is given a list that is not empty once the step is to be the last, and moves `progress` on;
             (numbers for the log, `loss` among them; whether any process was interrupted).
         save: writes the checkpoint.
         progress: how far the run is.
-        config: how many steps, and how many between checkpoints.
+        config: how many steps or minutes, and how many steps between checkpoints.
         folder: of the run.
         accelerator: of the processes.
         watch: further numbers at every checkpoint.
@@ -187,14 +190,13 @@ def drive(
     with ExitStack() as stack:
         interrupts = stack.enter_context(_noted_interrupts())
         rows = stack.enter_context(RunLog(folder, progress.step)) if main else None
-        log.info("training from step %d to %d", progress.step, config.steps)
-        display = stack.enter_context(
-            ProgressDisplay(config.steps, progress.step, shown=show_progress and main)
-        )
-        while progress.step < config.steps:
+        log.info("training from step %d of %s", progress.step, length_of(config))
+        total = None if config.minutes else config.steps
+        display = stack.enter_context(ProgressDisplay(total, progress.step, shown=show_progress and main))
+        while left(progress, config):
             metrics, stopping = take_step(interrupts)
-            display.advance(metrics["loss"])
-            due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
+            display.advance(metrics["loss"], left(progress, config) if config.minutes else None)
+            due = progress.step % config.checkpoint_every == 0 or not left(progress, config)
             if rows is not None:
                 if due and watch and not stopping:
                     metrics |= watch()
@@ -204,10 +206,11 @@ def drive(
             if stopping:
                 accelerator.wait_for_everyone()
                 raise Interrupted(
-                    f"interrupted after step {progress.step} of {config.steps}; run again to resume {folder}"
+                    f"interrupted after step {progress.step} of {length_of(config)}; "
+                    f"run again to resume {folder}"
                 )
     accelerator.wait_for_everyone()
-    tail = progress.losses[-max(1, config.steps // 10) :]
+    tail = progress.losses[-max(1, progress.step // 10) :]
     return RunSummary(progress.step, progress.tokens, progress.seconds, sum(tail) / len(tail))
 
 
@@ -256,13 +259,13 @@ def _step(
             f"loss {metrics['loss']} or gradient norm {norm} of step {progress.step + 1} is not finite; "
             f"lower learning_rate (now {config.learning_rate:g}), or check the data"
         )
-    factor = schedule(progress.step, config.steps, config.warmup)
+    factor = schedule(*done_and_end(progress, config), config.warmup)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     loss = metrics.pop("loss")
-    speed = {"tokens_per_second": moved_on(progress, loss, tokens, started)}
+    speed = {"tokens_per_second": moved_on(progress, loss, tokens, started, accelerator)}
     return {"loss": loss, "gradient_norm": norm, "rate": factor, **speed, **metrics}, stopping
 
 
@@ -273,9 +276,14 @@ def summed(numbers: Mapping[str, float], accelerator: Accelerator) -> dict[str, 
     return dict(zip(numbers, totals, strict=True))
 
 
-def moved_on(progress: Progress, loss: float, tokens: int, started: float) -> float:
-    """Count a step that began at `started`, as `time.perf_counter` tells it; its tokens per second."""
+def moved_on(progress: Progress, loss: float, tokens: int, started: float, accelerator: Accelerator) -> float:
+    """Count a step that began at `started`, as `time.perf_counter` tells it; its tokens per second.
+
+    All processes count the time of the first one, so that they stop together.
+    """
     seconds = time.perf_counter() - started
+    if accelerator.num_processes > 1:
+        seconds = float(broadcast(torch.tensor(seconds, dtype=torch.float64, device=accelerator.device)))
     progress.step += 1
     progress.tokens += tokens
     progress.seconds += seconds
@@ -306,14 +314,6 @@ def _monitored(monitor: Callable[[], Mapping[str, float]], module: nn.Module) ->
         return monitor()
     finally:
         module.train()
-
-
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak learning rate at a step: linear from 0 over the warm-up's steps, then linear to 0."""
-    rising = max(1, round(steps * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    return max(0.0, (steps - step) / max(1, steps - rising))
 
 
 def _seed(*parts: int) -> int:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import Backbone
-from shoal.training.loop import Interrupted, RunSummary, StepLoss, run, schedule
+from shoal.training.loop import Interrupted, RunSummary, StepLoss, run
+from shoal.training.schedule import schedule
 
 KINDS = ("lora", "hypernetwork", "reconstruction", "expert", "evolution")
 
@@ -350,3 +351,33 @@ def test_resuming_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO):
         run(Line(), settings(), tmp_path, show_progress=False)
     assert f"resumed {tmp_path / 'checkpoint'} at step 3" in caplog.text
+
+
+def clocked(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Every look at the clock is so much later than the last, and a step looks twice."""
+    now = iter(range(10**6))
+    monkeypatch.setattr("shoal.training.loop.time.perf_counter", lambda: next(now) * seconds)
+
+
+def test_a_run_by_the_clock_ends_in_time_with_its_rate_at_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocked(monkeypatch, 6.0)
+    summary = run(Line(), settings(minutes=1, steps=3, warmup=0.2), tmp_path)
+    assert (summary.steps, summary.seconds) == (10, 60.0)
+    rates = [json.loads(line)["rate"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert max(rates) == 1.0 and rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] < 0.2
+
+
+def test_a_run_by_the_clock_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch, 6.0)
+
+    def interrupt(forward_pass: int) -> None:
+        if forward_pass == 3 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="after step 4 of a run of 1 minutes"):
+        run(Line(interrupt), settings(minutes=1), tmp_path / "run")
+    summary = run(Line(interrupt), settings(minutes=1), tmp_path / "run")
+    assert (summary.steps, summary.seconds) == (10, 60.0)

@@ -36,6 +36,15 @@ def test_a_slow_step_is_told_in_seconds(clock: list[float], capsys: pytest.Captu
     assert "20.0 s/step, 01:00 left" in capsys.readouterr().err
 
 
+def test_a_run_by_the_clock_says_what_is_left_of_it(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProgressDisplay(None, 0) as display:
+        clock.append(20.0)
+        display.advance(1.0, 340.0)
+    assert capsys.readouterr().err == "step 1, loss 1.000, 20.0 s/step, 05:40 left\n"
+
+
 def test_it_says_where_it_resumes(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressDisplay(100, 40) as display:
         clock.append(10.0)

@@ -185,7 +185,8 @@ def summarised(summary: RunSummary, data: Data, tasks: int, kind: str) -> Output
     }
     text = (
         f"trained on {tasks} task{'s' * (tasks != 1)}: {summary.steps} steps, {summary.tokens:,} tokens, "
-        f"{summary.seconds:.0f} s, loss {summary.final_loss:.3f}\n"
+        f"{summary.seconds:.0f} s ({summary.tokens / max(summary.seconds, 1e-9):,.0f} tokens/s), "
+        f"loss {summary.final_loss:.3f}\n"
         f"{kind} written to {data.out}, checkpoints and logs to {data.run_folder}"
     )
     return Output(record, text)
