@@ -110,7 +110,7 @@ def distil(
     imitation = Imitation(backbone, lora, taught, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
     longest = max(len(t.prompt) + len(t.completion) for t in taught) * min(BATCH_SIZE, len(taught))
     steps = max(1, min(steps, MAX_TOKENS // longest))
-    rate = partial(schedule, steps=steps, warmup=WARMUP)
+    rate = partial(schedule, end=steps, warmup=WARMUP)
     taken = optimise(backbone, imitation, steps, rate=rate, show_progress=show_progress)
     losses = [float(step.loss.detach()) for step in taken]
     student = imitation.lora()
