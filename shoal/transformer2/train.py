@@ -77,7 +77,7 @@ class SingularValues:
         )
 
     def attached(self) -> AbstractContextManager[object]:
-        """The model with the expert attached as `delta`."""
+        """The model with the expert attached."""
         return attach_expert(self._model, self.basis, self._current())
 
     def fingerprint(self) -> list[tuple[str, int]]:
