@@ -54,10 +54,12 @@ def save_expert(directory: Path, stored: StoredExpert, basis: Decompositions) ->
     """Write an expert with the fingerprint of its singular values, whole or not at all.
 
     Raises:
-        UsageError: it is a batch of experts, it does not fit, or the directory holds other files.
+        UsageError: it is a batch of experts, it does not fit, it holds NaN or infinity, or the directory
+            holds other files.
         ShoalError: the directory cannot be written.
     """
     check_single(basis, stored.expert)
+    _check_finite(stored.expert)
     description = {
         "format": FORMAT,
         "base_model": stored.base_model,
@@ -156,6 +158,7 @@ def _read(folder: Path) -> StoredExpert:
     description = read_json(folder / CONFIG_FILE, format=FORMAT)
     try:
         expert = ExpertVector({name: z.float() for name, z in read_tensors(folder / WEIGHTS_FILE).items()})
+        _check_finite(expert)
         prints = {name: [float(x) for x in row] for name, row in description["fingerprint"].items()}
         if any(len(row) != 3 for row in prints.values()):
             raise ValueError("a fingerprint has 3 numbers")
@@ -168,6 +171,12 @@ def _read(folder: Path) -> StoredExpert:
     if prints.keys() != expert.z.keys() or any(z.dim() != 1 for z in expert.z.values()):
         raise ShoalError(f"{folder}: {WEIGHTS_FILE} and {CONFIG_FILE} do not belong together; copy it again")
     return stored
+
+
+def _check_finite(expert: ExpertVector) -> None:
+    odd = next((name for name, z in expert.z.items() if not bool(z.isfinite().all())), None)
+    if odd is not None:
+        raise UsageError(f"the expert's z of {odd} holds NaN or infinity; train or copy it again")
 
 
 def _alike(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -92,4 +92,7 @@ def test_what_is_not_one_expert_is_not_saved(tmp_path: Path) -> None:
         save_expert(tmp_path / "e", StoredExpert(both, "acme/tiny", "x"), basis())
     with pytest.raises(UsageError, match="but 2"):
         save_expert(tmp_path / "e", stored(), basis(components=2))
+    broken = ExpertVector({name: z * float("inf") for name, z in stored().expert.z.items()})
+    with pytest.raises(UsageError, match="z of one holds NaN"):
+        save_expert(tmp_path / "e", StoredExpert(broken, "acme/tiny", "x"), basis())
     assert not (tmp_path / "e").exists()
