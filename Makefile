@@ -2,7 +2,7 @@
 #
 #   make setup    install everything into .venv          make check    format, lint, types, imports, docs, tests
 #   make demo     a sentence -> an adapter -> scores     make bench    speeds and skill detection
-#   make test     all tests, slow ones included          make docs     the site, in docs/_build
+#   make test     quick and slow tests, no tutorials      make docs     the site, in docs/_build
 #   make tutorials   every block of the tutorials and how-tos, in minutes each
 #
 #   PYTHON   the interpreter to build .venv with, 3.10 to 3.14:   make setup PYTHON=python3.12

@@ -66,7 +66,7 @@ class Adapters:
         return adapter.lora, facts | judgement(adapter)
 
     def create(self, new: NewAdapter, owner: str) -> tuple[AdapterRecord, GeneratedAdapter]:
-        """Generate an adapter and keep it; with examples or inputs it is then trained for some seconds.
+        """Generate an adapter and keep it; with examples or inputs it is then trained.
 
         Raises:
             UsageError: a name, a description, examples, inputs or labels that cannot be used.
@@ -96,7 +96,7 @@ class Adapters:
             raise UsageError("a name is given twice; give every adapter its own")
         if any(map(_is_more_than_a_sentence, wanted)):
             raise UsageError(
-                "examples, inputs and labels take some seconds of training each; ask for such an adapter "
+                "examples, inputs and labels take training each; ask for such an adapter "
                 "alone, at POST /v1/adapters"
             )
         most = self._config.max_adapters

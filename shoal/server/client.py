@@ -104,7 +104,7 @@ class Client:
             description: what it shall do.
             public: let others use it.
             examples: 4 or more pairs of input and output, or outputs where several are right, on which it is
-                trained for some seconds.
+                trained.
             inputs: 4 or more without answers, by which a closed label set is calibrated.
         """
         new: dict[str, Any] = {"name": name, "description": description, "public": public}

@@ -17,9 +17,8 @@ def _service(request: Request) -> Service:
 
 
 def _owner(request: Request, _: object = _bearer) -> str:
-    return cast(
-        str, request.state.owner
-    )  # an AttributeError, so an error, on a path that no guard stands before
+    # An AttributeError, so an error, on a path that no guard stands before.
+    return cast(str, request.state.owner)
 
 
 Open = Annotated[Service, Depends(_service)]

@@ -43,6 +43,5 @@ def log_json_lines() -> None:
         logging.getLogger(name).propagate = True
     for name in ("shoal", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.INFO)
-    logging.getLogger("shoal.text_to_lora.generator").setLevel(
-        logging.ERROR
-    )  # its warnings quote descriptions
+    quoting = logging.getLogger("shoal.text_to_lora.generator")  # descriptions, in its warnings
+    quoting.setLevel(logging.ERROR)

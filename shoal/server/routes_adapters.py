@@ -36,7 +36,7 @@ def list_adapters(
 def create_adapter(new: NewAdapter, service: Open, owner: Owner) -> dict[str, Any]:
     """Generate an adapter from a description and keep it.
 
-    With 4 or more solved `examples`, or with `inputs` without answers, it is then trained for some seconds:
+    With 4 or more solved `examples`, or with `inputs` without answers, it is then trained for a while:
     that is what makes it useful where `confidence` is low. The response holds `confidence`, `nonsense` and
     `notes` besides the adapter.
     """

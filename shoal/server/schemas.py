@@ -160,7 +160,7 @@ class NewAdapter(_Body):
     description: Description
     public: bool = Field(False, description="others may use it")
     examples: list[SolvedExample] = Field(
-        [], max_length=256, description="4 or more solved ones, to train the adapter on for seconds"
+        [], max_length=256, description="4 or more solved ones, to train the adapter on"
     )
     inputs: list[Text | Unsolved] = Field(
         [],

@@ -32,13 +32,13 @@ class Generating(Place):
     hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
     examples: Path | None = Field(
         None,
-        description="JSONL of at least 4 solved examples (`input`, `output`) to train the adapter on for "
-        "some seconds; loads the base model",
+        description="JSONL of at least 4 solved examples (`input`, `output`) to train the adapter on; "
+        "loads the base model",
     )
     inputs: Path | None = Field(
         None,
         description="at least 4 inputs without answers, one per line or JSONL (`input`), on which labels are "
-        "calibrated and the adapter trained for some seconds; loads the base model",
+        "calibrated and the adapter trained, in minutes; loads the base model",
     )
     labels: tuple[str, ...] | None = Field(
         None,

@@ -150,7 +150,9 @@ def _generate(name: str, description: str, public: bool, examples: str, inputs: 
     trained = " and ".join(
         f"{len(given)} {what}" for given, what in ((solved, "examples"), (unsolved, "inputs")) if given
     )
-    with st.spinner(f"Generating, then training on {trained}: some seconds…" if trained else "Generating…"):
+    with st.spinner(
+        f"Generating, then training on {trained}: seconds to minutes…" if trained else "Generating…"
+    ):
         generated = client().create(name, description, public=public, examples=solved, inputs=unsolved)
     st.session_state.current = generated.adapter
     st.session_state.generated = generated
