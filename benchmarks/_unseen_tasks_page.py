@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from _machine import table
 from _unseen_tasks_rows import SALAD
 
 from shoal.evaluation.baselines import GIBBERISH, NONE, OTHER, RIGHT
-from shoal.evaluation.reports import METRICS, Report, cell
+from shoal.evaluation.label_sets import SUFFIX
+from shoal.evaluation.reports import METRICS, MethodResult, Report, cell
+from shoal.tasks.answer_kinds import has_labels
+from shoal.tasks.loading import Task
 
-BASE, DESCRIBED, SHOTS = "base", "base + description", "base + 3 examples"
+ECHO, BASE, DESCRIBED, SHOTS = "echo", "base", "base + description", "base + 3 examples"
 MULTI_TASK, NEAREST, ORACLE = "multi-task LoRA", "nearest-task LoRA", "oracle LoRA"
 DESCRIBED_MULTI_TASK = "multi-task LoRA, prompted with the description"
+INPUTS = "Text-to-LoRA, trained on 16 inputs without answers"
 FEW_SHOT = "Text-to-LoRA, refined on 16 examples"
+LONG_WORDS = 10  # mean words of a long task's references
+MOST_OF_ONE, MOST_OF_REFERENCES = 0.8, 0.6  # shares of one answer
 
 
 def page(report: Report) -> str:
@@ -26,6 +35,7 @@ def page(report: Report) -> str:
         if DESCRIBED in names and ORACLE in names:
             parts.append(_share_of_the_way(report))
     notes = report.notes
+    parts.append(_answer_facts(notes["answers"]))
     if notes["description_spread"] is not None:
         parts.append(
             f"Between descriptions of one task, {RIGHT}'s ROUGE-L has a standard deviation of "
@@ -44,16 +54,65 @@ def page(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def answer_facts(results: Sequence[MethodResult], tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
+    """Row -> what its answers are like; `samples` must hold all of them."""
+    echoed = next((r.scores["rouge_l"] for r in results if r.name == ECHO), {})
+    closed = [task.name for task in tasks if has_labels(task)]
+    found: dict[str, dict[str, Any]] = {}
+    for row in results:
+        ratios, fallen, counted = [], 0, 0
+        for name, answers in row.samples.items():
+            references = [a.references[0] for a in answers]
+            if sum(len(text.split()) for text in references) >= LONG_WORDS * len(references):
+                ratios += [len(a.answer.split()) / max(1, len(a.references[0].split())) for a in answers]
+            if name in closed and _largest_share(references) < MOST_OF_REFERENCES:
+                counted += 1
+                fallen += _largest_share([a.answer for a in answers]) > MOST_OF_ONE
+        below = [name for name, score in row.scores["rouge_l"].items() if score < echoed.get(name, 0)]
+        found[row.name] = {
+            "median_length_ratio": statistics.median(ratios) if ratios else None,
+            "closed_tasks": counted,
+            "of_one_answer": fallen,
+            "below_echo": below,
+        }
+    return found
+
+
+def _largest_share(texts: Sequence[str]) -> float:
+    return max(Counter(texts).values()) / len(texts)
+
+
+def _answer_facts(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            name,
+            "-" if own["median_length_ratio"] is None else f"{own['median_length_ratio']:.2f}",
+            f"{own['of_one_answer']} of {own['closed_tasks']}",
+            str(len(own["below_echo"])),
+        ]
+        for name, own in facts.items()
+    ]
+    header = [
+        "answers (of the first repetition)",
+        f"median length / reference's, tasks of {LONG_WORDS} words and more",
+        f"closed tasks of one answer (> {MOST_OF_ONE:.0%})",
+        "tasks below echo",
+    ]
+    return table(header, rows)
+
+
 def _differences(report: Report, names: Sequence[str]) -> str:
     rows = [
         [f"{RIGHT} minus {name}", *(cell(report.difference(RIGHT, name, m), m) for m in METRICS)]
         for name in (DESCRIBED, MULTI_TASK, DESCRIBED_MULTI_TASK, NEAREST, ORACLE)
         if name in names
     ]
-    if FEW_SHOT in names:
-        rows.append(
-            [f"{FEW_SHOT} minus {RIGHT}", *(cell(report.difference(FEW_SHOT, RIGHT, m), m) for m in METRICS)]
-        )
+    pairs = [(FEW_SHOT, RIGHT), (INPUTS, RIGHT)]
+    pairs += [(RIGHT + SUFFIX, name + SUFFIX) for name in (DESCRIBED, MULTI_TASK, DESCRIBED_MULTI_TASK)]
+    for one, other in pairs:
+        if one in names and other in names:
+            cells = (cell(report.difference(one, other, m), m) for m in METRICS)
+            rows.append([f"{one} minus {other}", *cells])
     return table(["paired over tasks", *METRICS.values()], rows) if rows else ""
 
 
@@ -74,7 +133,7 @@ def _share_of_the_way(report: Report) -> str:
     low, high = (report.result(name).intervals["rouge_l"].mean for name in (DESCRIBED, ORACLE))
     names = {result.name for result in report.results}
     said = []
-    for name in (RIGHT, FEW_SHOT):
+    for name in (RIGHT, RIGHT + SUFFIX, INPUTS, FEW_SHOT):
         if name in names:
             share = 100 * (report.result(name).intervals["rouge_l"].mean - low) / (high - low)
             said.append(f"{name} goes {share:.0f}%")

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,14 @@ SALAD = "Text-to-LoRA, random words"
 
 @dataclass(frozen=True)
 class Repetition:
-    """One evaluation: a method, and whatever its scores depend on besides tasks and limits."""
+    """One evaluation: a method, and whatever its scores depend on besides tasks and limits.
+
+    With `labels` it has a second row, answered from label sets.
+    """
 
     method: Method
     depends_on: str = ""
+    labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Conditions:
         base_model: hub id of the frozen model.
         dtype: of its weights.
         work: folder whose `results` holds the rows.
+        label_sets: task name -> its labels, for rows that are also answered from them.
     """
 
     tasks: Sequence[Task]
@@ -56,6 +61,7 @@ class Conditions:
     base_model: str
     dtype: torch.dtype
     work: Path
+    label_sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def path(self, name: str, depends_on: str) -> Path:
         """Where the row of a method of this name is kept."""
@@ -70,24 +76,31 @@ class Conditions:
 
 def measure(
     conditions: Conditions, backbone: Backbone, repetition: Repetition, tokens: list[int]
-) -> tuple[MethodResult, float]:
-    """(result, mean training tokens of the LoRAs that it trains), from its file if that is there.
+) -> tuple[tuple[MethodResult, ...], float]:
+    """(results, mean training tokens of the LoRAs that it trains), from their file if that is there.
 
     `tokens` is where the method's adapters note their training tokens, one number each.
     """
-    method = repetition.method
-    path = conditions.path(method.name, repetition.depends_on)
+    method, label_sets = repetition.method, conditions.label_sets if repetition.labels else {}
+    path = conditions.path(method.name, repetition.depends_on + (repr(label_sets) if label_sets else ""))
     if not path.is_file():
         started = time.perf_counter()
         tokens.clear()
-        limits = {"examples": conditions.examples, "max_new_tokens": conditions.max_new_tokens}
-        report = evaluate(backbone, conditions.tasks, [method], samples=1, **limits)
+        report = evaluate(
+            backbone,
+            conditions.tasks,
+            [method],
+            samples=conditions.examples,
+            examples=conditions.examples,
+            max_new_tokens=conditions.max_new_tokens,
+            label_sets=label_sets,
+        )
         spent = sum(tokens) / len(tokens) if tokens else 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(replace(report, notes={"tokens": spent}).to_json()))
         say(f"  {method.name}: {time.perf_counter() - started:.0f} s")
     report = Report.from_json(json.loads(path.read_text("utf-8")))
-    return report.results[0], report.notes["tokens"]
+    return report.results, report.notes["tokens"]
 
 
 def tokens_of(provenance: Mapping[str, Any]) -> int | None:

@@ -16,7 +16,8 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from _machine import DATA, ROOT, machine
@@ -24,11 +25,14 @@ from _unseen_tasks_page import (
     BASE,
     DESCRIBED,
     DESCRIBED_MULTI_TASK,
+    ECHO,
     FEW_SHOT,
+    INPUTS,
     MULTI_TASK,
     NEAREST,
     ORACLE,
     SHOTS,
+    answer_facts,
     page,
 )
 from _unseen_tasks_rows import (
@@ -44,6 +48,7 @@ from _unseen_tasks_rows import (
     word_salad_description,
 )
 
+from shoal.adapters.card import LabelSet
 from shoal.adapters.files import load_adapter
 from shoal.adapters.lora import LoRA
 from shoal.config import LoraTrainingConfig
@@ -58,7 +63,8 @@ from shoal.evaluation.baselines import (
     other_description,
     right_description,
 )
-from shoal.evaluation.evaluate import Method, MethodResult, Report, described, mean_result, with_shots
+from shoal.evaluation.evaluate import Method, MethodResult, Report, described, echo, mean_result, with_shots
+from shoal.evaluation.label_sets import SUFFIX, described_label_sets
 from shoal.evaluation.reports import METRICS, cell
 from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
@@ -66,14 +72,16 @@ from shoal.tasks.loading import Split, Task, load_split
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.few_shot import MAX_TOKENS, REFINING, refine
 from shoal.text_to_lora.generator import TextToLoRA
+from shoal.text_to_lora.self_training import self_train
 from shoal.training.lora import train_lora
 
 SHIPPED = ROOT / "shoal" / "weights" / DEFAULT_MODEL
 ROWS = (
-    *(BASE, DESCRIBED, SHOTS, MULTI_TASK, DESCRIBED_MULTI_TASK, NEAREST, ORACLE),
-    *(RIGHT, OTHER, GIBBERISH, SALAD, NONE, FEW_SHOT),
+    *(ECHO, BASE, DESCRIBED, SHOTS, MULTI_TASK, DESCRIBED_MULTI_TASK, NEAREST, ORACLE),
+    *(RIGHT, INPUTS, OTHER, GIBBERISH, SALAD, NONE, FEW_SHOT),
 )
 EXAMPLES_TO_REFINE = 16
+INPUTS_TO_TRAIN = 16
 
 
 class LoraLibrary:
@@ -109,7 +117,8 @@ class LoraLibrary:
 def main() -> None:
     args = parse()
     split = load_split(args.data)
-    tasks = split.validation[: args.tasks]
+    tasks = getattr(split, args.split)[: args.tasks]
+    label_sets = described_label_sets(tasks)
     backbone = load_backbone(args.base)
     generators = [TextToLoRA(backbone=backbone, hypernetwork=folder) for folder in args.hypernetwork]
     multi_task = load_adapter(args.multi_task).lora if args.multi_task else None
@@ -124,32 +133,37 @@ def main() -> None:
     like = start or generators[0].checkpoint.network.offset_lora()
     library = LoraLibrary(backbone, like, config, args)
     shots = Method(SHOTS, request=with_shots(3, args.seed))
-    rows = {BASE: [Repetition(Method(BASE))], DESCRIBED: [Repetition(Method(DESCRIBED, request=described))]}
+    rows = {ECHO: [Repetition(echo())], BASE: [Repetition(Method(BASE), labels=True)]}
+    rows[DESCRIBED] = [Repetition(Method(DESCRIBED, request=described), labels=True)]
     rows[SHOTS] = [Repetition(shots, f"seed {args.seed}")]
     if multi_task:
-        rows[MULTI_TASK] = [Repetition(Method(MULTI_TASK, lambda task: multi_task), content(multi_task))]
+        method = Method(MULTI_TASK, lambda task: multi_task)
+        rows[MULTI_TASK] = [Repetition(method, content(multi_task), labels=True)]
     if args.described_multi_task:
         prompted = load_adapter(args.described_multi_task).lora
         method = Method(DESCRIBED_MULTI_TASK, lambda task: prompted, described)
-        rows[DESCRIBED_MULTI_TASK] = [Repetition(method, content(prompted))]
+        rows[DESCRIBED_MULTI_TASK] = [Repetition(method, content(prompted), labels=True)]
     rows |= single_task_rows(args, library, split, tasks)
     rows |= description_rows(args, generators, tasks)
-    rows |= {FEW_SHOT: [few_shot_row(args, backbone, generators[0])]}
+    rows[INPUTS] = [inputs_row(args, backbone, generators[0], label_sets)]
+    rows[FEW_SHOT] = [few_shot_row(args, backbone, generators[0])]
 
-    conditions = Conditions(
-        tasks, args.examples, args.max_new_tokens, backbone.shape.base_model, backbone.dtype, args.work
-    )
+    limits = (args.examples, args.max_new_tokens)
+    model = (backbone.shape.base_model, backbone.dtype)
+    conditions = Conditions(tasks, *limits, *model, args.work, label_sets)
     results, trained_on, spread = [], training(args, generators), None
     for name, repetitions in rows.items():
         if name in args.without:
             continue
         measured = [measure(conditions, backbone, r, library.tokens) for r in repetitions]
-        results.append(mean_result(name, [result for result, _ in measured]))
+        for repeated in zip(*(found for found, _ in measured), strict=True):
+            row = mean_result(repeated[0].name, repeated)
+            results.append(row)
+            say(f"{row.name}: " + ", ".join(f"{METRICS[m]} {cell(i, m)}" for m, i in row.intervals.items()))
         if name == RIGHT and args.descriptions > 1:
-            spread = description_spread([result for result, _ in measured], args.descriptions)
+            spread = description_spread([found[0] for found, _ in measured], args.descriptions)
         if measured[0][1]:
             trained_on[name] += f", {measured[0][1]:,.0f} tokens a task"
-        say(f"{name}: " + ", ".join(f"{METRICS[m]} {cell(i, m)}" for m, i in results[-1].intervals.items()))
     notes = {
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine(backbone.dtype),
@@ -159,7 +173,10 @@ def main() -> None:
         "hypernetworks": len(generators),
         "max_new_tokens": args.max_new_tokens,
         "trained_on": trained_on,
+        "label_sets": label_sets,
+        "answers": answer_facts(results, tasks),
     }
+    results = [replace(row, samples={n: own[:1] for n, own in row.samples.items()}) for row in results]
     names = tuple(t.name for t in tasks)
     write(Report(backbone.shape.base_model, names, args.examples, tuple(results), notes), args, split)
 
@@ -178,7 +195,8 @@ def parse() -> argparse.Namespace:
     add("--data", type=Path, default=DATA)
     add("--work", type=Path, default=ROOT / "runs" / "unseen_tasks", help="finished rows and trained LoRAs")
     add("--out", type=Path, help="where report.json and report.md go")
-    add("--tasks", type=int, help="take the first N validation tasks; default all")
+    add("--split", choices=("validation", "validation_2"), default="validation", help="tasks that are asked")
+    add("--tasks", type=int, help="take the first N of them; default all")
     add("--examples", type=int, default=20, help="test examples a task")
     add("--max-new-tokens", type=int, default=40, help="limit of an answer")
     add("--descriptions", type=int, default=3, help="right descriptions a task, averaged")
@@ -222,6 +240,35 @@ def description_rows(
         for method, setting in methods:
             rows[method.name].append(Repetition(method, f"{tensors_of(folder)} {setting}"))
     return {name: repetitions for name, repetitions in rows.items() if repetitions}
+
+
+def inputs_row(
+    args: argparse.Namespace,
+    backbone: Backbone,
+    generator: TextToLoRA,
+    label_sets: Mapping[str, Sequence[str]],
+) -> Repetition:
+    """The adapter of the first description, trained on inputs of the `train` list without their answers.
+
+    Where the first description names no labels it stays as it is.
+    """
+    right = right_description(generator.emitter)
+
+    def trained(task: Task) -> LoRA:
+        if task.name not in label_sets:
+            return right.adapter(task)
+        chance = random.Random(f"{args.seed}/{task.name}")
+        inputs = [e.input for e in chance.sample(task.train, min(INPUTS_TO_TRAIN, len(task.train)))]
+        labels = LabelSet(labels=tuple(label_sets[task.name]))
+        found = self_train(backbone, right.adapter(task), labels, inputs, description=task.descriptions[0])
+        say(
+            f"  {task.name}: {found.steps} steps, agreement {found.agreement_before:.2f} -> "
+            f"{found.agreement_after:.2f}, {found.reason or 'kept'}, {found.seconds:.0f} s"
+        )
+        return found.lora
+
+    setting = digest(tensors_of(args.hypernetwork[0]), args.seed, INPUTS_TO_TRAIN, repr(label_sets))
+    return Repetition(Method(INPUTS, trained), setting)
 
 
 def few_shot_row(args: argparse.Namespace, backbone: Backbone, generator: TextToLoRA) -> Repetition:
@@ -280,6 +327,10 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
         last = f"{card.scores['training tokens']:,.0f}" if card else "some"
         whole = f"{theirs:,} tokens" if theirs else "tokens not recorded"
         said[DESCRIBED_MULTI_TASK] = f"training tasks, {whole}, the last {last} with descriptions"
+    said[INPUTS] = (
+        f"as Text-to-LoRA (first network, first description), then on its own calibrated labels of "
+        f"{INPUTS_TO_TRAIN} inputs of the task, where the description names the labels"
+    )
     said[FEW_SHOT] = (
         f"as Text-to-LoRA (first network, first description), then at most {REFINING.steps} steps of "
         f"{REFINING.batch_size} of the task's {EXAMPLES_TO_REFINE} examples"
@@ -290,7 +341,10 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
 
 
 def write(report: Report, args: argparse.Namespace, split: Split) -> None:
-    complete = {r.name for r in report.results} == set(ROWS) and len(report.tasks) == len(split.validation)
+    names = {r.name.removesuffix(SUFFIX) for r in report.results}
+    complete = (
+        names == set(ROWS) and args.split == "validation" and len(report.tasks) == len(split.validation)
+    )
     out: Path = args.out or (ROOT / "docs" / "results" if complete else args.work)
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "report.json", json.dumps(report.to_json(), indent=1) + "\n")

@@ -47,11 +47,13 @@ class Method:
         name: what the row is called.
         adapter: task -> the adapter that is attached, or None for the bare model.
         request: task and example -> what the model is asked; by default the input alone.
+        answer: task and example -> the answer, of a method that asks no model.
     """
 
     name: str
     adapter: Callable[[Task], Adapter | None] = lambda task: None
     request: Callable[[Task, Example], str] = lambda task, example: example.input
+    answer: Callable[[Task, Example], str] | None = None
 
 
 def evaluate(
@@ -103,19 +105,22 @@ def evaluate(
         log.info("scoring %s on %d tasks (%d of %d)", method.name, len(tasks), number, len(methods))
         adapters = {task.name: method.adapter(task) for task in tasks}
         asked = [(task, e) for task in tasks for e in task.test[:examples]]
-        scored = score(
-            backbone,
-            [e for _, e in asked],
-            [method.request(task, e) for task, e in asked],
-            _one_or_each([adapters[task.name] for task, _ in asked]),
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-        )
+        if method.answer is not None:
+            scored = [_scored(e, method.answer(task, e), None) for task, e in asked]
+        else:
+            scored = score(
+                backbone,
+                [e for _, e in asked],
+                [method.request(task, e) for task, e in asked],
+                _one_or_each([adapters[task.name] for task, _ in asked]),
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+            )
         answers: dict[str, list[Answer]] = {task.name: [] for task in tasks}
         for (task, _), answer in zip(asked, scored, strict=True):
             answers[task.name].append(answer)
         results.append(summarise(method.name, answers, samples))
-        if label_sets:
+        if label_sets and method.answer is None:
             answers |= _labelled(backbone, tasks, method, adapters, answers, label_sets)
             results.append(summarise(method.name + SUFFIX, answers, samples))
         on_method(results[-1])
@@ -141,10 +146,12 @@ def score(
         backbone, requests, adapters, max_new_tokens=max_new_tokens, batch_size=batch_size
     )
     losses = reference_losses(backbone, requests, references, adapters, batch_size=batch_size)
-    return [
-        Answer(e.input, a, e.outputs, rouge_l(a, e.outputs), exact_match(a, e.outputs), nll)
-        for e, a, nll in zip(examples, answers, losses, strict=True)
-    ]
+    return [_scored(e, a, nll) for e, a, nll in zip(examples, answers, losses, strict=True)]
+
+
+def echo() -> Method:
+    """The input itself as the answer, which a rewriting of it must beat."""
+    return Method("echo", answer=lambda task, example: example.input)
 
 
 def described(task: Task, example: Example) -> str:
@@ -170,6 +177,12 @@ def with_shots(count: int, seed: int = 0) -> Callable[[Task, Example], str]:
         return "\n\n".join([*solved, f"Input: {example.input}\nOutput:"])
 
     return request
+
+
+def _scored(example: Example, answer: str, nll: float | None) -> Answer:
+    outputs = example.outputs
+    scores = rouge_l(answer, outputs), exact_match(answer, outputs)
+    return Answer(example.input, answer, outputs, *scores, nll)
 
 
 def _labelled(

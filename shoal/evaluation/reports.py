@@ -26,7 +26,7 @@ class Answer:
         references: right answers.
         rouge_l: against the best reference, in [0, 1].
         exact_match: 0 or 1.
-        nll: cross-entropy of the first reference, nats per token.
+        nll: cross-entropy of the first reference, nats per token; None where no model answered.
     """
 
     input: str
@@ -34,7 +34,7 @@ class Answer:
     references: tuple[str, ...]
     rouge_l: float
     exact_match: float
-    nll: float
+    nll: float | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MethodResult:
 
     Attributes:
         name: of the method.
-        scores: metric -> task -> mean over its examples.
+        scores: metric -> task -> mean over its examples; without a metric that its answers lack.
         intervals: metric -> mean over tasks with its 95% bootstrap interval.
         samples: for every task, its first answers, to be read.
     """
@@ -59,6 +59,7 @@ def summarise(name: str, answers: Mapping[str, Sequence[Answer]], samples: int) 
     scores = {
         metric: {task: sum(getattr(a, metric) for a in rows) / len(rows) for task, rows in answers.items()}
         for metric in METRICS
+        if all(getattr(a, metric) is not None for rows in answers.values() for a in rows)
     }
     return MethodResult(
         name, scores, _intervals(scores), {task: list(rows[:samples]) for task, rows in answers.items()}
@@ -73,7 +74,7 @@ def mean_result(name: str, results: Sequence[MethodResult]) -> MethodResult:
     Raises:
         UsageError: there is no result, or two are of different tasks.
     """
-    if not results or any(r.scores["nll"].keys() != results[0].scores["nll"].keys() for r in results):
+    if not results or any(r.scores["rouge_l"].keys() != results[0].scores["rouge_l"].keys() for r in results):
         raise UsageError(f"{name}: a mean needs at least one result, and all of the same tasks; check them")
     scores = {
         metric: {task: sum(r.scores[metric][task] for r in results) / len(results) for task in by_task}
@@ -163,7 +164,7 @@ class Report:
         header += [f"{compared_with} leads by"] if compared_with else []
         lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
         for r in self.results:
-            cells = [r.name, *(cell(r.intervals[m], m) for m in columns)]
+            cells = [r.name, *(cell(r.intervals[m], m) if m in r.intervals else "-" for m in columns)]
             if compared_with:
                 lead = self.difference(compared_with, r.name, "rouge_l")
                 cells.append("" if r.name == compared_with else cell(lead, "rouge_l"))

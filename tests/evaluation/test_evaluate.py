@@ -1,5 +1,6 @@
 """Evaluation of a tiny model, against scores computed by hand."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from torch.nn.functional import cross_entropy
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import UsageError
-from shoal.evaluation.evaluate import Method, described, evaluate, score, with_shots
+from shoal.evaluation.evaluate import Method, described, echo, evaluate, score, with_shots
+from shoal.evaluation.reports import Report
 from shoal.inference.generate import generate_greedy
 from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone, load_backbone
@@ -187,3 +189,23 @@ def test_tasks_share_batches_and_keep_their_own_adapters(backbone: Backbone, lor
 def test_adapters_are_one_or_as_many_as_requests(backbone: Backbone, lora: LoRA) -> None:
     with pytest.raises(UsageError, match="got 1 adapters for 2 requests"):
         reference_losses(backbone, ["a", "b"], ["c", "d"], [lora])
+
+
+def test_the_echo_row_asks_no_model(backbone: Backbone) -> None:
+    same = Task(
+        "same",
+        "test",
+        "Repeat it.",
+        ("Repeat it.",),
+        (Example("a b", ("a b",)),),
+        (Example("c d", ("c d",)),),
+    )
+    report = evaluate(
+        backbone, [task(), same], [echo(), Method("base")], label_sets={"colours": ("hue 0", "x")}
+    )
+    row = report.result("echo")
+    assert [r.name for r in report.results] == ["echo", "base", "base, labels"]
+    assert row.scores["rouge_l"]["same"] == 1 and row.scores["exact_match"]["colours"] == 0
+    assert "nll" not in row.scores and report.difference("base", "echo", "rouge_l").n == 2
+    assert "| echo | " in (text := report.to_markdown()) and " | - |" in text
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report

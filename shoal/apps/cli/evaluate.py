@@ -125,9 +125,9 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
 
 
 def _base_rows(scoring: Scoring) -> list[Method]:
-    from shoal.evaluation.evaluate import Method, described, with_shots
+    from shoal.evaluation.evaluate import Method, described, echo, with_shots
 
-    rows = [Method("base"), Method("base + description", request=described)]
+    rows = [echo(), Method("base"), Method("base + description", request=described)]
     if scoring.shots:
         rows.append(
             Method(f"base + {scoring.shots} examples", request=with_shots(scoring.shots, scoring.seed))

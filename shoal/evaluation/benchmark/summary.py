@@ -144,7 +144,7 @@ def _of_answers(cells: Sequence[Cell]) -> dict[str, float]:
             c.target_accuracy for c in cells if c.target_accuracy is not None
         ),
     }
-    losses = [a.nll for a in answers]
+    losses = [a.nll for a in answers if a.nll is not None]
     found["perplexity"] = perplexity(losses) if all(x >= 0 for x in losses) else math.nan
     if latencies:
         found["latency_p50"] = statistics.median(latencies)
@@ -185,7 +185,7 @@ def _intervals(cells: Sequence[Cell]) -> dict[str, Interval]:
     values: dict[str, list[float]] = {
         "rouge_l": [statistics.fmean(a.rouge_l for a in c.answers) for c in cells],
         "exact_match": [statistics.fmean(a.exact_match for a in c.answers) for c in cells],
-        "nll": [statistics.fmean(a.nll for a in c.answers) for c in cells],
+        "nll": [statistics.fmean(a.nll for a in c.answers if a.nll is not None) for c in cells],
         "seconds": [c.seconds for c in cells],
         "latency": [s for c in cells for s in c.latencies],
     }

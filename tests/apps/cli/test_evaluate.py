@@ -25,6 +25,7 @@ def test_evaluate(
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     names = [result["name"] for result in report["results"]]
     assert names == [
+        "echo",
         "base",
         "base + description",
         "base + 3 examples",
@@ -45,7 +46,7 @@ def test_evaluate_without_a_hypernetwork(shoal: Shoal, tiny_llama: Path, data: P
     ended = shoal(
         "evaluate", "--base", tiny_llama, "--tasks", task, "--examples", 1, "--max-new-tokens", 2, "--json"
     )
-    assert ended.code == 0 and len(ended.record["results"]) == 3, ended.err
+    assert ended.code == 0 and len(ended.record["results"]) == 4, ended.err
 
 
 def test_an_adapter_of_another_model_is_said(
