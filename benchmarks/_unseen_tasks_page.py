@@ -108,7 +108,7 @@ def _differences(report: Report, names: Sequence[str]) -> str:
         if name in names
     ]
     pairs = [(FEW_SHOT, RIGHT), (INPUTS, RIGHT)]
-    pairs += [(RIGHT + SUFFIX, name + SUFFIX) for name in (DESCRIBED, MULTI_TASK, DESCRIBED_MULTI_TASK)]
+    pairs += [(RIGHT + SUFFIX, name + SUFFIX) for name in (DESCRIBED, MULTI_TASK, DESCRIBED_MULTI_TASK, NONE)]
     for one, other in pairs:
         if one in names and other in names:
             cells = (cell(report.difference(one, other, m), m) for m in METRICS)

@@ -238,7 +238,8 @@ def description_rows(
         methods += [(word_salad_description(emitter, tasks, args.seed), f"seed {args.seed}")]
         methods += [(no_description(emitter), "")]
         for method, setting in methods:
-            rows[method.name].append(Repetition(method, f"{tensors_of(folder)} {setting}"))
+            labels = method.name in (RIGHT, NONE)
+            rows[method.name].append(Repetition(method, f"{tensors_of(folder)} {setting}", labels))
     return {name: repetitions for name, repetitions in rows.items() if repetitions}
 
 
