@@ -1,6 +1,7 @@
 """Settings of the documentation site: `make docs` builds it with warnings as errors."""
 
 import os
+from types import FunctionType
 
 from pydantic import BaseModel
 from sphinx.application import Sphinx
@@ -58,5 +59,12 @@ def add_field_help(app: Sphinx, what: str, name: str, obj: object, options: obje
     lines.append("")
 
 
+def skip_defaults(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """A function that is the default of a dataclass's field is no method: its class has said what it is."""
+    default = what == "class" and isinstance(obj, FunctionType) and "." not in obj.__qualname__
+    return True if default else None
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-skip-member", skip_defaults)
     app.connect("autodoc-process-docstring", add_field_help)

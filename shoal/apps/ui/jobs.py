@@ -49,7 +49,7 @@ def _new() -> None:
     file = st.file_uploader("Examples (JSONL)", type=["jsonl", "json"], max_upload_size=MAX_JSONL_MEGABYTES)
     with st.expander("What the file looks like", icon=":material/description:", expanded=True):
         st.code(LINES, language="json", wrap_lines=True)
-        plain_line("One JSON object a line, with input and output.")
+        plain_line("One JSON object a line, with input and output, a list where several outputs are right.")
     definition = st.text_area(
         "Instruction that the examples follow", height=68, max_chars=4000, key="definition"
     )
