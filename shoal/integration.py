@@ -67,6 +67,7 @@ class SakanaAIIntegration:
         method: Literal["hypernetwork", "distil"] = "hypernetwork",
         inputs: Sequence[str] = (),
         labels: Sequence[str] | None = None,
+        sample_inputs: bool = False,
     ) -> dict[str, Any]:
         """Generate one adapter from a task description; one that was asked before comes from a cache.
 
@@ -77,6 +78,7 @@ class SakanaAIIntegration:
                 before them: minutes, for any base model, without a hypernetwork.
             inputs: of the task, without answers; see `TextToLoRA.generate` and `TextToLoRA.distil`.
             labels: the answers that there are; None reads them from the prompt.
+            sample_inputs: take inputs that the package ships; see `TextToLoRA.generate`.
 
         Returns:
             `success` (bool), `duration` (seconds) and `adapter_info`: `prompt`, `detected_skills` (names, the
@@ -94,6 +96,8 @@ class SakanaAIIntegration:
         path = str(model_path)
         if method not in ("hypernetwork", "distil"):
             raise UsageError(f"method {shorten(method)} is unknown; choose from hypernetwork, distil")
+        if method == "distil" and sample_inputs:
+            raise UsageError("distilling needs inputs of the task; give some, and leave sample_inputs out")
         with self._requests.request():
             if path not in self._generators:
                 self._generators[path] = TextToLoRA(path, self._text_to_lora_config, skills=self._skills)
@@ -101,7 +105,9 @@ class SakanaAIIntegration:
             if method == "distil":
                 adapter = generator.distil(prompt, inputs, labels=labels)
             else:
-                adapter = generator.generate(prompt, inputs=inputs, labels=labels)
+                adapter = generator.generate(
+                    prompt, inputs=inputs, labels=labels, sample_inputs=sample_inputs
+                )
         return {"success": True, "duration": adapter.duration, "adapter_info": _info(adapter)}
 
     def create_transformer2_model(

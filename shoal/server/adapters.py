@@ -124,7 +124,11 @@ class Adapters:
         try:
             with self._monitoring.adapter_seconds.time():
                 return self._generator.generate(
-                    new.description, new.solved, inputs=new.unsolved, labels=new.labels
+                    new.description,
+                    new.solved,
+                    inputs=new.unsolved,
+                    labels=new.labels,
+                    sample_inputs=new.sample_inputs,
                 )
         finally:
             self._training.release()
@@ -221,7 +225,7 @@ def shown(record: AdapterRecord) -> dict[str, Any]:
 
 
 def _is_more_than_a_sentence(new: NewAdapter) -> bool:
-    return bool(new.examples or new.inputs) or new.labels is not None
+    return bool(new.examples or new.inputs or new.sample_inputs) or new.labels is not None
 
 
 def judgement(adapter: GeneratedAdapter) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class Client:
         public: bool = False,
         examples: Sequence[tuple[str, str | Sequence[str]]] = (),
         inputs: Sequence[str] = (),
+        sample_inputs: bool = False,
     ) -> GeneratedAdapter:
         """Generate an adapter and keep it.
 
@@ -106,11 +107,12 @@ class Client:
             examples: 4 or more pairs of input and output, or outputs where several are right, on which it is
                 trained.
             inputs: 4 or more without answers, by which a closed label set is calibrated.
+            sample_inputs: take those that the package ships instead.
         """
         new: dict[str, Any] = {"name": name, "description": description, "public": public}
         new["examples"] = [{"input": given, "output": answer} for given, answer in examples]
-        new["inputs"] = list(inputs)
-        patience = {"timeout": TRAINING_SECONDS} if examples or inputs else {}
+        new |= {"inputs": list(inputs), "sample_inputs": sample_inputs}
+        patience = {"timeout": TRAINING_SECONDS} if examples or inputs or sample_inputs else {}
         return self._ask("POST", "/v1/adapters", read_generated, json=new, **patience)
 
     def page(self, *, search: str = "", after: str = "", limit: int = 50) -> AdapterPage:

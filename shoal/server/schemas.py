@@ -168,6 +168,11 @@ class NewAdapter(_Body):
         description="4 or more requests without answers, as texts or as objects: where answers are closed "
         "they calibrate the labels, and the adapter is trained on its own calibrated answers",
     )
+    sample_inputs: bool = Field(
+        False,
+        description="in place of `inputs`: those that the package ships, of the kind that fits the "
+        "description best; for closed answers",
+    )
     labels: list[Phrase] | None = Field(
         None,
         max_length=256,

@@ -125,7 +125,7 @@ def _few_shot_note(facts: Mapping[str, Any]) -> str:
 
 def _self_training_note(facts: Mapping[str, Any]) -> str:
     """`self_training` of an adapter's facts, as a sentence."""
-    begin = f"Calibrated on {facts['inputs']} inputs without answers"
+    begin = f"Calibrated on {facts['inputs']} {facts['texts']} without answers"
     if facts["reason"]:
         return f"{begin}; its factors are as they were: {facts['reason']}."
     return (

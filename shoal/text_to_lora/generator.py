@@ -37,7 +37,14 @@ from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder, c
 from shoal.text_to_lora.familiarity import Familiarity
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.identity import Identity, within
-from shoal.text_to_lora.material import Material, adapted_to, check_material, described_label_set, distilled
+from shoal.text_to_lora.material import (
+    Material,
+    adapted_to,
+    check_material,
+    described_label_set,
+    distilled,
+    with_sample_inputs,
+)
 from shoal.text_to_lora.shipped import config_of, find_hypernetwork
 from shoal.text_to_lora.skills import SkillDetector
 
@@ -154,18 +161,20 @@ class TextToLoRA:
         *,
         inputs: Sequence[str] = (),
         labels: Sequence[str] | None = None,
+        sample_inputs: bool = False,
     ) -> GeneratedAdapter:
         """One adapter; a description asked before comes from the cache.
 
         Args:
             description: what the adapter shall do, in English.
             examples: at least 4 solved ones with different inputs, as records or as (input, output), where
-                an output may be several that are right; the adapter is then trained on them for some seconds,
-                for which the base model is loaded. See `shoal.text_to_lora.few_shot`.
+                an output may be several that are right; the adapter is then trained on them, for which the
+                base model is loaded. See `shoal.text_to_lora.few_shot`.
             inputs: at least 4 different ones without answers, on which a closed label set is calibrated and
-                the adapter trained for some seconds; see `shoal.text_to_lora.self_training`.
+                the adapter trained; see `shoal.text_to_lora.self_training`.
             labels: the answers that there are, 2 to 256; none of them ([]) where answers are open; None reads
                 them from the description.
+            sample_inputs: take inputs that the package ships, of the kind that fits the description best.
 
         Raises:
             UsageError: the description is empty, too short or long, or not English; examples or inputs are
@@ -176,6 +185,8 @@ class TextToLoRA:
             UnavailableError: the generator was closed while it trained.
         """
         material = check_material(description, examples, inputs, labels)
+        if sample_inputs:
+            material = with_sample_inputs(material, self.skills.encoder)
         self._check_can_learn(material)
         adapter = self._described([material.description])[0]
         if not material.needs_weights:

@@ -15,14 +15,15 @@ from typing import Any
 
 from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, UsageError, shorten
 from shoal.inference.labels import content_free_priors
 from shoal.models.backbone import Backbone
 from shoal.tasks.inputs import check_inputs
 from shoal.tasks.records import Example, Solved, check_examples
-from shoal.text_to_lora.encoders.sentence import check_description
+from shoal.text_to_lora.encoders.sentence import TaskEncoder, check_description
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.label_sets import check_labels, read_label_set
+from shoal.text_to_lora.sample_inputs import nearest_kind
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Material:
         inputs: without answers; may be none.
         label_set: given, or read from the description; None where answers are open.
         labels_given: the labels were given, so their priors are worth measuring now.
+        sample_kind: name of the kind of inputs, where they are the package's own.
     """
 
     description: str
@@ -44,6 +46,7 @@ class Material:
     inputs: tuple[str, ...]
     label_set: LabelSet | None
     labels_given: bool
+    sample_kind: str | None = None
 
     @property
     def needs_weights(self) -> bool:
@@ -77,6 +80,26 @@ def check_material(
     )
 
 
+def with_sample_inputs(material: Material, encoder: TaskEncoder) -> Material:
+    """The material with the package's own inputs, of the kind that fits the description best.
+
+    Raises:
+        UsageError: there are inputs already, or no labels that they could calibrate.
+    """
+    if material.inputs:
+        raise UsageError(
+            f"{len(material.inputs)} inputs and sample_inputs are given; your own are better, leave the "
+            "samples out"
+        )
+    if material.label_set is None:
+        raise UsageError(
+            f"sample inputs calibrate labels, and {shorten(material.description)} names none for sure; name "
+            "all answers in it, or give labels"
+        )
+    found = nearest_kind(encoder, material.description)
+    return replace(material, inputs=found.inputs, sample_kind=found.kind)
+
+
 def given_label_set(labels: Sequence[str] | None) -> LabelSet | None:
     """The set of given labels, without priors; None for none. Errors as `check_labels`."""
     return LabelSet(labels=check_labels(labels)) if labels is not None and len(labels) else None
@@ -108,7 +131,12 @@ def adapted_to(backbone: Backbone, adapter: GeneratedAdapter, material: Material
         with _training("inputs"):
             from shoal.text_to_lora.self_training import self_train
         trained = self_train(
-            backbone, adapter.lora, label_set, material.inputs, description=material.description
+            backbone,
+            adapter.lora,
+            label_set,
+            material.inputs,
+            description=material.description,
+            texts=f"sample inputs ({material.sample_kind})" if material.sample_kind else "inputs",
         )
         label_set = trained.label_set
         adapter = _taught(adapter, trained.lora, "self_training", trained)

@@ -48,6 +48,7 @@ class SelfTraining:
         lora: the adapter, float32 on the CPU.
         label_set: with the priors of this adapter on the inputs.
         inputs: that were used.
+        texts: what these are, for people.
         steps: optimiser steps that are kept; 0 means that the factors are as they were.
         agreement_before: share of the inputs whose plain likeliest label is the calibrated one, at the start.
         agreement_after: the same, with the calibrated labels of the start, after the steps that are kept.
@@ -61,6 +62,7 @@ class SelfTraining:
     lora: LoRA
     label_set: LabelSet
     inputs: int
+    texts: str
     steps: int
     agreement_before: float
     agreement_after: float
@@ -79,6 +81,7 @@ def self_train(
     *,
     description: str,
     steps: int = STEPS,
+    texts: str = "inputs",
 ) -> SelfTraining:
     """Calibrate an adapter on inputs, and train it on the labels that it then gives, unless a guard objects.
 
@@ -90,6 +93,7 @@ def self_train(
             left out.
         description: of the task, for the prompted base model's second opinion.
         steps: of training; 0 calibrates only.
+        texts: what the inputs are, for people.
 
     Raises:
         UsageError: fewer than `MIN_INPUTS` inputs are short enough, or as `label_log_likelihoods`.
@@ -126,8 +130,9 @@ def self_train(
         reason = None if kept else "training brought its plain answers no nearer to the calibrated ones"
     return SelfTraining(
         best,
-        label_set.calibrated(label_priors(own), f"{len(inputs)} inputs"),
+        label_set.calibrated(label_priors(own), f"{len(inputs)} {texts}"),
         len(inputs),
+        texts,
         kept,
         before,
         after,

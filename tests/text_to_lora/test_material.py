@@ -17,6 +17,7 @@ from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, save_hypernetw
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER
 from shoal.text_to_lora.familiarity import Familiarity
 from shoal.text_to_lora.generator import TextToLoRA
+from shoal.text_to_lora.sample_inputs import input_kinds
 from shoal.text_to_lora.shipped import new_hypernetwork
 from tests.text_to_lora.test_generator import DIM, SIZES, fake_encoder  # noqa: F401 (the fixture is autouse)
 
@@ -126,6 +127,22 @@ def test_long_inputs_are_left_out_and_a_few_short_ones_are_needed(generator: Tex
     assert facts["inputs"] == 6 and "left out 6 of 12 inputs of more than 256 tokens" in caplog.text
     with pytest.raises(UsageError, match="3 of 9 inputs have at most 256 tokens, at least 4 are needed"):
         generator.generate(DESCRIPTION, inputs=[*INPUTS[:3], *long])
+
+
+def test_sample_inputs_stand_in_for_those_of_the_user(generator: TextToLoRA, monkeypatch) -> None:
+    monkeypatch.setattr(self_training, "LEAST_INFORMATION", -1.0)
+    adapter = generator.generate(DESCRIPTION, sample_inputs=True)
+    kinds = {f"sample inputs ({kind.kind})" for kind in input_kinds()}
+    assert adapter.hypernetwork["self_training"]["texts"] in kinds
+    assert adapter.label_set.calibrated_on.startswith("16 sample inputs (")
+    assert any("sample inputs (" in note for note in adapter.card().notes)
+
+
+def test_sample_inputs_need_labels_and_no_inputs(generator: TextToLoRA) -> None:
+    with pytest.raises(UsageError, match="'Sort the words.' names none for sure; name all answers"):
+        generator.generate("Sort the words.", sample_inputs=True)
+    with pytest.raises(UsageError, match="6 inputs and sample_inputs are given"):
+        generator.generate(DESCRIPTION, inputs=INPUTS, sample_inputs=True)
 
 
 def test_inputs_need_a_trained_hypernetwork_or_distillation(untrained: TextToLoRA, monkeypatch) -> None:

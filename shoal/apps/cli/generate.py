@@ -45,6 +45,11 @@ class Generating(Place):
         description="the answers that there are, separated by commas; by default what the description names; "
         "none leaves the answers open",
     )
+    sample_inputs: bool = Field(
+        False,
+        description="in place of --inputs: inputs that the package ships, of the kind that fits the "
+        "description best; for closed labels",
+    )
     distil: bool = Field(
         False,
         description="with --inputs: no hypernetwork; teach the adapter what the base model answers with the "
@@ -60,7 +65,7 @@ def generate(
     """Turn a task description into a LoRA adapter.
 
     The base model's weights are loaded only if the hypernetwork reads its states, or with --examples,
-    --inputs, --labels or --distil.
+    --inputs, --sample-inputs, --labels or --distil.
     """
     solved, inputs = _read(files, description)  # what is refused is refused before anything heavy is loaded
     from shoal.text_to_lora.encoders.sentence import check_description
@@ -75,7 +80,9 @@ def generate(
     if files.distil:
         adapter = generator.distil(description, inputs, labels=labels)
     else:
-        adapter = generator.generate(description, solved, inputs=inputs, labels=labels)
+        adapter = generator.generate(
+            description, solved, inputs=inputs, labels=labels, sample_inputs=files.sample_inputs
+        )
     _write(adapter, files)
     written = {name: str(path) for name, path in (("gguf", files.gguf), ("out", files.out)) if path}
     record = {
@@ -99,9 +106,11 @@ def _read(files: Generating, description: str) -> tuple[Sequence[Example], Seque
     from shoal.files import check_place, check_writable
     from shoal.tasks.inputs import read_inputs
 
-    if files.distil and (files.inputs is None or files.examples or files.hypernetwork):
+    others = files.examples or files.hypernetwork or files.sample_inputs
+    if files.distil and (files.inputs is None or others):
         raise UsageError(
-            "--distil learns from --inputs alone; give that file, and leave --examples and --hypernetwork out"
+            "--distil learns from --inputs alone; give that file, and leave --examples, --sample-inputs and "
+            "--hypernetwork out"
         )
     check_directories(hypernetwork=files.hypernetwork)
     if files.out is not None:

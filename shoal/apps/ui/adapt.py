@@ -53,6 +53,8 @@ INPUTS_HELP = (
     "calibrated on these."
 )
 
+SAMPLES_HELP = "Texts that the package ships, of the kind that fits the task best; your own are better."
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -107,7 +109,7 @@ def _describe() -> None:
     if description:
         with show_errors():
             _skills(description)
-    examples, inputs = _data_boxes()
+    data = _data_boxes()
     name_box, public_box = st.columns([3, 2], vertical_alignment="bottom")
     name = name_box.text_input(
         "Name",
@@ -122,11 +124,19 @@ def _describe() -> None:
     ):
         state.current, state.generated, state.turns = None, None, []  # also where this one is refused
         with show_errors():
-            _generate(name.strip() or suggested_name(description), description, public, examples, inputs)
+            _generate(name.strip() or suggested_name(description), description, public, data)
 
 
-def _data_boxes() -> tuple[str, str]:
-    """What was typed as solved examples, and as inputs."""
+@dataclass(frozen=True)
+class _Data:
+    """What a user has besides a description, as it was typed."""
+
+    examples: str
+    inputs: str
+    sample_inputs: bool
+
+
+def _data_boxes() -> _Data:
     with st.expander("Examples and inputs (optional, but better)", icon=":material/checklist:"):
         examples = st.text_area(
             "Solved examples",
@@ -142,18 +152,31 @@ def _data_boxes() -> tuple[str, str]:
             placeholder="The soundtrack alone is worth it.",
             help=INPUTS_HELP,
         )
-    return examples, inputs
+        samples = st.checkbox(
+            "No inputs at hand: use sample inputs",
+            key="sample_inputs",
+            disabled=bool(inputs),
+            help=SAMPLES_HELP,
+        )
+    return _Data(examples, inputs, samples and not inputs)
 
 
-def _generate(name: str, description: str, public: bool, examples: str, inputs: str) -> None:
-    solved, unsolved = parse_examples(examples), parse_inputs(inputs)
-    trained = " and ".join(
-        f"{len(given)} {what}" for given, what in ((solved, "examples"), (unsolved, "inputs")) if given
-    )
+def _generate(name: str, description: str, public: bool, data: _Data) -> None:
+    solved, unsolved = parse_examples(data.examples), parse_inputs(data.inputs)
+    counts = ((solved, "examples"), (unsolved, "inputs"))
+    materials = [f"{len(given)} {what}" for given, what in counts if given]
+    trained = " and ".join(materials + (["sample inputs"] if data.sample_inputs else []))
     with st.spinner(
         f"Generating, then training on {trained}: seconds to minutes…" if trained else "Generating…"
     ):
-        generated = client().create(name, description, public=public, examples=solved, inputs=unsolved)
+        generated = client().create(
+            name,
+            description,
+            public=public,
+            examples=solved,
+            inputs=unsolved,
+            sample_inputs=data.sample_inputs,
+        )
     st.session_state.current = generated.adapter
     st.session_state.generated = generated
 
