@@ -134,8 +134,22 @@ def test_examples_go_along_with_the_description(running: Any, monkeypatch: pytes
         app.text_area(key="inputs").set_value("it was long\n").run()
         next(b for b in app.button if b.label == "Generate adapter").click().run()
         assert any("stop here" in line for line in lines(app))
-    assert sent["examples"] == [("a joy", "positive"), ("a bore", "negative")]
-    assert sent["inputs"] == ["it was long"]
+    assert sent["examples"] == [("a joy", ("positive",)), ("a bore", ("negative",))]
+    assert sent["inputs"] == ["it was long"] and sent["sample_inputs"] is False
+
+
+def test_sample_inputs_stand_in_for_inputs(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+
+    def create(self: Client, name: str, description: str, **options: Any) -> GeneratedAdapter:
+        sent.update(options)
+        raise UsageError("stop here")
+
+    monkeypatch.setattr(Client, "create", create)
+    with page("adapt", running.url, running.ada, base=running.model) as app:
+        app.checkbox(key="sample_inputs").check().run()
+        next(b for b in app.button if b.label == "Generate adapter").click().run()
+    assert sent["sample_inputs"] is True and not sent["inputs"]
 
 
 def test_a_line_that_is_no_example_is_one_line(running: Any) -> None:
