@@ -38,13 +38,16 @@ from shoal.tasks.answer_kinds import has_labels, labels_of
 from shoal.tasks.files import load_task_json
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.metrics import bootstrap_interval, exact_match, rouge_l
+from shoal.tasks.records import prompted_input
 from shoal.text_to_lora.distillation import distil
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.label_sets import read_label_set
-from shoal.text_to_lora.self_training import self_train
+from shoal.text_to_lora.sample_inputs import nearest_kind
+from shoal.text_to_lora.self_training import SelfTraining, self_train
 
 DESCRIBED, SHARED, WRONG = "base + description", "no description (shared adapter)", "wrong description"
 T2L, TRAINED, WRONG_TRAINED = "Text-to-LoRA", "self-trained", "self-trained, wrong description"
+SAMPLED = "self-trained on sample inputs"
 TEACHER, STUDENT = "prompted base model (teacher)", "distilled adapter"
 MOST_LABELS = 16  # larger sets are open answers in practice
 
@@ -96,16 +99,28 @@ def closed(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Namespa
     trained = self_train(backbone, own, label_set, inputs, description=description)
     rows[f"{TRAINED}, plain"] = scorer.plain(trained.lora)
     rows[f"{TRAINED}, labels"] = scorer.labelled(trained.lora)
-    rows[f"{DESCRIBED}, labels"] = scorer.labelled(None, prefix=f"{description}\n\n")
+    kind = nearest_kind(generator.skills.encoder, description)
+    sampled = self_train(backbone, own, label_set, kind.inputs, description=description)
+    rows[f"{SAMPLED}, plain"] = scorer.plain(sampled.lora)
+    rows[f"{DESCRIBED}, labels"] = scorer.labelled(None, prefix=prompted_input(description, ""))
     rows[f"{SHARED}, labels"] = scorer.labelled(generator.emitter.fallback)
     rows[f"{WRONG}, labels"] = scorer.labelled(other)
     if args.plain:
-        rows[f"{DESCRIBED}, plain"] = scorer.plain(None, prefix=f"{description}\n\n")
+        rows[f"{DESCRIBED}, plain"] = scorer.plain(None, prefix=prompted_input(description, ""))
         rows[f"{SHARED}, plain"] = scorer.plain(generator.emitter.fallback)
         rows[f"{WRONG_TRAINED}, plain"] = scorer.plain(
             self_train(backbone, other, label_set, inputs, description=wrong).lora
         )
-    guard = {
+    known = "description" if read else "the task's own"
+    largest = max(Counter(e.outputs[0] for e in tests).values()) / len(tests)
+    facts = {"labels": len(label_set.labels), "labels_from": known, "largest_reference_share": largest}
+    guards = {"self_training": guard(trained), "on_sample_inputs": {"kind": kind.kind, **guard(sampled)}}
+    return {"task": task.name, **facts, **guards, "rows": rows}
+
+
+def guard(trained: SelfTraining) -> dict[str, Any]:
+    """What self-training did, and why."""
+    return {
         "steps": trained.steps,
         "reason": trained.reason,
         "information": round(trained.information, 3),
@@ -113,10 +128,6 @@ def closed(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Namespa
         "agreement": [round(trained.agreement_before, 2), round(trained.agreement_after, 2)],
         "seconds": round(trained.seconds, 1),
     }
-    known = "description" if read else "the task's own"
-    largest = max(Counter(e.outputs[0] for e in tests).values()) / len(tests)
-    facts = {"labels": len(label_set.labels), "labels_from": known, "largest_reference_share": largest}
-    return {"task": task.name, **facts, "self_training": guard, "rows": rows}
 
 
 def distilled(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -130,7 +141,7 @@ def distilled(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Name
     start = LoRA.identity(targets, 16, 32.0, generator=torch.Generator().manual_seed(0))
     steps = args.steps
     found = distil(backbone, start, description, inputs, label_set=label_set, steps=steps)
-    prefix = f"{description}\n\n"
+    prefix = prompted_input(description, "")
     rows = {f"{TEACHER}, plain": scorer.plain(None, prefix), f"{STUDENT}, plain": scorer.plain(found.lora)}
     rows["base model alone, plain"] = scorer.plain(None)
     if label_set:
