@@ -1,7 +1,7 @@
 """Training a hypernetwork: end to end on tasks (SFT), or to reproduce trained adapters (reconstruction).
 
-Knows what is read of descriptions, not what they say. The contrastive term
-and the description dropout answer the known failure of SFT, an adapter that ignores its description.
+Knows what is read of descriptions, not what they say. The contrastive term and the description dropout answer
+the known failure of SFT, an adapter that ignores its description.
 
 Source: Charakorn et al., arXiv 2506.06105, sections 3.1 (reconstruction) and 3.2 (SFT).
 """
