@@ -6,7 +6,8 @@ Knows nothing of how it was generated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ class GeneratedAdapter:
         if facts.get("confidence", 1) < 1 and "few_shot" not in facts:
             return (f"{_far_note(facts)} Give {MIN_EXAMPLES} or more solved examples of the task.",)
         return ()
+
+    def copy(self) -> GeneratedAdapter:
+        """The same with tensors and facts of its own."""
+        return replace(self, lora=self.lora.copy(), hypernetwork=deepcopy(self.hypernetwork))
 
     def card(self) -> AdapterCard:
         """Its provenance."""

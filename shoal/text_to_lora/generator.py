@@ -14,7 +14,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -248,7 +247,8 @@ class TextToLoRA:
             cached = {text: self._cache[text] for text in texts if text in self._cache}
             new = self._generated([text for text in dict.fromkeys(texts) if text not in cached])
             self._cache.update(new)
-        return [_own(new[text] if text in new else replace(cached[text], duration=0.0)) for text in texts]
+        found = {**{text: replace(adapter, duration=0.0) for text, adapter in cached.items()}, **new}
+        return [found[text].copy() for text in texts]
 
     def clear_cache(self) -> None:
         """Forget the adapters generated so far, for example after the skill detector learnt other skills."""
@@ -350,8 +350,3 @@ def _noted(adapter: GeneratedAdapter) -> GeneratedAdapter:
         for note in adapter.notes:
             log.warning("%.60r: %s", adapter.description, note)
     return adapter
-
-
-def _own(adapter: GeneratedAdapter) -> GeneratedAdapter:
-    """The adapter with tensors and facts of its own: changes to them stay out of the cache."""
-    return replace(adapter, lora=adapter.lora.copy(), hypernetwork=deepcopy(adapter.hypernetwork))
