@@ -151,6 +151,7 @@ def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) ->
     skills = ", ".join(f"{name} ({weight:.0%})" for name, weight in adapter.skills.weights.items())
     layers = len({t.layer for t in adapter.shape.targets if t.name in lora.factors})
     size = f"rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.factors)} modules in {layers} layers"
+    uncalibrated = adapter.label_set is not None and not {"self_training", "distilled"} & facts.keys()
     rows = {
         "description": adapter.description,
         "skills": skills or "none of the known ones",
@@ -162,7 +163,7 @@ def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) ->
         **material_notes(facts),
         "generated in": f"{adapter.duration * 1000:.0f} ms",
         "written to": ", ".join(written.values()) or "nowhere; give --out DIR",
-        "better": better(examples) if adapter.trained else None,
+        "better": better(examples, uncalibrated=uncalibrated) if adapter.trained else None,
     }
     return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items() if value)
 

@@ -140,10 +140,17 @@ def solved_examples(path: Path, description: str) -> Sequence[Example]:
         raise UsageError(f"--examples {path}: {error}") from None
 
 
-def better(examples: int) -> str | None:
-    """Advice that makes a generated adapter better, by the solved examples that it got; None for none."""
+def better(examples: int, *, uncalibrated: bool = False) -> str | None:
+    """Advice that makes a generated adapter better; None for none.
+
+    Args:
+        examples: solved ones that it got.
+        uncalibrated: it has labels, and got no inputs to calibrate them on.
+    """
     if examples == 0:
-        return f"a sentence is a quick look; {MIN_EXAMPLES} to 16 solved examples help: --examples FILE"
+        inputs = "; inputs without answers too: --inputs FILE, or --sample-inputs" if uncalibrated else ""
+        solved = f"{MIN_EXAMPLES} to 16 solved examples help: --examples FILE"
+        return f"a sentence is a quick look; {solved}{inputs}"
     if examples >= MANY_EXAMPLES:
         return f"{examples} examples are enough to train a LoRA of their own: shoal train lora --tasks FILE"
     return None
