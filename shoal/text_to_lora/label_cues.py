@@ -102,10 +102,6 @@ WHETHER = _pattern(
     r"(?P<list>[\w-]+(?:, (?:an? )?[\w-]+)*,? or (?:an? )?(?:not )?[\w-]+)"
     r"(?: (?:about|towards?|on|for|in) [^.?!,]*)?[.?!]?$"
 )
-# A description that is nothing but this sentence; "divide" and the like ask for pieces of a text instead.
-INTO = _pattern(
-    r"^(?:sort|classify|categori[sz]e) (?:[\w'-]+ ){1,6}into (?:either )?(?P<list>[\w', -]+)[.!]?$"
-)
 LAST = _pattern(r"^(?:or|and|else|otherwise)\s+")
 _MORE = _any("more|less|fewer|later|earlier|above|below|over|under")
 JOINT = _pattern(rf"\s(?:or(?! {_MORE}\b)|and|versus|vs\.?)\s")

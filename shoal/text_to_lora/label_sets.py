@@ -1,9 +1,9 @@
 """Label sets that a task description names, read by rules that would rather say nothing than be wrong.
 
 A set is read only where the description closes it: a list after a cue ("one of", "labels:", "classify as",
-"whether it is", "sort into"), quoted answers each with its condition, or yes and no. Examples ("such as"),
-counts that do not match ("one of ten topics" before four names) and items that look like prose make it
-silent. Knows text only, no models.
+"whether it is"), quoted answers each with its condition, or yes and no. Examples ("such as"), counts that
+do not match ("one of ten topics" before four names) and items that look like prose make it silent. Knows
+text only, no models.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ def read_label_set(description: str) -> tuple[str, ...]:
     if not found and not label_cues.EVEN_IF.search(text) and (pair := label_cues.WHETHER.search(text)):
         labels = _items(pair["list"], weak=True, cue="whether ", before="")
         found = [labels] if labels and "not" not in labels else []
-    if not found and not label_cues.OPEN.search(text) and (into := label_cues.INTO.search(text)):
-        found = [labels for labels in [_sorted_into(into["list"])] if labels]
     if not found:
         return ()
     sets = {frozenset(map(_key, labels)) for labels in found}
@@ -94,15 +92,6 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 def _key(label: str) -> str:
     return " ".join(label.casefold().split())
-
-
-def _sorted_into(listed: str) -> tuple[str, ...]:
-    """The labels of "sort ... into ..."; none where it says how many there are first ("two bins, ...")."""
-    parts, _ = _divided(listed)
-    counted = listed.split()[0].lower() in label_cues.NUMBERS
-    if len(parts) < 2 or counted or not all(_clean(parts, place, "into") for place in range(len(parts))):
-        return ()
-    return tuple(parts)
 
 
 def _listed(text: str) -> tuple[str, ...]:

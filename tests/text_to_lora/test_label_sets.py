@@ -13,8 +13,6 @@ from shoal.text_to_lora.label_sets import check_labels, read_label_set
         ("Classify a commit message as feat, fix, docs, refactor or chore.", "feat fix docs refactor chore"),
         ("Tell whether a review is positive, negative or neutral.", "positive negative neutral"),
         ("Is this review positive or negative?", "positive negative"),
-        ("Sort reviews into positive and negative.", "positive negative"),
-        ("Classify each ticket into bug, question and praise.", "bug question praise"),
         ("Answer yes or no: does the text mention a price?", "yes no"),
         ("Classify the sentiment as positive/negative/neutral", "positive negative neutral"),
         ("What is the mood of the text? happy, sad, angry, calm", "happy sad angry calm"),
