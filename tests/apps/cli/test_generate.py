@@ -224,7 +224,7 @@ def test_a_generated_adapter_leads_to_examples(
     refined = shoal(*generate, "--examples", data / "capitals.jsonl")
     assert refined.code == 0, refined.err
     assert "better:" not in refined.out
-    labelled = shoal("generate", "Sort reviews into positive and negative.", *generate[2:])
+    labelled = shoal("generate", "Is this review positive or negative?", *generate[2:])
     assert "--inputs FILE, or --sample-inputs" in labelled.out and "--sample-inputs" not in alone.out
 
 
