@@ -13,15 +13,16 @@ log-probabilities instead of probabilities). Knows prompts, labels and adapters;
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoal.adapters.base import Adapter
+from shoal.adapters.base import Adapter, Attachment
 from shoal.adapters.card import MAX_LABELS, LabelSet
 from shoal.adapters.decomposition import Decompositions, ModelBasis
 from shoal.adapters.kinds import attach_adapter
@@ -82,7 +83,6 @@ def encode_labels(backbone: Backbone, labels: Sequence[str]) -> list[list[int]]:
     return encoded
 
 
-@torch.no_grad()
 def label_log_likelihoods(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
@@ -108,16 +108,48 @@ def label_log_likelihoods(
         UsageError: as `encode_labels`; the adapter does not fit; or a prompt with a label is too long for the
             model.
     """
+    passes = score_labels(backbone, prompts, labels, adapter, basis=basis, places=places)
+    while True:
+        try:
+            next(passes)
+        except StopIteration as end:
+            scores: Tensor = end.value
+            return scores
+
+
+def score_labels(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    labels: Sequence[str],
+    adapter: Adapter | None = None,
+    *,
+    basis: Decompositions | None = None,
+    places: int = PLACES,
+    prefill_tokens: int | None = None,
+) -> Generator[None, None, Float[Tensor, "prompts labels"]]:
+    """`label_log_likelihoods` by single forward passes; it yields after each, and returns the scores.
+
+    Between passes others may use the model: nothing stays attached. Args and errors as there; of prompts at
+    most `prefill_tokens` are read in one pass.
+    """
     completions = encode_labels(backbone, labels)
     longest = max(map(len, completions))
     check_lengths(backbone, prompts, [longest] * len(prompts))
+    attached = partial(attach_adapter, backbone.model, adapter, ModelBasis(backbone.model, basis))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = torch.empty(len(prompts), len(labels))
-    with attach_adapter(backbone.model, adapter, ModelBasis(backbone.model, basis)):
-        while order:
-            taken, rows = _next_batch([len(prompts[i]) + longest for i in order], len(labels), places)
-            batch, order = order[:taken], order[taken:]
-            found[batch] = _batch(backbone, [prompts[i] for i in batch], completions, rows)
+    while order:
+        taken, rows = _next_batch([len(prompts[i]) + longest for i in order], len(labels), places)
+        batch, order = order[:taken], order[taken:]
+        columns = max(1, prefill_tokens // taken) if prefill_tokens else None
+        read = Rows(backbone, [prompts[i] for i in batch])
+        while True:
+            with attached():
+                logits = read.read(min(columns or read.unread, read.unread))
+            yield
+            if not read.unread:
+                break
+        found[batch] = yield from _following(backbone, attached, read, logits, completions, rows)
     return found
 
 
@@ -151,15 +183,14 @@ def choose_labels(
     adapter: Adapter | None = None,
     *,
     basis: Decompositions | None = None,
-    places: int = PLACES,
 ) -> list[LabelAnswer]:
     """Answer prompts (token ids) from a label set; its priors, where it has none, are content-free ones.
 
     Args and errors as `label_log_likelihoods`.
     """
     labels = label_set.labels
-    scores = label_log_likelihoods(backbone, prompts, labels, adapter, basis=basis, places=places)
-    priors = label_set.priors or content_free_priors(backbone, labels, adapter, basis=basis, places=places)
+    scores = label_log_likelihoods(backbone, prompts, labels, adapter, basis=basis)
+    priors = label_set.priors or content_free_priors(backbone, labels, adapter, basis=basis)
     return answer_with_labels(labels, scores, priors)
 
 
@@ -169,12 +200,10 @@ def content_free_priors(
     adapter: Adapter | None = None,
     *,
     basis: Decompositions | None = None,
-    places: int = PLACES,
 ) -> list[float]:
     """The priors where there are no inputs: over `CONTENT_FREE`; as `label_log_likelihoods`."""
     prompts = backbone.encode_prompts(CONTENT_FREE)
-    scores = label_log_likelihoods(backbone, prompts, labels, adapter, basis=basis, places=places)
-    return label_priors(scores)
+    return label_priors(label_log_likelihoods(backbone, prompts, labels, adapter, basis=basis))
 
 
 class _Share(NamedTuple):
@@ -194,28 +223,32 @@ def _next_batch(widths: Sequence[int], labels: int, places: int) -> _Share:
     return _Share(taken, max(1, min(ROWS, places // widths[taken - 1] - taken)))
 
 
-def _batch(
-    backbone: Backbone, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], rows: int
-) -> Float[Tensor, "prompts labels"]:
-    """Scores of one batch: prompts are read once, then labels go on in at most so many rows."""
-    read = Rows(backbone, prompts)
-    logits = read.read().float()
+def _following(
+    backbone: Backbone,
+    attached: Callable[[], Attachment],
+    read: Rows,
+    logits: Float[Tensor, "prompts vocabulary"],
+    completions: Sequence[Sequence[int]],
+    rows: int,
+) -> Generator[None, None, Float[Tensor, "prompts labels"]]:
+    """Scores after prompts that are read, with the logits there; labels go on in at most so many rows."""
+    logits = logits.float()
     firsts = torch.tensor([ids[0] for ids in completions], device=logits.device)
     scores = (logits[:, firsts] - logits.logsumexp(-1, keepdim=True)).cpu()
     # Longest labels first: the rows that are finished are then always the last ones, which leave in order.
     order = sorted(range(len(completions)), key=lambda i: -len(completions[i]))
-    together = max(1, rows // len(prompts))
+    together = max(1, rows // len(read))
     for begin in range(0, len(order), together):
         some = order[begin : begin + together]
-        scores[:, some] += _continued(backbone, read, [completions[label] for label in some]).cpu()
+        scores[:, some] += yield from _continued(backbone, attached, read, [completions[i] for i in some])
     return scores
 
 
 def _continued(
-    backbone: Backbone, read: Rows, completions: Sequence[Sequence[int]]
-) -> Float[Tensor, "prompts labels"]:
+    backbone: Backbone, attached: Callable[[], Attachment], read: Rows, completions: Sequence[Sequence[int]]
+) -> Generator[None, None, Float[Tensor, "prompts labels"]]:
     """Log-probability of what follows the first token of each label, the longest first, after each prompt."""
-    scores = torch.zeros(len(read), len(completions), device=backbone.device)
+    scores = torch.zeros(len(read), len(completions))
     places = [(prompt, label) for label in range(len(completions)) for prompt in range(len(read))]
     spread = Rows(backbone)
     spread.join(read, [prompt for prompt, _ in places])
@@ -224,9 +257,11 @@ def _continued(
             spread.drop(len(spread) - 1)
             places.pop()
         said = torch.tensor([completions[label][depth] for _, label in places])
-        logits = spread.step(said).float()
+        with attached():
+            logits = spread.step(said).float()
         nexts = torch.tensor([completions[label][depth + 1] for _, label in places], device=logits.device)
-        at = torch.tensor(places, device=logits.device)
         found = logits.gather(1, nexts[:, None])[:, 0] - logits.logsumexp(-1)
-        scores[at[:, 0], at[:, 1]] += found
+        at = torch.tensor(places)
+        scores[at[:, 0], at[:, 1]] += found.cpu()
+        yield
     return scores

@@ -116,11 +116,12 @@ class Completions:
         for request in requests:  # before an adapter is generated, or a prompt read, to select one
             self._runner.check_numbers(request)
         prompt_tokens = sum(map(len, prompts))
-        self._limits.tokens(owner, prompt_tokens + len(prompts) * body.n * max_tokens)
+        labels = record.card.label_set if record is not None and _closed(body) else None
+        label_tokens = sum(map(len, self._backbone.encode_completions(labels.labels))) if labels else 0
+        self._limits.tokens(owner, prompt_tokens + len(prompts) * max(body.n * max_tokens, label_tokens))
         selected = self._selector.select(record, body.adapter, prompts[0], owner)
         if selected.greedy and body.temperature is None:
             requests = [replace(r, sampling=replace(r.sampling, temperature=0.0)) for r in requests]
-        labels = record.card.label_set if record is not None and _closed(body) else None
         chosen = [replace(request, adapter=selected.adapter, labels=labels) for request in requests]
         streams = self._submit(chosen)
         return AcceptedRequest(body, streams, selected, prompt_tokens)

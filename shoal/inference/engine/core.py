@@ -3,7 +3,7 @@
 Requests are taken in order, when a row and room for their keys and values are free. A request's answers do
 not depend on what else runs. What fails takes with it only those whose step it was. Driven by `step`, without
 threads of its own; `submit` and `cancel` may be called from any thread, all else from one. One class and one
-module of 370 lines, since every step reads and changes the same few lists of jobs and rows, under one lock.
+module of 380 lines, since every step reads and changes the same few lists of jobs and rows, under one lock.
 
 Source of scheduling by iterations: Yu et al., "Orca", OSDI 2022, section 3.1.
 """
@@ -83,7 +83,7 @@ class Engine:
         self._texts = TokenTexts(backbone.tokenizer)
         self._basis = ModelBasis(backbone.model, basis)
         self._admission = Admission(backbone, self.limits, adapters, self._basis)
-        self._labels = LabelChooser(backbone, self._basis)
+        self._labels = LabelChooser(backbone, self._basis, self.limits.prefill_tokens)
         eos = backbone.tokenizer.eos_token_id
         self._ends = frozenset({backbone.end_of_turn} | ({int(eos)} if eos is not None else set()))
         self._lock = threading.Lock()  # over what other threads touch: the next three
@@ -140,7 +140,8 @@ class Engine:
     def busy(self) -> bool:
         """True where a step would do anything."""
         with self._lock:
-            return bool(self._waiting or self._reading or self._answers or self._cancelled)
+            here = self._waiting or self._reading or self._answers or self._labels.job
+            return bool(here or self._cancelled)
 
     def state(self) -> EngineState:
         """Counts of the work at hand; from any thread, where they may be a step old."""
@@ -160,12 +161,14 @@ class Engine:
         if self._answers:
             events += self._decode()
         events += self._admit()
+        if choosing := self._labels.job:
+            events += self._choose(choosing)
         read = 0
         if self._prompts is not None:
             columns = min(self._prompts.unread, max(1, self.limits.prefill_tokens // len(self._reading)))
             read = columns * len(self._reading)
             events += self._read(self._prompts, columns)
-        if self._observe and (running or read):
+        if self._observe and (running or choosing or read):
             seconds = self._clock() - started
             self._observe(StepRecord(seconds, running, len(self._waiting), read, tuple(self._gaps)))
         return events
@@ -181,8 +184,9 @@ class Engine:
         with self._lock:
             jobs = list(self._waiting)
             self._waiting.clear()
-        jobs += [*self._reading, *(answer.job for answer in self._answers)]
+        jobs += [*self._reading, *self._running_jobs()]
         self._end_reading()
+        self._labels.end()
         self._clear_rows()
         return self._fail(jobs, error)
 
@@ -195,7 +199,8 @@ class Engine:
             )
 
     def _running_jobs(self) -> list[Job]:
-        return list(dict.fromkeys(answer.job for answer in list(self._answers)))
+        jobs = dict.fromkeys(answer.job for answer in list(self._answers))
+        return [*jobs, choosing] if (choosing := self._labels.job) else [*jobs]
 
     def _no_rows(self) -> Rows:
         return Rows(self._backbone, basis=self._basis)
@@ -216,9 +221,11 @@ class Engine:
             gone = [job for job in self._waiting if job.ticket in tickets]
             self._waiting = deque(job for job in self._waiting if job.ticket not in tickets)
         gone += [job for job in self._reading if job.ticket in tickets]
-        gone += [answer.job for answer in self._answers if answer.job.ticket in tickets]
+        gone += [job for job in self._running_jobs() if job.ticket in tickets]
         for job in gone:
             self._end(job, "cancelled")
+        if self._labels.job in gone:
+            self._labels.end()
         if all(job.over for job in self._reading):
             self._end_reading()
         self._drop_finished()
@@ -252,21 +259,26 @@ class Engine:
                     own = error if isinstance(error, ShoalError) else ShoalError(reason(error))
                     events += self._fail([job], own)
             ready = [job for job in placed if not job.over]
-            if ready and ready[0].request.labels is not None:  # alone, and others go on after it
-                return events + self._choose(ready[0])
+            if ready and ready[0].request.labels is not None:  # alone, and others go on beside it
+                self._labels.begin(ready[0])
+                continue
             self._reading = ready
             if self._reading:
                 events += self._begin()
         return events
 
     def _choose(self, job: Job) -> list[Event]:
-        """Answer a request with one of its labels."""
+        """Do one forward pass of a request that is answered with one of its labels."""
         try:
-            delta = self._labels.choose(job)
+            delta = self._labels.advance()
         except Exception as error:
             log.exception("scoring the labels of a prompt failed")
+            self._labels.end()
             own = error if isinstance(error, ShoalError) else ShoalError(reason(error))
             return self._fail([job], own)
+        if delta is None:
+            return []
+        self._labels.end()
         indices = range(job.request.n)
         job.first_token = self._clock()
         job.tokens = delta.completion_tokens * len(indices)

@@ -63,10 +63,11 @@ class Limits:
     """Limits of the work that the engine takes on.
 
     Attributes:
-        max_batch: answers that are generated together.
+        max_batch: answers that are generated together; where labels are scored, their prompt and each label
+            that goes on with it count as answers.
         max_waiting: requests that may wait for a place.
         kv_tokens: places for keys and values: answers that run together times the longest of their prompts
-            with limit. Buffers may be up to twice as large, since they grow in steps.
+            with limit, or with label. Buffers may be up to twice as large, since they grow in steps.
         prefill_tokens: of prompts that are read in one step, between which running answers go on.
         max_n: answers of one request.
         max_rank: of a request's adapter, after composition.
@@ -147,7 +148,7 @@ class StepRecord:
         seconds: that it took.
         running: answers that got a token in it.
         waiting: requests without a place after it.
-        prefill_tokens: of prompts that were read.
+        prefill_tokens: of prompts that were read, but for those whose labels are scored.
         gaps: for every answer that got a token and had one before, seconds between the two.
     """
 

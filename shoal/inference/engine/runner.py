@@ -79,7 +79,7 @@ class EngineRunner:
 
         Args:
             request: the question.
-            numbers_checked: `check_numbers` has passed this request; only its adapter was set since.
+            numbers_checked: `check_numbers` has passed the numbers of this request.
 
         Raises:
             UsageError: the request is outside the limits of the engine or the model.

@@ -22,6 +22,8 @@ from shoal.inference.engine.validation import check_numbers
 from shoal.inference.labels import encode_labels
 from shoal.models.backbone import Backbone
 
+LABEL_ROWS = 2  # that a request with labels needs: of its prompt, and of one label
+
 
 class Admission:
     """Checks requests for one engine, and chooses those that get a place next."""
@@ -95,23 +97,34 @@ class Admission:
     def next_group(self, waiting: deque[Job], running: Sequence[Job]) -> list[Job]:
         """Take from the queue, in order, those who get a place now: their prompts are read together.
 
-        A prompt that is longer than one step reads is read alone, over several steps; one with labels is
-        answered alone, in one step.
+        A prompt that is longer than one step reads is read alone, over several steps; of requests with labels
+        one at a time is answered.
         """
         group: list[Job] = []
         while waiting:
             job, others = waiting[0], [*running, *group]
-            rows = sum(other.rows for other in others) + job.rows
-            longest = max(len(other.request.prompt) for other in [*group, job])
-            if rows > self._limits.max_batch or self.reserved([*others, job]) > self._limits.kv_tokens:
-                break
             alone = job.request.labels is not None
+            if alone and any(other.request.labels is not None for other in others):
+                break
+            longest = max(len(other.request.prompt) for other in [*group, job])
             if group and (alone or (len(group) + 1) * longest > self._limits.prefill_tokens):
+                break
+            if not self._fits(job, others):
                 break
             group.append(waiting.popleft())
             if alone:
                 break
         return group
+
+    def _fits(self, job: Job, others: Sequence[Job]) -> bool:
+        """See that a job has room beside others; one with labels makes do with few rows, and takes longer."""
+        limits, width = self._limits, max(other.width for other in [*others, job])
+        free = min(limits.max_batch, limits.kv_tokens // width) - sum(other.rows for other in others)
+        if job.request.labels is not None:
+            if free < min(job.rows, LABEL_ROWS):
+                return False
+            job.rows = min(job.rows, free)
+        return job.rows <= free
 
     def _named(self, name: str, again: bool) -> Adapter:
         if self._adapters is None:

@@ -117,7 +117,7 @@ class VllmRunner:
 
         Args:
             request: the question.
-            numbers_checked: `check_numbers` has passed this request; only its adapter was set since.
+            numbers_checked: `check_numbers` has passed the numbers of this request.
 
         Raises:
             UsageError: the request is outside the limits, or asks for experts.

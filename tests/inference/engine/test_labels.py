@@ -1,6 +1,6 @@
 """Requests with labels in the engine: the likeliest label, in its turn and its room, beside other answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -10,11 +10,12 @@ from shoal.errors import ShoalError, UsageError
 from shoal.inference.engine import label_choice
 from shoal.inference.engine.core import Engine
 from shoal.inference.engine.records import Event, FinishedRecord, Limits, Request, StepRecord
-from shoal.inference.labels import choose_labels, content_free_priors
+from shoal.inference.labels import CONTENT_FREE, choose_labels, score_labels
 from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone
 
 LABELS = LabelSet(labels=("no", "no way", "perhaps so", "yes"))
+CALIBRATED = LabelSet(labels=LABELS.labels, priors=(0.0,) * 4)
 FREE = Request([1, 2], max_tokens=40, sampling=Sampling(0.0), stop_at_end=False, logprobs=0)
 
 
@@ -63,20 +64,70 @@ def test_answers_that_run_beside_it_are_as_alone(engine: Engine, lora: LoRA) -> 
     assert tokens(finish(engine), beside) == alone
 
 
-def test_running_answers_go_on_between_labels(engine: Engine, lora: LoRA) -> None:
-    running = engine.submit(FREE)
+def test_running_answers_go_on_while_labels_are_scored(
+    engine: Engine, lora: LoRA, records: list[StepRecord | FinishedRecord]
+) -> None:
+    engine.submit(FREE)
     engine.step()
-    chosen = [engine.submit(Request([3, 4], lora, labels=LABELS)) for _ in range(3)]
-    for ticket in chosen:
-        assert {event.ticket for event in engine.step()} == {running, ticket}
+    records.clear()
+    chosen = engine.submit(Request([3] * 40, lora, labels=CALIBRATED))
+    while not any(event.ticket == chosen for event in engine.step()):
+        pass
+    running = [record.running for record in records if isinstance(record, StepRecord)]
+    assert len(running) > 2 and set(running) == {1}
+
+
+def test_a_long_prompt_is_read_in_pieces(backbone: Backbone) -> None:
+    def steps(prefill_tokens: int) -> int:
+        engine = Engine(backbone, limits=Limits(prefill_tokens=prefill_tokens))
+        engine.submit(Request([3] * 40, labels=CALIBRATED))
+        taken = 0
+        while engine.busy:
+            engine.step()
+            taken += 1
+        return taken
+
+    assert steps(8) == steps(512) + 4
 
 
 def test_labels_wait_for_rows_and_are_not_overtaken(engine: Engine, lora: LoRA) -> None:
     first = engine.submit(Request([1, 2], max_tokens=5, n=6, stop_at_end=False))
     chosen = engine.submit(Request([3, 4], lora, labels=LABELS))
-    last = engine.submit(Request([5, 6], max_tokens=5, stop_at_end=False))
+    last = engine.submit(Request([5, 6], max_tokens=5, n=6, stop_at_end=False))
     ends = [event.ticket for event in finish(engine) if event.last]
     assert ends == [first, chosen, last]
+
+
+def test_many_labels_make_do_with_the_rows_that_are_free(engine: Engine, backbone: Backbone) -> None:
+    many = LabelSet(labels=tuple(f"label {i}" for i in range(12)), priors=tuple([0.0] * 12))
+    long = engine.submit(Request([1, 2], max_tokens=200, n=4, stop_at_end=False))
+    engine.step()
+    chosen, beside = engine.submit(Request([3, 4], labels=many)), engine.submit(FREE)
+    events = finish(engine)
+    ends = [event.ticket for event in events if event.last]
+    assert ends.index(chosen) < ends.index(long) and beside in ends
+    expected = choose_labels(backbone, [[3, 4]], many)[0].label
+    assert [event.delta.text for event in events if event.ticket == chosen] == [expected]
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_cancelled_request_says_no_more_and_frees_its_rows(
+    engine: Engine, lora: LoRA, records: list[StepRecord | FinishedRecord], steps: int
+) -> None:
+    chosen = engine.submit(Request([3, 4], lora, labels=LABELS))
+    assert not any(engine.step() for _ in range(steps))
+    engine.cancel(chosen)
+    assert finish(engine) == [] and engine.state().kv_tokens == 0
+    assert [r.outcome for r in records if isinstance(r, FinishedRecord)] == ["cancelled"]
+    assert engine.submit(Request([3, 4], lora, labels=LABELS)) in {e.ticket for e in finish(engine)}
+
+
+def test_closing_fails_what_is_being_scored(engine: Engine, lora: LoRA) -> None:
+    chosen = engine.submit(Request([3, 4], lora, labels=LABELS))
+    engine.step()
+    (event,) = engine.close()
+    assert (event.ticket, event.last) == (chosen, True) and isinstance(event.error, ShoalError)
+    assert not engine.busy
 
 
 def test_labels_take_the_rows_and_places_of_their_request(
@@ -86,9 +137,9 @@ def test_labels_take_the_rows_and_places_of_their_request(
 
     def counted(*arguments: object, places: int, **options: object) -> object:
         given.append(places)
-        return choose_labels(*arguments, places=places, **options)
+        return score_labels(*arguments, places=places, **options)
 
-    monkeypatch.setattr(label_choice, "choose_labels", counted)
+    monkeypatch.setattr(label_choice, "score_labels", counted)
     longest = max(map(len, backbone.encode_completions(LABELS.labels)))
     for limits, rows in ((Limits(), 5), (Limits(max_batch=2), 2), (Limits(kv_tokens=3 * (2 + longest)), 3)):
         engine = Engine(backbone, limits=limits)
@@ -113,11 +164,12 @@ def test_priors_are_measured_once_for_each_adapter(
 ) -> None:
     measured: list[object] = []
 
-    def counted(backbone: Backbone, labels: object, adapter: object, **options: object) -> list[float]:
-        measured.append(adapter)
-        return content_free_priors(backbone, labels, adapter, **options)
+    def counted(backbone: Backbone, texts: Sequence[object], **options: object) -> object:
+        if len(texts) == len(CONTENT_FREE):
+            measured.append(options["adapter"])
+        return score_labels(backbone, texts, **options)
 
-    monkeypatch.setattr(label_choice, "content_free_priors", counted)
+    monkeypatch.setattr(label_choice, "score_labels", counted)
     for adapter in (lora, None, lora, None):
         engine.submit(Request([1, 2], adapter, labels=LABELS))
     finish(engine)
