@@ -56,7 +56,7 @@ def page(report: Report) -> str:
 
 def answer_facts(results: Sequence[MethodResult], tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
     """Row -> what its answers are like; `samples` must hold all of them."""
-    echoed = next((r.scores["rouge_l"] for r in results if r.name == ECHO), {})
+    echoed = next((r.scores["rouge_l"] for r in results if r.name == ECHO), None)
     closed = [task.name for task in tasks if has_labels(task)]
     found: dict[str, dict[str, Any]] = {}
     for row in results:
@@ -68,7 +68,8 @@ def answer_facts(results: Sequence[MethodResult], tasks: Sequence[Task]) -> dict
             if name in closed and _largest_share(references) < MOST_OF_REFERENCES:
                 counted += 1
                 fallen += _largest_share([a.answer for a in answers]) > MOST_OF_ONE
-        below = [name for name, score in row.scores["rouge_l"].items() if score < echoed.get(name, 0)]
+        scores = row.scores["rouge_l"]
+        below = None if echoed is None else [name for name in scores if scores[name] < echoed[name]]
         found[row.name] = {
             "median_length_ratio": statistics.median(ratios) if ratios else None,
             "closed_tasks": counted,
@@ -88,7 +89,7 @@ def _answer_facts(facts: Mapping[str, Mapping[str, Any]]) -> str:
             name,
             "-" if own["median_length_ratio"] is None else f"{own['median_length_ratio']:.2f}",
             f"{own['of_one_answer']} of {own['closed_tasks']}",
-            str(len(own["below_echo"])),
+            "-" if own["below_echo"] is None else str(len(own["below_echo"])),
         ]
         for name, own in facts.items()
     ]

@@ -20,6 +20,7 @@ import torch
 from shoal.adapters.lora import LoRA
 from shoal.evaluation.baselines import described_by
 from shoal.evaluation.evaluate import Method, MethodResult, Report, evaluate
+from shoal.evaluation.label_sets import SUFFIX
 from shoal.files import write_file
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
@@ -66,7 +67,7 @@ class Conditions:
     def path(self, name: str, depends_on: str) -> Path:
         """Where the row of a method of this name is kept."""
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        limits = (self.examples, self.max_new_tokens, self.dtype, self.base_model)
+        limits = (self.examples, self.max_new_tokens, self.dtype, self.base_model, "all answers")
         return (
             self.work
             / "results"
@@ -82,8 +83,10 @@ def measure(
     `tokens` is where the method's adapters note their training tokens, one number each.
     """
     method, label_sets = repetition.method, conditions.label_sets if repetition.labels else {}
-    path = conditions.path(method.name, repetition.depends_on + (repr(label_sets) if label_sets else ""))
-    if not path.is_file():
+    paths = [conditions.path(method.name, repetition.depends_on)]
+    if label_sets:
+        paths.append(conditions.path(method.name + SUFFIX, repetition.depends_on + repr(label_sets)))
+    if not all(path.is_file() for path in paths):
         started = time.perf_counter()
         tokens.clear()
         report = evaluate(
@@ -96,11 +99,13 @@ def measure(
             label_sets=label_sets,
         )
         spent = sum(tokens) / len(tokens) if tokens else 0.0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(replace(report, notes={"tokens": spent}).to_json()))
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for path, result in zip(paths, report.results, strict=True):
+            row = replace(report, results=(result,), notes={"tokens": spent})
+            write_file(path, json.dumps(row.to_json()))
         say(f"  {method.name}: {time.perf_counter() - started:.0f} s")
-    report = Report.from_json(json.loads(path.read_text("utf-8")))
-    return report.results, report.notes["tokens"]
+    reports = [Report.from_json(json.loads(path.read_text("utf-8"))) for path in paths]
+    return tuple(report.results[0] for report in reports), reports[0].notes["tokens"]
 
 
 def tokens_of(provenance: Mapping[str, Any]) -> int | None:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from _machine import DATA, table
+from _unseen_tasks_rows import digest
 from kinds_of_answer import HELD_OUT, Asked, questions
 
 from shoal.config import LoraTrainingConfig
@@ -65,13 +66,14 @@ def main() -> None:
     kinds: dict[str, list[str]] = json.loads(args.held_out.read_text("utf-8"))
     backbone = load_backbone()
     generator = TextToLoRA(backbone=backbone, hypernetwork=args.network)
+    key = digest(generator.facts()["sha256"], args.examples, args.descriptions, args.steps)
     found = []
     for kind, names in kinds.items():
         for task in load_task_directory(args.data / "tasks", names):
-            place = args.out / f"{task.name}.json"
+            place = args.out / f"{task.name}-{key}.json"
             if not place.is_file():
                 asked = questions(backbone, [task], args.examples, args.descriptions)
-                measured = measure(generator, task, kind, asked, args.steps, args.out / "oracles")
+                measured = measure(generator, task, kind, asked, args.steps, args.out / f"oracles-{key}")
                 write_file(place, json.dumps(asdict(measured)))
             found.append(Found(**json.loads(place.read_text("utf-8"))))
             print(found[-1], flush=True)
@@ -134,9 +136,16 @@ def page(found: Sequence[Found]) -> str:
                 ]
             )
         low = high
-    rank = statistics.correlation(ranks([f.confidence for f in found]), ranks([f.share for f in found]))
+    rank = correlation([f.confidence for f in found], [f.share for f in found])
     head = ["confidence", "tasks", "its mean", "share of the oracle's ROUGE-L, %"]
-    return f"{table(head, rows)}\n\nrank correlation {rank:.2f}, {len(found)} tasks"
+    return f"{table(head, rows)}\n\nrank correlation {rank}, {len(found)} tasks"
+
+
+def correlation(one: Sequence[float], other: Sequence[float]) -> str:
+    """Spearman's rank correlation, or that there is none where all values of one are the same."""
+    if min(len(set(one)), len(set(other))) < 2:
+        return "undefined"
+    return f"{statistics.correlation(ranks(one), ranks(other)):.2f}"
 
 
 def ranks(values: Sequence[float]) -> list[float]:

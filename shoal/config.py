@@ -103,7 +103,8 @@ class LoraTrainingConfig(_Frozen):
         gt=0,
         le=MAX_COUNT,
         allow_inf_nan=False,
-        description="train for so many minutes, over all sittings, instead of `steps`",
+        description="train for so many minutes of steps, over all sittings, instead of `steps`; monitoring "
+        "and checkpoints come on top",
     )
     batch_size: int = Field(16, le=MAX_WIDTH, ge=1, description="examples per forward pass and process")
     accumulation: int = Field(1, le=MAX_WIDTH, ge=1, description="forward passes per optimiser step")

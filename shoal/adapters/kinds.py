@@ -195,7 +195,8 @@ def basis_for(model: nn.Module, loaded: LoadedAdapter[Any]) -> Decompositions:
     """See that an adapter that was read fits a model; the decompositions that attaching it needs.
 
     Raises:
-        UsageError: the adapter belongs to another model, or as `check_adapter`.
+        UsageError: the adapter does not fit the model, an expert was trained on other weights, or as
+            `check_adapter`.
     """
     basis = loaded.basis_of(model)
     check_adapter(model, loaded.adapter, basis)

@@ -98,12 +98,6 @@ def load_expert(directory: Path, basis: Decompositions) -> StoredExpert:
     return stored
 
 
-def load_expert_for(directory: Path, model: nn.Module) -> tuple[StoredExpert, dict[str, Decomposition]]:
-    """One expert, and the decompositions of the weights that it scales; errors as `load_expert`."""
-    stored = read_expert(directory)
-    return stored, basis_of(stored, model)
-
-
 def basis_of(stored: StoredExpert, model: nn.Module) -> dict[str, Decomposition]:
     """Decompositions of the weights that one expert scales; errors as `decompose_for`, `check_belongs`."""
     basis = decompose_for([stored], model)

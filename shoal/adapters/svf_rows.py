@@ -25,14 +25,15 @@ class ExpertRows:
         self._basis = basis
         self._count = 0
         self._capacity = 0  # rows that there is room for
+        self._names: set[str] = set()  # modules that the rows scale
         self._changes: dict[str, Float[Tensor, "capacity k"]] = {}  # module name -> `s (z - 1)` of every row
 
     def update(self, rows: Sequence[ExpertVector | None], changed: Sequence[int]) -> None:
         """Write `s (z - 1)` of the rows that changed; of all, where the buffers do not hold the rows."""
         self._count = len(rows)
-        names = {name for row in rows if row is not None for name in row.z}
-        if names and not (len(rows) <= self._capacity and names <= self._changes.keys()):
-            self._make_room(len(rows), names)
+        self._names = {name for row in rows if row is not None for name in row.z}
+        if self._names and not (len(rows) <= self._capacity and self._names <= self._changes.keys()):
+            self._make_room(len(rows), self._names)
             changed = range(len(rows))
         for row in changed:
             if row < self._capacity:
@@ -40,7 +41,8 @@ class ExpertRows:
 
     def hooks(self) -> Iterator[tuple[nn.Module, Hook]]:
         """See `RowBatch`."""
-        for name, change in self._changes.items():
+        for name in sorted(self._names):
+            change = self._changes[name]
             yield self._model.get_submodule(name), delta_hook(self._basis[name], change[: self._count])
 
     def _make_room(self, rows: int, names: Iterable[str]) -> None:

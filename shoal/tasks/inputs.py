@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.tasks.files import read_text
-from shoal.tasks.records import normalise
+from shoal.tasks.records import check_unicode, normalise
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def check_inputs(inputs: Sequence[str], *, most: int = MAX_INPUTS) -> tuple[str,
                 f"input {shorten(text)} must be a string of 1 to {MAX_INPUT_CHARACTERS} characters, one of "
                 "them visible; correct it or leave it out"
             )
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UsageError(f"input {shorten(text)} is not valid Unicode; remove its lone surrogates")
+        check_unicode(text, "input")
     different = list({normalise(text): text for text in inputs}.values())
     if len(different) < MIN_INPUTS:
         raise UsageError(

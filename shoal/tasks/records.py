@@ -217,7 +217,7 @@ def check_examples(given: Sequence[Solved]) -> list[Example]:
         UsageError: one is neither a record nor a pair, or blank, or fewer than `MIN_EXAMPLES` inputs differ.
     """
     examples = [_record(example) for example in given]
-    different = len({example.input for example in examples})
+    different = len({normalise(example.input) for example in examples})
     if different < MIN_EXAMPLES:
         raise UsageError(
             f"{different} different inputs in {len(examples)} examples are too few to refine an adapter on, "
@@ -262,7 +262,7 @@ def check_task_name(name: object) -> str:
 
 
 def check_text(value: object, field: str) -> str:
-    """Return `value` if it is a string with something in it.
+    """Return `value` if it is valid Unicode with something in it.
 
     Raises:
         UsageError: it is not.
@@ -275,7 +275,17 @@ def check_text(value: object, field: str) -> str:
         raise UsageError(
             f"{field}: {shorten(value)} is blank; at least 1 visible character is needed, fill it in"
         )
+    check_unicode(value, field)
     return value
+
+
+def check_unicode(text: str, field: str) -> None:
+    """Raise `UsageError` for half a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = f"{field}: {shorten(text)} is not valid Unicode at character {error.start}"
+        raise UsageError(f"{at}; remove that") from None
 
 
 def check_texts(values: object, field: str) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """Text-to-LoRA: a task description in, a LoRA out.
 
 The base model's weights are used only by a hypernetwork that reads its states, as the shipped one does, and
-to refine an adapter on examples. Joins shape, task encoder, hypernetwork and skill detection; each knows
-nothing of the others. Where no hypernetwork was trained for a base model and configuration, the adapter is
-the identity and says so.
+where examples, inputs or labels are given. Joins shape, task encoder, hypernetwork and skill detection; each
+knows nothing of the others. Where no hypernetwork was trained for a base model and configuration, the adapter
+is the identity and says so.
 
 Source: Charakorn et al., "Text-to-LoRA: Instant Transformer Adaption", arXiv 2506.06105.
 """
@@ -188,11 +188,9 @@ class TextToLoRA:
             material = with_sample_inputs(material, self.skills.encoder)
         self._check_can_learn(material)
         adapter = self._described([material.description])[0]
+        if material.inputs and material.label_set is None:
+            log.warning("inputs teach an adapter of open answers nothing; name the labels if they are closed")
         if not material.needs_weights:
-            if material.inputs:
-                log.warning(
-                    "inputs teach an adapter of open answers nothing; name the labels if they are closed"
-                )
             return _noted(replace(adapter, label_set=material.label_set))
         with self._weights.training() as backbone:
             return _noted(adapted_to(backbone, adapter, material))

@@ -49,6 +49,9 @@ PLACEHOLDERS = {
     *("span", "number", "string", "phrase", "value", "name", "title", "both", "nothing", "something"),
     *("date", "time", "place", "word", "sentence"),
 }
+# Ways to arrange a text, and words for labels in general: neither is an answer.
+ORDERS = {"ascending", "descending", "alphabetical", "alphabetically"}
+KINDS_ALONE = {"labels", "categories", "classes", "folders", "groups", "topics", "types", "kinds", "tags"}
 SORTS = _pattern(
     r"\b"
     + _any(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from shoal.adapters.card import MAX_LABELS
 from shoal.errors import UsageError, shorten
+from shoal.tasks.records import check_unicode
 from shoal.text_to_lora import label_cues
 
 MAX_LABEL_LENGTH = 200  # characters
@@ -57,6 +58,8 @@ def _unlike_labels(labels: tuple[str, ...], text: str) -> bool:
         return True
     if any("=" in label or label.endswith(":") for label in labels):
         return True
+    if any(label_cues.ORDERS & {*key.split()} for key in keys) or keys <= label_cues.KINDS_ALONE:
+        return True
     quoted = {_key(q) for q in _hide_quotes(text)[1]}
     if quoted and not quoted <= keys:
         return True
@@ -78,6 +81,7 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
                 f"label {shorten(label)} must be a string of 1 to {MAX_LABEL_LENGTH} characters with one "
                 "that is visible; correct it or leave it out"
             )
+        check_unicode(label, "label")
     stripped = tuple(" ".join(label.split()) for label in labels)
     if not 2 <= len(stripped) <= MAX_LABELS:
         raise UsageError(

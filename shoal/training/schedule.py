@@ -25,12 +25,12 @@ def length_of(config: LoraTrainingConfig) -> str:
 
 
 def schedule(done: float, end: float, warmup: float) -> float:
-    """Share of the peak learning rate: linear from 0 over the warm-up, then linear to 0.
+    """Share of the peak learning rate: rises linearly over the warm-up, then falls linearly to 0.
 
     Args:
         done: steps, or seconds, of the run before this step.
         end: of the run, in the same unit.
-        warmup: share of the run; at least one step.
+        warmup: share of the run; at least one step, or second.
     """
     rising = max(1, round(end * warmup))
     if done < rising:

@@ -64,6 +64,14 @@ def test_an_update_writes_the_rows_that_changed_and_no_others(toy: Toy) -> None:
     torch.testing.assert_close(found[1], toy.alone(1, third), atol=1e-5, rtol=1e-4)
 
 
+def test_a_module_that_no_row_scales_any_more_is_let_go(toy: Toy) -> None:
+    toy.rows.update([toy.experts[0], toy.narrow], [0, 1])
+    assert {module for module, _ in toy.rows.hooks()} == set(toy.model.values())
+    toy.rows.update([toy.narrow], [0])
+    assert [module for module, _ in toy.rows.hooks()] == [toy.model["one"]]
+    torch.testing.assert_close(toy.deltas(1)[0], toy.alone(0, toy.narrow), atol=1e-5, rtol=1e-4)
+
+
 def test_rows_without_experts_need_no_room(toy: Toy) -> None:
     toy.rows.update([None] * 3, [0, 1, 2])
     assert not list(toy.rows.hooks())

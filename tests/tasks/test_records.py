@@ -27,6 +27,8 @@ def test_several_outputs_may_be_right() -> None:
         ([], "0 different inputs in 0 examples"),
         (PAIRS[:3], "3 different inputs in 3 examples .* the least is 4; give more, or none"),
         (PAIRS[:1] * 8, "1 different inputs in 8 examples"),
+        ([("Cat", "x"), ("cat", "x"), ("CAT", "x"), ("cat ", "x")], "1 different inputs in 4 examples"),
+        ([*PAIRS, ("half \ud83d", "x")], "not valid Unicode at character 5"),
         ([*PAIRS, ("", "nothing")], "is blank"),
         ([*PAIRS, ("bee", [])], "outputs: 0 entries"),
         ([*PAIRS, "bee"], "'bee' is no pair"),

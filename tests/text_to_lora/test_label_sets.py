@@ -59,6 +59,9 @@ def test_a_label_may_have_several_words(description, labels) -> None:
         'Turn "yes" into "no" and the like.',
         "Time slot from a dialogue: span or none.",
         "Tag ten kinds: cat, dog or horse.",
+        "Sort the list into ascending or descending order.",
+        "Sort the names into alphabetical order, ignoring case.",
+        "Classify emails into folders, labels or categories.",
         "",
     ],
 )
@@ -85,6 +88,7 @@ def test_labels_may_be_prefixes_of_each_other() -> None:
         (["a", " "], "characters"),
         (["a", "x" * 300], "characters"),
         (["a", 3], "string"),
+        (["a", "half \ud83d"], "not valid Unicode"),
     ],
 )
 def test_lists_that_are_no_choice_are_refused(labels, part) -> None:

@@ -12,7 +12,7 @@ from shoal.adapters.files import load_adapter
 from shoal.config import TextToLoRAConfig
 from shoal.errors import ShoalError, UnavailableError, UsageError
 from shoal.models.backbone import load_backbone
-from shoal.text_to_lora import distillation, self_training
+from shoal.text_to_lora import distillation
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, save_hypernetwork
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER
 from shoal.text_to_lora.familiarity import Familiarity
@@ -69,10 +69,10 @@ def test_an_empty_list_of_labels_leaves_answers_open(generator: TextToLoRA) -> N
     assert generator.generate(DESCRIPTION, labels=[]).label_set is None
 
 
-def test_inputs_calibrate_and_train(generator: TextToLoRA, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(self_training, "LEAST_INFORMATION", -1.0)
+def test_inputs_calibrate_and_the_card_tells(generator: TextToLoRA, tmp_path: Path) -> None:
     adapter = generator.generate(DESCRIPTION, inputs=INPUTS)
     facts = adapter.hypernetwork["self_training"]
+    assert (facts["steps"] > 0) is (facts["reason"] is None)
     assert facts["inputs"] == 6 and adapter.duration >= facts["seconds"] > 0
     assert adapter.label_set.calibrated_on == "6 inputs"
     adapter.save(tmp_path / "a")
@@ -115,6 +115,14 @@ def test_a_closed_generator_trains_no_more(generator: TextToLoRA) -> None:
     assert generator.generate(DESCRIPTION).trained
 
 
+def test_inputs_beside_examples_of_open_answers_are_said_to_teach_nothing(
+    generator: TextToLoRA, caplog
+) -> None:
+    pairs = [(word, word.upper()) for word in INPUTS]
+    generator.generate("Write the word in capitals.", pairs, inputs=INPUTS)
+    assert "open answers" in caplog.text
+
+
 def test_inputs_of_open_answers_leave_the_adapter_alone(generator: TextToLoRA, caplog) -> None:
     adapter = generator.generate("Sort the words.", inputs=INPUTS)
     assert adapter.lora == generator.generate("Sort the words.").lora
@@ -129,8 +137,7 @@ def test_long_inputs_are_left_out_and_a_few_short_ones_are_needed(generator: Tex
         generator.generate(DESCRIPTION, inputs=[*INPUTS[:3], *long])
 
 
-def test_sample_inputs_stand_in_for_those_of_the_user(generator: TextToLoRA, monkeypatch) -> None:
-    monkeypatch.setattr(self_training, "LEAST_INFORMATION", -1.0)
+def test_sample_inputs_stand_in_for_those_of_the_user(generator: TextToLoRA) -> None:
     adapter = generator.generate(DESCRIPTION, sample_inputs=True)
     kinds = {f"sample inputs ({kind.kind})" for kind in input_kinds()}
     assert adapter.hypernetwork["self_training"]["texts"] in kinds

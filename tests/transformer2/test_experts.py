@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
-from shoal.adapters.svf_files import StoredExpert, load_expert_for, save_expert
+from shoal.adapters.svf_files import StoredExpert, basis_of, read_expert, save_expert
 from shoal.config import Transformer2Config
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import Backbone, load_backbone
@@ -168,7 +168,8 @@ def test_fewer_components_cut_experts_and_basis(backbone: Backbone, folder: Path
 
 
 def test_one_expert_is_read_alone(backbone: Backbone, folder: Path) -> None:
-    stored, basis = load_expert_for(folder / "prose", backbone.model)
+    stored = read_expert(folder / "prose")
+    basis = basis_of(stored, backbone.model)
     assert stored.skill == "prose" and basis.keys() == stored.expert.z.keys()
     assert tasks_of(folder) == {"maths": ["sums", "roots"], "prose": ["verse"]}
 

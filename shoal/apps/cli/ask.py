@@ -146,12 +146,13 @@ def _check_choice(choice: Asking) -> None:
 
 def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Asking) -> dict[str, Any]:
     """Attach the chosen expert until the stack is left; what was chosen."""
-    from shoal.adapters.svf_files import load_expert_for
+    from shoal.adapters.svf_files import basis_of, read_expert
     from shoal.adapters.svf_hooks import attach_expert
 
     if choice.expert is not None:
-        stored, basis = load_expert_for(choice.expert, backbone.model)
-        stack.enter_context(attach_expert(backbone.model, basis, stored.expert.strengthened(choice.strength)))
+        stored = read_expert(choice.expert)
+        expert, basis = stored.expert.strengthened(choice.strength), basis_of(stored, backbone.model)
+        stack.enter_context(attach_expert(backbone.model, basis, expert))
         return {"expert": str(choice.expert), "skill": stored.skill}
     import torch
 

@@ -68,7 +68,8 @@ class Limits:
         max_waiting: requests that may wait for a place.
         kv_tokens: places for keys and values: answers that run together times the longest of their prompts
             with limit, or with label. Buffers may be up to twice as large, since they grow in steps.
-        prefill_tokens: of prompts that are read in one step, between which running answers go on.
+        prefill_tokens: of prompts that are read in one step, and besides of one whose labels are scored;
+            between steps running answers go on.
         max_n: answers of one request.
         max_rank: of a request's adapter, after composition.
         unread_events: pieces of an answer that may wait for a reader; one more, and the request is cancelled.

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoal.errors import ShoalError, UsageError, reason, shorten
+from shoal.tasks.records import check_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +71,7 @@ def check_description(text: str) -> str:
         raise UsageError(
             f"the description {text!r} is shorter than 2 characters: say in a sentence what to do"
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"the description {shorten(text)} is not valid Unicode at character {error.start}: remove that"
-        ) from error
+    check_unicode(text, "description")
     words = len(text.split())
     if words > MAX_WORDS or len(text) > MAX_CHARACTERS:
         raise UsageError(

@@ -121,14 +121,20 @@ def test_notes_on_a_new_adapter_are_shown(running: Any) -> None:
         assert any("This adapter changes nothing" in line for line in lines(app, "warning"))
 
 
-def test_examples_go_along_with_the_description(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: dict[str, Any] = {}
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the page sends with a description; the service refuses it."""
+    options: dict[str, Any] = {}
 
-    def create(self: Client, name: str, description: str, **options: Any) -> GeneratedAdapter:
-        sent.update(options)
+    def create(self: Client, name: str, description: str, **given: Any) -> GeneratedAdapter:
+        options.update(given)
         raise UsageError("stop here")
 
     monkeypatch.setattr(Client, "create", create)
+    return options
+
+
+def test_examples_go_along_with_the_description(running: Any, sent: dict[str, Any]) -> None:
     with page("adapt", running.url, running.ada, base=running.model) as app:
         app.text_area(key="examples").set_value("a joy => positive\na bore => negative").run()
         app.text_area(key="inputs").set_value("it was long\n").run()
@@ -138,14 +144,7 @@ def test_examples_go_along_with_the_description(running: Any, monkeypatch: pytes
     assert sent["inputs"] == ["it was long"] and sent["sample_inputs"] is False
 
 
-def test_sample_inputs_stand_in_for_inputs(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: dict[str, Any] = {}
-
-    def create(self: Client, name: str, description: str, **options: Any) -> GeneratedAdapter:
-        sent.update(options)
-        raise UsageError("stop here")
-
-    monkeypatch.setattr(Client, "create", create)
+def test_sample_inputs_stand_in_for_inputs(running: Any, sent: dict[str, Any]) -> None:
     with page("adapt", running.url, running.ada, base=running.model) as app:
         app.checkbox(key="sample_inputs").check().run()
         next(b for b in app.button if b.label == "Generate adapter").click().run()
