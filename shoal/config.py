@@ -169,6 +169,15 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
     )
     embedding_noise: float = Field(0.0, ge=0, description="standard deviation of noise on sentence vectors")
     token_dropout: float = Field(0.0, ge=0, lt=1, description="share of description tokens that are hidden")
+    fresh_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="share of the batches from tasks that are derived anew all the time, each used once",
+    )
+    fresh_workers: int = Field(
+        0, ge=0, le=64, description="processes that derive them ahead of the training; 0 for its own"
+    )
 
 
 class ExpertTrainingConfig(LoraTrainingConfig):

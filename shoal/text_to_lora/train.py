@@ -35,6 +35,7 @@ from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.text_to_lora.steering import SteeringMonitor
 from shoal.training.batches import BatchOrder, Corpus, LengthWeights, tokenise
+from shoal.training.fresh_tasks import fresh_pools
 from shoal.training.label_mass import LabelMass
 from shoal.training.loop import RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
@@ -159,7 +160,14 @@ class SftObjective:
         self._descriptions = descriptions
         self._start = _weights(network)
         weights = balanced_weights(corpus.tasks) if config.mix == "kinds" else None
-        self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task, weights)
+        self._order = BatchOrder(
+            corpus,
+            config.batch_size,
+            config.seed,
+            config.examples_a_task,
+            weights,
+            fresh_pools(corpus.tasks, backbone.shape.base_model, config),
+        )
         self._weigh = LengthWeights(corpus, config.length_exponent, weights)
         self._siblings = siblings(corpus.tasks) if config.contrastive_siblings else {}
         self._labels = LabelMass(backbone, corpus) if config.label_mass_weight else None
@@ -173,11 +181,14 @@ class SftObjective:
         """Mean answer loss of one bucketed batch, plus the weighted contrastive term."""
         config, chance = self._config, random.Random(f"{self._config.seed}/{forward_pass}/descriptions")
         examples, group = self._order.batch(forward_pass), config.examples_a_task
-        tasks = [e.task for e in examples[::group]]
+        tasks, fresh = [e.task for e in examples[::group]], [e.description for e in examples[::group]]
         others = self._wrong_tasks(tasks, chance)
         # With a null description, or nonsense, there is nothing to be right about.
         kept = [row in others or chance.random() >= config.description_dropout for row in range(len(tasks))]
-        texts = [self._descriptions.choose(task, chance) for task in (*tasks, *others.values())]
+        texts = [
+            text or self._descriptions.choose(task, chance) for task, text in zip(tasks, fresh, strict=True)
+        ]
+        texts += [self._descriptions.choose(task, chance) for task in others.values()]
         for row in range(len(tasks)):
             if row not in others and chance.random() < config.nonsense:
                 texts[row] = self._descriptions.nonsense(chance)
@@ -223,8 +234,9 @@ class SftObjective:
             if own and chance.random() < self._config.contrastive_siblings:
                 wrong[row] = chance.choice(own)
                 continue
-            other = chance.randrange(len(self._descriptions) - 1)
-            wrong[row] = other + (other >= tasks[row])
+            strangers = len(self._descriptions) - (tasks[row] >= 0)
+            other = chance.randrange(strangers)
+            wrong[row] = other + (0 <= tasks[row] <= other)
         return wrong
 
     def _embed(self, texts: Sequence[str], kept: Sequence[bool]) -> Float[Tensor, "rows *tokens dim"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +29,12 @@ class TokenisedExample:
     """One example as token ids.
 
     Attributes:
-        task: index of its task.
-        index: its own index in the corpus.
+        task: index of its task; -1 outside the corpus.
+        index: its own index in the corpus; negative outside it.
         prompt: ids of the request.
         completion: ids of the first right answer with the end-of-turn token.
         place: where it stands in its task's `train` list.
+        description: of its task, where that is not of the corpus.
     """
 
     task: int
@@ -41,6 +42,7 @@ class TokenisedExample:
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     place: int
+    description: str | None = None
 
     @property
     def length(self) -> int:
@@ -136,6 +138,7 @@ class BatchOrder:
         seed: int,
         group: int = 1,
         weights: Sequence[float] | None = None,
+        fresh: Callable[[int], list[list[TokenisedExample]]] | None = None,
     ) -> None:
         """Batches of `batch_size` examples.
 
@@ -145,6 +148,7 @@ class BatchOrder:
             seed: of the order.
             group: examples of one task that are drawn together.
             weights: how often each task is drawn, relative to the others; None for all alike, in rounds.
+            fresh: number of a pool -> groups from outside the corpus, in the place of as many drawn ones.
 
         Raises:
             UsageError: `group` does not divide the batch size.
@@ -157,6 +161,7 @@ class BatchOrder:
         self._seed = seed
         self._group = group
         self._weights = weights
+        self._fresh = fresh
         self._examples = [sorted(examples, key=lambda e: e.length) for examples in corpus.examples]
         self._pool: tuple[int, list[list[TokenisedExample]]] = (-1, [])
 
@@ -171,7 +176,7 @@ class BatchOrder:
         chance = random.Random(f"{self._seed}/{number}")
         tasks = list(range(len(self._examples)))
         size = self._batch_size // self._group  # groups a batch
-        drawn: list[list[TokenisedExample]] = []
+        drawn: list[list[TokenisedExample]] = self._fresh(number) if self._fresh else []
         while len(drawn) < POOL_BATCHES * size:
             if self._weights is None:
                 chance.shuffle(tasks)

@@ -322,7 +322,7 @@ def _seed(*parts: int) -> int:
 
 def identity_of(fingerprint: str, config: LoraTrainingConfig, processes: int) -> dict[str, Any]:
     """A hash of all that must not change between the sittings of a run."""
-    settings = json.loads(config.model_dump_json(exclude={"checkpoint_every"}))
+    settings = json.loads(config.model_dump_json(exclude={"checkpoint_every", "fresh_workers"}))
     return {"config": settings, "data": fingerprint, "processes": processes}
 
 

@@ -77,6 +77,6 @@ class PrefixCache:
 
     def _keep(self, index: int, row: Tensor) -> None:
         size = row.numel() * row.element_size()
-        if self._bytes + size <= self._limit:
+        if index >= 0 and self._bytes + size <= self._limit:  # others come once
             self._kept[index] = row
             self._bytes += size

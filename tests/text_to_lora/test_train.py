@@ -220,6 +220,22 @@ def test_kinds_of_answers_can_be_balanced(toy: ModuleType, backbone: Backbone) -
     assert shares[0] == pytest.approx(0.2, abs=0.02) and shares[1] > 0.25
 
 
+def test_fresh_tasks_are_read_with_their_own_descriptions(
+    toy: ModuleType, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [*toy.toy_tasks(), toy.lines_task()]
+    changes = {"fresh_share": 0.5, "contrastive_weight": 1.0, "contrastive_share": 1.0}
+    ours, network = recorded(toy, backbone, tasks=tasks, **changes)
+    read: list[Sequence[str]] = []
+    original = ours._descriptions.read
+    monkeypatch.setattr(ours._descriptions, "read", lambda texts: read.append(texts) or original(texts))
+    ours.loss(0)
+    fresh = [e.description for e in ours._order.batch(0) if e.description]
+    assert fresh
+    assert set(fresh) <= set(read[0])
+    assert len(network.given[0]) == 2 * len(ours._order.batch(0))
+
+
 def ours_rows(ours: SftObjective, network: Recorded) -> list[int]:
     """The task of every compared row, told by the right description that was compared with it."""
     chance = random.Random(f"{ours._config.seed}/0/descriptions")

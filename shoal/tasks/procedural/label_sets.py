@@ -47,11 +47,21 @@ def label_sets(tasks: Sequence[Task], count: int, seed: int = 0) -> list[Task]:
     The results have no test part. They are named as relabelled copies are, and depend on the tasks, the count
     and the seed alone.
     """
-    given = [labels for task in tasks if len(labels := _labels(task)) >= LEAST_LABELS]
-    return [
-        _drawn(given, random.Random(f"{seed}\n{n}"), f"labels{COPY}{seed}-{n}")
-        for n in range(count if given else 0)
-    ]
+    source = Labels(tasks)
+    drawn = (source.task(random.Random(f"{seed}\n{n}"), f"labels{COPY}{seed}-{n}") for n in range(count))
+    return [task for task in drawn if task is not None]
+
+
+class Labels:
+    """The labels of some tasks with their examples, read once, from which new tasks are drawn."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        """Keep the suitable labels of `tasks`; see `label_sets`."""
+        self._given = [labels for task in tasks if len(labels := _labels(task)) >= LEAST_LABELS]
+
+    def task(self, rng: random.Random, name: str) -> Task | None:
+        """A new task of this name; None where no labels are suitable."""
+        return _drawn(self._given, rng, name) if self._given else None
 
 
 def _labels(task: Task) -> dict[str, list[Example]]:

@@ -91,14 +91,27 @@ def rewrites(tasks: Sequence[Task], count: int, seed: int = 0) -> list[Task]:
     with single spaces between them, if it has `LEAST_TEXTS` of them. The results have no test part. They
     are named as relabelled copies are, and depend on the tasks, the count and the seed alone.
     """
-    given = [texts for task in tasks if len(texts := _texts(task)) >= LEAST_TEXTS]
-    spelt = {word.lower(): word for texts in given for text in texts for word in _words(text)}
-    words = sorted(word for word in spelt.values() if len(word) > 2 and word.isascii() and word.isalpha())
-    made = (
-        _made(given, words, random.Random(f"{seed}\n{n}"), f"rewrite{COPY}{seed}-{n}")
-        for n in range(count if given and len(words) > 1 else 0)
-    )
-    return [task for task in made if task is not None]
+    source = Texts(tasks)
+    drawn = (source.task(random.Random(f"{seed}\n{n}"), f"rewrite{COPY}{seed}-{n}") for n in range(count))
+    return [task for task in drawn if task is not None]
+
+
+class Texts:
+    """The texts of some tasks, read once, from which new tasks are drawn; see `rewrites`."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        """Keep the suitable texts of `tasks`, and their words."""
+        self._given = [texts for task in tasks if len(texts := _texts(task)) >= LEAST_TEXTS]
+        spelt = {word.lower(): word for texts in self._given for text in texts for word in _words(text)}
+        self._words = sorted(w for w in spelt.values() if len(w) > 2 and w.isascii() and w.isalpha())
+
+    def task(self, rng: random.Random, name: str) -> Task | None:
+        """A new task of this name; None where no texts are suitable, or none of `ATTEMPTS` draws gives one."""
+        for _ in range(ATTEMPTS if self._given and len(self._words) > 1 else 0):
+            task = _drawn_task(Draw(rng, rng.choice(self._given), self._words), name)
+            if task is not None:
+                return task
+        return None
 
 
 def _texts(task: Task) -> list[str]:
@@ -112,23 +125,21 @@ def _is_plain(text: str) -> bool:
     return " ".join(parts) == text and all(re.search(r"\w", part) for part in parts)
 
 
-def _made(given: Sequence[list[str]], words: Sequence[str], rng: random.Random, name: str) -> Task | None:
-    for _ in range(ATTEMPTS):
-        texts = rng.choice(given)
-        operation = rng.choices(OPERATIONS, [operation.weight for operation in OPERATIONS])[0]
-        drawn = operation.draw(Draw(rng, texts, words))
-        if drawn is None:
-            continue
-        names, answer = drawn
-        answers = [(text, reply) for text in texts if (reply := answer(text))]
-        rng.shuffle(answers)
-        chosen = _balanced(answers) if operation.category == "classification" else answers[:MOST_TEXTS]
-        if len(chosen) < LEAST_TEXTS:
-            continue
-        descriptions = tuple(text.format(**names) for text in WORDING[operation.name])
-        train = tuple(Example(text, (reply,)) for text, reply in chosen)
-        return Task(name, operation.category, descriptions[0], descriptions, train, ())
-    return None
+def _drawn_task(draw: Draw, name: str) -> Task | None:
+    """A task by an operation at random; None where the texts do not suit it."""
+    operation = draw.rng.choices(OPERATIONS, [operation.weight for operation in OPERATIONS])[0]
+    drawn = operation.draw(draw)
+    if drawn is None:
+        return None
+    names, answer = drawn
+    answers = [(text, reply) for text in draw.texts if (reply := answer(text))]
+    draw.rng.shuffle(answers)
+    chosen = _balanced(answers) if operation.category == "classification" else answers[:MOST_TEXTS]
+    if len(chosen) < LEAST_TEXTS:
+        return None
+    descriptions = tuple(text.format(**names) for text in WORDING[operation.name])
+    train = tuple(Example(text, (reply,)) for text, reply in chosen)
+    return Task(name, operation.category, descriptions[0], descriptions, train, ())
 
 
 def _balanced(answers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
