@@ -232,7 +232,9 @@ class ServiceConfig(_Frozen):
     max_adapters: int = Field(10_000, ge=1, description="versions of adapters that one owner may keep")
     max_custom_skills: int = Field(64, ge=1, description="custom skills of one owner")
     max_running: int = Field(16, ge=1, le=1024, description="answers that are generated together")
-    max_waiting: int = Field(128, ge=1, description="requests that may wait for a place")
+    max_waiting: int = Field(
+        256, ge=1, description="requests that may wait for their turn; an owner has at most half of them"
+    )
     max_open: int = Field(256, ge=1, description="HTTP requests that are open at once")
     max_open_a_key: int = Field(64, ge=1, description="HTTP requests of one owner that are open at once")
     requests_per_minute: int = Field(600, ge=1, description="HTTP requests of one owner")

@@ -125,12 +125,12 @@ def score_labels(
     *,
     basis: Decompositions | None = None,
     places: int = PLACES,
-    prefill_tokens: int | None = None,
-) -> Generator[None, None, Float[Tensor, "prompts labels"]]:
-    """`label_log_likelihoods` by single forward passes; it yields after each, and returns the scores.
+    prefill_tokens: Callable[[], int] | None = None,
+) -> Generator[int, None, Float[Tensor, "prompts labels"]]:
+    """`label_log_likelihoods` by single forward passes; it yields the tokens of each, and returns the scores.
 
-    Between passes others may use the model: nothing stays attached. Args and errors as there; of prompts at
-    most `prefill_tokens` are read in one pass.
+    Between passes others may use the model: nothing stays attached. Args and errors as there; of prompts as
+    many tokens are read in one pass as `prefill_tokens` gives before it.
     """
     completions = encode_labels(backbone, labels)
     longest = max(map(len, completions))
@@ -141,12 +141,12 @@ def score_labels(
     while order:
         taken, rows = _next_batch([len(prompts[i]) + longest for i in order], len(labels), places)
         batch, order = order[:taken], order[taken:]
-        columns = max(1, prefill_tokens // taken) if prefill_tokens else None
         read = Rows(backbone, [prompts[i] for i in batch])
         while True:
+            columns = min(read.unread, max(1, prefill_tokens() // taken) if prefill_tokens else read.unread)
             with attached():
-                logits = read.read(min(columns or read.unread, read.unread))
-            yield
+                logits = read.read(columns)
+            yield columns * taken
             if not read.unread:
                 break
         found[batch] = yield from _following(backbone, attached, read, logits, completions, rows)
@@ -230,7 +230,7 @@ def _following(
     logits: Float[Tensor, "prompts vocabulary"],
     completions: Sequence[Sequence[int]],
     rows: int,
-) -> Generator[None, None, Float[Tensor, "prompts labels"]]:
+) -> Generator[int, None, Float[Tensor, "prompts labels"]]:
     """Scores after prompts that are read, with the logits there; labels go on in at most so many rows."""
     logits = logits.float()
     firsts = torch.tensor([ids[0] for ids in completions], device=logits.device)
@@ -246,7 +246,7 @@ def _following(
 
 def _continued(
     backbone: Backbone, attached: Callable[[], Attachment], read: Rows, completions: Sequence[Sequence[int]]
-) -> Generator[None, None, Float[Tensor, "prompts labels"]]:
+) -> Generator[int, None, Float[Tensor, "prompts labels"]]:
     """Log-probability of what follows the first token of each label, the longest first, after each prompt."""
     scores = torch.zeros(len(read), len(completions))
     places = [(prompt, label) for label in range(len(completions)) for prompt in range(len(read))]
@@ -263,5 +263,5 @@ def _continued(
         found = logits.gather(1, nexts[:, None])[:, 0] - logits.logsumexp(-1)
         at = torch.tensor(places)
         scores[at[:, 0], at[:, 1]] += found.cpu()
-        yield
+        yield len(places)
     return scores

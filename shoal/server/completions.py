@@ -112,7 +112,7 @@ class Completions:
         max_tokens = self._max_tokens(body)
         self._check_choices(body)
         prompts = self._prompts(body)
-        requests = [_engine_request(body, prompt, max_tokens) for prompt in prompts]
+        requests = [_engine_request(body, prompt, max_tokens, owner) for prompt in prompts]
         for request in requests:  # before an adapter is generated, or a prompt read, to select one
             self._runner.check_numbers(request)
         prompt_tokens = sum(map(len, prompts))
@@ -214,7 +214,9 @@ def _closed(body: ChatRequest | CompletionRequest) -> bool:
     return isinstance(body, ChatRequest) and not body.temperature and not body.logprobs and not body.stops
 
 
-def _engine_request(body: ChatRequest | CompletionRequest, prompt: Sequence[int], max_tokens: int) -> Request:
+def _engine_request(
+    body: ChatRequest | CompletionRequest, prompt: Sequence[int], max_tokens: int, owner: str
+) -> Request:
     """The engine's request for one prompt, whose adapter is yet to be selected."""
     if isinstance(body, ChatRequest):
         if body.top_logprobs is not None and not body.logprobs:
@@ -229,7 +231,7 @@ def _engine_request(body: ChatRequest | CompletionRequest, prompt: Sequence[int]
         top_k=body.top_k or 0,
         seed=body.seed,
     )
-    return Request(prompt, None, max_tokens, body.n, sampling, body.stops, logprobs)
+    return Request(prompt, None, max_tokens, body.n, sampling, body.stops, logprobs, owner=owner)
 
 
 async def _merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Delta]]:

@@ -120,8 +120,9 @@ class _State(Collector):
         state = self._state()
         cache = state.adapters
         for name, about, value in (
-            ("shoal_waiting_requests", "requests without a place", state.waiting),
+            ("shoal_waiting_requests", "requests whose prompts wait to be read", state.waiting),
             ("shoal_running_answers", "answers that are being generated", state.running),
+            ("shoal_paused_answers", "answers that wait for their turn", state.paused),
             ("shoal_kv_tokens", "places for keys and values that are reserved", state.kv_tokens),
             ("shoal_cached_adapters", "adapters in memory", cache.adapters),
             ("shoal_cached_adapter_bytes", "bytes of adapters in memory", cache.bytes),

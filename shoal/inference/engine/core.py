@@ -1,36 +1,36 @@
-"""Continuous batching over one model: a step reads some of the next prompts and adds a token per answer.
+"""Continuous batching over one model: a step adds a token per answer and reads some of the next prompts.
 
-Requests are taken in order, when a row and room for their keys and values are free. A request's answers do
-not depend on what else runs. What fails takes with it only those whose step it was. Driven by `step`, without
-threads of its own; `submit` and `cancel` may be called from any thread, all else from one. One class and one
-module of 380 lines, since every step reads and changes the same few lists of jobs and rows, under one lock.
+Requests take turns by flow (`fairness`): their prompts are read in pieces (`reading`), then their answers
+run in the batch (`batch`), or wait there for their turn. Answers do not depend on what else runs. What fails
+takes with it only those whose step it was. Driven by `step`, without threads of its own; `submit` and
+`cancel` may be called from any thread, all else from one.
 
-Source of scheduling by iterations: Yu et al., "Orca", OSDI 2022, section 3.1.
+Sources: scheduling by iterations, Yu et al., "Orca", OSDI 2022, section 3.1; prompts in pieces between
+others' tokens, Agrawal et al., "Sarathi-Serve", OSDI 2024, section 4.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from shoal.adapters.decomposition import Decompositions, ModelBasis
 from shoal.errors import ShoalError, reason
-from shoal.inference.decoding import Rows
 from shoal.inference.engine.adapter_cache import AdapterCache, CacheStatistics
+from shoal.inference.engine.arrivals import CLOSED, Arrivals
+from shoal.inference.engine.batch import Batch, Paused
 from shoal.inference.engine.detokenizer import TextStream, TokenTexts
-from shoal.inference.engine.label_choice import LabelChooser
+from shoal.inference.engine.fairness import GENERATED, FairShare
+from shoal.inference.engine.label_choice import LabelChooser, LabelScoring
+from shoal.inference.engine.reading import Pace, PromptGroup, Reading
 from shoal.inference.engine.records import (
     NOT_FINITE,
+    Delta,
     EngineClosed,
-    EngineFull,
     EngineState,
     Event,
     Limits,
@@ -45,8 +45,6 @@ from shoal.inference.sampling import choose_tokens, token_scores
 from shoal.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
-
-CLOSED = "the engine was shut down; ask again when it is back"
 
 
 class Engine:
@@ -83,18 +81,14 @@ class Engine:
         self._texts = TokenTexts(backbone.tokenizer)
         self._basis = ModelBasis(backbone.model, basis)
         self._admission = Admission(backbone, self.limits, adapters, self._basis)
-        self._labels = LabelChooser(backbone, self._basis, self.limits.prefill_tokens)
+        self._labels = LabelChooser(backbone, self._basis)
         eos = backbone.tokenizer.eos_token_id
         self._ends = frozenset({backbone.end_of_turn} | ({int(eos)} if eos is not None else set()))
-        self._lock = threading.Lock()  # over what other threads touch: the next three
-        self._waiting: deque[Job] = deque()
-        self._cancelled: set[int] = set()
-        self._closed = False
-        self._tickets = itertools.count()
-        self._reading: list[Job] = []  # one per row of `_prompts`
-        self._prompts: Rows | None = None
-        self._rows = self._no_rows()
-        self._answers: list[Answer] = []  # in the order of the rows
+        self._arrivals = Arrivals(self.limits.max_waiting)
+        self._share = FairShare()
+        self._pace = Pace(self.limits.prefill_tokens)
+        self._reading: list[Reading] = []
+        self._batch = Batch(backbone, self._basis, self.limits)
         self._gaps: list[float] = []
 
     def submit(self, request: Request) -> int:
@@ -115,217 +109,192 @@ class Engine:
 
     def check_numbers(self, request: Request) -> None:
         """The first step of `submit`, which needs no adapter: see that the numbers are within the limits."""
-        self._refuse()
+        self._arrivals.check(request)
         self._admission.check_numbers(request)
 
     def check_adapter(self, request: Request) -> None:
         """The second step of `submit`, which may take time: load the adapter and see that it fits."""
-        self._refuse()
+        self._arrivals.check(request)
         self._admission.check_adapter(request)
 
     def queue(self, request: Request) -> int:
         """The last step of `submit`, for a request that was checked but for its labels."""
-        job = self._admission.job(next(self._tickets), request, self._clock())
-        with self._lock:
-            self._refuse()
-            self._waiting.append(job)
-            return job.ticket
+        arrived = self._clock()
+        return self._arrivals.add(lambda ticket: self._admission.job(ticket, request, arrived))
 
     def cancel(self, ticket: int) -> None:
         """End a request, from any thread: its rows are free before the model runs again; no event follows."""
-        with self._lock:
-            self._cancelled.add(ticket)
+        self._arrivals.cancel(ticket)
 
     @property
     def busy(self) -> bool:
         """True where a step would do anything."""
-        with self._lock:
-            here = self._waiting or self._reading or self._answers or self._labels.job
-            return bool(here or self._cancelled)
+        return bool(self._arrivals or self._placed_jobs())
 
     def state(self) -> EngineState:
         """Counts of the work at hand; from any thread, where they may be a step old."""
         return EngineState(
-            len(self._waiting),
-            len(self._answers),
-            len(self._reading),
-            self._admission.reserved([*self._reading, *self._running_jobs()]),
+            len(self._arrivals.waiting),
+            len(self._batch.answers),
+            sum(len(part.jobs) for part in list(self._reading)),
+            self._batch.room,
             self._adapters.statistics() if self._adapters else CacheStatistics(),
+            sum(len(paused.answers) for paused in list(self._batch.paused)),
         )
 
     def step(self) -> list[Event]:
         """Do one round: drop what was cancelled, give every answer a token, read some of the next prompts."""
         started, self._gaps = self._clock(), []
         self._drop_cancelled()
-        running, events = len(self._answers), []
-        if self._answers:
+        events = self._place()
+        if running := len(self._batch.answers):
             events += self._decode()
         events += self._admit()
-        if choosing := self._labels.job:
-            events += self._choose(choosing)
-        read = 0
-        if self._prompts is not None:
-            columns = min(self._prompts.unread, max(1, self.limits.prefill_tokens // len(self._reading)))
-            read = columns * len(self._reading)
-            events += self._read(self._prompts, columns)
-        if self._observe and (running or choosing or read):
+        begun, read = self._clock(), 0
+        while self._reading and (tokens := self._pace.left(read, self._clock() - begun)):
+            read += self._read(self._next_reading(), tokens, events)
+        events += self._place()
+        if self._observe and (running or read):
             seconds = self._clock() - started
-            self._observe(StepRecord(seconds, running, len(self._waiting), read, tuple(self._gaps)))
+            self._observe(StepRecord(seconds, running, len(self._arrivals.waiting), read, tuple(self._gaps)))
         return events
 
     def close(self) -> list[Event]:
         """Fail every request with `EngineClosed`, and take no more."""
-        with self._lock:
-            self._closed = True
+        self._arrivals.close()
         return self.fail_all(EngineClosed(CLOSED))
 
     def fail_all(self, error: ShoalError) -> list[Event]:
         """Fail every request that is here, and go on with those that come."""
-        with self._lock:
-            jobs = list(self._waiting)
-            self._waiting.clear()
-        jobs += [*self._reading, *self._running_jobs()]
-        self._end_reading()
-        self._labels.end()
-        self._clear_rows()
+        jobs = [*self._arrivals.take_all(), *self._placed_jobs()]
+        self._reading = []
+        self._batch.clear(paused=True)
         return self._fail(jobs, error)
 
-    def _refuse(self) -> None:
-        if self._closed:
-            raise EngineClosed(CLOSED)
-        if len(self._waiting) >= self.limits.max_waiting:
-            raise EngineFull(
-                f"{len(self._waiting)} requests wait, of at most {self.limits.max_waiting}; try again later"
-            )
-
-    def _running_jobs(self) -> list[Job]:
-        jobs = dict.fromkeys(answer.job for answer in list(self._answers))
-        return [*jobs, choosing] if (choosing := self._labels.job) else [*jobs]
-
-    def _no_rows(self) -> Rows:
-        return Rows(self._backbone, basis=self._basis)
-
-    def _clear_rows(self) -> None:
-        self._rows = self._no_rows()
-        self._answers = []
-
-    def _end_reading(self) -> None:
-        self._reading = []
-        self._prompts = None
+    def _placed_jobs(self) -> list[Job]:
+        """All jobs whose prompts are being read or whose answers have begun, each once."""
+        reading = [job for part in list(self._reading) for job in part.jobs]
+        return list(dict.fromkeys([*reading, *self._batch.waiting, *self._batch.jobs]))
 
     def _drop_cancelled(self) -> None:
-        with self._lock:
-            tickets, self._cancelled = self._cancelled, set()
-            if not tickets:
-                return
-            gone = [job for job in self._waiting if job.ticket in tickets]
-            self._waiting = deque(job for job in self._waiting if job.ticket not in tickets)
-        gone += [job for job in self._reading if job.ticket in tickets]
-        gone += [job for job in self._running_jobs() if job.ticket in tickets]
-        for job in gone:
-            self._end(job, "cancelled")
-        if self._labels.job in gone:
-            self._labels.end()
-        if all(job.over for job in self._reading):
-            self._end_reading()
-        self._drop_finished()
+        tickets, gone = self._arrivals.take_cancelled()
+        if tickets:
+            for job in [*gone, *(job for job in self._placed_jobs() if job.ticket in tickets)]:
+                self._end(job, "cancelled")
+            self._forget_over()
+
+    def _forget_over(self) -> None:
+        """Let go of what belongs to jobs that are over."""
+        self._reading = [part for part in self._reading if not all(job.over for job in part.jobs)]
+        self._batch.drop_ended()
 
     def _decode(self) -> list[Event]:
         """One token for every answer that runs."""
+        answers = list(self._batch.answers)
         try:
-            logits = self._rows.step(torch.tensor([answer.latest for answer in self._answers]))
-            events = self._take(self._answers, logits)
+            events = self._take(answers, self._batch.step())
         except Exception as error:
-            log.exception("a step of %d answers failed", len(self._answers))
-            jobs = [answer.job for answer in self._answers]
-            self._clear_rows()
-            return self._fail(jobs, ShoalError(f"the step of this answer failed: {reason(error)}; ask again"))
-        self._drop_finished()
+            log.exception("a step of %d answers failed", len(answers))
+            self._batch.clear()
+            own = ShoalError(f"the step of this answer failed: {reason(error)}; ask again")
+            events = self._fail([answer.job for answer in answers], own)
+        self._forget_over()
         return events
 
+    def _place(self) -> list[Event]:
+        """Let answers join the batch in turn."""
+        try:
+            self._batch.place(self._share, sum(part.room for part in self._reading))
+        except Exception as error:
+            log.exception("placing answers failed")
+            jobs = [*self._batch.waiting, *self._batch.jobs]
+            self._batch.clear(paused=True)
+            own = ShoalError(f"the answer could not go on: {reason(error)}; ask again")
+            return self._fail(jobs, own)
+        return []
+
     def _admit(self) -> list[Event]:
-        """Give places to those who wait, in order; while prompts are read, others wait."""
+        """Begin with the prompts of those who wait, in turn, as far as there is room."""
         events: list[Event] = []
-        while self._prompts is None and self._waiting:
-            with self._lock:
-                placed = self._admission.next_group(self._waiting, self._running_jobs())
-            if not placed:
+        waiting = self._arrivals.waiting
+        self._share.see({job.flow for job in [*list(waiting), *self._placed_jobs()]})
+        while waiting:
+            reading = [job for part in self._reading for job in part.jobs]
+            busy = {job.flow for job in [*reading, *self._batch.waiting]}
+            held = sum(part.room for part in self._reading) + self._batch.paused_room
+            with self._arrivals.lock:
+                group = self._admission.next_group(waiting, self._share, busy, held, self._pace.tokens)
+            if not group:
                 break
-            for job in placed:
+            for job in group:
                 job.placed = self._clock()
                 try:
                     job.adapter = self._admission.adapter(job.request, again=True)
                 except Exception as error:  # the adapter is gone or broken since it was checked
                     own = error if isinstance(error, ShoalError) else ShoalError(reason(error))
                     events += self._fail([job], own)
-            ready = [job for job in placed if not job.over]
-            if ready and ready[0].request.labels is not None:  # alone, and others go on beside it
-                self._labels.begin(ready[0])
-                continue
-            self._reading = ready
-            if self._reading:
-                events += self._begin()
+            events += self._begin([job for job in group if not job.over])
         return events
 
-    def _choose(self, job: Job) -> list[Event]:
-        """Do one forward pass of a request that is answered with one of its labels."""
+    def _begin(self, jobs: list[Job]) -> list[Event]:
         try:
-            delta = self._labels.advance()
+            if jobs and jobs[0].flow.labels:
+                self._reading.append(self._labels.begin(jobs[0]))
+            elif jobs:
+                self._reading.append(PromptGroup(self._backbone, jobs, self._basis))
         except Exception as error:
-            log.exception("scoring the labels of a prompt failed")
-            self._labels.end()
-            own = error if isinstance(error, ShoalError) else ShoalError(reason(error))
-            return self._fail([job], own)
-        if delta is None:
-            return []
-        self._labels.end()
+            return self._fail_reading(jobs, error)
+        return []
+
+    def _next_reading(self) -> Reading:
+        return min(self._reading, key=lambda part: min(map(self._share.turn, part.jobs)))
+
+    def _read(self, part: Reading, tokens: int, events: list[Event]) -> int:
+        """Do one pass over prompts, of some tokens; the tokens that it took, and at least 1."""
+        started = self._clock()
+        try:
+            taken = part.advance(tokens)
+            self._pace.note(taken, self._clock() - started)
+            for job in part.jobs:
+                self._share.charge(job, taken // len(part.jobs))
+            if isinstance(part, LabelScoring) and part.answer is not None:
+                events += self._answer(part.jobs[0], part.answer)
+                self._reading.remove(part)
+            elif isinstance(part, PromptGroup) and part.logits is not None:
+                events += self._begin_answers(part, part.logits)
+                self._reading.remove(part)
+        except Exception as error:
+            self._reading.remove(part)
+            events += self._fail_reading(part.jobs, error)
+            return tokens
+        return max(1, taken)
+
+    def _begin_answers(self, group: PromptGroup, logits: Tensor) -> list[Event]:
+        """Draw the first tokens after prompts that are read; the answers wait for their places."""
+        open_jobs = {row: job for row, job in enumerate(group.jobs) if not job.over}
+        begun = {row: [self._begun(job, i) for i in range(job.request.n)] for row, job in open_jobs.items()}
+        picks = [row for row, answers in begun.items() for _ in answers]
+        events = self._take([answer for answers in begun.values() for answer in answers], logits[picks])
+        for row, job in open_jobs.items():
+            if running := [answer for answer in begun[row] if not answer.ended]:
+                self._batch.paused.append(Paused(job, running, group.rows, [row] * len(running)))
+        return events
+
+    def _answer(self, job: Job, delta: Delta) -> list[Event]:
+        """Answer a request with a label."""
         indices = range(job.request.n)
         job.first_token = self._clock()
         job.tokens = delta.completion_tokens * len(indices)
         self._end(job, "stop")
         return [Event(job.ticket, replace(delta, index=i), None, i == indices[-1]) for i in indices]
 
-    def _begin(self) -> list[Event]:
-        try:
-            self._prompts = Rows(
-                self._backbone,
-                [job.request.prompt for job in self._reading],
-                [job.adapter for job in self._reading],
-                basis=self._basis,
-            )
-        except Exception as error:
-            return self._fail_reading(error)
-        return []
-
-    def _read(self, prompts: Rows, columns: int) -> list[Event]:
-        """Read the next columns of prompts; after the last ones their answers begin."""
-        jobs = self._reading
-        try:
-            logits = prompts.read(columns)
-            if prompts.unread:
-                return []
-            places = [(row, i) for row, job in enumerate(jobs) if not job.over for i in range(job.request.n)]
-            picks = [row for row, _ in places]
-            begun = [self._begun(jobs[row], index) for row, index in places]
-            events = self._take(begun, logits[picks])
-            running = [place for place, answer in enumerate(begun) if not _ended(answer)]
-            self._rows.join(prompts, [picks[place] for place in running])
-            self._answers += [begun[place] for place in running]
-        except Exception as error:
-            return self._fail_reading(error)
-        self._end_reading()
-        return events
-
     def _begun(self, job: Job, index: int) -> Answer:
         return Answer(job, index, TextStream(self._backbone.tokenizer, job.request.stop))
 
-    def _fail_reading(self, error: Exception) -> list[Event]:
-        log.error("reading %d prompts failed", len(self._reading), exc_info=error)
-        jobs = self._reading
-        self._end_reading()
-        if len(self._rows) != len(self._answers):  # it failed while rows joined those that run
-            jobs = [*jobs, *(answer.job for answer in self._answers)]
-            self._clear_rows()
+    def _fail_reading(self, jobs: Sequence[Job], error: Exception) -> list[Event]:
+        if isinstance(error, ShoalError):
+            return self._fail(jobs, error)
+        log.error("reading %d prompts failed", len(jobs), exc_info=error)
         return self._fail(jobs, ShoalError(f"reading this prompt failed: {reason(error)}; ask again"))
 
     def _take(self, answers: Sequence[Answer], logits: Tensor) -> list[Event]:
@@ -349,6 +318,7 @@ class Engine:
             answer.latest_at = now
             if answer.job.first_token is None:
                 answer.job.first_token = now
+            self._share.charge(answer.job, GENERATED)
             delta = answer.take(token, self._ends, scores.get(row), self._texts)
             if answer.finished:
                 answer.job.open -= 1
@@ -358,16 +328,6 @@ class Engine:
             if delta is not None:
                 events.append(Event(answer.job.ticket, delta, None, answer.job.over))
         return events
-
-    def _drop_finished(self) -> None:
-        before = len(self._answers)
-        for row in reversed(range(before)):
-            if _ended(self._answers[row]):
-                self._rows.drop(row)
-                self._answers[row] = self._answers[-1]
-                self._answers.pop()
-        if before and not self._answers:
-            self._rows = self._no_rows()  # gives the buffers back
 
     def _fail(self, jobs: Sequence[Job], error: ShoalError) -> list[Event]:
         failed = [job for job in dict.fromkeys(jobs) if not job.over]
@@ -380,7 +340,3 @@ class Engine:
             job.over = True
             if self._observe:
                 self._observe(job.record(outcome, self._clock()))
-
-
-def _ended(answer: Answer) -> bool:
-    return answer.finished or answer.job.over

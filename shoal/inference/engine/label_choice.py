@@ -6,7 +6,7 @@ Knows jobs; how labels are scored and calibrated is `shoal.inference.labels`.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 
 from cachetools import LRUCache
@@ -21,45 +21,51 @@ from shoal.models.backbone import Backbone
 KEPT = 256  # priors of label sets that state none; a float per label
 
 
-class LabelChooser:
-    """Chooses labels for one engine, on its thread, for one request at a time.
+class LabelScoring:
+    """A request whose labels are being scored; see `Reading`.
 
     Attributes:
-        job: that is being answered; None where there is none.
+        answer: the whole answer, as its first one; None until it is found.
     """
 
-    def __init__(self, backbone: Backbone, basis: Decompositions, prefill_tokens: int) -> None:
-        """No priors yet; of a prompt at most `prefill_tokens` are read in one pass."""
-        self.job: Job | None = None
-        self._backbone = backbone
-        self._basis = basis
-        self._prefill_tokens = prefill_tokens
-        self._passes: Generator[None, None, Delta] | None = None
-        self._priors: LRUCache[tuple[str | None, tuple[str, ...]], Sequence[float]] = LRUCache(KEPT)
+    def __init__(
+        self, job: Job, scored: Callable[[Job, Callable[[], int]], Generator[int, None, Delta]]
+    ) -> None:
+        """No pass has been done; `scored` does one after the other, and asks before each for its tokens."""
+        self.jobs: Sequence[Job] = (job,)
+        self.room = job.rows * job.width
+        self.answer: Delta | None = None
+        self._tokens = 0
+        self._passes = scored(job, lambda: self._tokens)
 
-    def begin(self, job: Job) -> None:
-        """Take on a job that has labels and a place."""
-        self.job, self._passes = job, self._scored(job)
-
-    def advance(self) -> Delta | None:
-        """Do one forward pass of the job; the whole answer, as its first one, after the last pass.
+    def advance(self, tokens: int) -> int:
+        """Do one forward pass, over about so many tokens of the prompt; the tokens that it took.
 
         Raises:
             ShoalError: the logits are not finite.
         """
-        assert self._passes is not None
+        self._tokens = tokens
         try:
-            next(self._passes)
+            return next(self._passes)
         except StopIteration as end:
-            answer: Delta = end.value
-            return answer
-        return None
+            self.answer = end.value
+            return 0
 
-    def end(self) -> None:
-        """Let go of the job, finished or not."""
-        self.job = self._passes = None
 
-    def _scored(self, job: Job) -> Generator[None, None, Delta]:
+class LabelChooser:
+    """Chooses labels for one engine, on its thread."""
+
+    def __init__(self, backbone: Backbone, basis: Decompositions) -> None:
+        """No priors yet."""
+        self._backbone = backbone
+        self._basis = basis
+        self._priors: LRUCache[tuple[str | None, tuple[str, ...]], Sequence[float]] = LRUCache(KEPT)
+
+    def begin(self, job: Job) -> LabelScoring:
+        """Take on a job that has labels and room."""
+        return LabelScoring(job, self._scored)
+
+    def _scored(self, job: Job, tokens: Callable[[], int]) -> Generator[int, None, Delta]:
         assert job.request.labels is not None
         labels = job.request.labels.labels
         priors: Sequence[float] | None = job.request.labels.priors
@@ -70,7 +76,7 @@ class LabelChooser:
             adapter=job.adapter,
             basis=self._basis,
             places=job.rows * job.width,
-            prefill_tokens=self._prefill_tokens,
+            prefill_tokens=tokens,
         )
         key = (job.adapter.fingerprint() if job.adapter else None, labels)
         priors = priors or self._priors.get(key)

@@ -45,6 +45,7 @@ class Request:
         stop_at_end: False goes on past the end-of-turn token.
         labels: answers are the likeliest of these, whole, however tokens are drawn else; vLLM, which cannot
             score them, answers freely.
+        owner: whose it is: places are shared among owners.
     """
 
     prompt: Sequence[int]
@@ -56,6 +57,7 @@ class Request:
     logprobs: int | None = None
     stop_at_end: bool = True
     labels: LabelSet | None = None
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class Limits:
     """Limits of the work that the engine takes on.
 
     Attributes:
-        max_batch: answers that are generated together; where labels are scored, their prompt and each label
-            that goes on with it count as answers.
-        max_waiting: requests that may wait for a place.
+        max_batch: answers that are generated together; so many labels of one request are scored together.
+        max_waiting: requests that may wait for their turn. An owner has at most as many as are left for all.
         kv_tokens: places for keys and values: answers that run together times the longest of their prompts
-            with limit, or with label. Buffers may be up to twice as large, since they grow in steps.
-        prefill_tokens: of prompts that are read in one step, and besides of one whose labels are scored;
+            with limit. As many again are for prompts that are read, labels that are scored, and answers that
+            wait for their turn. Buffers may be up to twice as large, since they grow in steps.
+        prefill_tokens: of prompts that are read in one step at most, fewer where that would take long;
             between steps running answers go on.
         max_n: answers of one request.
         max_rank: of a request's adapter, after composition.
@@ -148,8 +150,8 @@ class StepRecord:
     Attributes:
         seconds: that it took.
         running: answers that got a token in it.
-        waiting: requests without a place after it.
-        prefill_tokens: of prompts that were read, but for those whose labels are scored.
+        waiting: requests whose prompts are not being read after it.
+        prefill_tokens: of prompts that were read, and of labels that were scored.
         gaps: for every answer that got a token and had one before, seconds between the two.
     """
 
@@ -166,7 +168,7 @@ class FinishedRecord:
 
     Attributes:
         outcome: of its last answer; or that it was cancelled, or failed.
-        queue_seconds: until it had a place; all of its time where it had none.
+        queue_seconds: until its prompt began to be read; all of its time where it was not.
         first_token_seconds: from its arrival to its first token; None where there was none.
         total_seconds: from its arrival to its end.
         prompt_tokens: of its prompt.
@@ -186,11 +188,12 @@ class EngineState:
     """The work that the engine has at hand.
 
     Attributes:
-        waiting: requests without a place.
+        waiting: requests whose prompts are not being read yet.
         running: answers that are being generated.
-        reading: requests whose prompts are being read.
-        kv_tokens: places for keys and values that are reserved.
+        reading: requests whose prompts are being read, or whose labels are scored.
+        kv_tokens: places for keys and values that are reserved for running answers.
         adapters: figures of its adapter cache.
+        paused: answers that have begun and wait for their turn.
     """
 
     waiting: int
@@ -198,6 +201,7 @@ class EngineState:
     reading: int
     kv_tokens: int
     adapters: CacheStatistics
+    paused: int = 0
 
 
 Observer = Callable[[StepRecord | FinishedRecord], None]  # called with the record of every step and request

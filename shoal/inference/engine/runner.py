@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Protocol, TypeVar
 
 from shoal.errors import ShoalError, UnavailableError, reason
-from shoal.inference.engine.core import CLOSED, Engine
+from shoal.inference.engine.arrivals import CLOSED
+from shoal.inference.engine.core import Engine
 from shoal.inference.engine.records import EngineClosed, EngineState, Event, Limits, Request
 from shoal.inference.engine.stream import Stream
 

@@ -1,4 +1,4 @@
-"""Admission to the engine: requests are checked as they come, and those that wait get places in order.
+"""Admission to the engine: requests are checked as they come, and those that wait are read in turn.
 
 Every number of a request is checked before anything is allocated for it. Knows no state of the engine but its
 arguments.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from shoal.adapters.base import Adapter
@@ -16,17 +16,18 @@ from shoal.adapters.decomposition import Decompositions
 from shoal.adapters.kinds import check_adapter, compose_adapters
 from shoal.errors import UsageError
 from shoal.inference.engine.adapter_cache import AdapterCache
+from shoal.inference.engine.fairness import FairShare
 from shoal.inference.engine.records import Limits, Request
-from shoal.inference.engine.sequences import Job
+from shoal.inference.engine.sequences import Flow, Job
 from shoal.inference.engine.validation import check_numbers
 from shoal.inference.labels import encode_labels
 from shoal.models.backbone import Backbone
 
-LABEL_ROWS = 2  # that a request with labels needs: of its prompt, and of one label
+LABEL_ROWS = 2  # that a request with labels needs at least: of its prompt, and of one label
 
 
 class Admission:
-    """Checks requests for one engine, and chooses those that get a place next."""
+    """Checks requests for one engine, and chooses those that are read next."""
 
     def __init__(
         self, backbone: Backbone, limits: Limits, adapters: AdapterCache | None, basis: Decompositions
@@ -83,48 +84,53 @@ class Admission:
             UsageError: a label cannot be spelled, or does not fit behind the prompt.
         """
         length = len(request.prompt)
-        if request.labels is None:
-            return Job(ticket, request, arrived, request.n, length + request.max_tokens)
-        width = length + max(map(len, encode_labels(self._backbone, request.labels.labels)))
-        check_numbers(replace(request, max_tokens=width - length), self._backbone, self._limits)
-        rows = min(1 + len(request.labels.labels), self._limits.max_batch, self._limits.kv_tokens // width)
-        return Job(ticket, request, arrived, rows, width)
+        width, rows = length + request.max_tokens, request.n
+        if request.labels is not None:
+            width = length + max(map(len, encode_labels(self._backbone, request.labels.labels)))
+            check_numbers(replace(request, max_tokens=width - length), self._backbone, self._limits)
+            rows = min(
+                1 + len(request.labels.labels), self._limits.max_batch, self._limits.kv_tokens // width
+            )
+        brief = request.n * width <= self._limits.prefill_tokens
+        return Job(
+            ticket, request, arrived, rows, width, Flow(request.owner, brief, request.labels is not None)
+        )
 
-    def reserved(self, jobs: Sequence[Job]) -> int:
-        """Places for keys and values that jobs take together."""
-        return sum(job.rows for job in jobs) * max((job.width for job in jobs), default=0)
+    def next_group(
+        self, waiting: deque[Job], share: FairShare, busy: Collection[Flow], held: int, tokens: int
+    ) -> list[Job]:
+        """Take from the queue those whose prompts are read together next; one with labels is alone.
 
-    def next_group(self, waiting: deque[Job], running: Sequence[Job]) -> list[Job]:
-        """Take from the queue, in order, those who get a place now: their prompts are read together.
-
-        A prompt that is longer than one step reads is read alone, over several steps; of requests with labels
-        one at a time is answered.
+        Args:
+            waiting: in the order of arrival.
+            share: by which flows take turns.
+            busy: flows of which a prompt is being read or an answer waits for a place: others of them wait.
+            held: places for keys and values that are taken.
+            tokens: that a step reads; a longer prompt is read alone, over several steps.
         """
+        free = self._limits.kv_tokens - held
+        room = free // 2 if held else free  # what comes later and is smaller finds room too
         group: list[Job] = []
-        while waiting:
-            job, others = waiting[0], [*running, *group]
-            alone = job.request.labels is not None
-            if alone and any(other.request.labels is not None for other in others):
+        stuck = False
+        for job in share.by_turns([job for job in waiting if job.flow not in busy]):
+            labels = job.flow.labels
+            need = LABEL_ROWS * job.width if labels else len(job.request.prompt)
+            if (labels and group) or (stuck and not job.flow.brief):
+                continue
+            if not labels:
+                need = (len(group) + 1) * max(len(other.request.prompt) for other in [*group, job])
+                if group and need > tokens:
+                    break
+            if need > room:
+                stuck = True  # no long one overtakes it
+                continue
+            group.append(job)
+            if labels:
+                job.rows = min(job.rows, room // job.width)
                 break
-            longest = max(len(other.request.prompt) for other in [*group, job])
-            if group and (alone or (len(group) + 1) * longest > self._limits.prefill_tokens):
-                break
-            if not self._fits(job, others):
-                break
-            group.append(waiting.popleft())
-            if alone:
-                break
+        for job in group:
+            waiting.remove(job)
         return group
-
-    def _fits(self, job: Job, others: Sequence[Job]) -> bool:
-        """See that a job has room beside others; one with labels makes do with few rows, and takes longer."""
-        limits, width = self._limits, max(other.width for other in [*others, job])
-        free = min(limits.max_batch, limits.kv_tokens // width) - sum(other.rows for other in others)
-        if job.request.labels is not None:
-            if free < min(job.rows, LABEL_ROWS):
-                return False
-            job.rows = min(job.rows, free)
-        return job.rows <= free
 
     def _named(self, name: str, again: bool) -> Adapter:
         if self._adapters is None:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from shoal.adapters.base import Adapter
 from shoal.inference.engine.detokenizer import TextStream, TokenTexts
 from shoal.inference.engine.records import Delta, Finish, FinishedRecord, Outcome, Request, TokenScore
 from shoal.inference.sampling import Scores
+
+
+class Flow(NamedTuple):
+    """Requests that take turns with others': of one owner, brief or long, answered freely or with a label."""
+
+    owner: str
+    brief: bool
+    labels: bool
 
 
 @dataclass(eq=False)
@@ -21,9 +30,10 @@ class Job:
         arrived: when, in seconds of the engine's clock.
         rows: that it takes.
         width: columns that each of its rows may come to need.
-        placed: when it got a place.
+        flow: with whose other requests it takes turns.
+        placed: when its prompt began to be read.
         first_token: when its first token was drawn.
-        adapter: of its rows, from its place on.
+        adapter: of its rows, from then on.
         open: answers that have not ended.
         tokens: generated, over all answers.
         over: True where nothing more is to be done for it.
@@ -34,6 +44,7 @@ class Job:
     arrived: float
     rows: int
     width: int
+    flow: Flow
     placed: float | None = None
     first_token: float | None = None
     adapter: Adapter | None = None
@@ -80,6 +91,11 @@ class Answer:
         seed = job.request.sampling.seed
         # Seeding with text makes answers of one seed independent, on every platform and version.
         self._random = random.Random(None if seed is None else f"{seed} {index}")
+
+    @property
+    def ended(self) -> bool:
+        """True where nothing more is to be done for it."""
+        return self.finished or self.job.over
 
     def number(self) -> float:
         """The next random number, uniform in [0, 1)."""

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import compose
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
-from shoal.inference.engine.core import CLOSED
+from shoal.inference.engine.arrivals import CLOSED
 from shoal.inference.engine.detokenizer import TokenTexts
 from shoal.inference.engine.records import (
     Delta,

@@ -65,8 +65,9 @@ def test_answers_that_run_beside_it_are_as_alone(engine: Engine, lora: LoRA) -> 
 
 
 def test_running_answers_go_on_while_labels_are_scored(
-    engine: Engine, lora: LoRA, records: list[StepRecord | FinishedRecord]
+    backbone: Backbone, lora: LoRA, records: list[StepRecord | FinishedRecord]
 ) -> None:
+    engine = Engine(backbone, limits=Limits(prefill_tokens=16), observe=records.append)
     engine.submit(FREE)
     engine.step()
     records.clear()
@@ -87,15 +88,14 @@ def test_a_long_prompt_is_read_in_pieces(backbone: Backbone) -> None:
             taken += 1
         return taken
 
-    assert steps(8) == steps(512) + 4
+    assert steps(8) >= steps(512) + 4
 
 
-def test_labels_wait_for_rows_and_are_not_overtaken(engine: Engine, lora: LoRA) -> None:
-    first = engine.submit(Request([1, 2], max_tokens=5, n=6, stop_at_end=False))
-    chosen = engine.submit(Request([3, 4], lora, labels=LABELS))
-    last = engine.submit(Request([5, 6], max_tokens=5, n=6, stop_at_end=False))
+def test_labels_need_no_rows_of_those_that_run(engine: Engine, lora: LoRA) -> None:
+    first = engine.submit(Request([1, 2], max_tokens=40, n=6, stop_at_end=False))
+    chosen = [engine.submit(Request([3, 4], lora, labels=LABELS)) for _ in range(2)]
     ends = [event.ticket for event in finish(engine) if event.last]
-    assert ends == [first, chosen, last]
+    assert ends == [*chosen, first]
 
 
 def test_many_labels_make_do_with_the_rows_that_are_free(engine: Engine, backbone: Backbone) -> None:
