@@ -7,7 +7,7 @@
 #
 #   PYTHON   the interpreter to build .venv with, 3.10 to 3.14:   make setup PYTHON=python3.12
 #   TORCH    what pip is asked for to get PyTorch:                make setup TORCH='torch==2.13.0'
-#   WORKERS  quick tests that run at once, on a thread each:      make test WORKERS=8
+#   WORKERS  tests that run at once, on a thread each:      make test WORKERS=8
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -44,7 +44,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
-	$(BIN)/python -m pytest -m "slow and not tutorial"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not tutorial" -n $(WORKERS) --dist worksteal
 
 tutorials: $(STAMP)
 	$(BIN)/python -m pytest -m tutorial

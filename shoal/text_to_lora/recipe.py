@@ -25,9 +25,10 @@ from shoal.text_to_lora.checkpoint import HYPERNETWORK_FILES, HypernetworkCheckp
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.hypernetwork import Hypernetwork
 from shoal.text_to_lora.known_tasks import known_tasks
+from shoal.text_to_lora.reconstruction import train_reconstruction
 from shoal.text_to_lora.shipped import new_hypernetwork
 from shoal.text_to_lora.starts import Start, check_sizes, check_start, lora_of, origin, same_weights
-from shoal.text_to_lora.train import train_hypernetwork, train_reconstruction
+from shoal.text_to_lora.train import train_hypernetwork
 from shoal.training.checkpoints import check_run_folder
 from shoal.training.loop import RunSummary
 from shoal.training.lora import train_lora

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from shoal.adapters.hooks import attach
-from shoal.adapters.lora import LoRA
 from shoal.config import HypernetworkTrainingConfig
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
@@ -27,12 +25,11 @@ from shoal.text_to_lora.descriptions import Descriptions
 from shoal.text_to_lora.encoders.reader import description_reader
 from shoal.text_to_lora.encoders.states import StateReader
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
+from shoal.text_to_lora.reconstruction import train_reconstruction
 from shoal.text_to_lora.train import (
-    ReconstructionObjective,
     SftObjective,
     parameter_groups,
     train_hypernetwork,
-    train_reconstruction,
 )
 from shoal.training.batches import tokenise
 from shoal.training.lora import set_for_training
@@ -44,15 +41,6 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 def config(**changes: Any) -> HypernetworkTrainingConfig:
     return HypernetworkTrainingConfig(**{"steps": 4, "batch_size": 8, "learning_rate": 1e-3, **changes})
-
-
-def moved(network: Hypernetwork) -> Hypernetwork:
-    """A network whose adapters differ from task to task."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=generator))
-    return network
 
 
 class Recorded(torch.nn.Module):
@@ -78,7 +66,7 @@ def sft(
     tasks = tasks or toy.toy_tasks()
     targets = backbone.shape.select(MODULES, changes.pop("layers", None))
     corpus = tokenise(tasks, backbone, 512)
-    network = network or moved(toy.toy_network(targets, dropout=0.0))
+    network = network or toy.moved(toy.toy_network(targets, dropout=0.0))
     descriptions = Descriptions(description_reader(network, toy.HashEncoder(), backbone), tasks)
     return SftObjective(network, backbone, corpus, descriptions, config(**changes))
 
@@ -88,18 +76,8 @@ def recorded(toy: ModuleType, backbone: Backbone, **changes: Any) -> tuple[SftOb
     return sft(toy, backbone, network, **changes), network
 
 
-def read_all(encoder: Any, network: Any, tasks: Sequence[Any]) -> list[list[Tensor]]:
-    """What a network reads of every task's descriptions."""
-    descriptions = Descriptions(description_reader(network, encoder), tasks)
-    return [descriptions.read(task.descriptions) for task in tasks]
-
-
-def rows_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def test_every_row_is_scored_under_its_own_adapter(toy: ModuleType, backbone: Backbone) -> None:
-    network = Recorded(moved(toy.toy_network(backbone.shape.select(MODULES, None), dropout=0.0)))
+    network = Recorded(toy.moved(toy.toy_network(backbone.shape.select(MODULES, None), dropout=0.0)))
     ours = sft(toy, backbone, network)
     loss = ours.loss(0).loss
     losses = []
@@ -113,7 +91,7 @@ def test_every_row_is_scored_under_its_own_adapter(toy: ModuleType, backbone: Ba
 
 def test_every_row_reads_a_description_of_its_task(toy: ModuleType, backbone: Backbone) -> None:
     ours, network = recorded(toy, backbone)
-    own = read_all(toy.HashEncoder(), network, toy.toy_tasks())
+    own = toy.read_all(toy.HashEncoder(), network, toy.toy_tasks())
     seen = set()
     for number in range(12):
         ours.loss(number)
@@ -159,11 +137,11 @@ def test_the_contrastive_term_asks_for_a_margin(toy: ModuleType, backbone: Backb
     assert plain.metrics == {}
     options = {"contrastive_weight": 0.5, "contrastive_share": 1.0, "contrastive_margin": 2.0}
     ours, network = recorded(toy, backbone, **options)
-    moved(network.network)
+    toy.moved(network.network)
     result = ours.loss(0)
     right, wrong = network.given[0].chunk(2)
     assert not (right == wrong).all(dim=1).any()
-    own = read_all(toy.HashEncoder(), network, toy.toy_tasks())
+    own = toy.read_all(toy.HashEncoder(), network, toy.toy_tasks())
     margin = result.metrics["train_margin"]
     assert result.metrics["answer_loss"] < float(result.loss.detach())
     if margin < 2.0:
@@ -267,7 +245,7 @@ def test_the_contrastive_term_teaches_to_read(toy: ModuleType, backbone: Backbon
             config(steps=80, learning_rate=1e-2, contrastive_weight=weight, contrastive_share=0.5),
             show_progress=False,
         )
-        tail = rows_of(tmp_path / str(weight))[-8:]
+        tail = toy.rows_of(tmp_path / str(weight))[-8:]
         margins[weight] = sum(row["train_margin"] for row in tail) / len(tail)
     assert margins[2.0] > margins[1e-9] + 0.05, margins
 
@@ -301,7 +279,7 @@ def test_nonsense_stands_for_descriptions_but_not_for_compared_rows(
         ours.loss(number)
     own = {
         row.numpy().tobytes()
-        for kind in read_all(toy.HashEncoder(), network, toy.toy_tasks())
+        for kind in toy.read_all(toy.HashEncoder(), network, toy.toy_tasks())
         for row in kind
     }
     strange = torch.tensor([[row.numpy().tobytes() not in own for row in rows] for rows in network.given])
@@ -343,12 +321,12 @@ def test_a_hypernetwork_learns_its_tasks(toy: ModuleType, sharp: Backbone, tmp_p
         monitor_size=2,
         show_progress=False,
     )
-    rows = rows_of(tmp_path)
+    rows = toy.rows_of(tmp_path)
     assert summary.final_loss < 0.6 * rows[0]["loss"]
     monitored = [row for row in rows if "unseen_margin" in row]
     assert [row["step"] for row in monitored] == [20, 40]
     assert all(row["unseen_loss"] > 0 for row in monitored)
-    emitted = network(read_all(toy.HashEncoder(), network, toy.toy_tasks())[0][0][None])
+    emitted = network(toy.read_all(toy.HashEncoder(), network, toy.toy_tasks())[0][0][None])
     assert any(f.b.abs().max() > 0 for f in emitted.factors.values())
     assert not network.training
 
@@ -368,12 +346,12 @@ def test_descriptions_are_embedded_task_by_task(toy: ModuleType) -> None:
     tasks = [dataclasses.replace(first, descriptions=first.descriptions[:1]), second]
     encoder = toy.HashEncoder()
     targets = [TargetModule("layers.0.q", 0, "q", 8, 8)]
-    rows = read_all(encoder, toy.toy_network(targets), tasks)
+    rows = toy.read_all(encoder, toy.toy_network(targets), tasks)
     assert [len(own) for own in rows] == [1, 2]
     for task, own in zip(tasks, rows, strict=True):
         assert torch.equal(torch.stack(own), encoder.encode(task.descriptions))
     reading = toy.toy_network(targets, head="perceiver", hidden_size=8)
-    for task, own in zip(tasks, read_all(encoder, reading, tasks), strict=True):
+    for task, own in zip(tasks, toy.read_all(encoder, reading, tasks), strict=True):
         for text, row in zip(task.descriptions, own, strict=True):
             assert torch.equal(row, encoder.read([text])[0].bfloat16())
 
@@ -426,7 +404,7 @@ def test_a_reader_learns_what_its_descriptions_say(toy: ModuleType, sharp: Backb
     arguments = (network, sharp, toy.HashEncoder(), tasks, tmp_path)
     settings = config(steps=60, batch_size=8, learning_rate=5e-3, offset_learning_rate=5e-3)
     summary = train_hypernetwork(*arguments, settings, held_out=(), show_progress=False)
-    rows = rows_of(tmp_path)
+    rows = toy.rows_of(tmp_path)
     assert summary.final_loss < 0.6 * rows[0]["loss"]
     states = stack_embeddings(StateReader(sharp, targets).read([task.descriptions[0] for task in tasks]))
     with torch.no_grad():
@@ -436,7 +414,7 @@ def test_a_reader_learns_what_its_descriptions_say(toy: ModuleType, sharp: Backb
 
 def test_examples_of_one_task_share_an_adapter(toy: ModuleType, backbone: Backbone) -> None:
     ours, network = recorded(toy, backbone, examples_a_task=2, contrastive_weight=0.5, contrastive_share=0.5)
-    moved(network.network)
+    toy.moved(network.network)
     loss = ours.loss(0)
     (given,) = network.given
     assert len(given) == 4 + 2  # four pairs, two of them also under another task's description
@@ -519,113 +497,5 @@ def test_held_out_tasks_without_training_examples_are_not_watched(
     held_out = [tasks[2], bare]
     quick = config(steps=1, batch_size=2, checkpoint_every=1)
     train_hypernetwork(*told, quick, held_out=held_out, monitor_size=2, show_progress=False)
-    (row,) = rows_of(tmp_path)
+    (row,) = toy.rows_of(tmp_path)
     assert row["unseen_loss"] > 0 and "unseen_margin" not in row  # of one task alone
-
-
-def test_reconstruction_recovers_adapters(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
-    """A network with room for it reproduces the delta weights of every task from its description."""
-    targets = backbone.shape.select(MODULES, 1)
-    tasks = toy.toy_tasks(3)
-    adapters = toy.toy_adapters(targets, 3)
-    network = toy.toy_network(targets, dropout=0.0, latent_size=32, hidden_size=64)
-    settings = {"objective": "reconstruction", "learning_rate": 1e-2, "offset_learning_rate": 1e-2}
-    summary = train_reconstruction(
-        network,
-        toy.HashEncoder(),
-        tasks,
-        adapters,
-        tmp_path,
-        config(steps=300, batch_size=3, clip_norm=10.0, **settings),
-        show_progress=False,
-    )
-    rows = rows_of(tmp_path)
-    assert rows[0]["loss"] == pytest.approx(1.0, rel=1e-4)  # the identity is as far as the adapters are large
-    assert summary.final_loss < 0.02
-    with torch.no_grad():
-        described = read_all(toy.HashEncoder(), network, tasks)
-        emitted = network(torch.stack([own[1] for own in described]))
-    for row, adapter in enumerate(adapters):
-        for t in targets:
-            wanted, got = adapter.delta_weight(t.name), emitted.row(row).delta_weight(t.name)
-            assert float((got - wanted).norm() / wanted.norm()) < 0.25
-
-
-def test_the_reconstruction_loss_is_the_distance_of_delta_weights(
-    toy: ModuleType, backbone: Backbone
-) -> None:
-    targets = backbone.shape.select(("q_proj", "v_proj", "down_proj"), 1)
-    adapters = [*toy.toy_adapters(targets, 2), *toy.toy_adapters(targets, 2, rank=3)]  # ranks may differ
-    adapters = [lora * (number + 1.0) for number, lora in enumerate(adapters)]
-    network = moved(toy.toy_network(targets, dropout=0.0))
-    tasks = [dataclasses.replace(t, descriptions=t.descriptions[:1]) for t in toy.toy_tasks()]
-    embeddings = read_all(toy.HashEncoder(), network, tasks)
-    descriptions = Descriptions(description_reader(network, toy.HashEncoder()), tasks)
-    objective = ReconstructionObjective(network, descriptions, adapters, config(batch_size=9))
-
-    def distance(ours: LoRA | None, theirs: LoRA) -> float:
-        zero = {t.name: torch.zeros(t.out_features, t.in_features) for t in targets}
-        own = zero if ours is None else {n: ours.delta_weight(n) for n in ours.factors}
-        return float(sum((own[n] - theirs.delta_weight(n)).square().sum() for n in theirs.factors))
-
-    with torch.no_grad():
-        emitted = network(torch.stack([own[0] for own in embeddings]))
-    far = sum(distance(emitted.row(row), lora) for row, lora in enumerate(adapters))
-    size = sum(distance(None, lora) for lora in adapters)
-    result = objective.loss(0)
-    assert float(result.loss.detach()) == pytest.approx(far / size, rel=1e-4)
-    assert result.tokens == 0
-
-
-def test_a_reader_reproduces_adapters(toy: ModuleType, sharp: Backbone, tmp_path: Path) -> None:
-    targets, width = sharp.shape.select(MODULES, 1), sharp.model.config.hidden_size
-    adapters = toy.toy_adapters(targets, 3)
-    network = toy.toy_network(targets, dropout=0.0, head="reader", task_dim=width)
-    told = (network, toy.HashEncoder(), toy.toy_tasks(3), adapters, tmp_path)
-    settings = {"objective": "reconstruction", "learning_rate": 1e-2, "offset_learning_rate": 1e-2}
-    with pytest.raises(UsageError, match="head reader .* got no model; give it"):
-        train_reconstruction(*told, config(**settings))
-    summary = train_reconstruction(
-        *told, config(steps=60, batch_size=3, clip_norm=10.0, **settings), backbone=sharp, show_progress=False
-    )
-    assert rows_of(tmp_path)[0]["loss"] == pytest.approx(1.0, rel=1e-4)
-    assert summary.final_loss < 0.6
-
-
-def test_adapters_that_cannot_be_reproduced(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
-    targets = backbone.shape.select(MODULES, 1)
-    tasks, adapters = toy.toy_tasks(), toy.toy_adapters(targets, 4)
-    wider = [dataclasses.replace(t, out_features=t.out_features + 1) for t in targets]
-    cases = (
-        (adapters[:3], "got 3 adapters for 4 tasks"),
-        (toy.toy_adapters(targets[:1], 4), "over the network's 2 modules"),
-        (toy.toy_adapters(wider, 4), "over the network's 2 modules"),
-        ([LoRA.identity(targets, 2, 4.0)] * 4, "all 4 adapters are zero"),
-    )
-    for given, message in cases:
-        with pytest.raises(UsageError, match=message):
-            train_reconstruction(
-                toy.toy_network(targets),
-                toy.HashEncoder(),
-                tasks,
-                given,
-                tmp_path,
-                config(),
-                show_progress=False,
-            )
-    with pytest.raises(UsageError, match="got 0 adapters for 0 tasks"):
-        train_reconstruction(toy.toy_network(targets), toy.HashEncoder(), [], [], tmp_path, config())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_adapters_are_another_run(toy: ModuleType, backbone: Backbone, tmp_path: Path) -> None:
-    targets = backbone.shape.select(MODULES, 1)
-    adapters = toy.toy_adapters(targets, 4)
-
-    def train(adapters: list[LoRA]) -> None:
-        arguments = (toy.HashEncoder(), toy.toy_tasks(), adapters, tmp_path, config(steps=1))
-        train_reconstruction(toy.toy_network(targets), *arguments, show_progress=False)
-
-    train(adapters)
-    with pytest.raises(UsageError, match="another run, with other data"):
-        train([*adapters[:3], adapters[3] * 1.01])
