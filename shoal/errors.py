@@ -37,3 +37,12 @@ def shorten(value: object, limit: int = 60) -> str:
         return repr(value if len(value) <= limit else value[: limit - 3] + "...")
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def check_unicode(text: str, field: str) -> None:
+    """Raise `UsageError` for half a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = f"{field}: {shorten(text)} is not valid Unicode at character {error.start}"
+        raise UsageError(f"{at}; remove that") from None

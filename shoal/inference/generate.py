@@ -17,8 +17,9 @@ from shoal.adapters.base import Adapter
 from shoal.adapters.decomposition import Decompositions, ModelBasis
 from shoal.adapters.kinds import attach_adapter
 from shoal.adapters.svf import ExpertVector
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import UsageError
 from shoal.inference.decoding import Rows
+from shoal.inference.sampling import GREEDY_BELOW, not_finite
 from shoal.models.backbone import Backbone
 
 
@@ -48,6 +49,7 @@ def generate_greedy(
     Raises:
         UsageError: as many adapters as requests are not given, a limit is below 1, a request is too long for
             the model, or an adapter does not fit it.
+        ShoalError: the model's logits are not finite.
     """
     if isinstance(requests, str) or max_new_tokens < 1 or batch_size < 1:
         raise UsageError(
@@ -92,21 +94,21 @@ def sample_tokens(
         Token ids as they were sampled, with the end-of-turn token where an answer ended before the limit.
 
     Raises:
-        UsageError: no prompts, one that is too long for the model, or a limit below 1.
+        UsageError: no prompts, one that is too long for the model, a limit below 1, or a temperature that is
+            too low to divide by.
         ShoalError: the model's logits are not finite.
     """
-    if not prompts or max_new_tokens < 1:
+    if not prompts or max_new_tokens < 1 or temperature < GREEDY_BELOW:
         raise UsageError(
-            f"{len(prompts)} prompts and max_new_tokens {max_new_tokens} must be at least 1; raise them"
+            f"{len(prompts)} prompts and max_new_tokens {max_new_tokens} must be at least 1, temperature "
+            f"{temperature:g} at least {GREEDY_BELOW:g}; raise them"
         )
     check_lengths(backbone, prompts, [max_new_tokens] * len(prompts))
 
     def choose(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
         likely = torch.softmax(logits.float() / temperature, -1).cpu()
         if not bool(likely.isfinite().all()):
-            raise ShoalError(
-                "the model's logits are not finite; lower the learning rate, or check its weights"
-            )
+            raise not_finite(logits.dtype)
         return torch.multinomial(likely, 1, generator=generator)[:, 0].to(logits.device)
 
     return _continue(backbone, prompts, None, max_new_tokens, choose)
@@ -156,7 +158,10 @@ def check_adapters(adapters: Adapter | Sequence[Adapter | None] | None, requests
 
 
 def _most_likely(logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
-    return logits.argmax(-1)
+    best, tokens = logits.max(-1)
+    if not bool(best.isfinite().all()):
+        raise not_finite(logits.dtype)
+    return tokens
 
 
 def _continue(
@@ -181,7 +186,7 @@ def _continue(
                 answers[row].append(token)
             limit -= 1
             for place in reversed(range(len(running))):
-                if tokens[place] == backbone.end_of_turn:
+                if tokens[place] in backbone.end_tokens:
                     rows.drop(place)
                     for listed in (running, tokens):
                         listed[place] = listed[-1]

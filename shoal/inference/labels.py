@@ -29,6 +29,7 @@ from shoal.adapters.kinds import attach_adapter
 from shoal.errors import UsageError, shorten
 from shoal.inference.decoding import Rows
 from shoal.inference.generate import check_lengths
+from shoal.inference.sampling import not_finite
 from shoal.models.backbone import Backbone
 
 PLACES = 32768  # for keys and values of prompts and of the labels that go on together
@@ -107,6 +108,7 @@ def label_log_likelihoods(
     Raises:
         UsageError: as `encode_labels`; the adapter does not fit; or a prompt with a label is too long for the
             model.
+        ShoalError: the logits are not finite.
     """
     passes = score_labels(backbone, prompts, labels, adapter, basis=basis, places=places)
     while True:
@@ -150,6 +152,8 @@ def score_labels(
             if not read.unread:
                 break
         found[batch] = yield from _following(backbone, attached, read, logits, completions, rows)
+    if bool(found.isnan().any()):
+        raise not_finite(backbone.dtype)
     return found
 
 

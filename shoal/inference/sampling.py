@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoal.errors import UsageError
+from shoal.errors import ShoalError, UsageError
 
+GREEDY_BELOW = 1e-5  # temperatures that no float tells from 0 once logits are divided by them
 CANDIDATES = 512  # most likely tokens that top-p looks at before it sorts the whole vocabulary
 
 
@@ -27,7 +28,7 @@ class Sampling:
     """Rules by which the next token is drawn.
 
     Attributes:
-        temperature: divides the logits, 0 to 2; 0 takes the most likely token.
+        temperature: divides the logits, 0 to 2; below `GREEDY_BELOW`, as 0, takes the most likely token.
         top_p: of the most likely tokens as few as have this probability together are kept, above 0 to 1.
         top_k: how many of the most likely tokens are kept before that; 0 is all.
         seed: decides the random numbers; None draws a seed.
@@ -44,6 +45,11 @@ class Sampling:
                 f"temperature {self.temperature}, top_p {self.top_p} and top_k {self.top_k} must be 0 to 2, "
                 "above 0 to 1, and at least 0; correct what is not"
             )
+
+    @property
+    def greedy(self) -> bool:
+        """True where the most likely token is taken."""
+        return self.temperature < GREEDY_BELOW
 
 
 class Score(NamedTuple):
@@ -68,7 +74,7 @@ def choose_tokens(
     Args:
         logits: of any floating dtype.
         rules: one per row.
-        numbers: one per row, uniform in [0, 1); unused where the temperature is 0.
+        numbers: one per row, uniform in [0, 1); unused where the rule is greedy.
 
     Returns:
         Token ids; None where the row's logits are not finite at their largest, so that nothing can be drawn.
@@ -78,7 +84,7 @@ def choose_tokens(
     for row, finite in enumerate(best.isfinite().tolist()):
         if not finite:
             tokens[row] = None
-    drawn = [row for row, rule in enumerate(rules) if rule.temperature > 0 and tokens[row] is not None]
+    drawn = [row for row, rule in enumerate(rules) if not rule.greedy and tokens[row] is not None]
     if not drawn:
         return tokens
     temperatures = torch.tensor([rules[row].temperature for row in drawn], device=logits.device)
@@ -91,6 +97,13 @@ def choose_tokens(
         row = drawn[place]
         tokens[row] = _draw_cut(likely[place], rules[row], numbers[row])
     return tokens
+
+
+def not_finite(dtype: torch.dtype) -> ShoalError:
+    """The error of logits that are not finite, in a model of this dtype."""
+    remedy = "take bfloat16 or float32, or check" if dtype == torch.float16 else "check"
+    name = str(dtype).removeprefix("torch.")
+    return ShoalError(f"the logits are not finite in {name}; {remedy} the adapter and the weights")
 
 
 def token_scores(

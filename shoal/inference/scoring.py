@@ -5,6 +5,7 @@ Knows nothing of tasks or reports.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from shoal.adapters.decomposition import Decompositions, ModelBasis
 from shoal.adapters.kinds import attach_adapter
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import check_adapters, check_lengths
+from shoal.inference.sampling import not_finite
 from shoal.models.backbone import Backbone
 
 
@@ -52,4 +54,6 @@ def reference_losses(
         with attached:
             for i, loss in zip(rows, answer_losses(backbone, batch).tolist(), strict=True):
                 losses[i] = loss
+    if not all(map(math.isfinite, losses)):
+        raise not_finite(backbone.dtype)
     return losses

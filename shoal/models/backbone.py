@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,11 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from shoal.errors import ShoalError, UsageError, reason
+from shoal.errors import ShoalError, UsageError, check_unicode, reason
+from shoal.models.chat import ChatFormat, probe_chat
 from shoal.models.shapes import ROLES, BackboneShape, decoder_layers, load_shape, on_meta, shape_of
 from shoal.models.sources import DEFAULT_MODEL, ModelSource, find_model, quietly, read_config
 
@@ -83,19 +90,34 @@ class Backbone:
         return replace(self, model=deepcopy(self.model, weights))
 
     @cached_property
+    def chat(self) -> ChatFormat | None:
+        """How its template words conversations; None where it has none. Errors as `probe_chat`."""
+        return probe_chat(self.tokenizer, self.shape.base_model)
+
+    @cached_property
     def end_of_turn(self) -> int:
         """The token that closes a completion: the first that the template puts after one, else eos.
 
         Raises:
             ShoalError: there is neither.
         """
-        token = self._closing_token()
-        token = self.tokenizer.eos_token_id if token is None else token
+        closer = self.chat.closer if self.chat else None
+        token = self.tokenizer.eos_token_id if closer is None else closer
         if token is None:
             raise ShoalError(
                 f"the tokenizer of {self.shape.base_model} has no end-of-turn token; set its eos_token"
             )
         return int(token)
+
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """All tokens that end an answer: the end of turn, the tokenizer's, those of both configurations."""
+        config: Any = self.model.config
+        ends = {self.end_of_turn}
+        for source in (self.tokenizer, config, config.get_text_config(), self.model.generation_config):
+            stated = getattr(source, "eos_token_id", None)
+            ends |= {t for t in (stated if isinstance(stated, list) else [stated]) if type(t) is int}
+        return frozenset(ends)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a request: one user message in the chat template, or a bare line without one."""
@@ -109,23 +131,17 @@ class Backbone:
         """Token ids of conversations, each a list of `role` and `content`, up to where the model answers.
 
         Raises:
-            UsageError: the model's template refuses a conversation, for example two answers in a row.
+            UsageError: the model's template refuses a conversation, for example two answers in a row, or
+                would leave a message out; or a text is not Unicode.
         """
         if not chats:
             return []
-        if not self.tokenizer.chat_template:
+        for text in (message["content"] for chat in chats for message in chat):
+            check_unicode(text, "message")
+        if self.chat is None:
             texts = ["".join(message["content"] + "\n" for message in chat) for chat in chats]
             return self._encode(texts, add_special_tokens=True)
-        conversations = [[dict(message) for message in chat] for chat in chats]
-        try:
-            rendered: Any = self.tokenizer.apply_chat_template(
-                conversations, add_generation_prompt=True, tokenize=False
-            )
-        except TemplateError as error:
-            raise UsageError(
-                f"the chat template of {self.shape.base_model} refuses the messages: {reason(error)}"
-            ) from None
-        return self._encode(list(rendered), add_special_tokens=False)
+        return self._encode(self.chat.render(self.tokenizer, chats), add_special_tokens=False)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text that the model goes on with, without a chat template."""
@@ -142,26 +158,18 @@ class Backbone:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's token ids, without special tokens, end of turn or surrounding space."""
-        said = [
-            token for token in ids if token != self.end_of_turn
-        ]  # which not every tokenizer calls special
+        # Not every tokenizer calls these special.
+        said = [token for token in ids if token not in self.end_tokens]
         return str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
+        for text in texts:
+            check_unicode(text, "text")
         return self.tokenizer(
             list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
         )["input_ids"]
-
-    def _closing_token(self) -> int | None:
-        if not self.tokenizer.chat_template:
-            return None
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        rendered = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-        after = self._encode([rendered.rpartition("answer")[2]], add_special_tokens=False)[0]
-        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-        return next((token for token in after if token in special), None)
 
 
 def load_backbone(
@@ -204,6 +212,10 @@ def load_wording(model: str = DEFAULT_MODEL) -> Backbone:
     """
     source = find_model(model)
     empty = on_meta(read_config(source), source.name)
+    with suppress(OSError, ValueError):  # many models have none
+        empty.generation_config = GenerationConfig.from_pretrained(
+            source.location, local_files_only=source.local_only
+        )
     return Backbone(empty, _read_tokenizer(source), shape_of(empty, source.name))
 
 
@@ -276,6 +288,7 @@ def _finite(weight: torch.Tensor) -> bool:
 def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer; safetensors only."""
     where, local = source.location, source.local_only
+    tokenizer = _read_tokenizer(source)
     try:
         with quietly():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -298,13 +311,15 @@ def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
             f"cannot load {source.name!r}: {len(wrong)} of its weights are missing or of another shape than "
             f"its config.json says, the first is {wrong[0]}; {source.repair}"
         )
-    return model, _read_tokenizer(source)
+    return model, tokenizer
 
 
 def _read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     where, local = source.location, source.local_only
     try:
         with quietly():
-            return AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
     except Exception as error:  # as above
         raise ShoalError(f"cannot load {source.name!r}: {reason(error)}; {source.repair}") from error
+    probe_chat(tokenizer, source.name)  # refuses a template that loses text, before weights are read
+    return tokenizer

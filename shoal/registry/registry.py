@@ -33,7 +33,7 @@ from sqlalchemy.exc import IntegrityError
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import StoredAdapter, check_name, save_adapter
 from shoal.config import DEFAULT_MODEL
-from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError
+from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, check_unicode
 from shoal.registry.database import Database
 from shoal.registry.objects import AdapterFiles
 from shoal.registry.schema import ADAPTERS
@@ -195,11 +195,13 @@ class Registry:
             search: text in the name or description, in any case.
 
         Raises:
-            UsageError: a limit outside 1..200.
+            UsageError: a limit outside 1..200, or a text that is not Unicode.
             UnavailableError: the database cannot be reached.
         """
         if not 1 <= limit <= MAX_PAGE:
             raise UsageError(f"a page of {limit} is outside 1..{MAX_PAGE}; ask for less, then for the next")
+        for text in (after, search or ""):
+            check_unicode(text, "search")
         rows = select(ADAPTERS).where(_A.newest, _A.name > after, _visible_to(viewer))
         if search:
             searched = (_A.name, _A.description)

@@ -11,9 +11,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from shoal.errors import ShoalError, UsageError, shorten
+from shoal.errors import ShoalError, UsageError, check_unicode, shorten
 from shoal.tasks.files import read_text
-from shoal.tasks.records import check_unicode, normalise
+from shoal.tasks.records import normalise
 
 log = logging.getLogger(__name__)
 

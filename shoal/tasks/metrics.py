@@ -30,6 +30,9 @@ _SPACELESS = (
     "\U00020000-\U0003ffff"
 )
 _WORD_PARTS = re.compile(f"[{_SPACELESS}]|[^{_SPACELESS}]+")
+_IS_SPACELESS = re.compile(f"[{_SPACELESS}]")
+_SPACELESS_SHARE = 0.1
+_FULL_STOPS = (".", "。", "．", "｡", "।", "۔", "።")  # Latin, Chinese, Japanese, Hindi, Urdu, Amharic
 _RESAMPLED_AT_ONCE = 4_000_000
 
 Scores = Sequence[float] | NDArray[np.float64]
@@ -58,7 +61,8 @@ class Interval:
 def exact_match(answer: str, references: Sequence[str]) -> float:
     """1.0 if the answer equals any reference, else 0.0.
 
-    Case, whitespace around and its amount within, and one full stop at the end do not matter.
+    Case, whitespace around and its amount within, one full stop of any script at the end, and whether an
+    accent is a character of its own (Unicode NFC) do not matter.
 
     Raises:
         UsageError: there is no reference.
@@ -97,13 +101,16 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> CorpusS
     """BLEU of a set of answers, each with one or more references.
 
     The effective order counts only the n-grams that an answer is long enough to have: without it a set of
-    right answers of one word would score 0.
+    right answers of one word would score 0. Where a reference holds Chinese, its characters are tokens
+    (sacrebleu's `zh`); where a `_SPACELESS_SHARE` of the references' letters is of another script without
+    spaces, all characters are (`char`); else words (`13a`). The signature says which.
 
     Raises:
         UsageError: no answers, or not a list of at least one reference for each.
         ShoalError: sacrebleu is not installed.
     """
-    return _corpus_score("BLEU", answers, references, effective_order=True)
+    tokenizer = _bleu_tokenizer([reference for each in references for reference in each])
+    return _corpus_score("BLEU", answers, references, effective_order=True, tokenize=tokenizer)
 
 
 def chrf(answers: Sequence[str], references: Sequence[Sequence[str]]) -> CorpusScore:
@@ -183,8 +190,19 @@ def _check_references(references: Sequence[str]) -> None:
 
 
 def _normalise(text: str) -> str:
-    text = " ".join(text.casefold().split())
-    return text.removesuffix(".").rstrip() or text
+    text = unicodedata.normalize("NFC", text).casefold()
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    return (text[:-1].rstrip() or text) if text.endswith(_FULL_STOPS) else text
+
+
+def _bleu_tokenizer(references: Sequence[str]) -> Literal["13a", "zh", "char"]:
+    """The tokenizer of sacrebleu that splits the scripts of these references."""
+    letters = [c for reference in references for c in reference if unicodedata.category(c)[0] in "LM"]
+    spaceless = [c for c in letters if _IS_SPACELESS.fullmatch(c)]
+    others = [c for c in spaceless if not unicodedata.name(c, "").startswith("CJK ")]
+    if len(others) >= max(1, _SPACELESS_SHARE * len(letters)):
+        return "char"
+    return "zh" if spaceless else "13a"
 
 
 def _tokenization(reference: str) -> Tokenization:
@@ -210,9 +228,11 @@ def _corpus_score(
         raise ShoalError(
             f"sacrebleu cannot be imported ({error}) and is needed for {name}; pip install sacrebleu"
         ) from None
-    streams = zip_longest(*references)  # None where an answer has fewer references than others
+    composed = [[unicodedata.normalize("NFC", reference) for reference in each] for each in references]
+    streams = zip_longest(*composed)  # None where an answer has fewer references than others
     scorer = getattr(metrics, name)(**options)
-    score = scorer.corpus_score(list(answers), [list(stream) for stream in streams]).score
+    given = [unicodedata.normalize("NFC", answer) for answer in answers]
+    score = scorer.corpus_score(given, [list(stream) for stream in streams]).score
     return CorpusScore(float(score), str(scorer.get_signature()))
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shoal.config import MIN_EXAMPLES
-from shoal.errors import ShoalError, UsageError, shorten
+from shoal.errors import ShoalError, UsageError, check_unicode, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -277,15 +277,6 @@ def check_text(value: object, field: str) -> str:
         )
     check_unicode(value, field)
     return value
-
-
-def check_unicode(text: str, field: str) -> None:
-    """Raise `UsageError` for half a surrogate pair, which no file and no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        at = f"{field}: {shorten(text)} is not valid Unicode at character {error.start}"
-        raise UsageError(f"{at}; remove that") from None
 
 
 def check_texts(values: object, field: str) -> tuple[str, ...]:

@@ -12,8 +12,7 @@ import re
 from collections.abc import Sequence
 
 from shoal.adapters.card import MAX_LABELS
-from shoal.errors import UsageError, shorten
-from shoal.tasks.records import check_unicode
+from shoal.errors import UsageError, check_unicode, shorten
 from shoal.text_to_lora import label_cues
 
 MAX_LABEL_LENGTH = 200  # characters

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, check_unicode
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder
 from shoal.text_to_lora.skill_features import WORD, features, prepare
 from shoal.text_to_lora.skill_keywords import SKILLS
@@ -113,7 +113,7 @@ class SkillDetector:
         """Find the skills that `text` asks for.
 
         Raises:
-            UsageError: `text` is not a string.
+            UsageError: `text` is no string, or no valid Unicode.
         """
         return self.detect_many([text])[0]
 
@@ -121,12 +121,14 @@ class SkillDetector:
         """Find the skills of each of `texts`, in one pass of the encoder.
 
         Raises:
-            UsageError: `texts` is one string, or holds something else than strings.
+            UsageError: `texts` is one string, or holds something else than valid Unicode strings.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise UsageError(
                 f"detection takes strings, got {texts!r:.60}: pass text, or a list to detect_many"
             )
+        for text in texts:
+            check_unicode(text, "text")
         custom_words = (word for skill in self._custom.values() for word in skill.words)
         vocabulary = (*self.head.vocabulary, *custom_words)
         prepared = [prepare(text, self.encoder, vocabulary) for text in texts]

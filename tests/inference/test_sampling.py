@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import UsageError
-from shoal.inference.sampling import CANDIDATES, Sampling, choose_tokens, token_scores
+from shoal.inference.sampling import CANDIDATES, Sampling, choose_tokens, not_finite, token_scores
 
 NUMBERS = [(i + 0.5) / 4000 for i in range(4000)]  # evenly spread: frequencies are probabilities, to 1 / 4000
 
@@ -99,3 +99,26 @@ def test_scores_are_the_models_own_whatever_the_rule() -> None:
 def test_wrong_numbers_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="temperature .* top_p .* top_k"):
         Sampling(**wrong)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-38, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float, dtype: torch.dtype) -> None:
+    logits = torch.tensor([[3.0, -torch.inf, 4.0, 4.0]], dtype=dtype)
+    rule = Sampling(temperature)
+    assert rule.greedy and choose_tokens(logits, [rule], [0.99]) == [2]
+
+
+@pytest.mark.parametrize("rule", [Sampling(1e-5), Sampling(top_p=5e-324), Sampling(top_p=1e-30, top_k=3)])
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-53])
+def test_the_narrowest_rules_draw_the_likeliest_token(rule: Sampling, number: float) -> None:
+    assert choose_tokens(torch.tensor([[3.0, -torch.inf, 4.0, 3.5]]), [rule], [number]) == [2]
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_no_token_is_drawn_from_logits_that_are_not_finite(odd: float) -> None:
+    logits = torch.tensor([[0.0, odd, 1.0], [0.0, 1.0, -torch.inf]])
+    for rule in (Sampling(0), Sampling(1), Sampling(top_p=0.5)):
+        assert choose_tokens(logits, [rule, Sampling(0)], [0.5, 0.5]) == [None, 1]
+    assert "bfloat16 or float32" in str(not_finite(torch.float16))
+    assert "float32 or" not in str(not_finite(torch.bfloat16))

@@ -48,10 +48,41 @@ SENTENCES = [
         (".", ["."], 1),
         ("", ["."], 0),
         ("", [""], 1),
+        ("cafe\u0301", ["CAFÉ"], 1),
+        ("\u1112\u1161\u11ab", ["한"], 1),
+        ("猫。", ["猫"], 1),
+        ("ठीक", ["ठीक।"], 1),
+        ("ﾃｽﾄ", ["テスト"], 0),
     ],
 )
 def test_exact_match(answer: str, references: list[str], expected: float) -> None:
     assert exact_match(answer, references) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "tokenizer"),
+    [
+        ("今天天气不错", "今天天气很不错", "zh"),
+        ("I like 天气 a lot", "I like the 天气 a lot", "zh"),
+        ("今日は天気がいい", "今日は天気がとてもいい", "char"),
+        ("วันนี้อากาศดี", "วันนี้อากาศดีมาก", "char"),
+        ("អាកាសធាតុល្អ", "អាកាសធាតុល្អណាស់", "char"),
+        ("the cat sat on a mat", "the cat sat on the mat", "13a"),
+        ("한국어는 띄어쓰기를 합니다", "한국어는 띄어쓰기를 한다", "13a"),
+    ],
+)
+def test_bleu_splits_the_script_of_its_references(answer: str, reference: str, tokenizer: str) -> None:
+    found = bleu([answer], [[reference]])
+    own = BLEU(tokenize=tokenizer, effective_order=True)
+    assert found.score == own.corpus_score([answer], [[reference]]).score > 20
+    assert f"tok:{tokenizer}" in found.signature
+
+
+def test_sets_are_scored_alike_however_accents_are_written() -> None:
+    for score in (bleu, chrf):
+        assert score(
+            ["le café est fermé ici"], [["le cafe\u0301 est ferme\u0301 ici"]]
+        ).score == pytest.approx(100)
 
 
 @pytest.mark.parametrize("reference", SENTENCES)

@@ -28,7 +28,6 @@ from shoal.inference.engine.fairness import GENERATED, FairShare
 from shoal.inference.engine.label_choice import LabelChooser, LabelScoring
 from shoal.inference.engine.reading import Pace, PromptGroup, Reading
 from shoal.inference.engine.records import (
-    NOT_FINITE,
     Delta,
     EngineClosed,
     EngineState,
@@ -41,7 +40,7 @@ from shoal.inference.engine.records import (
 )
 from shoal.inference.engine.scheduler import Admission
 from shoal.inference.engine.sequences import Answer, Job
-from shoal.inference.sampling import choose_tokens, token_scores
+from shoal.inference.sampling import choose_tokens, not_finite, token_scores
 from shoal.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -82,8 +81,6 @@ class Engine:
         self._basis = ModelBasis(backbone.model, basis)
         self._admission = Admission(backbone, self.limits, adapters, self._basis)
         self._labels = LabelChooser(backbone, self._basis)
-        eos = backbone.tokenizer.eos_token_id
-        self._ends = frozenset({backbone.end_of_turn} | ({int(eos)} if eos is not None else set()))
         self._arrivals = Arrivals(self.limits.max_waiting)
         self._share = FairShare()
         self._pace = Pace(self.limits.prefill_tokens)
@@ -300,7 +297,7 @@ class Engine:
     def _take(self, answers: Sequence[Answer], logits: Tensor) -> list[Event]:
         """Draw a token for every answer and append it."""
         rules = [answer.job.request.sampling for answer in answers]
-        numbers = [answer.number() if answer.job.request.sampling.temperature else 0.0 for answer in answers]
+        numbers = [0.0 if answer.job.request.sampling.greedy else answer.number() for answer in answers]
         tokens = choose_tokens(logits, rules, numbers)
         tops = [answer.job.request.logprobs for answer in answers]
         scored = [row for row, top in enumerate(tops) if top is not None and tokens[row] is not None]
@@ -311,7 +308,7 @@ class Engine:
             if answer.job.over:
                 continue
             if token is None:
-                events += self._fail([answer.job], ShoalError(NOT_FINITE))
+                events += self._fail([answer.job], not_finite(logits.dtype))
                 continue
             if answer.latest_at:
                 self._gaps.append(now - answer.latest_at)
@@ -319,7 +316,7 @@ class Engine:
             if answer.job.first_token is None:
                 answer.job.first_token = now
             self._share.charge(answer.job, GENERATED)
-            delta = answer.take(token, self._ends, scores.get(row), self._texts)
+            delta = answer.take(token, self._backbone.end_tokens, scores.get(row), self._texts)
             if answer.finished:
                 answer.job.open -= 1
                 if not answer.job.open:

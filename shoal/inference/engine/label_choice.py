@@ -12,10 +12,10 @@ from functools import partial
 from cachetools import LRUCache
 
 from shoal.adapters.decomposition import Decompositions
-from shoal.errors import ShoalError
-from shoal.inference.engine.records import NOT_FINITE, Delta
+from shoal.inference.engine.records import Delta
 from shoal.inference.engine.sequences import Job
 from shoal.inference.labels import CONTENT_FREE, answer_with_labels, label_priors, score_labels
+from shoal.inference.sampling import not_finite
 from shoal.models.backbone import Backbone
 
 KEPT = 256  # priors of label sets that state none; a float per label
@@ -86,7 +86,7 @@ class LabelChooser:
         scores = yield from score([job.request.prompt])
         (found,) = answer_with_labels(labels, scores, priors)
         if not all(map(math.isfinite, found.probabilities.values())):
-            raise ShoalError(NOT_FINITE)
+            raise not_finite(self._backbone.dtype)
         return Delta(
             index=0,
             text=found.label,

@@ -15,7 +15,6 @@ from shoal.inference.sampling import Sampling
 Finish = Literal["stop", "length"]
 Outcome = Literal["stop", "length", "cancelled", "failed"]
 MAX_STOPS, MAX_STOP_LENGTH, MAX_TOP = 4, 256, 20
-NOT_FINITE = "the logits are not finite with this request's adapter; check the adapter, or use another"
 
 # A name of the adapter cache; names with the weights of a mix; an adapter itself; or None for the bare model.
 RequestedAdapter = str | Mapping[str, float] | Adapter | None

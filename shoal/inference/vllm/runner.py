@@ -235,7 +235,9 @@ class VllmRunner:
         answers = range(asked.request.n)
         copies = answers if _is_greedy(asked.request) else ()
         open_answers, outcome = set(answers), "stop"
-        with self._client.completing(_body(asked.request, model, self._backbone.end_of_turn)) as events:
+        with self._client.completing(
+            _body(asked.request, model, sorted(self._backbone.end_tokens))
+        ) as events:
             asked.accepted = time.monotonic()
             for event in events:
                 if asked.over.is_set():
@@ -292,10 +294,10 @@ def _base_of(client: VllmClient, base: str) -> str:
 
 def _is_greedy(request: Request) -> bool:
     """True where all its answers are one and the same, which vLLM gives once alone."""
-    return request.sampling.temperature == 0
+    return request.sampling.greedy
 
 
-def _body(request: Request, model: str, end_of_turn: int) -> dict[str, Any]:
+def _body(request: Request, model: str, ends: list[int]) -> dict[str, Any]:
     """A request as vLLM takes it; everything is stated, or its server's defaults would count."""
     sampling = request.sampling
     body: dict[str, Any] = {
@@ -303,13 +305,13 @@ def _body(request: Request, model: str, end_of_turn: int) -> dict[str, Any]:
         "prompt": list(request.prompt),
         "max_tokens": request.max_tokens,
         "n": 1 if _is_greedy(request) else request.n,
-        "temperature": sampling.temperature,
+        "temperature": 0.0 if sampling.greedy else sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "stop": list(request.stop),
-        "stop_token_ids": [end_of_turn] if request.stop_at_end else [],
+        "stop_token_ids": ends if request.stop_at_end else [],
         "ignore_eos": not request.stop_at_end,
         "stream": True,
         "return_token_ids": True,

@@ -22,8 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.errors import ShoalError, UsageError, reason, shorten
-from shoal.tasks.records import check_unicode
+from shoal.errors import ShoalError, UsageError, check_unicode, reason, shorten
 
 logger = logging.getLogger(__name__)
 

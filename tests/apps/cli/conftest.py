@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from shoal.apps.cli import main as cli
-from tests.fixtures.cli import QUICK, QUICK_NETWORK, RULES, WORDS, Ended, HashEncoder, NoSkills, Shoal
+from tests.fixtures.cli import QUICK, QUICK_NETWORK, RULES, WORDS, HashEncoder, NoSkills, Shoal, in_process
 
 
 @pytest.fixture
@@ -19,15 +17,7 @@ def shoal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         monkeypatch.setattr(f"{module}.TaskEncoder", HashEncoder)
     monkeypatch.setattr("shoal.text_to_lora.generator.SkillDetector", NoSkills)
 
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
+    return in_process(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -191,7 +191,7 @@ def test_an_answer_ends_at_its_end_its_stop_string_or_its_limit(
     assert stopped.text[0] == text[: text.index(stop)] and stopped.finish == {0: "stop"}
     assert ids[: len(stopped.tokens[0])] == stopped.tokens[0]
     end = ids[7]
-    monkeypatch.setattr(bench.engine, "_ends", frozenset({end}))
+    monkeypatch.setitem(vars(backbone), "end_tokens", frozenset({end}))
     ended = bench.run(replace(request, stop_at_end=True))[0]
     assert ended.finish == {0: "stop"} and ended.counts == {0: ids.index(end) + 1}
     assert ended.text[0] == backbone.tokenizer.decode(ids[: ids.index(end)], skip_special_tokens=True)
