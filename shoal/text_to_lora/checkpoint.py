@@ -22,11 +22,12 @@ from torch import Tensor
 
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import ShoalError, UsageError, reason
-from shoal.file_formats import read_json, read_tensors, read_tensors_hashed
+from shoal.file_formats import read_json, read_tensors, read_tensors_hashed, sha256_of
 from shoal.files import read_directory, write_directory
 from shoal.models.modules import TargetModule
 from shoal.text_to_lora.familiarity import KnownTasks
 from shoal.text_to_lora.hypernetwork import Architecture, Hypernetwork
+from shoal.text_to_lora.refining import REFINING_FILE, Refining, read_refining
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ WEIGHTS_FILE = "hypernetwork.safetensors"
 CONFIG_FILE = "hypernetwork.json"
 KNOWN_TASKS_FILE = "known_tasks.safetensors"
 MULTI_TASK_FILE = "multi_task.safetensors"
-HYPERNETWORK_FILES = (CONFIG_FILE, WEIGHTS_FILE, KNOWN_TASKS_FILE, MULTI_TASK_FILE)
+HYPERNETWORK_FILES = (CONFIG_FILE, WEIGHTS_FILE, KNOWN_TASKS_FILE, MULTI_TASK_FILE, REFINING_FILE)
 FORMAT = 1
 
 
@@ -51,6 +52,7 @@ class HypernetworkCheckpoint:
         known_tasks: where its training tasks are; None where that was not measured.
         multi_task: LoRA of the network's targets, rank and alpha that nonsense gets, trained on many tasks.
         sha256: of the file that the weights were read from, in hex; None where they were not.
+        refining: how its adapters are refined on examples, where that was learned.
     """
 
     network: Hypernetwork
@@ -61,6 +63,7 @@ class HypernetworkCheckpoint:
     known_tasks: KnownTasks | None = None
     multi_task: LoRA | None = None
     sha256: str | None = None
+    refining: Refining | None = None
 
     def __post_init__(self) -> None:
         """Check that `multi_task` fits; raises UsageError."""
@@ -100,7 +103,7 @@ def average(checkpoints: Sequence[HypernetworkCheckpoint]) -> HypernetworkCheckp
     network = deepcopy(last.network)
     network.load_state_dict({name: sum(s[name] for s in states) / len(states) for name in states[0]})
     facts = {**last.provenance, "averaged_with": [other.provenance for other in others]}
-    return replace(last, network=network, provenance=facts, sha256=None)
+    return replace(last, network=network, provenance=facts, sha256=None, refining=None)
 
 
 def _without_dropout(network: Hypernetwork) -> Architecture:
@@ -147,6 +150,9 @@ def save_hypernetwork(
             }
             save_file(factors, temporary / MULTI_TASK_FILE)
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=1), "utf-8")
+        if checkpoint.refining is not None:
+            own = replace(checkpoint.refining, network=sha256_of(temporary / WEIGHTS_FILE))
+            (temporary / REFINING_FILE).write_text(json.dumps(own.to_json(), indent=1), "utf-8")
 
     write_directory(folder, write)
 
@@ -199,11 +205,20 @@ def _read(folder: Path) -> HypernetworkCheckpoint:
     architecture = checkpoint.network.architecture
     dim = None if architecture.reads == "states" else architecture.task_dim
     known = description.get("known_tasks")
+    refining = folder / REFINING_FILE
     return replace(
         checkpoint,
         known_tasks=None if known is None else _known_tasks(folder, known, dim),
         multi_task=_multi_task(folder, checkpoint.network) if description.get("multi_task") else None,
         sha256=stored.sha256,
+        refining=read_refining(
+            refining,
+            base_model=checkpoint.base_model,
+            network=stored.sha256,
+            targets=checkpoint.network.targets,
+        )
+        if refining.is_file()
+        else None,
     )
 
 

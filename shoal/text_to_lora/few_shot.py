@@ -1,8 +1,10 @@
-"""A few solved examples make an adapter better: short training that stops where unseen ones say so.
+"""A few solved examples make an adapter better, by short training that stops in one of two ways.
 
-A quarter of the examples is held out, the adapter is trained on the others, and of the states on the way,
-the first one included, the one with the lowest loss on the held-out examples is kept. So examples that teach
-nothing leave the adapter as it was. Nothing is written to disk.
+Where refining was learned for the network (`shoal.text_to_lora.refining`), the adapter is trained on all the
+examples, at the learned rates and for the learned number of steps. Else, or where care is asked for, a
+quarter of the examples is held out, the adapter is trained on the others, and of the states on the way, the
+first one included, the one with the lowest loss on the held-out examples is kept: examples that teach nothing
+leave the adapter as it was. Nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from shoal.errors import UsageError
 from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
-from shoal.tasks.records import divide
+from shoal.tasks.records import divide, normalise
 from shoal.text_to_lora.lengths import short_ones
+from shoal.text_to_lora.refining import LOOK, Refining, Seen
 from shoal.training.batches import tokenise
 from shoal.training.lora import LoraObjective
+from shoal.training.refining import RefiningRun
 from shoal.training.short_runs import optimise
 
 log = logging.getLogger(__name__)
@@ -29,6 +33,7 @@ log = logging.getLogger(__name__)
 REFINING = LoraTrainingConfig(steps=20, batch_size=8, learning_rate=1e-3)
 STEPS_BETWEEN_LOOKS = 4
 MAX_TOKENS = 10_000  # of training; long examples get fewer steps, so that two cores need no half minute
+MOST_TOKENS = 20_000  # of training as learned, where no example is spent on looking
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +43,14 @@ class Refinement:
     Attributes:
         lora: the adapter, float32 on the CPU.
         examples: examples that were trained on.
-        held_out: examples that chose where to stop.
+        held_out: examples that chose where to stop; 0 where that was learned.
         steps: optimiser steps that are kept; 0 means that the adapter is as it was.
-        loss_before: mean loss on the held-out examples at the start, in nats per token.
+        loss_before: mean loss at the start on the held-out examples, or where there are none on those that
+            were trained on, in nats per token.
         loss_after: the same after the steps that are kept.
         seconds: how long all of it took.
+        tokens: that training read.
+        rates: SHA-256 of the learned refining, in hex; None where constants of this module were used.
     """
 
     lora: LoRA
@@ -52,6 +60,8 @@ class Refinement:
     loss_before: float
     loss_after: float
     seconds: float
+    tokens: int
+    rates: str | None = None
 
 
 def refine(
@@ -61,16 +71,19 @@ def refine(
     *,
     description: str,
     config: LoraTrainingConfig = REFINING,
+    learned: Refining | None = None,
 ) -> Refinement:
     """Train an adapter a little on a few examples of its task.
 
     Args:
         backbone: the frozen model that the adapter is for.
         lora: the adapter to start from.
-        examples: as `shoal.tasks.records.check_examples` takes them; those of one input count as one.
+        examples: as `shoal.tasks.records.check_examples` takes them; with some held out, those of one input
+            count as one.
         description: of the task, for error messages and logs.
         config: optimisation settings; the learning rate stays at its peak, and training ends early at
-            `MAX_TOKENS` tokens.
+            `MAX_TOKENS` tokens. Of these, `learned` keeps `max_length` and `seed`.
+        learned: rates, decay and steps for all the examples; None holds some out and stops by them.
 
     Raises:
         UsageError: fewer than `MIN_EXAMPLES` fit into `config.max_length` tokens; longer ones are left out.
@@ -81,15 +94,29 @@ def refine(
     completions = backbone.encode_completions([e.outputs[0] for e in examples])
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     examples = [examples[i] for i in short_ones("examples", lengths, config.max_length, MIN_EXAMPLES)]
+    _say_contradictions(examples)
+    if learned is None:
+        return _stopped_by_held_out(backbone, lora, examples, description, config, started)
+    return _as_learned(backbone, lora, examples, description, config, learned, started)
+
+
+def _stopped_by_held_out(
+    backbone: Backbone,
+    lora: LoRA,
+    examples: Sequence[Example],
+    description: str,
+    config: LoraTrainingConfig,
+    started: float,
+) -> Refinement:
     fit, held_out = divide(examples, test_size=max(1, len(examples) // 4), seed=config.seed)
     if (count := len(fit) + len(held_out)) < MIN_EXAMPLES:
         raise UsageError(
             f"{count} different examples of at most {config.max_length} tokens are too few to refine an "
             f"adapter on, the least is {MIN_EXAMPLES}; give more that are short, or none"
         )
-    task = Task("examples", "few-shot", description, (description,), fit, held_out)
     targets = [t for t in backbone.shape.targets if t.name in lora.factors]
-    objective = LoraObjective(backbone, tokenise([task], backbone, config.max_length), targets, lora, config)
+    corpus = tokenise([_task(description, fit)], backbone, config.max_length)
+    objective = LoraObjective(backbone, corpus, targets, lora, config)
     before = after = _loss(backbone, held_out, lora)
     best, kept, tokens = lora, 0, 0
     steps = optimise(
@@ -105,7 +132,49 @@ def refine(
         if last:
             break
     seconds = time.perf_counter() - started
-    return Refinement(best, len(fit), len(held_out), kept, before, after, seconds)
+    return Refinement(best, len(fit), len(held_out), kept, before, after, seconds, tokens)
+
+
+def _as_learned(
+    backbone: Backbone,
+    lora: LoRA,
+    examples: Sequence[Example],
+    description: str,
+    config: LoraTrainingConfig,
+    learned: Refining,
+    started: float,
+) -> Refinement:
+    targets = [t for t in backbone.shape.targets if t.name in lora.factors]
+    shots = tokenise([_task(description, examples)], backbone, config.max_length).examples[0]
+    rates = learned.module_rates(targets)
+    run = RefiningRun(backbone, lora, shots, rates, decay=learned.decay, seed=config.seed)
+    before = _loss(backbone, examples, lora)
+    wanted, taken, tokens = learned.steps_for(len(examples)), 0, 0
+    losses: list[float] = []
+    for step in run.steps(learned.most_steps):
+        taken, tokens = taken + 1, tokens + step.tokens
+        losses.append(float(step.loss.detach()))
+        if taken == LOOK and learned.rule is not None:
+            wanted = learned.rule.steps(Seen(len(examples), losses, run.agreement))
+        if taken >= wanted or tokens >= MOST_TOKENS:
+            break
+    refined = run.lora()
+    after = _loss(backbone, examples, refined)
+    seconds = time.perf_counter() - started
+    return Refinement(refined, len(examples), 0, taken, before, after, seconds, tokens, learned.sha256)
+
+
+def _task(description: str, examples: Sequence[Example]) -> Task:
+    return Task("examples", "few-shot", description, (description,), tuple(examples), ())
+
+
+def _say_contradictions(examples: Sequence[Example]) -> None:
+    """Log how many inputs are given with different right answers; all of them are kept."""
+    answers: dict[str, set[str]] = {}
+    for example in examples:
+        answers.setdefault(normalise(example.input), set()).add(normalise(example.outputs[0]))
+    if several := sum(len(own) > 1 for own in answers.values()):
+        log.warning("%d inputs are given with outputs that contradict each other; all are kept", several)
 
 
 def _loss(backbone: Backbone, examples: Sequence[Example], lora: LoRA) -> float:

@@ -122,6 +122,12 @@ def material_notes(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _few_shot_note(facts: Mapping[str, Any]) -> str:
     """`few_shot` of an adapter's facts, as a sentence."""
+    if facts["rates"]:
+        return (
+            f"Refined on {facts['examples']} examples for {facts['steps']} steps at the learned rates "
+            f"{facts['rates'][:12]}; loss on the same {facts['loss_before']:.2f} -> "
+            f"{facts['loss_after']:.2f} nats per token."
+        )
     return (
         f"Refined on {facts['examples']} examples for {facts['steps']} steps; loss on {facts['held_out']} "
         f"others {facts['loss_before']:.2f} -> {facts['loss_after']:.2f} nats per token."

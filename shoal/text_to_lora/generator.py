@@ -44,6 +44,7 @@ from shoal.text_to_lora.material import (
     distilled,
     with_sample_inputs,
 )
+from shoal.text_to_lora.refining import Refining
 from shoal.text_to_lora.shipped import config_of, find_hypernetwork
 from shoal.text_to_lora.skills import SkillDetector
 
@@ -161,6 +162,8 @@ class TextToLoRA:
         inputs: Sequence[str] = (),
         labels: Sequence[str] | None = None,
         sample_inputs: bool = False,
+        refine: bool = True,
+        careful: bool = False,
     ) -> GeneratedAdapter:
         """One adapter; a description asked before comes from the cache.
 
@@ -174,6 +177,9 @@ class TextToLoRA:
             labels: the answers that there are, 2 to 256; none of them ([]) where answers are open; None reads
                 them from the description.
             sample_inputs: take inputs that the package ships, of the kind that fits the description best.
+            refine: train on the examples; False only checks them.
+            careful: hold a quarter of the examples out and stop by them, even where the network's directory
+                says how to refine on all of them.
 
         Raises:
             UsageError: the description is empty, too short or long, or not English; examples or inputs are
@@ -187,13 +193,15 @@ class TextToLoRA:
         if sample_inputs:
             material = with_sample_inputs(material, self.skills.encoder)
         self._check_can_learn(material)
+        if not refine:
+            material = replace(material, examples=())
         adapter = self._described([material.description])[0]
         if material.inputs and material.label_set is None:
             log.warning("inputs teach an adapter of open answers nothing; name the labels if they are closed")
         if not material.needs_weights:
             return _noted(replace(adapter, label_set=material.label_set))
         with self._weights.training() as backbone:
-            return _noted(adapted_to(backbone, adapter, material))
+            return _noted(adapted_to(backbone, adapter, material, None if careful else self._refining))
 
     def distil(
         self,
@@ -297,6 +305,10 @@ class TextToLoRA:
             ShoalError: it is missing or damaged.
         """
         return cls(base_model or load_hypernetwork(Path(directory)).base_model, hypernetwork=directory)
+
+    @property
+    def _refining(self) -> Refining | None:
+        return self.checkpoint.refining if self.checkpoint else None
 
     def _check_can_learn(self, material: Material) -> None:
         """See that there is an adapter for examples or inputs to train."""

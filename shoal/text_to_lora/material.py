@@ -23,6 +23,7 @@ from shoal.tasks.records import Example, Solved, check_examples
 from shoal.text_to_lora.encoders.sentence import TaskEncoder, check_description
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.label_sets import check_labels, read_label_set
+from shoal.text_to_lora.refining import Refining
 from shoal.text_to_lora.sample_inputs import nearest_kind
 
 log = logging.getLogger(__name__)
@@ -111,8 +112,12 @@ def described_label_set(description: str) -> LabelSet | None:
     return LabelSet(labels=labels, source="description") if labels else None
 
 
-def adapted_to(backbone: Backbone, adapter: GeneratedAdapter, material: Material) -> GeneratedAdapter:
+def adapted_to(
+    backbone: Backbone, adapter: GeneratedAdapter, material: Material, refining: Refining | None = None
+) -> GeneratedAdapter:
     """A generated adapter after the material has been used: examples first, then inputs, then labels.
+
+    Examples refine it as was learned for its network, or without `refining` by constants.
 
     Its facts say what each did: `few_shot` and `self_training` hold the numbers of a `Refinement` and of a
     `SelfTraining`.
@@ -125,7 +130,13 @@ def adapted_to(backbone: Backbone, adapter: GeneratedAdapter, material: Material
     if material.examples:
         with _training("examples"):
             from shoal.text_to_lora.few_shot import refine
-        refined = refine(backbone, adapter.lora, material.examples, description=material.description)
+        refined = refine(
+            backbone,
+            adapter.lora,
+            material.examples,
+            description=material.description,
+            learned=refining,
+        )
         adapter = _taught(adapter, refined.lora, "few_shot", refined)
     if label_set is not None and material.inputs:
         with _training("inputs"):

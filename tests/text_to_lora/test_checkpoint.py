@@ -30,6 +30,7 @@ from shoal.text_to_lora.checkpoint import (
 from shoal.text_to_lora.familiarity import KnownTasks
 from shoal.text_to_lora.heads import HEADS, Architecture
 from shoal.text_to_lora.hypernetwork import Hypernetwork
+from shoal.text_to_lora.refining import REFINING_FILE, Refining, group_modules
 
 ARCHITECTURE = Architecture(task_dim=12, rank=2, alpha=4.0, latent_size=8, hidden_size=12)
 TARGETS = tuple(TargetModule(f"layers.{n}.q", n, "q", 8, 16) for n in range(2))
@@ -328,3 +329,21 @@ def test_damaged_known_tasks(damage: str, tmp_path: Path) -> None:
         change_description(known_tasks=change)(folder)
     with pytest.raises(ShoalError, match="known_tasks"):
         load_hypernetwork(folder)
+
+
+def test_learned_refining_is_kept_beside_the_network(tmp_path: Path) -> None:
+    rates = dict.fromkeys(group_modules(TARGETS).values(), 1e-3)
+    learned = Refining("someone/model", "unknown before it is written", rates, 0.01, {4: 8})
+    folder = tmp_path / "network"
+    save_hypernetwork(dataclasses.replace(checkpoint_of(), refining=learned), folder)
+    loaded = load_hypernetwork(folder)
+    assert loaded.refining == dataclasses.replace(learned, network=loaded.sha256)
+    assert average([loaded, loaded]).refining is None
+
+
+def test_refining_of_other_weights_is_refused(tmp_path: Path, saved: Path) -> None:
+    rates = dict.fromkeys(group_modules(TARGETS).values(), 1e-3)
+    learned = Refining("someone/model", "00" * 32, rates, 0.01, {4: 8})
+    (saved / REFINING_FILE).write_text(json.dumps(learned.to_json()))
+    with pytest.raises(ShoalError, match="learned for the network 0000"):
+        load_hypernetwork(saved)

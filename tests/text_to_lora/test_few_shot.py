@@ -12,6 +12,7 @@ from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example
 from shoal.text_to_lora import few_shot
 from shoal.text_to_lora.few_shot import REFINING, refine
+from shoal.text_to_lora.refining import Refining, StoppingRule, group_modules
 
 FAST = REFINING.model_copy(update={"learning_rate": 1e-2})
 SAME = [Example(f"word number {i}", ("yes",)) for i in range(16)]
@@ -64,3 +65,32 @@ def test_long_examples_get_fewer_steps(sharp: Backbone, start: LoRA, monkeypatch
     monkeypatch.setattr(few_shot, "MAX_TOKENS", 1)
     refinement = refine(sharp, start, SAME, description="Answer yes.", config=FAST)
     assert refinement.steps == 1 and refinement.loss_after < refinement.loss_before
+
+
+def learned(backbone: Backbone, lora: LoRA, rule: StoppingRule | None = None) -> Refining:
+    targets = [t for t in backbone.shape.targets if t.name in lora.factors]
+    rates = dict.fromkeys(group_modules(targets).values(), 1e-2)
+    return Refining(backbone.shape.base_model, "00" * 32, rates, 0.0, {4: 6, 16: 12}, rule)
+
+
+def test_as_learned_all_examples_are_trained_on(sharp: Backbone, start: LoRA) -> None:
+    how = learned(sharp, start)
+    refinement = refine(sharp, start, SAME, description="Answer yes.", learned=how)
+    assert (refinement.examples, refinement.held_out, refinement.steps) == (16, 0, 12)
+    assert refinement.rates == how.sha256 and refinement.tokens > 0
+    assert refinement.loss_after < refinement.loss_before - 1
+
+
+def test_a_learned_rule_stops_by_the_first_steps(sharp: Backbone, start: LoRA) -> None:
+    rule = StoppingRule((0.0, 0.0, 0.0, 0.0), 1.7, 1, 40)  # five, whatever is seen
+    refinement = refine(sharp, start, SAME, description="Answer yes.", learned=learned(sharp, start, rule))
+    assert refinement.steps == 5
+
+
+def test_outputs_that_contradict_each_other_are_said_and_kept(
+    sharp: Backbone, start: LoRA, caplog: pytest.LogCaptureFixture
+) -> None:
+    examples = [*SAME[:4], Example("word number 0", ("no",))]
+    refinement = refine(sharp, start, examples, description="Answer.", learned=learned(sharp, start))
+    assert refinement.examples == 5
+    assert "1 inputs are given with outputs that contradict each other; all are kept" in caplog.text

@@ -29,6 +29,7 @@ from shoal.errors import UsageError
 if TYPE_CHECKING:
     from shoal.adapters.lora import LoRA
     from shoal.evaluation.evaluate import Method, Report
+    from shoal.models.backbone import Backbone
     from shoal.tasks.loading import Task
     from shoal.text_to_lora.emission import Emitter
     from shoal.text_to_lora.generator import TextToLoRA
@@ -58,6 +59,12 @@ class Scoring(BaseModel):
     shots: int = Field(
         3, ge=0, description="solved examples in the prompt of the few-shot row; 0 leaves it out"
     )
+    shots_curve: tuple[int, ...] = Field(
+        (),
+        description="numbers of solved examples, such as 0,4,8,16,32: instead of the report, every way to "
+        "use so many of them, which takes long and resumes from OUT.run",
+    )
+    draws: int = Field(1, ge=1, description="with --shots-curve: draws of examples for each task")
     labels: bool = Field(
         False,
         description="a second row for every method, in which tasks whose first description names all answers "
@@ -68,12 +75,21 @@ class Scoring(BaseModel):
     seed: int = Field(0, ge=0, description="of the few-shot examples and of the gibberish description")
     out: Path | None = Field(None, description=f"directory to write {REPORT_FILE} and {TABLE_FILE} to")
 
+    @property
+    def cells(self) -> Path:
+        """Folder of the cells of a curve, beside the report, which is replaced as a whole."""
+        if self.out is None:
+            raise UsageError("--shots-curve takes long and is kept cell by cell; add --out DIR to resume it")
+        return self.out.with_name(self.out.name + ".run")
+
 
 def evaluate(place: Place, scoring: Scoring) -> Output:
     """Score the model, adapters and Text-to-LoRA.
 
     Every row has ROUGE-L, exact match and NLL per token, with 95% intervals over tasks.
     """
+    if scoring.shots_curve:
+        log.info("the curve is kept in %s", scoring.cells)
     if scoring.out is not None:
         from shoal.files import check_place
 
@@ -98,6 +114,8 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
         log.warning("no task's first description names all answers: --labels adds no rows")
     generator = _generator(place, scoring)
     backbone = generator.backbone if generator else load(place)
+    if scoring.shots_curve:
+        return _curve(backbone, generator, tasks, scoring)
     descriptions = _description_rows(generator.emitter, scoring, tasks) if generator else []
     methods = [*_base_rows(scoring), *adapters, *descriptions]
     far = far_tasks(generator.emitter, tasks) if generator else []
@@ -122,6 +140,34 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
             on_method=lambda result: bar.advance(row),
         )
     return _output(report, scoring, far)
+
+
+def _curve(
+    backbone: Backbone, generator: TextToLoRA | None, tasks: Sequence[Task], scoring: Scoring
+) -> Output:
+    """Every way to use a number of solved examples, at every number."""
+    from shoal.evaluation.shots import measure_shots
+    from shoal.evaluation.shots_methods import IN_PROMPT, REFINED, curve_methods, in_prompt
+
+    if generator is None:
+        rows = {IN_PROMPT: in_prompt(IN_PROMPT, backbone)}
+    else:
+        rows = curve_methods(backbone, generator.emitter, tasks)
+    report = measure_shots(
+        backbone,
+        tasks,
+        list(rows.values()),
+        scoring.shots_curve,
+        scoring.cells,
+        draws=scoring.draws,
+        examples=scoring.examples,
+        max_new_tokens=scoring.max_new_tokens,
+        seed=scoring.seed,
+        notes={"seed": scoring.seed, "max_new_tokens": scoring.max_new_tokens},
+        on_cell=lambda about: log.info("%s", about),
+    )
+    table = report.to_markdown(REFINED if REFINED in rows else None)
+    return _written(report.to_json(), table, report.base_model, scoring.out)
 
 
 def _base_rows(scoring: Scoring) -> list[Method]:
@@ -210,13 +256,18 @@ def _output(report: Report, scoring: Scoring, far: Sequence[str]) -> Output:
             f"\n\nFar from every training task, so a description alone may help little: {', '.join(far)}. "
             f"Give {MIN_EXAMPLES} or more solved examples of them: shoal generate --examples FILE"
         )
-    if scoring.out is None:
+    return _written(record, table, report.base_model, scoring.out)
+
+
+def _written(record: dict[str, Any], table: str, base_model: str, out: Path | None) -> Output:
+    """The output of an evaluation, which is also written to a directory if one is given."""
+    if out is None:
         return Output(record, table)
     from shoal.files import write_directory
 
     def write(folder: Path) -> None:
         (folder / REPORT_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (folder / TABLE_FILE).write_text(f"# {report.base_model}\n\n{table}\n", encoding="utf-8")
+        (folder / TABLE_FILE).write_text(f"# {base_model}\n\n{table}\n", encoding="utf-8")
 
-    write_directory(scoring.out, write)
-    return Output(record, f"{table}\n\nwritten to {scoring.out}")
+    write_directory(out, write)
+    return Output(record, f"{table}\n\nwritten to {out}")

@@ -35,6 +35,11 @@ class Generating(Place):
         description="JSONL of at least 4 solved examples (`input`, `output`) to train the adapter on; "
         "loads the base model",
     )
+    refine: bool = Field(True, description="train on the examples; without, they are checked alone")
+    careful: bool = Field(
+        False,
+        description="hold a quarter of the examples out and stop by them, even where refining was learned",
+    )
     inputs: Path | None = Field(
         None,
         description="at least 4 inputs without answers, one per line or JSONL (`input`), on which labels are "
@@ -81,7 +86,13 @@ def generate(
         adapter = generator.distil(description, inputs, labels=labels)
     else:
         adapter = generator.generate(
-            description, solved, inputs=inputs, labels=labels, sample_inputs=files.sample_inputs
+            description,
+            solved,
+            inputs=inputs,
+            labels=labels,
+            sample_inputs=files.sample_inputs,
+            refine=files.refine,
+            careful=files.careful,
         )
     _write(adapter, files)
     written = {name: str(path) for name, path in (("gguf", files.gguf), ("out", files.out)) if path}

@@ -84,3 +84,18 @@ def test_tasks_far_from_the_training_tasks_are_named(
     assert ended.code == 0, ended.err
     assert "may help little: first, last. Give 4 or more solved examples" in ended.out
     assert shoal(*evaluate, "--json").record["notes"]["far_from_training"] == ["first", "last"]
+
+
+def test_a_curve_over_numbers_of_examples(
+    shoal: Shoal, hypernetwork: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("rouge_score")
+    arguments = ["evaluate", "--base", tiny_llama, "--tasks", data, "--examples", 1, "--max-new-tokens", 2]
+    arguments += ["--hypernetwork", hypernetwork, "--shots-curve", "0,4"]
+    refused = shoal(*arguments)
+    assert refused.code == 2 and "add --out DIR" in refused.err
+    ended = shoal(*arguments, "--out", tmp_path / "curve")
+    assert ended.code == 0, ended.err
+    report = json.loads((tmp_path / "curve" / "report.json").read_text())
+    assert report["counts"] == [0, 4] and report["tasks"] == ["first", "last"]
+    assert "| Text-to-LoRA, refined |" in ended.out and (tmp_path / "curve.run").is_dir()

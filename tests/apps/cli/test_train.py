@@ -318,3 +318,17 @@ def test_sources_that_give_no_tasks_are_refused(shoal: Shoal, tmp_path: Path) ->
     assert_one_line(shoal(*common, "hub:ada/reviews"), 2, "holds no instruction; add --definition")
     assert_one_line(shoal(*common, "gym:nothing"), 2, "generator 'nothing'")
     assert_one_line(shoal(*common, f"sni:{tmp_path / 'no'}"), 2, "check the path")
+
+
+def test_refining_is_learned_for_a_hypernetwork(
+    shoal: Shoal, hypernetwork: Path, multi_task: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    few = ("--shots", "4", "--queries", 2, "--curve-tasks", 1, "--max-steps", 4, "--episodes", 0)
+    where = ("--base", tiny_llama, "--tasks", data, "--out", tmp_path / "refining")
+    ended = shoal("train", "refining", *where, "--start", hypernetwork, *few, "--json")
+    assert ended.code == 0, ended.err
+    kept = (tmp_path / "refining" / "refining.json").is_file()
+    assert kept == ended.record["kept"] == (ended.record["gain"]["mean"] > 0)
+    assert shoal("train", "refining", *where, *few).err.startswith("error: --start is missing")
+    other = shoal("train", "refining", *where, "--start", multi_task, *few)
+    assert other.code == 2 and "is an adapter; refining is learned for a hypernetwork" in other.err
