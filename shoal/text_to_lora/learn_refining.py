@@ -42,13 +42,22 @@ from shoal.text_to_lora.refining import (
     StoppingRule,
     group_modules,
 )
-from shoal.text_to_lora.refining_episodes import Curve, Episode, EpisodeSource, curve, emitted, todays_loss
+from shoal.text_to_lora.refining_episodes import (
+    Curve,
+    Episode,
+    EpisodeSource,
+    curve,
+    digest,
+    emitted,
+    todays_loss,
+)
 from shoal.training.refining import RefiningRun
 
 log = logging.getLogger(__name__)
 
 RIDGE = 1.0  # penalty on standardised features
 MOST_DECAY = 0.3
+RUN_FOLDERS = CURVES, CONSTANTS, RATES = "curves", "constants", "rates"
 TODAY = "constants"
 
 
@@ -156,7 +165,7 @@ class RefiningLearner:
     def _curve(self, refining: Refining, episode: Episode) -> Curve:
         rates = {name: refining.rates[group] for name, group in self._groups.items()}
         limit = self._limit(len(episode.shots))
-        kept = self._folder / "curves"
+        kept = self._folder / CURVES
         return curve(self._backbone, self._emitter, episode, rates, refining.decay, limit, kept)
 
     def _curves(self, refining: Refining, names: Sequence[str], shots: int) -> list[Curve]:
@@ -176,7 +185,9 @@ class RefiningLearner:
 
     def _rated(self, first: Refining) -> Refining:
         """Rates and decay after all episodes, each step of them kept in the folder."""
-        config, path = self._config, self._folder / "rates.json"
+        config = self._config
+        decided_by = (config.model_dump_json(), first.network, self.learning, sorted(first.steps.items()))
+        path = self._folder / RATES / f"{digest(decided_by)}.json"
         state = _RateState.read(path, list(first.rates), config)
         counts = [count for count in self._shots if MIN_EXAMPLES <= count <= 32] or self._shots
         while state.episodes < config.episodes:
@@ -190,6 +201,7 @@ class RefiningLearner:
                     episode = self._source.draw(chance.choice(self.learning), chance.choice(counts), number)
                 found.append(self._episode(state, episode, max(LOOK, first.steps_for(len(episode.shots)))))
             state.step(found, config)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, json.dumps(state.to_json()))
             log.info("rates after %d episodes: %s", state.episodes, state.rates())
         return replace(first, rates=state.rates(), decay=state.decay)
@@ -215,7 +227,7 @@ class RefiningLearner:
                 episode = self._source.draw(name, shots, f"{self._config.seed}/choosing")
                 if episode is None:
                     continue
-                kept = self._folder / "constants"
+                kept = self._folder / CONSTANTS
                 cells[TODAY][name, shots] = todays_loss(self._backbone, self._emitter, episode, kept)
                 for way, refining in ways.items():
                     found = self._curve(refining, episode)

@@ -22,7 +22,7 @@ from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
 from shoal.tasks.records import Example, normalise
 from shoal.text_to_lora.emission import Emitter
-from shoal.text_to_lora.few_shot import refine
+from shoal.text_to_lora.few_shot import MAX_TOKENS, REFINING, refine
 from shoal.text_to_lora.refining import LOOK, Seen
 from shoal.training.batches import TokenisedExample, tokenise
 from shoal.training.refining import RefiningRun
@@ -124,8 +124,8 @@ def curve(
 
     `rates` are by module; the file is `kept / TASK-SHOTS-DIGEST.json`.
     """
-    settings = (asdict(episode), sorted(rates.items()), decay, limit)
-    path = kept / f"{episode.task}-{len(episode.shots)}-{_digest(settings)}.json"
+    settings = (*_decided_by(backbone, emitter, episode), sorted(rates.items()), decay, limit)
+    path = kept / f"{episode.task}-{len(episode.shots)}-{digest(settings)}.json"
     if path.is_file():
         return _curve_of(read_json(path))
     lora = emitted(emitter, episode)
@@ -145,7 +145,8 @@ def curve(
 
 def todays_loss(backbone: Backbone, emitter: Emitter, episode: Episode, kept: Path) -> float:
     """The loss on the queries after refining by constants, some examples held out; kept as a curve is."""
-    path = kept / f"{episode.task}-{len(episode.shots)}-{_digest((asdict(episode), 'constants'))}.json"
+    settings = (*_decided_by(backbone, emitter, episode), REFINING.model_dump_json(), MAX_TOKENS)
+    path = kept / f"{episode.task}-{len(episode.shots)}-{digest(settings)}.json"
     if path.is_file():
         return float(read_json(path)["loss"])
     refined = refine(backbone, emitted(emitter, episode), episode.shots, description=episode.description)
@@ -160,11 +161,17 @@ def _curve_of(record: Mapping[str, Any]) -> Curve:
     return Curve(record["task"], losses, Seen(**record["seen"]))
 
 
+def _decided_by(backbone: Backbone, emitter: Emitter, episode: Episode) -> tuple[object, ...]:
+    """All that decides an adapter before it is refined, and the examples."""
+    return str(backbone.dtype), emitter.checkpoint.base_model, emitter.checkpoint.sha256, asdict(episode)
+
+
 def _loss(backbone: Backbone, episode: Episode, lora: LoRA) -> float:
     asked, wanted = [e.input for e in episode.queries], [e.outputs[0] for e in episode.queries]
     losses = reference_losses(backbone, asked, wanted, lora.to(backbone.device))
     return sum(losses) / len(losses)
 
 
-def _digest(settings: object) -> str:
+def digest(settings: object) -> str:
+    """12 hexadecimal digits that name settings, in the name of a file."""
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,12 @@ def _differences(saved: Any, wanted: Mapping[str, Any]) -> list[str]:
     return settings + [n for n in ("data", "processes") if saved.get(n) != wanted[n]]
 
 
-def check_run_folder(folder: Path, result: Path) -> None:
+def check_run_folder(
+    folder: Path, result: Path, own: Collection[str] = (CHECKPOINT, LOG_FILE, EVENTS)
+) -> None:
     """Before anything is computed, refuse a run's folder that would get into the way of what it makes.
+
+    `own` are names that a run of its kind leaves there.
 
     Raises:
         UsageError: it is the directory of the result or inside it, or holds something else than a run.
@@ -152,9 +156,10 @@ def check_run_folder(folder: Path, result: Path) -> None:
         raise UsageError(
             f"the run's folder {folder} is in {result}, which is replaced as a whole; name one outside it"
         )
-    own = {CHECKPOINT, LOG_FILE, EVENTS}
     names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    others = sorted(name for name in names - own if not name.startswith("."))  # a killed writer leaves those
+    others = sorted(
+        name for name in names - set(own) if not name.startswith(".")
+    )  # a killed writer leaves those
     if others:
         raise UsageError(
             f"the run's folder {folder} holds {others[0]}, which is no run's; name another folder"

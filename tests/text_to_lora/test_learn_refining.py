@@ -109,7 +109,7 @@ def test_rates_move_from_where_they_were(
     sharp: Backbone, emitter: Emitter, tasks: list[Task], tmp_path: Path
 ) -> None:
     learned(sharp, emitter, tasks, tmp_path)
-    state = learn_refining._RateState.read(tmp_path / "rates.json", ["group"] * 6, QUICK)
+    state = learn_refining._RateState.read(next((tmp_path / "rates").iterdir()), ["group"] * 6, QUICK)
     assert state.episodes == 4 and all(
         rate != pytest.approx(1e-3, rel=0.01) for rate in state.rates().values()
     )

@@ -29,12 +29,12 @@ def train_refining(place: Place, data: Data, training: RefiningTrainingConfig) -
     from shoal.files import check_place
     from shoal.text_to_lora.checkpoint import HYPERNETWORK_FILES, HypernetworkCheckpoint, save_hypernetwork
     from shoal.text_to_lora.generator import TextToLoRA
-    from shoal.text_to_lora.learn_refining import RefiningLearner
+    from shoal.text_to_lora.learn_refining import RUN_FOLDERS, RefiningLearner
     from shoal.text_to_lora.starts import load_start
     from shoal.training.checkpoints import check_run_folder
 
     check_place(data.out, HYPERNETWORK_FILES)
-    check_run_folder(data.run_folder, data.out)
+    check_run_folder(data.run_folder, data.out, RUN_FOLDERS)
     start = load_start(data.start)
     if not isinstance(start, HypernetworkCheckpoint):
         raise UsageError(f"--start {data.start} is an adapter; refining is learned for a hypernetwork")
