@@ -28,6 +28,7 @@ from shoal.tasks.loading import Example, Task
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint, load_hypernetwork, save_hypernetwork
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER
 from shoal.text_to_lora.generator import CACHED_ADAPTERS, TextToLoRA
+from shoal.text_to_lora.refining import Refining, group_modules
 from shoal.text_to_lora.shipped import new_hypernetwork
 
 DIM = 12
@@ -365,6 +366,24 @@ def test_examples_refine_an_adapter(tiny_llama: Path, trained: Path, tmp_path: P
     assert "Refined on 6 examples" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
     records = [Example(text, (answer,)) for text, answer in EXAMPLES]
     assert generator.generate("Sort", records).hypernetwork["few_shot"]["steps"] == facts["steps"]
+
+
+def test_examples_refine_as_was_learned_unless_care_is_asked_for(
+    tiny_llama: Path, trained: Path, tmp_path: Path
+) -> None:
+    checkpoint = replace(load_hypernetwork(trained), base_model=str(tiny_llama))
+    rates = dict.fromkeys(group_modules(checkpoint.network.targets).values(), 1e-2)
+    learned = Refining(checkpoint.base_model, "", rates, 0.0, {8: 3})
+    save_hypernetwork(replace(checkpoint, refining=learned), tmp_path / "learned")
+    generator = TextToLoRA(str(tiny_llama), hypernetwork=tmp_path / "learned")
+    adapter = generator.generate("Sort", EXAMPLES)
+    facts = adapter.hypernetwork["few_shot"]
+    assert (facts["examples"], facts["held_out"], facts["steps"]) == (8, 0, 3)
+    assert any("8 examples for 3 steps at the learned rates" in note for note in adapter.card().notes)
+    careful = generator.generate("Sort", EXAMPLES, careful=True).hypernetwork["few_shot"]
+    assert (careful["held_out"], careful["rates"]) == (2, None)
+    plain = generator.generate("Sort", EXAMPLES, refine=False)
+    assert "few_shot" not in plain.hypernetwork and plain.lora == generator.generate("Sort").lora
 
 
 def test_examples_need_a_trained_hypernetwork(base: str) -> None:
