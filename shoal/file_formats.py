@@ -85,6 +85,36 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return load_file(path)
 
 
+def read_tensor_sizes(
+    path: str | os.PathLike[str], *, max_header_bytes: int = MAX_HEADER_BYTES
+) -> dict[str, TensorSize]:
+    """Dtype and shape of every tensor of a safetensors file, from its header alone.
+
+    Raises:
+        ShoalError: the file is missing, truncated or not a safetensors file, or its header is too large.
+    """
+    path = Path(path)
+    with failures_named(path, "read"), path.open("rb") as file:
+        _check_header(path, first := file.read(8), path.stat().st_size, max_header_bytes)
+        header = file.read(int.from_bytes(first, "little"))
+    with _whole_safetensors(path):
+        try:
+            tensors = {name: t for name, t in json.loads(header).items() if name != "__metadata__"}
+            sizes = {name: TensorSize(t["dtype"], tuple(t["shape"])) for name, t in tensors.items()}
+            if not all(type(n) is int and 0 <= n < 2**40 for size in sizes.values() for n in size.shape):
+                raise ValueError("its shapes are no numbers")
+            return sizes
+        except (TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(reason(error)) from None
+
+
+class TensorSize(NamedTuple):
+    """The dtype as safetensors calls it, and the shape, of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
 def read_tensors_hashed(path: str | os.PathLike[str]) -> HashedTensors:
     """Every tensor of a safetensors file with the file's SHA-256, from one reading of it; errors as above."""
     from safetensors.torch import load
@@ -104,9 +134,9 @@ class HashedTensors(NamedTuple):
     sha256: str
 
 
-def _check_header(path: Path, first: bytes, size: int) -> None:
+def _check_header(path: Path, first: bytes, size: int, most: int = MAX_HEADER_BYTES) -> None:
     header = int.from_bytes(first, "little")
-    limit = min(size, MAX_HEADER_BYTES)
+    limit = min(size, most)
     if header > limit:
         raise ShoalError(
             f"{path} ({size} bytes) states a header of {header} bytes, the limit for it is {limit}; "

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, cast
 
 from shoal.adapters.files import ADAPTER_FILES
 from shoal.errors import UsageError, reason, shorten
 from shoal.file_errors import failures_named
 
 MAX_ENTRIES = 64
+MAX_DIRECTORY = 2**17  # bytes of the list of entries, which is read in one piece
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # any other could ask for gigabytes to unpack with
 _BLOCK = 2**20
 # What zipfile raises at a damaged file, at an unknown compression (NotImplementedError), at a password
-# (RuntimeError) and at numbers that cannot be (ValueError).
-NOT_A_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+# (RuntimeError) and at numbers that cannot be (ValueError, OverflowError).
+NOT_A_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError),
+    *(struct.error, UnicodeError),
+)
 
 
 def pack(directory: Path, file: IO[bytes]) -> None:
@@ -44,11 +50,13 @@ def unpack(file: IO[bytes], directory: Path, *, max_bytes: int) -> None:
         max_bytes: largest sum of the unpacked files.
 
     Raises:
-        UsageError: no whole ZIP, too many entries, a file twice, or more bytes than allowed.
+        UsageError: no whole ZIP, too many entries, a file twice, another compression than deflate, or more
+            bytes than allowed.
         ShoalError: the disk is full, or another failure of the file system.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(cast(IO[bytes], bounded := _BoundedReads(file))) as archive:
+            bounded.limit = None
             entries = archive.infolist()
             if len(entries) > MAX_ENTRIES:
                 raise UsageError(
@@ -59,11 +67,35 @@ def unpack(file: IO[bytes], directory: Path, *, max_bytes: int) -> None:
             if size > max_bytes:
                 raise UsageError(f"the ZIP unpacks to {size} bytes, the limit is {max_bytes}")
             for entry in wanted:
+                if entry.compress_type not in METHODS:
+                    raise UsageError(
+                        f"{PurePosixPath(entry.filename).name} is packed by method {entry.compress_type}; "
+                        "pack it with deflate, as zip does, or without compression"
+                    )
                 _extract(archive, entry, directory / PurePosixPath(entry.filename).name)
     except UsageError:
         raise
     except NOT_A_ZIP as error:
         raise UsageError(f"the upload is no whole ZIP file ({reason(error)}); pack it again") from None
+
+
+class _BoundedReads:
+    """A file whose reads are refused above a limit, as long as there is one."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.limit: int | None = MAX_DIRECTORY
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if self.limit is None:
+            return self._file.read(size)
+        read = self._file.read(min(size, self.limit + 1) if size >= 0 else self.limit + 1)
+        if len(read) > self.limit:
+            raise UsageError(f"the ZIP's list of files is above {self.limit} bytes; pack the adapter alone")
+        return read
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:

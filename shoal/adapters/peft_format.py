@@ -204,16 +204,17 @@ class _Scalings:
         ranks, alphas = (_pattern(config, name, source) for name in ("rank_pattern", "alpha_pattern"))
         self._ranks = {key: _whole(value, "rank_pattern", source) for key, value in ranks.items()}
         self._alphas = {key: _positive(value, "alpha_pattern", source) for key, value in alphas.items()}
+        self._rank_places, self._alpha_places = _Places(ranks), _Places(alphas)
         self.common = self._scaling(self._rank, self._alpha)
 
     def rank(self, module: str) -> int:
         """The rank of a module."""
-        return self._ranks.get(_named(module, self._ranks), self._rank)
+        return self._ranks.get(self._rank_places.key_of(module), self._rank)
 
     def evened(self, module: str, pair: Mapping[str, Tensor], rank: int) -> LoraFactors:
         """Its factors with this rank and the common scaling."""
         own, a, b = self.rank(module), pair["A"], pair["B"]
-        scaling = self._scaling(own, self._alphas.get(_named(module, self._alphas), self._alpha))
+        scaling = self._scaling(own, self._alphas.get(self._alpha_places.key_of(module), self._alpha))
         if scaling != self.common:
             b = b * (scaling / self.common)
         if own < rank:
@@ -224,10 +225,19 @@ class _Scalings:
         return alpha / (math.sqrt(rank) if self._root else rank)
 
 
-def _named(module: str, pattern: Mapping[str, Any]) -> str:
-    """The first key that names a module, whole or by its end, as in PEFT; empty where none does."""
-    plain = ((key, key.removeprefix("^")) for key in pattern)
-    return next((k for k, p in plain if module == p or (k == p and module.endswith("." + p))), "")
+class _Places:
+    """Places of the keys of a pattern in their order, for one look-up per part of a module's name."""
+
+    def __init__(self, pattern: Mapping[str, Any]) -> None:
+        self._keys = list(pattern)
+        self._places = {key: place for place, key in enumerate(self._keys)}
+
+    def key_of(self, module: str) -> str:
+        """The first key that names a module, whole or by its end, as in PEFT; empty where none does."""
+        parts = module.split(".")
+        endings = [".".join(parts[i:]) for i in range(len(parts))]
+        found = [self._places[name] for name in (f"^{module}", *endings) if name in self._places]
+        return self._keys[min(found)] if found else ""
 
 
 def _pattern(config: Mapping[str, Any], name: str, source: object) -> Mapping[str, Any]:

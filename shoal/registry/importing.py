@@ -10,14 +10,14 @@ import os
 from pathlib import Path
 
 from shoal.adapters.card import AdapterCard
-from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE, StoredAdapter, load_adapter
+from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, StoredAdapter, load_adapter
 from shoal.adapters.peft_format import adapted_targets
+from shoal.adapters.screening import screen
 from shoal.errors import ShoalError, UsageError, shorten
-from shoal.file_formats import read_json
 from shoal.models.shapes import BackboneShape
 from shoal.registry.registry import AdapterRecord, Registry
 
-MAX_RANK, MAX_BYTES, MAX_CONFIG_BYTES = 128, 512 * 2**20, 2**20
+MAX_RANK, MAX_BYTES = 128, 512 * 2**20
 MAX_CARD = 2**14  # characters: a card is in every row of a list
 
 
@@ -34,24 +34,14 @@ def read_foreign(
         directory: of the adapter.
         shape: of the base model.
         max_rank: largest rank.
-        max_bytes: largest file of weights.
+        max_bytes: largest file of weights, also once all factors have the widest rank.
 
     Raises:
         UsageError: it is no plain LoRA of this base model within the limits.
     """
     folder = Path(directory)
-    sizes = {CONFIG_FILE: MAX_CONFIG_BYTES, FACTS_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: max_bytes}
-    for name, limit in sizes.items():
-        path = folder / name
-        if path.is_file() and (size := path.stat().st_size) > limit:
-            raise UsageError(f"{name} has {size} bytes, the limit is {limit}; make the adapter smaller")
     try:
-        if (folder / CONFIG_FILE).is_file():
-            config = read_json(folder / CONFIG_FILE)
-            pattern = config.get("rank_pattern")
-            ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
-            if rank := max((r for r in ranks if isinstance(r, int) and r > max_rank), default=0):
-                raise UsageError(f"the adapter has rank {rank}, the limit is {max_rank}; truncate it")
+        screen(folder, max_rank=max_rank, max_bytes=max_bytes)
         stored = load_adapter(folder)
     except UsageError:
         raise
