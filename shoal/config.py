@@ -272,8 +272,18 @@ class ServiceConfig(_Frozen):
     cache_bytes: int = Field(2**29, ge=0, description="bytes of adapters kept in memory")
     max_jobs: int = Field(16, ge=1, description="training jobs that may wait or run")
     max_steps: int = Field(2000, ge=1, description="steps of a training job")
+    head_seconds: float = Field(15.0, gt=0, description="seconds that a client has for a request's headers")
+    body_seconds: float = Field(
+        30.0, gt=0, description="seconds that it has for the body, and one more for every 16 kB"
+    )
     send_seconds: float = Field(
         30.0, gt=0, description="seconds after which a client that does not read is left"
+    )
+    leaving_seconds: float = Field(
+        20.0,
+        gt=0,
+        le=3600,
+        description="seconds that open requests have after SIGTERM; then they end with an error that says so",
     )
     retry_seconds: int = Field(5, ge=1, description="what Retry-After says where nothing better is known")
 

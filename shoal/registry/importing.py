@@ -7,6 +7,8 @@ directories and the registry; nothing of where an adapter came from.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shoal.adapters.card import AdapterCard
@@ -18,6 +20,7 @@ from shoal.models.shapes import BackboneShape
 from shoal.registry.registry import AdapterRecord, Registry
 
 MAX_RANK, MAX_BYTES = 128, 512 * 2**20
+MAX_REVISION = 128  # characters
 MAX_CARD = 2**14  # characters: a card is in every row of a list
 
 
@@ -52,6 +55,11 @@ def read_foreign(
             f"the adapter is for {shorten(stored.base_model)}, not {shape.base_model}; if that is the same "
             f"model under another name, correct base_model_name_or_path in its {CONFIG_FILE}"
         )
+    if stored.revision is not None and len(stored.revision) > MAX_REVISION:
+        raise UsageError(
+            f"the revision in {CONFIG_FILE} has {len(stored.revision)} characters, the limit is "
+            f"{MAX_REVISION}; name a branch, a tag or a commit"
+        )
     adapted_targets(shape, stored.lora)
     if stored.card is not None and (length := len(stored.card.model_dump_json())) > MAX_CARD:
         raise UsageError(
@@ -59,6 +67,18 @@ def read_foreign(
             "description and notes, or delete the file"
         )
     return stored
+
+
+@contextmanager
+def without_paths(folder: Path) -> Iterator[None]:
+    """Let errors name files of a temporary folder, and not where they lie."""
+    try:
+        yield
+    except ShoalError as error:
+        shown = str(error).replace(f"{folder}/", "").replace(str(folder), "the adapter")
+        if shown == str(error):
+            raise
+        raise type(error)(shown) from error
 
 
 def keep_foreign(

@@ -67,14 +67,20 @@ class AdapterFiles:
             UnavailableError: the disk is full.
             ShoalError: another failure of the file system; `save` may raise others.
         """
-        draft = self._incoming / secrets.token_hex(8)
-        try:
+        with self.draft() as draft:
             save(draft)
             content = Content(_digest(draft), sum(p.stat().st_size for p in draft.iterdir()))
             self._place(draft, content.sha256)
+        return content
+
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        """A path where nothing is, within `writing`; whatever is there afterwards is removed."""
+        draft = self._incoming / secrets.token_hex(8)
+        try:
+            yield draft
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        return content
 
     def read(self, sha256: str) -> StoredAdapter:
         """Read an adapter, after comparing its files with what was written.

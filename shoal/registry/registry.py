@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,6 +239,13 @@ class Registry:
     def files_of(self, sha256: str) -> Path:
         """Where the files of a content are or would be; not to be changed."""
         return self._files.path(sha256)
+
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """A new directory for what is being looked at; gone afterwards, or at the next `sweep`."""
+        with self._files.writing(), self._files.draft() as folder:
+            folder.mkdir(parents=True)
+            yield folder
 
     def publish(self, name: str, viewer: str | None, public: bool) -> AdapterRecord:
         """Let others use an adapter, or no longer.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from shoal.adapters.archive import pack, unpack
@@ -15,7 +15,7 @@ from shoal.config import ServiceConfig
 from shoal.errors import ConflictError, UnavailableError, UsageError
 from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS
 from shoal.models.sources import DEFAULT_MODEL
-from shoal.registry.importing import keep_foreign
+from shoal.registry.importing import keep_foreign, without_paths
 from shoal.registry.registry import AdapterRecord, Registry
 from shoal.server.metrics import Monitoring
 from shoal.server.microbatching import MicroBatcher
@@ -25,6 +25,7 @@ from shoal.tasks.records import check_examples
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.generator import TextToLoRA
 
+UNPACKED_BYTES, UNPACKED_FACTOR = 2**24, 16  # that an upload may take; for a large one, times its size
 LINGER_SECONDS = 0.02  # a fraction of what one description takes
 MAX_TRAINING = 4  # adapters that are trained on examples or inputs, or wait for that: one runs at a time
 MAX_GENERATORS = 3  # base models besides the served one whose generators are kept
@@ -147,8 +148,11 @@ class Adapters:
     def upload(self, name: str, file: IO[bytes], owner: str, *, public: bool) -> AdapterRecord:
         """Check a ZIP of a PEFT directory and keep its adapter; errors as `keep_foreign` and `unpack`."""
         self._registry.check(check_name(name), owner, quota=self._config.max_adapters)
-        with tempfile.TemporaryDirectory(prefix="shoal-upload-") as folder:
-            unpack(file, Path(folder), max_bytes=self._config.max_upload_bytes)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        most = min(self._config.max_upload_bytes, max(UNPACKED_BYTES, UNPACKED_FACTOR * size))
+        with self._registry.incoming() as folder, without_paths(folder):
+            unpack(file, folder, max_bytes=most)
             return keep_foreign(
                 self._registry,
                 name,
@@ -158,7 +162,7 @@ class Adapters:
                 public=public,
                 quota=self._config.max_adapters,
                 max_rank=self._config.max_rank,
-                max_bytes=self._config.max_upload_bytes,
+                max_bytes=most,
             )
 
     def delete(self, name: str, owner: str) -> None:

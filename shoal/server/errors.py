@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
-UNREAD = frozenset({"body_too_large", "body_length"})  # codes after which a body is not read
+UNREAD = frozenset({"body_too_large", "body_length", "slow"})  # codes after which a body is not read
 
 
 @dataclass(eq=False)

@@ -10,9 +10,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -21,8 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shoal.config import ServiceConfig
 from shoal.errors import shorten
 from shoal.registry.api_keys import ANYONE
+from shoal.server.browsers import check_browser
 from shoal.server.errors import Failure, failure_of
 from shoal.server.json_logs import FACTS
+from shoal.server.pools import run_in
 
 if TYPE_CHECKING:
     from shoal.server.service import Service
@@ -32,9 +34,10 @@ log = logging.getLogger(__name__)
 PUBLIC = frozenset({"/", "/health", "/ready", "/openapi.json", "/docs", "/docs/start.js"})
 PUBLIC_FOLDER = "/docs/static/"
 UPLOADS = frozenset({"/v1/adapters/import", "/v1/jobs"})
-LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 MAX_HEADER_BYTES = 2**15  # of a request's target and headers together
 FORM_BYTES = 2**16  # of an upload besides its file
+SLOWEST = 2**14  # bytes of a body a second
+MAX_UPLOADS = 4  # of an owner that are received at once
 LENGTH_DIGITS = 19  # of a Content-Length: all that fit 64 bits
 SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -51,6 +54,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
+        self._uploads: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; whatever happens, the client gets an OpenAI body."""
@@ -73,18 +77,25 @@ class Guard:
     async def _pass(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         check_head(scope)
         headers, service = Headers(scope=scope), self._service
-        if service.open and _host(headers) not in LOCAL_HOSTS:  # a page of another site, by a name of its own
-            raise Failure(403, "without keys only this machine is answered; use localhost", code="host")
-        if scope["path"] in PUBLIC or scope["path"].startswith(PUBLIC_FOLDER):
+        public = scope["path"] in PUBLIC or scope["path"].startswith(PUBLIC_FOLDER)
+        if service.open:
+            check_browser(headers, reads_page=public and scope["method"] in ("GET", "HEAD"))
+        if public:
             await self._app(scope, receive, answer.send)
             return
-        owner = await asyncio.to_thread(self._owner, headers)
+        owner = await run_in(service.pools.keys, self._owner, headers)
         scope.setdefault("state", {})["owner"] = owner
         with service.limits.request(owner) if owner else nullcontext():
             limit = body_limit(scope["path"], service.config)
             if _stated_length(headers) > limit:
                 raise too_large(limit)
-            await self._app(scope, _counted(receive, limit), answer.send)
+            body = _bounded(receive, limit, service.config.body_seconds)
+            async with self._place_of(owner) if scope["path"] in UPLOADS else nullcontext():
+                await self._app(scope, body, answer.send)
+
+    def _place_of(self, owner: str) -> asyncio.Semaphore:
+        """A place among the uploads of an owner that are received at once; others wait unread."""
+        return self._uploads.setdefault(owner, asyncio.Semaphore(MAX_UPLOADS))
 
     def _owner(self, headers: Headers) -> str:
         """Whom the request is from.
@@ -160,19 +171,30 @@ def body_limit(path: str, config: ServiceConfig) -> int:
     return FORM_BYTES + (config.max_training_bytes if path == "/v1/jobs" else config.max_upload_bytes)
 
 
-def _counted(receive: Receive, limit: int) -> Receive:
-    """The same body, cut off where it is larger than it may be, whatever its headers say."""
-    seen = 0
+def _bounded(receive: Receive, limit: int, seconds: float) -> Receive:
+    """The same body, cut off where it is larger or slower than it may be, whatever its headers say.
 
-    async def counting() -> Message:
-        nonlocal seen
-        message = await receive()
+    It has some seconds, and a second more for every `SLOWEST` bytes.
+    """
+    seen, reading, until = 0, True, time.monotonic() + seconds
+
+    async def bounded() -> Message:
+        nonlocal seen, reading
+        if not reading:  # what is waited for now is the client's leaving
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), until + seen / SLOWEST - time.monotonic())
+        except (TimeoutError, asyncio.TimeoutError):
+            raise Failure(
+                408, f"the body did not come within {seconds:g} s; send it at once", code="slow"
+            ) from None
         seen += len(message.get("body", b""))
+        reading = bool(message.get("more_body"))
         if seen > limit:
             raise too_large(limit)
         return message
 
-    return counting
+    return bounded
 
 
 def _stated_length(headers: Headers) -> int:
@@ -196,8 +218,3 @@ def _stated_length(headers: Headers) -> int:
 def too_large(limit: int) -> Failure:
     """The answer to a body above its limit."""
     return Failure(413, f"the body is larger than {limit} bytes; send less", code="body_too_large")
-
-
-def _host(headers: Mapping[str, Any]) -> str:
-    host = str(headers.get("host", ""))
-    return host.rsplit(":", 1)[0] if not host.endswith("]") else host

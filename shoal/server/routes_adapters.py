@@ -12,6 +12,7 @@ from shoal.adapters.files import ADAPTER_NAME, check_name
 from shoal.errors import NotFoundError, shorten
 from shoal.server.adapters import shown, shown_generated
 from shoal.server.dependencies import Open, Owner
+from shoal.server.pools import run_in
 from shoal.server.schemas import NewAdapter, NewAdapters, Publicity
 
 router = APIRouter()
@@ -51,7 +52,7 @@ def create_adapters(new: NewAdapters, service: Open, owner: Owner) -> dict[str, 
 
 
 @router.post("/v1/adapters/import", status_code=201)
-def import_adapter(
+async def import_adapter(
     service: Open,
     owner: Owner,
     name: Annotated[str, Form(min_length=1, max_length=64)],
@@ -59,7 +60,8 @@ def import_adapter(
     public: Annotated[bool, Form()] = False,
 ) -> dict[str, Any]:
     """Check an uploaded PEFT LoRA and keep it."""
-    return shown(service.adapters.upload(check_name(name), file.file, owner, public=public))
+    upload, uploads = service.adapters.upload, service.pools.uploads
+    return shown(await run_in(uploads, upload, check_name(name), file.file, owner, public=public))
 
 
 @router.get("/v1/adapters/{name}")

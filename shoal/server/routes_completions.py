@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from shoal.registry.registry import AdapterRecord
 from shoal.server.completions import AcceptedRequest
 from shoal.server.dependencies import Open, Owner
+from shoal.server.pools import run_in
 from shoal.server.schemas import ChatRequest, CompletionRequest
 from shoal.server.service import Service
 
@@ -54,7 +55,7 @@ async def complete(body: CompletionRequest, request: Request, service: Open, own
 async def _respond(
     body: ChatRequest | CompletionRequest, request: Request, service: Service, owner: str
 ) -> Response:
-    accepted = await asyncio.to_thread(service.completions.accept, body, owner)
+    accepted = await run_in(service.pools.requests, service.completions.accept, body, owner)
     if body.stream:
         return _EventStream(service, accepted)
     whole = asyncio.ensure_future(service.completions.whole(accepted))

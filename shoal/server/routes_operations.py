@@ -11,6 +11,7 @@ from shoal.adapters.files import check_name
 from shoal.models.sources import DEFAULT_MODEL
 from shoal.server.dependencies import Open, Owner
 from shoal.server.jobs import Job
+from shoal.server.pools import run_in
 from shoal.server.schemas import CustomSkill, SkillText
 
 router = APIRouter()
@@ -18,7 +19,7 @@ Identity = Annotated[str, Path(max_length=64, description="id of a job")]
 
 
 @router.get("/health")
-def health() -> dict[str, str]:
+async def health() -> dict[str, str]:
     """The process runs."""
     return {"status": "ok"}
 
@@ -74,7 +75,7 @@ def add_skill(skill: CustomSkill, service: Open, owner: Owner) -> dict[str, Any]
 
 
 @router.post("/v1/jobs", status_code=202)
-def create_job(
+async def create_job(
     service: Open,
     owner: Owner,
     name: Annotated[str, Form(min_length=1, max_length=64)],
@@ -84,8 +85,10 @@ def create_job(
     rank: Annotated[int, Form(ge=1, le=1024)] = 16,
 ) -> dict[str, Any]:
     """Train a LoRA on uploaded examples, in the background."""
-    examples = file.file.read(service.config.max_training_bytes + 1)
-    return _shown(service.jobs.submit(check_name(name), definition, examples, owner, steps=steps, rank=rank))
+    examples = await file.read(service.config.max_training_bytes + 1)
+    submit, uploads = service.jobs.submit, service.pools.uploads
+    job = await run_in(uploads, submit, check_name(name), definition, examples, owner, steps=steps, rank=rank)
+    return _shown(job)
 
 
 @router.get("/v1/jobs")

@@ -22,6 +22,7 @@ from shoal.server.completions import Completions
 from shoal.server.engines import load_served, open_engine
 from shoal.server.jobs import Jobs
 from shoal.server.metrics import Monitoring
+from shoal.server.pools import Pools
 from shoal.server.rate_limits import RateLimits
 from shoal.server.shared_rates import SharedRates
 from shoal.server.skills import OwnerSkills
@@ -42,6 +43,7 @@ class Service:
     Attributes:
         base_names: hub id or path of the base model first, then its other names.
         open: whether no key is needed; everybody is then `ANYONE`.
+        pools: threads for blocking work.
         closers: of its parts: the last opened is closed first.
     """
 
@@ -50,6 +52,7 @@ class Service:
     keys: ApiKeys
     base_names: Sequence[str]
     open: bool
+    pools: Pools
     runner: Runner
     monitoring: Monitoring
     limits: RateLimits
@@ -63,6 +66,11 @@ class Service:
     def close(self) -> None:
         """End trainings, jobs, answers and connections; a part that fails to end keeps none open."""
         self.closers.close()
+
+    def end_answers(self) -> None:
+        """End every answer that is being generated, and every adapter, with an error that says so."""
+        self.adapters.close()
+        self.runner.close()
 
     def ready(self) -> None:
         """Do nothing, or raise what keeps requests from being answered."""
@@ -98,6 +106,8 @@ def open_service(
     config = config or ServiceConfig()
     with ExitStack() as closers:  # closes what was opened where the rest cannot be
         closers.callback(registry.close)
+        pools = Pools(config.max_open)
+        closers.callback(pools.close)
         _sweep(registry)
         wanted = engine or EngineConfig()
         backbone = backbone or load_served(base, wanted)
@@ -128,6 +138,7 @@ def open_service(
             keys=ApiKeys(registry.database),
             base_names=names,
             open=open,
+            pools=pools,
             runner=runner,
             monitoring=monitoring,
             limits=limits,

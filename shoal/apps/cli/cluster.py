@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shoal.apps.cli.registry import Place
-from shoal.apps.cli.serve import KEEP_ALIVE_SECONDS, LEAVING_SECONDS, Address, check_service
+from shoal.apps.cli.serve import Address, check_service
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
@@ -130,7 +130,7 @@ def application(arguments: Mapping[str, Any]) -> Application:
         name="Replica",
         max_ongoing_requests=2 * config.max_running,  # above it the next replica of an adapter takes over
         max_queued_requests=config.max_open,
-        graceful_shutdown_timeout_s=LEAVING_SECONDS,
+        graceful_shutdown_timeout_s=config.leaving_seconds,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": wanted.cpus, "num_gpus": wanted.gpus},
         request_router_config=RequestRouterConfig.model_validate({"request_router_class": ROUTER}),
@@ -227,6 +227,8 @@ def _start_ray(deployment: Deployment) -> None:
 
 def _serve(deployment: Deployment) -> Output:
     from ray import serve
+
+    from shoal.server.connections import KEEP_ALIVE_SECONDS
 
     address = deployment.address
     stopped = threading.Event()

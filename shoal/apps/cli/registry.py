@@ -108,9 +108,9 @@ def import_adapter(
 ) -> Output:
     """Keep a PEFT LoRA under a name; it is checked first."""
     from shoal.adapters.archive import unpack
-    from shoal.registry.importing import MAX_BYTES
+    from shoal.registry.importing import MAX_BYTES, without_paths
 
-    with opened(place) as registry, tempfile.TemporaryDirectory() as folder:
+    with opened(place) as registry, tempfile.TemporaryDirectory() as folder, without_paths(Path(folder)):
         if source.is_file():
             with source.open("rb") as file:
                 unpack(file, Path(folder), max_bytes=MAX_BYTES)
@@ -138,9 +138,9 @@ def pull_adapter(
 ) -> Output:
     """Keep an adapter of a model hub under a name; it is checked first."""
     from shoal.adapters.hub import pull
-    from shoal.registry.importing import MAX_BYTES
+    from shoal.registry.importing import MAX_BYTES, without_paths
 
-    with opened(place) as registry, tempfile.TemporaryDirectory() as folder:
+    with opened(place) as registry, tempfile.TemporaryDirectory() as folder, without_paths(Path(folder)):
         pull(hub_id, folder, max_bytes=MAX_BYTES)
         return _keep(registry, name, Path(folder), arrival)
 

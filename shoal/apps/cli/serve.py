@@ -7,7 +7,6 @@ import math
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,17 +15,11 @@ from shoal.apps.cli.registry import Place
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.config import EngineConfig, ServiceConfig
 from shoal.errors import ShoalError, UsageError, reason
-from shoal.server.middleware import MAX_HEADER_BYTES
-
-if TYPE_CHECKING:
-    import uvicorn
-    from starlette.types import ASGIApp
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-KEEP_ALIVE_SECONDS = 15
-LEAVING_SECONDS = 20
+BACKLOG = 2048  # connections that wait to be accepted, while the model loads too
 
 
 class Address(BaseModel):
@@ -46,10 +39,9 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
     Requests need a key of `shoal keys create`.
     """
     check_service(address)
-    import uvicorn
-
     from shoal.models.backbone import DEFAULT_MODEL
     from shoal.server.app import create_app
+    from shoal.server.connections import Server
     from shoal.server.service import open_service
 
     sockets = bound(address.host, address.port, config.send_seconds)
@@ -57,7 +49,12 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
         check_extra("vLLM", "vllm", "httpx2")
     base = address.base or DEFAULT_MODEL
     service = open_service(place.open(), base, config, engine=engine, open=address.open)
-    server = uvicorn.Server(uvicorn_config(create_app(service)))
+    server = Server(
+        create_app(service),
+        service.end_answers,
+        head_seconds=config.head_seconds,
+        leaving_seconds=config.leaving_seconds,
+    )
     # uvicorn raises it again when it has ended, for whoever listened before: that is no failure here.
     before = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
@@ -70,28 +67,6 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
         signal.signal(signal.SIGTERM, before)
     sys.stdout.flush()
     return Output({"stopped": True}, "stopped")
-
-
-def uvicorn_config(app: ASGIApp, leaving_seconds: int = LEAVING_SECONDS) -> uvicorn.Config:
-    """Uvicorn's settings for an application: HTTP alone, with bounded headers, and no logs of its own.
-
-    Args:
-        app: the application.
-        leaving_seconds: that open requests have when the service is stopped.
-    """
-    import uvicorn
-
-    return uvicorn.Config(
-        app,
-        http="h11",  # the one whose headers are bounded
-        ws="none",
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=leaving_seconds,
-        server_header=False,
-        access_log=False,
-        log_config=None,
-    )
 
 
 def check_service(address: Address) -> None:
@@ -119,7 +94,7 @@ def check_service(address: Address) -> None:
 
 
 def bound(host: str, port: int, send_seconds: float) -> list[socket.socket]:
-    """Sockets to listen on, whose connections end where a client takes nothing of what was sent for so long.
+    """Sockets that listen, whose connections end where a client takes nothing of what was sent for so long.
 
     Closing would not do: a connection is kept until all that was written is read, if that is never.
 
@@ -136,6 +111,7 @@ def bound(host: str, port: int, send_seconds: float) -> list[socket.socket]:
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the connections inherit it
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * send_seconds))
             one.bind(where)
+            one.listen(BACKLOG)  # two may bind one port, if neither listens
     except OSError as error:
         for one in sockets:
             one.close()
