@@ -108,7 +108,7 @@ class Jobs:
         Args:
             adapter: name that the result gets.
             definition: the instruction that the examples follow.
-            examples: JSONL with `input` and `output`.
+            examples: as `load_jsonl` reads them, JSON Lines for example.
             owner: who asks.
             steps: optimiser steps.
             rank: of the LoRA.
@@ -212,7 +212,12 @@ class Jobs:
         except OSError as error:
             raise UnavailableError(f"the examples cannot be kept: {reason(error)}") from error
         try:
-            load_jsonl(folder / "examples.jsonl", definition=definition, test_size=0)
+            load_jsonl(
+                folder / "examples.jsonl",
+                definition=definition,
+                test_size=0,
+                max_bytes=self._config.max_training_bytes,
+            )
         except UsageError:
             raise
         except ShoalError as error:

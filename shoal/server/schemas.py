@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
 
-from shoal.tasks.files import OUTPUT_FIELDS
+from shoal.tasks.forms import OUTPUT_FIELDS
 from shoal.tasks.inputs import FIELDS as INPUT_FIELDS
 
 Name = Annotated[str, Field(min_length=1, max_length=64, description="1 to 64 of a-z, 0-9, '.', '_', '-'")]

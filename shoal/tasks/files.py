@@ -1,4 +1,4 @@
-"""One file, one task: JSON tasks, Super-NaturalInstructions files and JSONL, read and checked.
+"""One file, one task: JSON tasks, Super-NaturalInstructions files and rows of solved examples, checked.
 
 A source without parts of its own is divided by a hash of the input: the same file gives the same division on
 every machine, and an input never falls on both sides.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import ShoalError, UsageError, shorten
+from shoal.tasks.forms import Columns, Row, understand
 from shoal.tasks.records import (
     Example,
     Task,
@@ -25,11 +26,11 @@ from shoal.tasks.records import (
     divide,
     remove_tested,
 )
+from shoal.tasks.tables import MAX_BYTES, read_table, read_text
 
 logger = logging.getLogger(__name__)
 
 TASK_FIELDS = ("name", "category", "source", "license", "definition", "descriptions", "train", "test")
-OUTPUT_FIELDS = ("output", "outputs")  # of JSONL: one of them
 SUPER_NI_FIELDS = ("Definition", "Categories", "Source", "Instances")
 
 
@@ -108,37 +109,45 @@ def load_jsonl(
     definition: str,
     name: str | None = None,
     descriptions: Sequence[str] = (),
-    input_field: str = "input",
+    input_field: str | Sequence[str] = (),
     output_field: str | None = None,
+    ignored: Sequence[str] = (),
     train_size: int | None = None,
     test_size: int = 60,
     seed: int = 0,
+    max_bytes: int = MAX_BYTES,
 ) -> Task:
-    """Read examples from a file with one JSON object a line, such as `{"input": "2 + 2", "output": "4"}`.
+    """Read solved examples from JSON Lines or any other file of rows that `shoal.tasks.tables` reads.
 
-    The outputs are a string or a list of strings in `output_field`, by default in `output` or in `outputs`.
-    The examples are divided as `shoal.tasks.records.divide` does; lines of one input become one example for
+    Columns are those of a form in `shoal.tasks.forms.FORMS`, or the named ones. The examples are divided as
+    `shoal.tasks.records.divide` does; rows of one input whose other columns agree become one example for
     which each output is right. Blank lines are skipped. The task is named after the file, or `name`.
 
+    Args:
+        path: of the file.
+        definition: the instruction that the examples follow.
+        name: of the task.
+        descriptions: what a user might type; without any, the definition.
+        input_field: column of the request, or several, joined.
+        output_field: column of the answer.
+        ignored: columns of text that are left out on purpose.
+        train_size: examples at most.
+        test_size: examples at most.
+        seed: of the division.
+        max_bytes: largest file, also unpacked.
+
     Raises:
-        UsageError: there is no such file, the name is not a task name, or a size is negative.
-        ShoalError: a line is malformed (its number is given), or there are none.
+        UsageError: there is no such file or column, the name is not a task name, or a size is negative.
+        ShoalError: a row is malformed (its line is given), there are none, or a text would be dropped.
     """
     path = Path(path)
-    fields = OUTPUT_FIELDS if output_field is None else (output_field,)
-    examples = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            examples.append(parse_example(line, input_field, fields))
-        except UsageError as error:
-            raise ShoalError(f"{path} line {number}: {error}; repair the line") from None
-    if not examples:
-        raise ShoalError(f"{path}: 0 examples; at least 1 line is needed, add one")
-    train, test = divide(examples, train_size=train_size, test_size=test_size, seed=seed)
+    inputs = (input_field,) if isinstance(input_field, str) else tuple(input_field)
+    columns = Columns(inputs, output_field, tuple(ignored))
+    rows = read_table(path, max_bytes=max_bytes).rows
+    examples = understand(rows, columns=columns, definition=definition, source=path).examples
+    train, test = divide(examples, train_size=train_size, test_size=test_size, seed=seed, join=False)
     return Task(
-        name=path.stem if name is None else name,
+        name=path.name.split(".")[0] if name is None else name,
         category="",
         definition=definition,
         descriptions=describe(definition, descriptions),
@@ -148,10 +157,8 @@ def load_jsonl(
     )
 
 
-def parse_example(
-    line: str, input_field: str = "input", output_fields: Sequence[str] = OUTPUT_FIELDS
-) -> Example:
-    """The example in a line of JSON: an object with an input, and one or a list of outputs.
+def parse_example(line: str) -> Example:
+    """The example in a line of JSON, an object of any form in `shoal.tasks.forms.FORMS`.
 
     Raises:
         UsageError: it is none.
@@ -160,7 +167,12 @@ def parse_example(
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{shorten(line, 40)} is not JSON ({error})") from None
-    return _example(row, input_field, output_fields)
+    if not isinstance(row, dict):
+        raise UsageError(f"{shorten(row)} is not an object; one with input and output is needed")
+    try:
+        return understand([Row("line", row)]).examples[0]
+    except ShoalError as error:
+        raise UsageError(str(error)) from None
 
 
 def _without_tested(train: Iterable[Example], test: Iterable[Example], name: str) -> tuple[Example, ...]:
@@ -195,23 +207,6 @@ def read_object(path: Path, fields: Sequence[str]) -> Mapping[str, Any]:
     return record
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
-
-    Raises:
-        UsageError: there is no such file.
-        ShoalError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UsageError(f"{path}: not a file; check the path") from None
-    except UnicodeDecodeError as error:
-        raise ShoalError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise ShoalError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-
-
 def _string(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise UsageError(
@@ -239,25 +234,19 @@ def _examples(record: Mapping[str, Any], part: str) -> tuple[Example, ...]:
     examples = []
     for index, row in enumerate(rows):
         try:
-            examples.append(_example(row, "input", ("outputs",)))
+            examples.append(_example(row))
         except UsageError as error:
             raise UsageError(f"{part}[{index}]: {error}") from None
     return tuple(examples)
 
 
-def _example(row: object, input_field: str, output_fields: Sequence[str]) -> Example:
-    """The example in a JSON object that has exactly one of `output_fields`."""
+def _example(row: object) -> Example:
+    """The example in an object of a task file."""
     if not isinstance(row, dict):
-        raise UsageError(
-            f"{shorten(row)} is not an object; one with {input_field} and {output_fields[0]} is needed"
-        )
-    given = [field for field in output_fields if field in row]
-    if input_field not in row or len(given) != 1:
-        raise UsageError(
-            f"the fields are {', '.join(row)}; {input_field} and one of {', '.join(output_fields)} are "
-            "needed, rename them"
-        )
-    return Example(row[input_field], strings(row[given[0]], given[0]))
+        raise UsageError(f"{shorten(row)} is not an object; one with input and outputs is needed")
+    if not {"input", "outputs"} <= row.keys():
+        raise UsageError(f"the fields are {', '.join(row)}; input and outputs are needed, rename them")
+    return Example(row["input"], strings(row["outputs"], "outputs"))
 
 
 def _instances(rows: object, name: str) -> list[Example]:

@@ -12,7 +12,8 @@ from itertools import islice
 from types import ModuleType
 from typing import Any
 
-from shoal.errors import ShoalError, UsageError, reason, shorten
+from shoal.errors import ShoalError, UsageError, reason
+from shoal.tasks.forms import Columns, Row, understand
 from shoal.tasks.records import Example, Task, describe, divide, remove_tested
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,9 @@ def load_hub_dataset(
     *,
     name: str,
     definition: str,
-    input_column: str,
-    output_column: str,
+    input_column: str | Sequence[str] = (),
+    output_column: str | None = None,
+    ignored: Sequence[str] = (),
     descriptions: Sequence[str] = (),
     config: str | None = None,
     revision: str | None = None,
@@ -45,8 +47,9 @@ def load_hub_dataset(
         dataset: hub id (`owner/name`) or folder.
         name: the task's name.
         definition: the full instruction.
-        input_column: column of strings.
-        output_column: column of strings, of lists of strings, or of class numbers.
+        input_column: column of strings, or several, joined; none for those of a form (`shoal.tasks.forms`).
+        output_column: column of strings, of lists of strings, or of class numbers; None for that of a form.
+        ignored: columns of text that are left out on purpose.
         descriptions: what a user might type; without any, the definition.
         config: configuration (subset) of the data set.
         revision: branch, tag or commit on the hub; a commit makes the task reproducible.
@@ -61,23 +64,26 @@ def load_hub_dataset(
     Raises:
         UsageError: there is no such column, a class has no name, a size is out of range, or a name is wrong.
         ShoalError: `datasets` is not installed, the data set cannot be reached or read, a cell is not text,
-            or no row is usable.
+            a text would be dropped, or no row is usable.
     """
     if max_rows < 1:
         raise UsageError(f"max_rows {max_rows}: must be at least 1; give a number of rows")
-    columns = (input_column, output_column)
-    parts = [
-        _hub_examples(
-            _open_hub_split(dataset, config, revision, split), split, columns, label_names, max_rows
-        )
-        for split in (train_split, test_split)
-        if split is not None
-    ]
+    inputs = (input_column,) if isinstance(input_column, str) else tuple(input_column)
+    columns = Columns(inputs, output_column, tuple(ignored))
+    parts = []
+    for split in (train_split, test_split):
+        if split is not None:
+            rows = _named_rows(
+                open_split(dataset, config, revision, split), split, columns, label_names, max_rows
+            )
+            parts.append(_examples(rows, split, columns, definition))
     if len(parts) == 1:
-        train, test = divide(parts[0], train_size=train_size, test_size=test_size, seed=seed)
+        train, test = divide(parts[0], train_size=train_size, test_size=test_size, seed=seed, join=False)
     else:
-        test, _ = divide(parts[1], train_size=test_size, test_size=0, seed=seed)
-        train, _ = divide(remove_tested(parts[0], test), train_size=train_size, test_size=0, seed=seed)
+        test, _ = divide(parts[1], train_size=test_size, test_size=0, seed=seed, join=False)
+        train, _ = divide(
+            remove_tested(parts[0], test), train_size=train_size, test_size=0, seed=seed, join=False
+        )
     return Task(
         name=name,
         category="",
@@ -89,49 +95,27 @@ def load_hub_dataset(
     )
 
 
-def _open_hub_split(dataset: str, config: str | None, revision: str | None, split: str) -> Any:
+def open_split(
+    dataset: str, config: str | None, revision: str | None, split: str, *, data_files: str | None = None
+) -> Any:
+    """A streamed split of a data set, or with `data_files` of files in the format `dataset`.
+
+    Raises:
+        ShoalError: `datasets` is not installed, or the data set cannot be opened.
+    """
     datasets = _library()
+    more = {} if data_files is None else {"data_files": data_files}
     try:
-        return datasets.load_dataset(dataset, config, revision=revision, split=split, streaming=True)
+        return datasets.load_dataset(dataset, config, revision=revision, split=split, streaming=True, **more)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ShoalError(
-            f"data set {dataset}, split {split}: cannot be opened ({reason(error)}); check its id, config "
-            "and split, and the network"
+            f"data set {data_files or dataset}, split {split}: cannot be opened ({reason(error)}); check its "
+            "id, config and split, and the network"
         ) from None
 
 
-def _hub_examples(
-    rows: Any, split: str, columns: tuple[str, str], label_names: Sequence[str] | None, max_rows: int
-) -> list[Example]:
-    """The usable examples among the first `max_rows` rows of a streamed split."""
-    input_column, output_column = columns
-    if label_names is None:
-        label_names = getattr((rows.features or {}).get(output_column), "names", None)
-    examples = []
-    total = 0
-    for row in _first_rows(rows, split, max_rows):
-        total += 1
-        for column in columns:
-            if column not in row:
-                raise UsageError(
-                    f"column {shorten(column)}: split {split} has {', '.join(row)}; name one of these"
-                )
-        questions = _cell_texts(row[input_column], input_column)
-        outputs = _cell_texts(row[output_column], output_column, label_names)
-        if len(questions) == 1 and outputs:
-            examples.append(Example(questions[0], outputs))
-    if len(examples) < total:
-        logger.info(
-            "split %s: left %d of %d rows out: empty cell or no class", split, total - len(examples), total
-        )
-    if not examples:
-        raise ShoalError(
-            f"split {split}: 0 of {total} rows have an input and an output; choose another split or column"
-        )
-    return examples
-
-
-def _first_rows(rows: Any, split: str, max_rows: int) -> Iterator[Mapping[str, Any]]:
+def split_rows(rows: Any, split: str, max_rows: int | None) -> Iterator[Mapping[str, Any]]:
+    """The first rows of a streamed split (None: all); ShoalError where they cannot be read."""
     datasets = _library()
     try:
         yield from islice(rows, max_rows)
@@ -141,24 +125,47 @@ def _first_rows(rows: Any, split: str, max_rows: int) -> Iterator[Mapping[str, A
         ) from None
 
 
-def _cell_texts(value: Any, column: str, label_names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The visible strings of a cell; none for an empty cell and for the class -1."""
-    if value is None or value == -1:
-        return ()
-    if isinstance(value, int) and not isinstance(value, bool) and label_names is not None:
-        if not 0 <= value < len(label_names):
-            raise UsageError(
-                f"column {column}: class {value} has no name; give label_names for 0 to {value} at least"
-            )
-        value = label_names[value]
-    texts = value if isinstance(value, list) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise ShoalError(
-                f"column {column}: {shorten(text)} is of type {type(text).__name__}; it must be a string or, "
-                "with label_names, a class number; choose another column"
-            )
-    return tuple(text for text in texts if text.strip())
+def _named_rows(
+    rows: Any, split: str, columns: Columns, label_names: Sequence[str] | None, max_rows: int
+) -> list[Row]:
+    """Rows with the names of classes in place of their numbers, and nothing in place of -1."""
+    names = {name: getattr(feature, "names", None) for name, feature in (rows.features or {}).items()}
+    if label_names is not None:
+        names |= {name: label_names for name in ([columns.output] if columns.output else names)}
+    found = []
+    for number, row in enumerate(split_rows(rows, split, max_rows), start=1):
+        values = {name: _class_name(value, name, names.get(name)) for name, value in row.items()}
+        found.append(Row(f"row {number}", values))
+    return found
+
+
+def _examples(rows: Sequence[Row], split: str, columns: Columns, definition: str) -> tuple[Example, ...]:
+    """The usable examples of a split."""
+    if not rows:
+        raise ShoalError(f"split {split}: 0 rows; choose another split")
+    known = understand(rows, columns=columns, definition=definition, source=f"split {split}", skip_empty=True)
+    if known.skipped:
+        logger.info(
+            "split %s: left %d of %d rows out: empty cell or no class", split, known.skipped, known.rows
+        )
+    if not known.examples:
+        raise ShoalError(
+            f"split {split}: 0 of {known.rows} rows have an input and an output; choose another split or "
+            "column"
+        )
+    return known.examples
+
+
+def _class_name(value: Any, column: str, names: Sequence[str] | None) -> Any:
+    if names is None or not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value == -1:
+        return None
+    if not 0 <= value < len(names):
+        raise UsageError(
+            f"column {column}: class {value} has no name; give label_names for 0 to {value} at least"
+        )
+    return names[value]
 
 
 def _library() -> ModuleType:

@@ -22,6 +22,7 @@ from shoal.tasks.files import (
     read_object,
     strings,
 )
+from shoal.tasks.forms import Columns
 from shoal.tasks.hub import load_hub_dataset
 from shoal.tasks.puzzles import load_reasoning_gym
 from shoal.tasks.records import (
@@ -34,6 +35,7 @@ from shoal.tasks.records import (
     check_texts,
     remove_leaks,
 )
+from shoal.tasks.tables import holds_rows
 
 __all__ = [
     "Example",
@@ -116,20 +118,28 @@ def load_split(directory: str | Path) -> Split:
     return Split(train=remove_leaks(train, held_out), **tasks)
 
 
-def load_tasks(source: str | Path, *, definition: str | None = None, test_size: int = 60) -> Split:
+def load_tasks(
+    source: str | Path,
+    *,
+    definition: str | None = None,
+    test_size: int = 60,
+    columns: Columns | None = None,
+) -> Split:
     """The tasks of any source; those without a `splits.json` are all training tasks.
 
     Args:
         source: one of
 
-            - a path: a directory with `splits.json`, a folder of task JSON files, one such file, or JSONL;
+            - a path: a directory with `splits.json`, a folder of task JSON files, one such file, or solved
+              examples as JSON Lines, JSON array, CSV, TSV or Parquet (`shoal.tasks.tables`);
             - `hub:ORG/NAME?input=COLUMN&output=COLUMN`: a data set of the Hugging Face hub, or a folder of
-              tables; more options are `config`, `revision`, `train` and `test` (splits);
+              tables; more options are `ignore`, `config`, `revision`, `train` and `test` (splits);
             - `sni:PATH`: a folder of Super-NaturalInstructions task files, or one of them;
             - `gym:GENERATOR`: puzzles of reasoning-gym; options are the generator's, `gym:NAME?min_digits=2`.
-        definition: the instruction that the examples follow; needed for JSONL and for `hub:`, which hold
-            none, optional for `gym:`.
+        definition: the instruction that the examples follow; needed for files of rows and for `hub:`, which
+            hold none, optional for `gym:`.
         test_size: examples at most that are not trained on, for sources without parts of their own.
+        columns: of files of rows and of `hub:`; None for those of a form (`shoal.tasks.forms`).
 
     Raises:
         UsageError: there is nothing of that kind, a definition is missing or in the way, or an unknown
@@ -142,11 +152,23 @@ def load_tasks(source: str | Path, *, definition: str | None = None, test_size: 
         if not place:
             raise UsageError(f"task source {source}: nothing follows {kind}:; give {_SOURCES[kind].form}")
         options = dict(parse_qsl(query, keep_blank_values=True))
+        if kind == "hub" and columns is not None:
+            named = {
+                "input": ",".join(columns.input),
+                "output": columns.output,
+                "ignore": ",".join(columns.ignored),
+            }
+            options = {name: text for name, text in named.items() if text} | options
         return Split(_SOURCES[kind].load(place, options, definition, test_size), ())
     path = Path(source)
-    if path.suffix == ".jsonl":
-        wanted = _needed(definition, path)
-        return Split((load_jsonl(path, definition=wanted, test_size=test_size),), ())
+    if holds_rows(path):
+        wanted, own = _needed(definition, path), columns or Columns()
+        fields: dict[str, Any] = {
+            "input_field": own.input,
+            "output_field": own.output,
+            "ignored": own.ignored,
+        }
+        return Split((load_jsonl(path, definition=wanted, test_size=test_size, **fields),), ())
     _not_wanted(definition, path)
     if path.is_file():
         return Split((load_task_json(path),), ())
@@ -158,17 +180,19 @@ def load_tasks(source: str | Path, *, definition: str | None = None, test_size: 
 def _of_hub(
     place: str, options: Mapping[str, str], definition: str | None, test_size: int
 ) -> tuple[Task, ...]:
-    unknown = sorted(set(options) - {"input", "output", "config", "revision", "train", "test"})
+    unknown = sorted(set(options) - {"input", "output", "ignore", "config", "revision", "train", "test"})
     if unknown:
         raise UsageError(
-            f"hub:{place}: unknown option {unknown[0]}; use input, output, config, revision, train and test"
+            f"hub:{place}: unknown option {unknown[0]}; use input, output, ignore, config, revision, train "
+            "and test"
         )
     task = load_hub_dataset(
         place,
         name=place.rstrip("/").rsplit("/", 1)[-1],
         definition=_needed(definition, f"hub:{place}"),
-        input_column=options.get("input", "input"),
-        output_column=options.get("output", "output"),
+        input_column=_names(options.get("input")),
+        output_column=options.get("output"),
+        ignored=_names(options.get("ignore")),
         config=options.get("config"),
         revision=options.get("revision"),
         train_split=options.get("train", "train"),
@@ -176,6 +200,10 @@ def _of_hub(
         test_size=test_size,
     )
     return (task,)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name for name in (text or "").split(",") if name)
 
 
 def _of_super_natural_instructions(

@@ -181,13 +181,19 @@ def remove_tested(train: Iterable[Example], test: Iterable[Example]) -> tuple[Ex
 
 
 def divide(
-    examples: Iterable[Example], *, train_size: int | None = None, test_size: int = 60, seed: int = 0
+    examples: Iterable[Example],
+    *,
+    train_size: int | None = None,
+    test_size: int = 60,
+    seed: int = 0,
+    join: bool = True,
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Divide examples into a train and a test part by a hash of `seed` and the input, whatever their order.
 
-    Examples of one input are first joined into one, for which the outputs of each are right; inputs that are
-    the same only by `normalise` stay two examples, in one part. The test part has `test_size` examples but at
-    most half of all; the train part has the others, at most `train_size` of them (None: no limit).
+    Examples of one input are first joined into one, for which the outputs of each are right, unless `join` is
+    False; inputs that are the same only by `normalise` stay two examples, in one part. The test part has
+    `test_size` examples but at most half of all; the train part has the others, at most `train_size` of them
+    (None: no limit).
 
     Raises:
         UsageError: a size is negative.
@@ -195,19 +201,25 @@ def divide(
     for field, size in (("train_size", train_size), ("test_size", test_size)):
         if size is not None and size < 0:
             raise UsageError(f"{field} {size}: must be at least 0; give a number of examples")
-    outputs: dict[str, dict[str, None]] = {}
-    for example in examples:
-        outputs.setdefault(example.input, {}).update(dict.fromkeys(example.outputs))
+    kept = _joined(examples) if join else list(examples)
     groups: dict[bytes, list[Example]] = {}
-    for question in sorted(outputs):
-        digest = hashlib.blake2b(f"{seed}\n{normalise(question)}".encode()).digest()
-        groups.setdefault(digest, []).append(Example(question, tuple(outputs[question])))
-    tested = min(test_size, len(outputs) // 2)
+    for example in sorted(kept, key=lambda example: example.input):
+        digest = hashlib.blake2b(f"{seed}\n{normalise(example.input)}".encode()).digest()
+        groups.setdefault(digest, []).append(example)
+    tested = min(test_size, len(kept) // 2)
     train: list[Example] = []
     test: list[Example] = []
     for digest in sorted(groups):
         (test if len(test) < tested else train).extend(groups[digest])
     return tuple(train[:train_size]), tuple(test[:tested])
+
+
+def _joined(examples: Iterable[Example]) -> list[Example]:
+    """One example for every input, for which the outputs of each are right."""
+    outputs: dict[str, dict[str, None]] = {}
+    for example in examples:
+        outputs.setdefault(example.input, {}).update(dict.fromkeys(example.outputs))
+    return [Example(question, tuple(answers)) for question, answers in outputs.items()]
 
 
 def check_examples(given: Sequence[Solved]) -> list[Example]:

@@ -243,7 +243,7 @@ def test_a_json_task_is_read(tmp_path: Path) -> None:
         ({"train": ["a"]}, r"train\[0\]: 'a' is not an object"),
         (
             {"train": [{"input": "a"}]},
-            r"train\[0\]: the fields are input; input and one of outputs are needed",
+            r"train\[0\]: the fields are input; input and outputs are needed",
         ),
         ({"test": [{"input": "a", "outputs": []}]}, r"test\[0\]: outputs: 0 entries"),
         ({"test": [{"input": "a", "outputs": [["b"]]}]}, r"test\[0\]: outputs\[0\]: \['b'\] is of type list"),
@@ -580,7 +580,7 @@ def test_lists_of_answers_are_outputs(tmp_path: Path) -> None:
             UsageError,
             "column 'texts': split train has text, label, number; name one",
         ),
-        ({"output_column": "number"}, ShoalError, "column number: 1 is of type int; it must be a string or"),
+        ({"output_column": "number"}, ShoalError, r"split train row 1: number\[0\]: 1 is of type int"),
         ({"train_split": "dev"}, ShoalError, "split dev: cannot be opened"),
         ({"config": "other"}, ShoalError, "cannot be opened"),
         ({"max_rows": 0}, UsageError, "max_rows 0: must be at least 1"),

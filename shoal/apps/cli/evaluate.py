@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from shoal.apps.cli.model import (
     HYPERNETWORK_HELP,
@@ -22,7 +22,7 @@ from shoal.apps.cli.model import (
     warn_of_another_base,
 )
 from shoal.apps.cli.settings import Output, check_extra
-from shoal.apps.cli.tasks import DEFINITION_HELP, TASKS_HELP, read_tasks
+from shoal.apps.cli.tasks import DEFINITION_HELP, TASKS_HELP, ExampleColumns, read_tasks
 from shoal.config import DEFAULT_MODEL, MIN_EXAMPLES
 from shoal.errors import UsageError
 
@@ -40,10 +40,8 @@ REPORT_FILE = "report.json"
 TABLE_FILE = "report.md"
 
 
-class Scoring(BaseModel):
+class Scoring(ExampleColumns):
     """Rows of the report, and the examples that they are scored on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tasks: str = Field(
         description=TASKS_HELP + "; with splits.json its validation tasks are used, or those of --task"
@@ -95,7 +93,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
 
         check_place(scoring.out, (REPORT_FILE, TABLE_FILE))
     check_directories(hypernetwork=scoring.hypernetwork)
-    split = read_tasks(scoring.tasks, scoring.definition, scoring.task)
+    split = read_tasks(scoring.tasks, scoring.definition, scoring.task, columns=scoring.columns)
     named = (*split.train, *split.validation, *split.validation_2) if scoring.task else ()
     tasks = named or split.validation or split.train
     check_extra("evaluation", "evaluate", "rouge_score")

@@ -107,6 +107,10 @@ COMMANDS: dict[str, Entry | Group] = {
             "rm": Entry("registry:remove_adapter", "Remove an adapter with all its versions."),
         },
     ),
+    "data": Group(
+        "Files of solved examples.",
+        {"check": Entry("tasks:check_data", "Say how a file of solved examples is understood.")},
+    ),
     "keys": Group(
         "API keys of the service.",
         {

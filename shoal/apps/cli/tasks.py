@@ -5,33 +5,56 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal.apps.cli.settings import check_extra
+from shoal.apps.cli.settings import Output, check_extra
 from shoal.config import MIN_EXAMPLES
-from shoal.errors import UsageError
+from shoal.errors import UsageError, shorten
 
 if TYPE_CHECKING:
+    from shoal.tasks.forms import Columns
     from shoal.tasks.loading import Example, Split, Task
 
 log = logging.getLogger(__name__)
 
 TEST_SIZE = 60  # where a source has no test part
 TASKS_HELP = (
-    "data directory with splits.json, folder of task JSON files, one such file, JSONL with --definition; "
+    "data directory with splits.json, folder of task JSON files, one such file, solved "
+    "examples with --definition (JSON Lines or array, CSV, TSV, Parquet; see `shoal data check`); "
     "hub:ORG/NAME?input=COLUMN&output=COLUMN with --definition, sni:DIR of Super-NaturalInstructions, or "
     "gym:NAME of reasoning-gym (the last three need the extra `data`)"
 )
+SHOWN_ROWS, SHOWN_CHARACTERS = 3, 400
 MANY_EXAMPLES = 100  # from which training on them alone does better
-DEFINITION_HELP = "for JSONL and hub: the instruction that the examples follow"
+DEFINITION_HELP = "for files of examples and hub: the instruction that the examples follow"
 
 
-class Data(BaseModel):
-    """Tasks to train on, the adapter to start from, and the target."""
+class ExampleColumns(BaseModel):
+    """Columns of solved examples, where they are not those of a known form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_column: tuple[str, ...] = Field(
+        (), description="columns of the request, joined; none means those of a known form"
+    )
+    output_column: str | None = Field(
+        None, description="column of the answer; none means that of a known form"
+    )
+    ignore_column: tuple[str, ...] = Field((), description="columns of text to leave out on purpose")
+
+    @property
+    def columns(self) -> Columns:
+        """As the loaders take them."""
+        from shoal.tasks.forms import Columns
+
+        return Columns(self.input_column, self.output_column, self.ignore_column)
+
+
+class Data(ExampleColumns):
+    """Tasks to train on, the adapter to start from, and the target."""
 
     tasks: str | None = Field(None, description=TASKS_HELP)
     definition: str | None = Field(None, description=DEFINITION_HELP)
@@ -69,7 +92,11 @@ class Data(BaseModel):
 
 
 def read_tasks(
-    source: str, definition: str | None, names: Sequence[str] = (), test_size: int = TEST_SIZE
+    source: str,
+    definition: str | None,
+    names: Sequence[str] = (),
+    test_size: int = TEST_SIZE,
+    columns: Columns | None = None,
 ) -> Split:
     """The tasks of a source; those without a splits.json are all training tasks.
 
@@ -78,11 +105,12 @@ def read_tasks(
         ShoalError: a file is malformed, or what reads the source is not installed.
     """
     from shoal.tasks.loading import Split, load_tasks
+    from shoal.tasks.tables import holds_rows
 
-    if definition is None and (source.endswith(".jsonl") or source.startswith("hub:")):
+    if definition is None and (source.startswith("hub:") or holds_rows(Path(source))):
         raise UsageError(f"--tasks {source} holds no instruction; add --definition TEXT")
     log.info("reading the tasks of %s", source)
-    split = load_tasks(source, definition=definition, test_size=test_size)
+    split = load_tasks(source, definition=definition, test_size=test_size, columns=columns)
     return Split(*_named((split.train, split.validation, split.validation_2), names))
 
 
@@ -111,7 +139,7 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     held_out: tuple[Task, ...] = ()
     procedural: tuple[Task, ...] = ()
     if data.tasks is not None:
-        split = read_tasks(data.tasks, data.definition, test_size=data.test_size)
+        split = read_tasks(data.tasks, data.definition, test_size=data.test_size, columns=data.columns)
         filed = split.train
         held_out = (*split.validation, *split.validation_2)
     if data.procedural:
@@ -154,3 +182,44 @@ def better(examples: int, *, uncalibrated: bool = False) -> str | None:
     if examples >= MANY_EXAMPLES:
         return f"{examples} examples are enough to train a LoRA of their own: shoal train lora --tasks FILE"
     return None
+
+
+class Reading(ExampleColumns):
+    """How solved examples are read."""
+
+    definition: str | None = Field(None, description="instruction that the examples follow, left out of them")
+
+
+def check_data(
+    file: Annotated[Path, typer.Argument(help="solved examples: JSON Lines or array, CSV, TSV, Parquet")],
+    reading: Reading,
+) -> Output:
+    """Say how a file of solved examples is understood, with three of them."""
+    from shoal.tasks.forms import understand
+    from shoal.tasks.tables import read_table
+
+    table = read_table(file)
+    known = understand(table.rows, columns=reading.columns, definition=reading.definition, source=file)
+    record = {
+        "file": str(file),
+        "format": table.form,
+        "form": known.form,
+        "request": known.inputs,
+        "answer": known.output or "the last turn",
+        "left_out": known.left_out,
+        "rows": known.rows,
+        "examples": len(known.examples),
+        "first": [{"input": e.input, "outputs": e.outputs} for e in known.examples[:SHOWN_ROWS]],
+    }
+    lines = [
+        f"{file}: {table.form}, {known.form}; {known.rows} rows, {len(known.examples)} examples",
+        f"request: {', '.join(known.inputs)}; answer: {known.output or 'the last turn'}; "
+        f"left out: {', '.join(known.left_out) or 'nothing'}",
+    ]
+    for number, example in enumerate(known.examples[:SHOWN_ROWS], start=1):
+        request, answers = example.input, " | ".join(example.outputs)
+        lines += [
+            f"{number}. {shorten(request, SHOWN_CHARACTERS)}",
+            f"   -> {shorten(answers, SHOWN_CHARACTERS)}",
+        ]
+    return Output(record, "\n".join(lines))

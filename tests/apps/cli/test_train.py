@@ -332,3 +332,16 @@ def test_refining_is_learned_for_a_hypernetwork(
     assert shoal("train", "refining", *where, *few).err.startswith("error: --start is missing")
     other = shoal("train", "refining", *where, "--start", multi_task, *few)
     assert other.code == 2 and "is an adapter; refining is learned for a hypernetwork" in other.err
+
+
+def test_data_check_says_how_a_file_is_understood(shoal: Shoal, tmp_path: Path) -> None:
+    rows = [{"instruction": "Say it.", "input": f"word {i}", "output": "x", "id": i} for i in range(5)]
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(rows))
+    record = shoal("data", "check", file, "--json").record
+    assert (record["format"], record["form"], record["rows"]) == ("a JSON array", "Alpaca", 5)
+    assert record["left_out"] == ["id"] and len(record["first"]) == 3
+    assert record["first"][0] == {"input": "Say it.\n\nword 0", "outputs": ["x"]}
+    assert "Alpaca; 5 rows, 5 examples" in shoal("data", "check", file).out
+    short = shoal("data", "check", file, "--definition", "Say it.", "--json").record
+    assert short["first"][0]["input"] == "word 0"

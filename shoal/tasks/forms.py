@@ -1,0 +1,333 @@
+"""Solved examples in the forms that people have them: which columns are the request, and which the answer.
+
+One literal table names the forms. A column of text that no form takes is an error unless it is named, since
+a dropped instruction makes every example wrong in silence. Knows rows, nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.errors import ShoalError, UsageError, shorten
+from shoal.tasks.records import Example, normalise
+
+OUTPUT_FIELDS = ("output", "outputs")
+_USERS, _ASSISTANTS = ("user", "human"), ("assistant", "gpt", "model", "bot", "chatgpt")
+_SYSTEMS = ("system", "developer")
+_SPEAKERS = dict.fromkeys(_USERS, "User") | dict.fromkeys(_ASSISTANTS, "Assistant")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file.
+
+    Attributes:
+        place: `line 3`, `entry 3` or `row 3`, counted from 1.
+        values: by column; of strings alone in CSV and TSV.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """The columns of a form of solved examples.
+
+    Attributes:
+        name: for people.
+        inputs: columns of the request, in the order in which they are joined.
+        outputs: columns of the answer, of which a row has one.
+        optional: those of `inputs` that a row may lack or leave empty.
+        turns: the one input is a conversation, whose last turn is the answer where `outputs` is empty.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    turns: bool = False
+
+
+_ANSWERS = ("output", "outputs", "response", "completion", "answer")
+# The first of those that take the most columns is used.
+FORMS = (
+    Form("input and output", ("input",), OUTPUT_FIELDS),
+    Form("Alpaca", ("system", "instruction", "input"), _ANSWERS, ("system", "input")),
+    Form("Dolly", ("instruction", "context"), ("response",), ("context",)),
+    Form("messages", ("system", "messages"), (), ("system",), turns=True),
+    Form("conversations", ("system", "conversations"), (), ("system",), turns=True),
+    Form("conversation", ("system", "conversation"), (), ("system",), turns=True),
+    Form(
+        "prompt and completion",
+        ("system", "prompt"),
+        ("completion", "response", "output", "answer"),
+        ("system",),
+    ),
+    Form("question and answer", ("context", "question"), ("answer", "answers", "response"), ("context",)),
+    Form("query and response", ("query",), ("response", "answer")),
+    Form("text and label", ("text",), ("label", "labels", "label_text", "target", "output")),
+    Form("sentence and label", ("sentence",), ("label", "label_text")),
+    Form("source and target", ("source",), ("target",)),
+    Form("input and target", ("input",), ("target", "label", "response", "answer", "completion")),
+    Form("text and summary", ("text",), ("summary",)),
+    Form("article and summary", ("article",), ("summary", "highlights")),
+    Form("document and summary", ("document",), ("summary",)),
+    Form("dialogue and summary", ("dialogue",), ("summary",)),
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns that somebody has named.
+
+    Attributes:
+        input: of the request, joined in this order; none for those of a form.
+        output: of the answer; None for that of a form.
+        ignored: columns of text that are left out on purpose.
+    """
+
+    input: tuple[str, ...] = ()
+    output: str | None = None
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Understood:
+    """Solved examples, and how they were read.
+
+    Attributes:
+        form: name of the form.
+        inputs: columns of the request.
+        output: column of the answer; None where it is the last turn of a conversation.
+        left_out: columns that are no part of an example.
+        rows: read.
+        skipped: of those, without a request or an answer.
+        examples: rows of one request and one remainder are one example, for which each answer is right.
+    """
+
+    form: str
+    inputs: tuple[str, ...]
+    output: str | None
+    left_out: tuple[str, ...]
+    rows: int
+    skipped: int
+    examples: tuple[Example, ...]
+
+
+def understand(
+    rows: Iterable[Row],
+    *,
+    columns: Columns | None = None,
+    definition: str | None = None,
+    source: object = "the examples",
+    skip_empty: bool = False,
+) -> Understood:
+    """The examples in some rows.
+
+    Args:
+        rows: at least one.
+        columns: that somebody has named.
+        definition: the instruction that they follow: where a row's own instruction is this text, it is no
+            part of the request, since an adapter replaces it.
+        source: of the rows, for messages.
+        skip_empty: leave out rows without a request or an answer, rather than refuse them.
+
+    Raises:
+        UsageError: a named column is not there.
+        ShoalError: no form has these columns, a text would be dropped, or a row is wrong (its place is
+            given).
+    """
+    rows, asked = list(rows), columns or Columns()
+    present = dict.fromkeys(name for row in rows for name in row.values)
+    form, names = _form_of(present, asked, source, rows[0].place)
+    inputs = tuple(names[column] for column in form.inputs if column in names)
+    outputs = tuple(names[column] for column in form.outputs if column in names)
+    left_out = tuple(name for name in present if name not in (*inputs, *outputs))
+    if not (asked.input and asked.output):
+        _check_left_out(rows, left_out, asked, source)
+    merged: dict[object, tuple[str, dict[str, None]]] = {}
+    skipped = 0
+    for row in rows:
+        if skip_empty and not (_filled(row, inputs, form.optional) and _filled(row, outputs)):
+            skipped += 1
+            continue
+        try:
+            request, answers = _example(row.values, form, names, definition)
+        except UsageError as error:
+            raise ShoalError(f"{source} {row.place}: {error}; repair the {row.place.split()[0]}") from None
+        rest = repr([(name, row.values.get(name)) for name in left_out if _has_text(row.values.get(name))])
+        merged.setdefault((request, rest), (request, {}))[1].update(dict.fromkeys(answers))
+    examples = tuple(Example(request, tuple(answers)) for request, answers in merged.values())
+    output = outputs[0] if outputs else None
+    return Understood(form.name, inputs, output, left_out, len(rows), skipped, examples)
+
+
+def _filled(row: Row, names: Sequence[str], optional: Sequence[str] = ()) -> bool:
+    """True where every column that must have a value has one; an answer may be in any of its columns."""
+    values = [row.values.get(name) for name in names if name not in optional]
+    return not values or any(
+        bool(value.strip()) if isinstance(value, str) else value not in (None, [], {}) for value in values
+    )
+
+
+def _form_of(
+    present: Mapping[str, None], asked: Columns, source: object, place: str
+) -> tuple[Form, dict[str, str]]:
+    """The form, and its columns as the rows name them, in any case."""
+    for name in (*asked.input, *([asked.output] if asked.output else []), *asked.ignored):
+        if name not in present:
+            raise UsageError(f"column {shorten(name)}: {source} has {', '.join(present)}; name one of these")
+    names = {name.strip().casefold(): name for name in present if name not in asked.ignored}
+    if asked.input and asked.output:
+        own = {name: name for name in (*asked.input, asked.output)}
+        return Form("the named columns", asked.input, (asked.output,)), own
+    found, most = None, 0
+    for form in FORMS:
+        if asked.input or asked.output:
+            form = Form(
+                form.name, asked.input or form.inputs, (asked.output,) if asked.output else form.outputs
+            )
+            names |= {name: name for name in (*form.inputs, *form.outputs) if name in present}
+        required = [name for name in form.inputs if name not in form.optional]
+        has_answer = form.turns or any(name in names for name in form.outputs)
+        taken = sum(name in names for name in (*form.inputs, *form.outputs))
+        if has_answer and all(name in names for name in required) and taken > most:
+            found, most = form, taken
+    if found is None:
+        raise ShoalError(
+            f"{source} {place}: the columns are {', '.join(present)}; input and one of "
+            f"{', '.join(OUTPUT_FIELDS)} are needed, or another known pair; rename them, or name them with "
+            "--input-column and --output-column"
+        )
+    return found, names
+
+
+def _check_left_out(rows: Sequence[Row], left_out: Sequence[str], asked: Columns, source: object) -> None:
+    for name in left_out:
+        if name in asked.ignored:
+            continue
+        row = next((row for row in rows if _has_text(row.values.get(name))), None)
+        if row is not None:
+            raise ShoalError(
+                f"{source} {row.place}: the text of column {shorten(name)}, {shorten(row.values[name], 30)}, "
+                f"would be dropped; name it with --ignore-column {name}, or name the columns to use with "
+                "--input-column and --output-column"
+            )
+
+
+def _has_text(value: object) -> bool:
+    """True where a value holds visible text that is no number."""
+    if isinstance(value, str):
+        return bool(value.strip()) and not value.strip().replace(".", "", 1).lstrip("+-").isdigit()
+    if isinstance(value, Mapping):
+        return any(map(_has_text, value.values()))
+    return isinstance(value, Sequence) and any(map(_has_text, value))
+
+
+def _example(
+    row: Mapping[str, Any], form: Form, names: Mapping[str, str], definition: str | None
+) -> tuple[str, tuple[str, ...]]:
+    """(request, right answers) of a row."""
+    given = [names[name] for name in form.outputs if name in names and row.get(names[name]) not in (None, "")]
+    parts = {name: row.get(names[name]) if name in names else None for name in form.inputs}
+    turns: list[Any] = [value for value in parts.values() if _is_talk(value)]
+    if form.turns or turns:
+        talk = [*_system(parts.get("system")), *(list(turns[0]) if turns else [])]
+        answer: Any = row[given[0]] if given else None
+        if _is_talk(answer):
+            talk += list(answer)
+            answer = None
+        request, answers = _of_talk(talk, answer, definition)
+    else:
+        if len(given) != 1:
+            lacking = ", ".join(row)
+            wanted = f"{', '.join(form.inputs)} and one of {', '.join(form.outputs)}"
+            raise UsageError(f"the fields are {lacking}; {wanted} are needed, rename them")
+        texts = [_text(parts[name], name, optional=name in form.optional) for name in form.inputs]
+        request = _joined(texts, definition)
+        answers = _answers(row[given[0]], given[0])
+    Example(request, answers)  # checks both
+    return request, answers
+
+
+def _text(value: object, name: str, *, optional: bool) -> str:
+    if value is None and optional:
+        return ""
+    if value is None:
+        raise UsageError(f"{name} is missing")
+    if not isinstance(value, str):
+        raise UsageError(
+            f"{name}: {shorten(value)} is of type {type(value).__name__}; it must be a string, quote it"
+        )
+    return value
+
+
+def _joined(texts: Sequence[str], definition: str | None) -> str:
+    """One request of several texts, without the instruction that the adapter replaces."""
+    kept = [text for text in texts if text.strip()]
+    if definition is not None and len(kept) > 1 and normalise(kept[0]) == normalise(definition):
+        kept = kept[1:]
+    return "\n\n".join(kept) if len(kept) > 1 else "".join(kept or texts)
+
+
+def _answers(value: object, name: str) -> tuple[str, ...]:
+    """A string, a list of them, or SQuAD's object with a list under `text`."""
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):
+        value = value["text"]
+    values = value if isinstance(value, list) else [value]
+    for index, each in enumerate(values):
+        if not isinstance(each, str):
+            raise UsageError(
+                f"{name}[{index}]: {shorten(each)} is of type {type(each).__name__}; it must be a string, "
+                "quote it"
+            )
+    return tuple(dict.fromkeys(values))
+
+
+def _is_talk(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
+
+
+def _system(value: object) -> list[Mapping[str, Any]]:
+    return [{"role": "system", "content": value}] if isinstance(value, str) and value.strip() else []
+
+
+def _of_talk(
+    turns: Sequence[Mapping[str, Any]], answer: object, definition: str | None
+) -> tuple[str, tuple[str, ...]]:
+    """The last turn as the answer, and what is before it as the request."""
+    said = [(_role(turn), _content(turn)) for turn in turns]
+    if answer is not None:
+        said.append(("Assistant", _answers(answer, "answer")[0]))
+    if len(said) < 2 or said[-1][0] != "Assistant":
+        raise UsageError(f"the last of {len(said)} turns is not the assistant's; it has to be the answer")
+    before = said[:-1]
+    if before[-1][0] != "User":
+        raise UsageError("the turn before the answer is not the user's; it has to be the request")
+    instructions = [text for role, text in before if role == "System"]
+    talk = [(role, text) for role, text in before if role != "System"]
+    lines = [text if len(talk) == 1 else f"{role}: {text}" for role, text in talk]
+    return _joined([*instructions, "\n\n".join(lines)], definition), (said[-1][1],)
+
+
+def _role(turn: Mapping[str, Any]) -> str:
+    role = str(turn.get("role", turn.get("from", ""))).strip().casefold()
+    if role in _SYSTEMS:
+        return "System"
+    if role not in _SPEAKERS:
+        raise UsageError(f"a turn has the role {shorten(role)}; system, user and assistant are read")
+    return _SPEAKERS[role]
+
+
+def _content(turn: Mapping[str, Any]) -> str:
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise UsageError("a turn calls tools; turns of text alone are read")
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str):
+        raise UsageError(f"a turn holds {shorten(content)}; turns of text alone are read")
+    return content

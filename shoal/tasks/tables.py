@@ -1,0 +1,239 @@
+"""Rows of a file: JSON Lines, a JSON array, CSV, TSV or Parquet, in gzip, UTF-8 or UTF-16.
+
+Content decides, and the ending where content does not. Knows nothing of what the columns mean.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import ShoalError, UsageError, reason, shorten
+from shoal.tasks.forms import Row
+
+ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz")  # of files that hold rows, not a task
+MAX_BYTES = 2**30  # of a file, and of what a compressed one unpacks to
+_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+_FOREIGN = {
+    b"PK\x03\x04": "a ZIP or Excel file; unpack it or save it as CSV",
+    b"(\xb5/\xfd": "a Zstandard file",
+}
+_FOREIGN |= {b"BZh": "a bzip2 file; unpack it", b"\xfd7zXZ": "an xz file; unpack it"}
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_DELIMITERS = "\t,;|"
+_WRAPPERS = ("data", "rows", "examples", "instances", "train")  # keys under which one object holds all rows
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file.
+
+    Attributes:
+        form: of the file, for people.
+        rows: at least one.
+    """
+
+    form: str
+    rows: tuple[Row, ...]
+
+
+def holds_rows(path: Path) -> bool:
+    """True for a file of rows, by its ending, or of `.json` by its content: an array."""
+    if path.suffix.lower() in ENDINGS:
+        return True
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def read_table(path: Path, *, max_bytes: int = MAX_BYTES) -> Table:
+    """The rows of a file.
+
+    Args:
+        path: of the file.
+        max_bytes: largest size, also unpacked.
+
+    Raises:
+        UsageError: there is no such file.
+        ShoalError: it is too large, broken (the line is given), of no form that is read, or without rows.
+    """
+    content = _content(path, max_bytes)
+    if content.startswith(_PARQUET):
+        table = Table("Parquet", tuple(_parquet_rows(path)))
+    else:
+        table = _text_table(path, decode(content, path))
+    if not table.rows:
+        raise ShoalError(f"{path}: 0 examples; at least 1 line is needed, add one")
+    return table
+
+
+def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
+    """The text of a UTF-8 or UTF-16 file, also in gzip, without a byte order mark.
+
+    Raises:
+        UsageError: there is no such file.
+        ShoalError: it cannot be read, is too large, or is not UTF-8.
+    """
+    return decode(_content(path, max_bytes), path)
+
+
+def decode(content: bytes, source: object) -> str:
+    """The text of some bytes; errors as `read_text`."""
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+    if encoding is None:  # UTF-16 without a mark has a zero in every other byte of ASCII
+        head = content[:400]
+        odd, even = head[1::2].count(0), head[::2].count(0)
+        wide = "utf-16-le" if 4 * odd > len(head) else "utf-16-be" if 4 * even > len(head) else None
+        encoding = wide or "utf-8"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ShoalError(
+            f"{source}: byte {error.start} is not {encoding.removesuffix('-sig').upper()}; save the file as "
+            "UTF-8"
+        ) from None
+
+
+def _content(path: Path, max_bytes: int) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise ShoalError(f"{path}: {size} bytes, the limit is {max_bytes}; take rows out")
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise UsageError(f"{path}: not a file; check the path") from None
+    except OSError as error:
+        raise ShoalError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    return _unzipped(content, path, max_bytes) if content.startswith(_GZIP) else content
+
+
+def _unzipped(content: bytes, path: Path, max_bytes: int) -> bytes:
+    """All members of a gzip file, of which no more is unpacked than may be."""
+    parts, size = [], 0
+    try:
+        while content:
+            member = zlib.decompressobj(wbits=31)
+            parts.append(member.decompress(content, max_bytes - size + 1))
+            size += len(parts[-1])
+            if size > max_bytes:
+                raise ShoalError(f"{path}: unpacks to more than {max_bytes} bytes, the limit; take rows out")
+            if not member.eof:
+                raise zlib.error("it ends too early")
+            content = member.unused_data.lstrip(b"\0")
+    except zlib.error as error:
+        raise ShoalError(f"{path}: no whole gzip file ({reason(error)}); pack it again") from None
+    return b"".join(parts)
+
+
+def _text_table(path: Path, text: str) -> Table:
+    ending = next((s for s in reversed(path.suffixes) if s.lower() != ".gz"), "").lower()
+    begin = text.lstrip()[:1]
+    if foreign := next(
+        (what for magic, what in _FOREIGN.items() if text.encode()[:8].startswith(magic)), None
+    ):
+        raise ShoalError(f"{path}: {foreign}; JSON Lines, JSON, CSV, TSV and Parquet are read")
+    if ending in (".csv", ".tsv"):
+        return Table(ending[1:].upper(), tuple(_delimited_rows(path, text, ending)))
+    if begin == "[" and (rows := _array_rows(path, text)) is not None:
+        return Table("a JSON array", rows)
+    if begin == "{" and (rows := _wrapped_rows(text)) is not None:
+        return Table("a JSON object of rows", rows)
+    return Table("JSON Lines", tuple(_line_rows(path, text)))
+
+
+def _line_rows(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                row = _object(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                why = (
+                    str(error)
+                    if isinstance(error, UsageError)
+                    else f"{shorten(line, 40)} is not JSON ({error})"
+                )
+                raise ShoalError(f"{path} line {number}: {why}; repair the line") from None
+            yield Row(f"line {number}", row)
+
+
+def _array_rows(path: Path, text: str) -> tuple[Row, ...] | None:
+    """The rows of a whole JSON array; None where lines hold arrays."""
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if "\n" in text.strip() and text.lstrip().split("\n")[0].rstrip().endswith("]"):
+            return None
+        raise ShoalError(f"{path}: not valid JSON ({reason(error)}); repair the file") from None
+    rows = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            rows.append(Row(f"entry {number}", _object(entry)))
+        except UsageError as error:
+            raise ShoalError(f"{path} entry {number}: {error}; repair it") from None
+    return tuple(rows)
+
+
+def _wrapped_rows(text: str) -> tuple[Row, ...] | None:
+    """The rows of one object that holds them all under one key; None where each line is an object."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(whole, dict):
+        return None
+    lists = [whole[key] for key in _WRAPPERS if isinstance(whole.get(key), list)]
+    if len(lists) == 1 and lists[0] and all(isinstance(entry, dict) for entry in lists[0]):
+        return tuple(Row(f"entry {number}", entry) for number, entry in enumerate(lists[0], start=1))
+    return (Row("line 1", whole),)
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{shorten(value)} is not an object; one with input and output is needed")
+    return value
+
+
+def _delimited_rows(path: Path, text: str, ending: str) -> Iterator[Row]:
+    head = text.lstrip("\r\n").split("\n", 1)[0]
+    delimiter = "\t" if ending == ".tsv" else max(_DELIMITERS, key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not names:
+                names = [cell.strip() for cell in cells]
+                if len(set(names)) < len(names):
+                    raise ShoalError(f"{path}: two columns have one name; the first line names the columns")
+                continue
+            if len(cells) != len(names):
+                raise ShoalError(
+                    f"{path} line {reader.line_num}: {len(cells)} cells, the first line names {len(names)} "
+                    f"columns; quote cells that hold {delimiter!r} or line breaks"
+                )
+            yield Row(f"line {reader.line_num}", dict(zip(names, cells, strict=True)))
+    except csv.Error as error:
+        raise ShoalError(f"{path} line {reader.line_num}: {reason(error)}; repair the line") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    from shoal.tasks.hub import open_split, split_rows  # needs the library `datasets`
+
+    split = open_split("parquet", None, None, "train", data_files=str(path))
+    for number, values in enumerate(split_rows(split, str(path), None), start=1):
+        yield Row(f"row {number}", values)
