@@ -255,6 +255,7 @@ class ServiceConfig(_Frozen):
     max_mix: int = Field(8, ge=1, description="adapters in one mix")
     max_generated: int = Field(64, ge=1, description="adapters of one batch of descriptions")
     max_adapters: int = Field(10_000, ge=1, description="versions of adapters that one owner may keep")
+    max_stored_bytes: int = Field(2**34, ge=1, description="bytes of all adapters of one owner")
     max_custom_skills: int = Field(64, ge=1, description="custom skills of one owner")
     max_running: int = Field(16, ge=1, le=1024, description="answers that are generated together")
     max_waiting: int = Field(
@@ -271,6 +272,7 @@ class ServiceConfig(_Frozen):
     )
     cache_bytes: int = Field(2**29, ge=0, description="bytes of adapters kept in memory")
     max_jobs: int = Field(16, ge=1, description="training jobs that may wait or run")
+    max_jobs_a_key: int = Field(8, ge=1, description="training jobs of one owner that may wait or run")
     max_steps: int = Field(2000, ge=1, description="steps of a training job")
     head_seconds: float = Field(15.0, gt=0, description="seconds that a client has for a request's headers")
     body_seconds: float = Field(

@@ -17,7 +17,7 @@ from shoal.adapters.peft_format import adapted_targets
 from shoal.adapters.screening import screen
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.models.shapes import BackboneShape
-from shoal.registry.registry import AdapterRecord, Registry
+from shoal.registry.registry import AdapterRecord, Quota, Registry
 
 MAX_RANK, MAX_BYTES = 128, 512 * 2**20
 MAX_REVISION = 128  # characters
@@ -89,7 +89,7 @@ def keep_foreign(
     *,
     owner: str,
     public: bool = False,
-    quota: int | None = None,
+    quota: Quota | None = None,
     max_rank: int = MAX_RANK,
     max_bytes: int = MAX_BYTES,
 ) -> AdapterRecord:

@@ -108,7 +108,10 @@ class AdapterFiles:
             for sha256 in contents:
                 directory = self.path(sha256)
                 if not used(sha256) and directory.is_dir():
-                    remove_directory(directory)
+                    try:
+                        remove_directory(directory)
+                    except UnavailableError:  # no room to move it aside first
+                        shutil.rmtree(directory, ignore_errors=True)
                     removed += 1
         return removed
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ColumnElement,
-    Connection,
     RowMapping,
     delete,
     func,
@@ -36,13 +35,15 @@ from shoal.config import DEFAULT_MODEL
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, check_unicode
 from shoal.registry.database import Database
 from shoal.registry.objects import AdapterFiles
-from shoal.registry.schema import ADAPTERS
+from shoal.registry.quotas import Quota, check_free, count_of, holder
+from shoal.registry.schema import ADAPTERS, NAMES, check_row
 
 if TYPE_CHECKING:
     from shoal.adapters.lora import LoRA
     from shoal.models.shapes import BackboneShape
 
 MAX_PAGE = 200
+SPARE_BYTES = 2**16  # in which a database can delete something
 _A = ADAPTERS.c
 
 
@@ -111,6 +112,8 @@ class Registry:
         self.root = Path(os.path.realpath(root))
         self._reserved = frozenset(reserved)
         self._files = AdapterFiles(self.root)
+        self._spare = self.root / "spare"
+        self._keep_spare()
         self.database = Database(url or f"sqlite:///{self.root / 'registry.db'}")
 
     def reserve(self, names: Collection[str]) -> None:
@@ -131,7 +134,7 @@ class Registry:
         owner: str,
         public: bool = False,
         revision: str | None = None,
-        quota: int | None = None,
+        quota: Quota | None = None,
     ) -> AdapterRecord:
         """Keep an adapter; a name that its owner used before gets the next version.
 
@@ -143,11 +146,12 @@ class Registry:
             owner: who may change it.
             public: whether others may use it.
             revision: version of the base model.
-            quota: versions that the owner may have, this one among them; None for any number.
+            quota: of the owner, this one among them; None for any number.
 
         Raises:
-            UsageError: no name, a reserved one, or an adapter that does not fit its base.
-            ConflictError: the name is another owner's, or the quota is used up.
+            UsageError: no name, a reserved one, a text that is too long, or an adapter that does not fit its
+                base.
+            ConflictError: the name is or was another owner's, or the quota is used up.
             UnavailableError: the database cannot be reached, or the disk is full.
         """
         self.check(name, owner, quota=quota, base=shape.base_model)  # before anything is written
@@ -159,12 +163,12 @@ class Registry:
             facts |= {"public": public, **vars(content), **_card_columns(card)}
             return self._commit(name, facts, quota)
 
-    def check(self, name: str, owner: str, *, quota: int | None = None, base: str | None = None) -> None:
+    def check(self, name: str, owner: str, *, quota: Quota | None = None, base: str | None = None) -> None:
         """Refuse what `add` would refuse of a name, before the adapter is made; errors as there."""
         if check_name(name) in {*self._reserved, base}:
             raise UsageError(f"the name {name!r} is a model's own; choose another")
         with self.database.reading() as connection:
-            _check_free(connection, name, owner, quota)
+            check_free(connection, name, owner, quota)
 
     def get(self, name: str, viewer: str | None, version: int | None = None) -> AdapterRecord:
         """The newest version of a name, or the one asked for.
@@ -260,7 +264,9 @@ class Registry:
         return self.get(record.name, viewer)
 
     def delete(self, name: str, viewer: str | None) -> set[str]:
-        """Remove every version of an adapter.
+        """Remove every version of an adapter, also where the disk is full.
+
+        Its name stays its owner's, lest another's adapter answers for it; the operator sets it free.
 
         Returns:
             What its versions' contents were called; another adapter may have the same.
@@ -270,17 +276,22 @@ class Registry:
             ConflictError: it is another owner's.
         """
         owner = self._own(name, viewer).owner
-        with self.database.writing() as connection:
-            gone = delete(ADAPTERS).where(_A.name == name, _A.owner == owner).returning(_A.sha256)
-            contents = set(connection.execute(gone).scalars())
+        try:
+            contents = self._delete_rows(name, owner, free=viewer is None)
+        except UnavailableError:
+            if not self._spare.is_file():
+                raise
+            self._spare.unlink()  # a full disk has this much room
+            contents = self._delete_rows(name, owner, free=viewer is None)
         with suppress(ShoalError):  # it is gone; `sweep` finds what could not be removed now
             self._files.remove(contents, self._used)
+        self._keep_spare()
         return contents
 
     def count(self, viewer: str | None) -> int:
         """Versions that a viewer owns; of all owners for the operator."""
         with self.database.reading() as connection:
-            return _count(connection, viewer)
+            return count_of(connection, viewer)
 
     def sweep(self) -> int:
         """Remove files that no adapter names, left by killed processes; the number of adapters' worth.
@@ -297,18 +308,34 @@ class Registry:
             raise ConflictError(f"the adapter {name!r} is {record.owner}'s; only its owner may change it")
         return record
 
-    def _commit(self, name: str, facts: Mapping[str, Any], quota: int | None) -> AdapterRecord:
+    def _delete_rows(self, name: str, owner: str, *, free: bool) -> set[str]:
+        with self.database.writing() as connection:
+            gone = delete(ADAPTERS).where(_A.name == name, _A.owner == owner).returning(_A.sha256)
+            contents = set(connection.execute(gone).scalars())
+            if free:
+                connection.execute(delete(NAMES).where(NAMES.c.name == name))
+            return contents
+
+    def _keep_spare(self) -> None:
+        """Keep some room on the disk, with which what fills it can be deleted."""
+        with suppress(OSError):
+            if not self._spare.is_file():
+                self._spare.write_bytes(bytes(SPARE_BYTES))
+
+    def _commit(self, name: str, facts: Mapping[str, Any], quota: Quota | None) -> AdapterRecord:
         for _ in range(20):
             try:
-                with self.database.writing() as connection:
-                    _check_free(connection, name, facts["owner"], quota)
+                with self.database.writing(alone=facts["owner"]) as connection:
+                    check_free(connection, name, facts["owner"], quota, facts["bytes"])
                     newest = select(func.max(_A.version)).where(_A.name == name)
                     version = (connection.execute(newest).scalar() or 0) + 1
                     connection.execute(update(ADAPTERS).where(_A.name == name).values(newest=False))
                     row = {"name": name, "version": version, "newest": True, "created": time.time(), **facts}
-                    connection.execute(insert(ADAPTERS).values(row))
+                    connection.execute(insert(ADAPTERS).values(check_row(ADAPTERS, row)))
+                    if holder(connection, name) is None:
+                        connection.execute(insert(NAMES).values(name=name, owner=facts["owner"]))
                 return _record(row)
-            except IntegrityError:  # another process took this version: PostgreSQL lets both try
+            except IntegrityError:  # another process took this name or version: PostgreSQL lets both try
                 continue
         raise UnavailableError(f"the adapter {name!r} is written by too many at once; try again")
 
@@ -331,19 +358,6 @@ def open_registry(root: str | os.PathLike[str] | None = None, url: str | None = 
 
 def _visible_to(viewer: str | None) -> ColumnElement[bool]:
     return true() if viewer is None else or_(_A.public, _A.owner == viewer)
-
-
-def _check_free(connection: Connection, name: str, owner: str, quota: int | None) -> None:
-    taken_by = connection.execute(select(_A.owner).where(_A.name == name, _A.newest)).scalar()
-    if taken_by not in (None, owner):
-        raise ConflictError(f"the adapter name {name!r} is taken; choose another")
-    if quota is not None and (used := _count(connection, owner)) >= quota:
-        raise ConflictError(f"{owner} has {used} adapters, the limit is {quota}; delete some")
-
-
-def _count(connection: Connection, owner: str | None) -> int:
-    of_whom = true() if owner is None else _A.owner == owner
-    return connection.execute(select(func.count()).select_from(ADAPTERS).where(of_whom)).scalar_one()
 
 
 def _card_columns(card: AdapterCard) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """The tables of the registry: adapters, API keys and jobs, as SQLAlchemy describes them.
 
-Times are seconds since 1970. `shoal.registry.migrations` brings a database to this state. Knows no rules and
-no files.
+Times are seconds since 1970. `shoal.registry.migrations` brings a database to this state. Knows no rules but
+how long a value may be, and no files.
 """
 
 from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -21,7 +25,10 @@ from sqlalchemy import (
     column,
 )
 
+from shoal.errors import UsageError
+
 METADATA = MetaData()
+MOST = {"text": 2**15, "json": 2**16}  # characters of a value in a column without a length of its own
 # Sorted by bytes in every database, as pages go from one name to the next.
 NAME = String(64).with_variant(String(64, collation="C"), "postgresql")
 
@@ -52,6 +59,14 @@ ADAPTERS = Table(
     ),
     Index("adapters_of_owner", "owner", "name"),
     Index("adapters_of_content", "sha256"),
+)
+
+NAMES = Table(  # whose a name is, also after its adapter was deleted
+    "names",
+    METADATA,
+    Column("name", NAME, primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Index("names_of_owner", "owner"),
 )
 
 API_KEYS = Table(
@@ -97,3 +112,22 @@ SKILLS = Table(
     Column("name", String(64), primary_key=True),
     Column("definition", JSON, nullable=False),
 )
+
+
+def check_row(table: Table, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row, if each of its texts is as short as its column says, which SQLite does not look at.
+
+    Raises:
+        UsageError: one is longer.
+    """
+    for name, value in row.items():
+        kind = table.c[name].type
+        if isinstance(kind, JSON):
+            length, most = len(json.dumps(value)), MOST["json"]
+        elif isinstance(value, str):
+            length, most = len(value), getattr(kind, "length", None) or MOST["text"]
+        else:
+            continue
+        if length > most:
+            raise UsageError(f"{name} has {length} characters, the limit is {most}; shorten it")
+    return row

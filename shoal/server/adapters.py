@@ -16,7 +16,7 @@ from shoal.errors import ConflictError, UnavailableError, UsageError
 from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS
 from shoal.models.sources import DEFAULT_MODEL
 from shoal.registry.importing import keep_foreign, without_paths
-from shoal.registry.registry import AdapterRecord, Registry
+from shoal.registry.registry import AdapterRecord, Quota, Registry
 from shoal.server.metrics import Monitoring
 from shoal.server.microbatching import MicroBatcher
 from shoal.server.schemas import NewAdapter
@@ -49,6 +49,7 @@ class Adapters:
         self._monitoring = monitoring
         self._discard = discard
         self._config = config
+        self._quota = quota_of(config)
         self._training = threading.BoundedSemaphore(MAX_TRAINING)
         self._batched = MicroBatcher(generator.generate_many, config.max_generated, LINGER_SECONDS)
         self._others: dict[str, TextToLoRA] = {}
@@ -75,7 +76,7 @@ class Adapters:
             UnavailableError: as many others are being trained as may be, the service is stopped meanwhile,
                 the database cannot be reached, or the disk is full.
         """
-        self._registry.check(new.name, owner, quota=self._config.max_adapters)
+        self._registry.check(new.name, owner, quota=self._quota)
         if new.examples:
             check_examples(new.solved)
         adapter = self._trained(new) if _is_more_than_a_sentence(new) else self._fast(new)
@@ -102,7 +103,7 @@ class Adapters:
             )
         most = self._config.max_adapters
         for new in wanted:
-            self._registry.check(new.name, owner, quota=most)
+            self._registry.check(new.name, owner, quota=self._quota)
         if (used := self._registry.count(owner)) + len(wanted) > most:
             raise ConflictError(
                 f"{owner} has {used} adapters, {len(wanted)} more are above the limit of {most}; delete some"
@@ -142,12 +143,12 @@ class Adapters:
             card=adapter.card(),
             owner=owner,
             public=new.public,
-            quota=self._config.max_adapters,
+            quota=self._quota,
         )
 
     def upload(self, name: str, file: IO[bytes], owner: str, *, public: bool) -> AdapterRecord:
         """Check a ZIP of a PEFT directory and keep its adapter; errors as `keep_foreign` and `unpack`."""
-        self._registry.check(check_name(name), owner, quota=self._config.max_adapters)
+        self._registry.check(check_name(name), owner, quota=self._quota)
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         most = min(self._config.max_upload_bytes, max(UNPACKED_BYTES, UNPACKED_FACTOR * size))
@@ -160,7 +161,7 @@ class Adapters:
                 self._generator.shape,
                 owner=owner,
                 public=public,
-                quota=self._config.max_adapters,
+                quota=self._quota,
                 max_rank=self._config.max_rank,
                 max_bytes=most,
             )
@@ -213,6 +214,11 @@ class Adapters:
                     self._others.pop(next(iter(self._others)))
                 self._others[base] = TextToLoRA(base, skills=self._generator.skills)
             return self._others[base]
+
+
+def quota_of(config: ServiceConfig) -> Quota:
+    """What an owner may keep."""
+    return Quota(config.max_adapters, config.max_stored_bytes)
 
 
 def shown(record: AdapterRecord) -> dict[str, Any]:

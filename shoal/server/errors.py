@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
+_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]*)")
 UNREAD = frozenset({"body_too_large", "body_length", "slow"})  # codes after which a body is not read
 
 
@@ -74,12 +76,18 @@ def failure_of(error: BaseException, retry_seconds: int) -> Failure:
     if isinstance(error, UsageError):
         return Failure(400, message)
     if isinstance(error, UnavailableError):
-        return Failure(503, message, "server_error", "unavailable", retry_after=retry_seconds)
+        said = without_places(message)
+        return Failure(503, said, "server_error", "unavailable", retry_after=retry_seconds)
     if isinstance(error, ShoalError):
         log.error("%s", message)
-        return Failure(500, message, "server_error", "failed")
+        return Failure(500, without_places(message), "server_error", "failed")
     log.error("a request failed in a way that is not foreseen", exc_info=error)
     return Failure(500, "the service failed; its log says more", "server_error", "failed")
+
+
+def without_places(message: str) -> str:
+    """A message whose files keep their names alone: where they lie is for the log."""
+    return _PATH.sub(r"\1", message)
 
 
 def disk_full(error: BaseException) -> str | None:

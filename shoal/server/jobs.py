@@ -25,19 +25,21 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from sqlalchemy import func, insert, select, true, update
+from sqlalchemy import Connection, func, insert, select, true, update
 
 from shoal.config import ServiceConfig, TextToLoRAConfig
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, reason
 from shoal.models.shapes import BackboneShape
 from shoal.registry.importing import keep_foreign
 from shoal.registry.registry import Registry
-from shoal.registry.schema import JOBS
+from shoal.registry.schema import JOBS, check_row
+from shoal.server.adapters import quota_of
 from shoal.tasks.loading import load_jsonl
 
 log = logging.getLogger(__name__)
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
+SETTINGS = "settings.json"
 LOOK_SECONDS, LOST_SECONDS, STOP_SECONDS = 0.5, 60.0, 10.0
 LOST, STOPPED = "its service ended; ask for it again", "the service was stopped; ask for it again"
 _J = JOBS.c
@@ -123,16 +125,16 @@ class Jobs:
             raise UsageError(
                 f"steps {steps} and rank {rank} must be 1 to {config.max_steps} and 1 to {config.max_rank}"
             )
-        self._registry.check(adapter, owner, quota=config.max_adapters)
-        count = self._active()
-        if count >= config.max_jobs:
-            raise UnavailableError(f"{count} jobs wait or run, the limit is {config.max_jobs}; try later")
+        self._registry.check(adapter, owner, quota=quota_of(config))
+        with self._database.reading() as connection:  # before anything is written
+            self._check_room(connection, owner)
         now = time.time()
         job = Job(secrets.token_hex(16), owner, adapter, QUEUED, 0, steps, None, None, now, now)
         try:
             self._prepare(job.id, examples, definition, steps, rank)
-            with self._database.writing() as connection:
-                connection.execute(insert(JOBS).values(vars(job)))
+            with self._database.writing(alone="jobs") as connection:
+                self._check_room(connection, owner)
+                connection.execute(insert(JOBS).values(check_row(JOBS, vars(job))))
         except BaseException:
             self._forget(job.id)
             raise
@@ -188,11 +190,18 @@ class Jobs:
             return changed < time.time() - LOST_SECONDS  # else its row may be yet to come
         return True
 
-    def _active(self) -> int:
-        """Jobs of all processes that wait or run."""
+    def _check_room(self, connection: Connection, owner: str) -> None:
+        """See that one more job may wait, of all processes together and of its owner."""
         active = (_J.state.in_((QUEUED, RUNNING)), _J.updated > time.time() - LOST_SECONDS)
-        with self._database.reading() as connection:
-            return connection.execute(select(func.count()).select_from(JOBS).where(*active)).scalar_one()
+        rows = connection.execute(select(_J.owner, func.count()).where(*active).group_by(_J.owner)).all()
+        counts = {name: int(count) for name, count in rows}
+        config, own, total = self._config, counts.get(owner, 0), sum(counts.values())
+        if total >= config.max_jobs:
+            raise UnavailableError(f"{total} jobs wait or run, the limit is {config.max_jobs}; try later")
+        if own >= config.max_jobs_a_key:
+            raise UnavailableError(
+                f"{own} jobs of {owner} wait or run, the limit is {config.max_jobs_a_key}; try later"
+            )
 
     def _forget(self, identity: str) -> None:
         """Remove a job's folder, then give up its lock."""
@@ -237,7 +246,7 @@ class Jobs:
         layers = TextToLoRAConfig().num_layers_to_adapt or self._shape.num_layers
         settings["num_layers_to_adapt"] = min(layers, self._shape.num_layers)
         settings |= {"out": str(folder / "adapter"), "run": str(folder / "run")}
-        (folder / "settings.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+        (folder / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
 
     def _work(self) -> None:
         while (identity := self._queue.get()) is not None and not self._closing.is_set():
@@ -252,7 +261,7 @@ class Jobs:
                 self._forget(identity)
 
     def _train(self, identity: str, folder: Path) -> None:
-        settings = str(folder / "settings.yaml")
+        settings = str(folder / SETTINGS)
         command = [sys.executable, "-m", "shoal.apps.cli.child", "train", "lora", "--config", settings]
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith(("SHOAL_DATABASE", "HF_TOKEN"))
@@ -288,7 +297,7 @@ class Jobs:
             folder / "adapter",
             self._shape,
             owner=job.owner,
-            quota=self._config.max_adapters,
+            quota=quota_of(self._config),
         )
         self._change(identity, state=SUCCEEDED, **_progress(folder))
 

@@ -11,7 +11,7 @@ from sqlalchemy import delete, insert, select
 
 from shoal.errors import ConflictError
 from shoal.registry.database import Database
-from shoal.registry.schema import SKILLS
+from shoal.registry.schema import SKILLS, check_row
 from shoal.server.schemas import CustomSkill
 from shoal.text_to_lora.skills import SkillDetection, SkillDetector
 
@@ -67,7 +67,7 @@ class OwnerSkills:
         """
         definition = skill.definition()
         SkillDetector(self._shared.encoder).add_custom_skills({skill.name: definition})  # refused, or good
-        with self._database.writing() as connection:
+        with self._database.writing(alone=owner) as connection:
             mine = _S.owner == owner
             names = set(connection.execute(select(_S.name).where(mine)).scalars())
             if skill.name not in names and len(names) >= self._max_custom:
@@ -76,7 +76,7 @@ class OwnerSkills:
                 )
             connection.execute(delete(SKILLS).where(mine, _S.name == skill.name))
             row = {"owner": owner, "name": skill.name, "definition": definition}
-            connection.execute(insert(SKILLS).values(row))
+            connection.execute(insert(SKILLS).values(check_row(SKILLS, row)))
 
     def _of(self, owner: str) -> SkillDetector | None:
         """The detector of an owner's skills, built anew where another service has changed them."""

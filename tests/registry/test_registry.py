@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableEr
 from shoal.models.shapes import BackboneShape, load_shape
 from shoal.registry.api_keys import ApiKeys
 from shoal.registry.database import Database
+from shoal.registry.quotas import Quota
 from shoal.registry.registry import AdapterRecord, Registry
 from shoal.registry.schema import METADATA
 
@@ -159,9 +161,9 @@ def test_the_same_content_is_kept_once(registry: Registry, shape: BackboneShape)
 
 
 def test_limits_and_reserved_names(registry: Registry, shape: BackboneShape) -> None:
-    add(registry, shape, "a", quota=1)
+    add(registry, shape, "a", quota=Quota(1, 10**9))
     with pytest.raises(ConflictError, match="ada has 1 adapters, the limit is 1; delete some"):
-        add(registry, shape, "b", quota=1)
+        add(registry, shape, "b", quota=Quota(1, 10**9))
     for name, message in (("smollm2-135m-instruct", "is a model's own"), ("../a", "is no adapter name")):
         with pytest.raises(UsageError, match=message):
             add(registry, shape, name)
@@ -171,6 +173,66 @@ def test_limits_and_reserved_names(registry: Registry, shape: BackboneShape) -> 
     with pytest.raises(UsageError, match="the name 'tiny' is a model's own"):
         add(registry, replace(shape, base_model="tiny"), "tiny")
     assert len(files(registry)) == 1
+
+
+def test_a_deleted_name_stays_its_owners_until_the_operator_frees_it(
+    registry: Registry, shape: BackboneShape
+) -> None:
+    for viewer in ("ada", None):
+        add(registry, shape, "mine", owner="ada")
+        registry.delete("mine", viewer)
+        if viewer:
+            with pytest.raises(ConflictError, match="'mine' is taken; choose another"):
+                add(registry, shape, "mine", owner="eve")
+    assert add(registry, shape, "mine", owner="eve").owner == "eve"
+
+
+def test_an_owners_bytes_and_names_are_limited(registry: Registry, shape: BackboneShape) -> None:
+    size = add(registry, shape, "a").bytes
+    with pytest.raises(ConflictError, match=f"have {size} bytes, with this one more than"):
+        add(registry, shape, "b", 2.0, quota=Quota(9, 2 * size - 1))
+    for number in range(9):
+        add(registry, shape, f"n{number}")
+        registry.delete(f"n{number}", "ada")
+    registry.delete("a", "ada")
+    with pytest.raises(ConflictError, match="has used 10 names"):
+        add(registry, shape, "b", quota=Quota(1, 10**9))
+    add(registry, shape, "a", quota=Quota(1, 10**9))  # one that they have
+
+
+def test_quotas_hold_whatever_comes_at_once(registry: Registry, shape: BackboneShape) -> None:
+    def add_one(number: int) -> bool:
+        try:
+            add(registry, shape, f"n{number}", quota=Quota(3, 10**9))
+        except ConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(12) as pool:
+        assert sum(pool.map(add_one, range(12))) == 3
+
+
+@pytest.mark.parametrize("name", [None, "b" * 513])
+def test_a_text_that_is_too_long_is_not_kept(
+    registry: Registry, shape: BackboneShape, name: str | None
+) -> None:
+    long = replace(shape, base_model=name) if name else shape
+    with pytest.raises(UsageError, match="has 513 characters, the limit is|has 129 characters, the limit is"):
+        registry.add("a", lora_of(shape), shape=long, card=CARD, owner="ada", revision="r" * 129)
+    assert registry.count(None) == 0
+
+
+def test_a_full_disk_can_be_cleared(small_disk: Path, shape: BackboneShape) -> None:
+    registry = Registry(small_disk / "registry")
+    record = add(registry, shape, "first")
+    with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(b"x" * 4096) == 4096:
+            pass
+    with pytest.raises(ShoalError, match="full"):
+        add(registry, shape, "second", 2.0)
+    registry.delete("first", "ada")
+    assert not registry.directory(record).exists() and registry.count("ada") == 0
+    registry.close()
 
 
 def test_threads_and_registries_number_versions_once(registry: Registry, shape: BackboneShape) -> None:
@@ -223,6 +285,7 @@ def test_a_database_of_the_first_version_keeps_its_rows(registry: Registry, shap
     key = ApiKeys(registry.database).create("ada")
     with registry.database.writing() as connection:  # as v1 left it
         for statement in (
+            "DROP TABLE names",
             "DROP TABLE rates",
             "DROP TABLE skills",
             "UPDATE alembic_version SET version_num='v1'",
@@ -231,9 +294,11 @@ def test_a_database_of_the_first_version_keeps_its_rows(registry: Registry, shap
     newer = Registry(registry.root, url_of(registry))
     assert list(newer.page(None).records) == records and newer.load(records[1]).lora == lora_of(shape, 2.0)
     assert ApiKeys(newer.database).owner_of(key) == "ada"
+    with pytest.raises(ConflictError, match="'one' is taken"):
+        add(newer, shape, "one", owner="eve")
     with newer.database.writing() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, METADATA) == [] and context.get_current_revision() == "v2"
+        assert compare_metadata(context, METADATA) == [] and context.get_current_revision() == "v3"
     newer.close()
 
 
@@ -261,7 +326,7 @@ def test_processes_that_open_a_fresh_database_at_once_make_its_tables_once(
     opened = Database(url)
     with opened.writing() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
-        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").all() == [("v2",)]
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").all() == [("v3",)]
     opened.close()
 
 
@@ -301,7 +366,7 @@ def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "r.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'v999'")
     connection.close()
-    with pytest.raises(ShoalError, match="revision v999, this version knows v2; use a newer version"):
+    with pytest.raises(ShoalError, match="revision v999, this version knows v3; use a newer version"):
         Database(f"sqlite:///{tmp_path / 'r.db'}")
 
 

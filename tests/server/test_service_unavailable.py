@@ -163,6 +163,7 @@ def test_a_corrupt_adapter_says_so(http: TestClient, service: Service) -> None:
         http.get("/v1/adapters/broken/download"),
     ):
         assert is_error(answer, 500) and "are not those that were written" in answer.text
+        assert str(service.registry.root) not in answer.text
     assert http.post("/v1/chat/completions", json={"model": service.base_names[0], **ASK}).status_code == 200
     assert http.delete("/v1/adapters/broken").status_code == 200
 
@@ -183,20 +184,22 @@ def test_no_space_for_uploads_is_503(
     tiny_llama: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither where the body is kept while it is read, nor where a ZIP is to be unpacked."""
-    service, http = small(tiny_llama, tmp_path / "r")
+    service, http = small(tiny_llama, small_disk / "r", f"sqlite:///{tmp_path / 'r.db'}")
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     forms: dict[str, dict[str, str]] = {
         "/v1/adapters/import": {"name": "a"},
         "/v1/jobs": {"name": "a", "definition": "Copy."},
     }
     answers = [http.post(path, data=form, files={"file": b"x" * 2**21}) for path, form in forms.items()]
-    mount = ["mount", "-o", "remount,nr_inodes=1", str(small_disk)]  # the directory's own
+    disk = os.statvfs(small_disk)
+    mount = ["mount", "-o", f"remount,nr_inodes={disk.f_files - disk.f_ffree}", str(small_disk)]
     subprocess.run(mount, check=True)
     answers.append(http.post("/v1/adapters/import", data={"name": "a"}, files={"file": b"PK"}))
     for answer in answers:
         assert is_error(answer, 503) and "the disk is full" in answer.text, answer.text
         assert answer.headers["retry-after"]
-    assert not list(small_disk.iterdir()) and not service.jobs.page(None)
+    assert [path.name for path in small_disk.iterdir()] == ["r"]
+    assert not list((small_disk / "r" / "incoming").iterdir()) and not service.jobs.page(None)
     service.close()
 
 

@@ -120,21 +120,24 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_mapping(path: Path, flag: str) -> dict[str, Any]:
-    """The values of a YAML file by name.
+    """The values of a YAML file, or of a JSON file whose name ends so, by name.
 
     Raises:
-        UsageError: there is no such file, or it is not a YAML mapping.
+        UsageError: there is no such file, or it is no mapping.
         ShoalError: it cannot be read.
     """
     where = f"{flag} {path}"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # JSON is not quite YAML, which takes half of a surrogate pair for a whole character.
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"{where}: not a file; check the path") from None
     except OSError as error:
         raise ShoalError(f"{where}: cannot be read ({error.strerror}); check its permissions") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where}: not valid YAML ({reason(error, 120)}); repair the file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise UsageError(f"{where}: not valid {kind} ({reason(error, 120)}); repair the file") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
