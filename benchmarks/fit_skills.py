@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
-from shoal.text_to_lora.skill_features import features, prepare
+from shoal.text_to_lora.skill_features import Spelling, features, prepare
 from shoal.text_to_lora.skill_keywords import SKILLS
 from shoal.text_to_lora.skills import HEAD_PATH
 
@@ -69,7 +69,8 @@ def main() -> None:
     records = [json.loads(line) for line in PROMPTS.read_text("utf-8").splitlines()]
     encoder = TaskEncoder()
     words = vocabulary(records)
-    inputs = features([prepare(record["prompt"], encoder, words) for record in records], encoder, words)
+    spelling = Spelling(words)
+    inputs = features([prepare(record["prompt"], encoder, spelling) for record in records], encoder, words)
     targets = torch.tensor([[float(skill in record["skills"]) for skill in SKILLS] for record in records])
     kinds = {kind: torch.tensor([record["kind"] == kind for record in records]) for kind in KINDS}
 

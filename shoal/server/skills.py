@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,8 @@ from shoal.registry.schema import SKILLS, check_row
 from shoal.server.schemas import CustomSkill
 from shoal.text_to_lora.skills import SkillDetection, SkillDetector
 
-MAX_OWNERS = 256  # whose detectors are kept in memory; others' are made again when they ask
+MAX_CHARACTERS = 2**15  # of an owner's skills; each may take a kilobyte in memory
+MAX_KEPT = 2**18  # of all owners' in memory; others' are made again when they ask
 _S = SKILLS.c
 
 
@@ -37,22 +40,17 @@ class OwnerSkills:
         self._shared = shared
         self._database = database
         self._max_custom = max_custom
-        self._own: LRUCache[str, _Own] = LRUCache(MAX_OWNERS)
+        self._own: LRUCache[str, _Own] = LRUCache(MAX_KEPT, lambda own: min(MAX_KEPT, _size(own.definitions)))
         self._lock = threading.Lock()
 
     def detect(self, text: str, owner: str) -> SkillDetection:
         """The skills that a text asks for."""
-        detector = self._of(owner) or self._shared
-        with self._lock:
-            return detector.detect(text)
+        return (self._of(owner) or self._shared).detect(text)
 
     def own(self, text: str, owner: str) -> SkillDetection | None:
         """The skills of a text, its owner's among them; None for an owner without skills of their own."""
         detector = self._of(owner)
-        if detector is None:
-            return None
-        with self._lock:
-            return detector.detect(text)
+        return None if detector is None else detector.detect(text)
 
     def names(self, owner: str) -> list[str]:
         """Built-in skills and the owner's."""
@@ -69,10 +67,14 @@ class OwnerSkills:
         SkillDetector(self._shared.encoder).add_custom_skills({skill.name: definition})  # refused, or good
         with self._database.writing(alone=owner) as connection:
             mine = _S.owner == owner
-            names = set(connection.execute(select(_S.name).where(mine)).scalars())
-            if skill.name not in names and len(names) >= self._max_custom:
+            rows = connection.execute(select(_S.name, _S.definition).where(mine)).all()
+            others = {name: known for name, known in rows if name != skill.name}
+            if len(others) >= self._max_custom:
+                raise ConflictError(f"{owner} has {len(rows)} custom skills, the limit is {self._max_custom}")
+            if (size := _size(others) + _size({skill.name: definition})) > MAX_CHARACTERS:
                 raise ConflictError(
-                    f"{owner} has {len(names)} custom skills, the limit is {self._max_custom}"
+                    f"{owner}'s custom skills would have {size} characters, the limit is {MAX_CHARACTERS}; "
+                    "give fewer keywords and examples"
                 )
             connection.execute(delete(SKILLS).where(mine, _S.name == skill.name))
             row = {"owner": owner, "name": skill.name, "definition": definition}
@@ -87,8 +89,15 @@ class OwnerSkills:
             return None
         with self._lock:
             own = self._own.get(owner)
-            if own is None or own.definitions != definitions:
-                detector = SkillDetector(self._shared.encoder)
-                detector.add_custom_skills(definitions)
-                own = self._own[owner] = _Own(definitions, detector)
-            return own.detector
+        if own is None or own.definitions != definitions:
+            detector = SkillDetector(self._shared.encoder)
+            detector.add_custom_skills(definitions)
+            own = _Own(definitions, detector)
+            with self._lock:
+                self._own[owner] = own
+        return own.detector
+
+
+def _size(definitions: Mapping[str, Any]) -> int:
+    """Characters of skills as they are kept."""
+    return len(json.dumps(definitions))

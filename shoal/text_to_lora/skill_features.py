@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import lru_cache
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.skill_keywords import KEYWORD_PATTERNS, SKILLS
 
 WORD = re.compile(r"[a-z]+", re.IGNORECASE)
+MAX_WORD, MAX_CORRECTED, MAX_KNOWN = 32, 256, 4096  # letters of a word; words of a text, of a cache
 _KEYWORD_SCALE = 0.3
 _WORDS_SCALE = 0.8
 # A clause that begins with a negation, up to its end: "no code please", ", don't summarise".
@@ -32,15 +33,21 @@ _NEGATED = re.compile(
 )
 
 
-def prepare(text: str, encoder: TaskEncoder, vocabulary: tuple[str, ...]) -> str:
-    """`text` with misspelt words of the vocabulary corrected and negated clauses about skills left out.
+def prepare(text: str, encoder: TaskEncoder, spelling: Spelling) -> str:
+    """`text` with misspelt words of a vocabulary corrected and negated clauses about skills left out.
 
-    A word is misspelt if it is neither in the vocabulary nor a token of the encoder's.
+    A word is misspelt if it is neither in the vocabulary nor a token of the encoder's; the first
+    `MAX_CORRECTED` of a text are corrected.
     """
+    left = MAX_CORRECTED
 
     def corrected(match: re.Match[str]) -> str:
+        nonlocal left
         word = match[0].lower()
-        return match[0] if len(word) < 4 or encoder.knows(word) else _closest(word, vocabulary) or match[0]
+        if not 4 <= len(word) <= MAX_WORD or word in spelling.words or not left or encoder.knows(word):
+            return match[0]
+        left -= 1
+        return spelling.closest(word) or match[0]
 
     return _NEGATED.sub(
         lambda match: " " if any(p.search(match[0].lower()) for p in KEYWORD_PATTERNS) else match[0],
@@ -48,12 +55,28 @@ def prepare(text: str, encoder: TaskEncoder, vocabulary: tuple[str, ...]) -> str
     ).strip()
 
 
-@lru_cache(maxsize=4096)
-def _closest(word: str, vocabulary: tuple[str, ...]) -> str | None:
-    if word in vocabulary:
-        return None
-    alike = [w for w in vocabulary if len(w) >= 4 and w[0] == word[0] and abs(len(w) - len(word)) <= 2]
-    return next(iter(get_close_matches(word, alike, n=1, cutoff=0.8)), None)
+class Spelling:
+    """Corrects words towards a vocabulary.
+
+    Attributes:
+        words: the vocabulary.
+    """
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        """Take the words, in lower case; of those that are alike the first wins."""
+        self.words = frozenset(vocabulary)
+        self._by_letter: dict[str, list[str]] = {}
+        for word in dict.fromkeys(vocabulary):
+            if 4 <= len(word) <= MAX_WORD:
+                self._by_letter.setdefault(word[0], []).append(word)
+        self._known: LRUCache[str, str | None] = LRUCache(MAX_KNOWN)  # of words of bounded length
+
+    def closest(self, word: str) -> str | None:
+        """The word of the vocabulary that a misspelt one stands for; None where none is close."""
+        if word not in self._known:
+            alike = [w for w in self._by_letter.get(word[0], ()) if abs(len(w) - len(word)) <= 2]
+            self._known[word] = next(iter(get_close_matches(word, alike, n=1, cutoff=0.8)), None)
+        return self._known.get(word)
 
 
 def features(texts: Sequence[str], encoder: TaskEncoder, vocabulary: Sequence[str]) -> Tensor:

@@ -7,6 +7,7 @@ adapters, backbones or what is done with a skill.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from shoal.errors import ShoalError, UsageError, check_unicode
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder
-from shoal.text_to_lora.skill_features import WORD, features, prepare
+from shoal.text_to_lora.keyword_search import MAX_PARTS, KeywordSearch, parts_of
+from shoal.text_to_lora.skill_features import WORD, Spelling, features, prepare
 from shoal.text_to_lora.skill_keywords import SKILLS
 
 # The documented examples, whose skills and order are a definition: there "problem solving" is debugging too
@@ -39,6 +41,7 @@ GUIDE_EXAMPLES = {
 HEAD_PATH = Path(__file__).parents[1] / "weights" / "skills.safetensors"
 # Cosine similarity from which a text is about a custom skill that none of its keywords names.
 _SIMILAR = 0.4
+MAX_CUSTOM_WORDS = 256  # of keywords, towards which misspelt words are corrected
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -57,8 +60,7 @@ class SkillDetection:
 
 @dataclass(frozen=True)
 class _CustomSkill:
-    words: tuple[str, ...]
-    keywords: re.Pattern[str] | None
+    keywords: tuple[str, ...]
     prototypes: tuple[str, ...]
 
 
@@ -93,6 +95,8 @@ class SkillDetector:
             )
         self._encoder = encoder
         self._custom: dict[str, _CustomSkill] = {}
+        self._search = KeywordSearch({})
+        self._prototypes: dict[str, Tensor] = {}  # skill -> its texts as unit vectors, (texts, dim)
 
     @cached_property
     def encoder(self) -> TaskEncoder:
@@ -103,6 +107,14 @@ class SkillDetector:
     def head(self) -> SkillHead:
         """The fitted head."""
         return load_head(HEAD_PATH)
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        words = (
+            word for skill in self._custom.values() for word in WORD.findall(" ".join(skill.keywords).lower())
+        )
+        custom = itertools.islice(dict.fromkeys(words), MAX_CUSTOM_WORDS)
+        return Spelling((*self.head.vocabulary, *custom))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -129,9 +141,7 @@ class SkillDetector:
             )
         for text in texts:
             check_unicode(text, "text")
-        custom_words = (word for skill in self._custom.values() for word in skill.words)
-        vocabulary = (*self.head.vocabulary, *custom_words)
-        prepared = [prepare(text, self.encoder, vocabulary) for text in texts]
+        prepared = [prepare(text, self.encoder, self._spelling) for text in texts]
         inputs = features(prepared, self.encoder, self.head.vocabulary).cpu()
         probabilities = torch.sigmoid(inputs @ self.head.weight.T + self.head.bias)
         similar = self._custom_scores(prepared)
@@ -162,21 +172,35 @@ class SkillDetector:
             skills = {name: [str(name).replace("_", " ")] for name in skills}
         added = {name: _custom_skill(name, definition) for name, definition in skills.items()}
         self._custom = {**self._custom, **added}
+        self._search = KeywordSearch({name: skill.keywords for name, skill in self._custom.items()})
+        self._prototypes = {name: kept for name, kept in self._prototypes.items() if name not in added}
+        self.__dict__.pop("_spelling", None)  # made again when it is needed
 
     def _custom_scores(self, texts: list[str]) -> list[dict[str, float]]:
         """Per text the custom skills found, with a score in (0, 1]."""
-        scores: list[dict[str, float]] = [{} for _ in texts]
-        for name, skill in self._custom.items():
-            similar = torch.zeros(len(texts))
-            if skill.prototypes and texts:
-                both = self.encoder.encode([*texts, *skill.prototypes]).cpu() / self.encoder.dim**0.5
-                similar = (both[: len(texts)] @ both[len(texts) :].T).amax(1)
-            for i, text in enumerate(texts):
-                if skill.keywords and skill.keywords.search(text):
-                    scores[i][name] = 1.0
-                elif similar[i] >= _SIMILAR:
-                    scores[i][name] = float(similar[i])
+        similar = self._similarities(texts)
+        scores = []
+        for i, text in enumerate(texts):
+            named = self._search.find(text) if self._custom else ()
+            found = {name: 1.0 if name in named else float(similar[name][i]) for name in self._custom}
+            scores.append({name: score for name, score in found.items() if score >= _SIMILAR})
         return scores
+
+    def _similarities(self, texts: list[str]) -> dict[str, Tensor]:
+        """Custom skill -> cosine similarity of every text with the nearest of its own."""
+        none = torch.zeros(len(texts))
+        if not texts or not any(skill.prototypes for skill in self._custom.values()):
+            return dict.fromkeys(self._custom, none)
+        own = self._unit_vectors(texts)
+        similar = {}
+        for name, skill in self._custom.items():
+            if skill.prototypes and name not in self._prototypes:
+                self._prototypes[name] = self._unit_vectors(skill.prototypes)
+            similar[name] = (own @ self._prototypes[name].T).amax(1) if skill.prototypes else none
+        return similar
+
+    def _unit_vectors(self, texts: Sequence[str]) -> Tensor:
+        return self.encoder.encode(list(texts)).cpu() / self.encoder.dim**0.5
 
 
 def load_head(path: Path) -> SkillHead:
@@ -256,10 +280,13 @@ def _custom_skill(name: object, definition: object) -> _CustomSkill:
         prototypes = [entry for entry in entries if len(entry.split()) > 3]
     if not keywords and not prototypes:
         raise UsageError(f"skill {name!r} is empty: give it at least one keyword, or a description")
-    words = tuple(WORD.findall(" ".join(keywords).lower()))
-    phrases = "|".join(r"\s+".join(map(re.escape, keyword.split())) for keyword in keywords)
-    pattern = re.compile(rf"(?<!\w)({phrases})s?(?!\w)", re.IGNORECASE) if keywords else None
-    return _CustomSkill(words, pattern, tuple(prototypes))
+    for keyword in keywords:
+        if (parts := len(parts_of(keyword))) > MAX_PARTS:
+            raise UsageError(
+                f"skill {name!r}: the keyword {keyword!r:.60} has {parts} words, spaces and signs, the limit "
+                f"is {MAX_PARTS}: put it among the examples"
+            )
+    return _CustomSkill(tuple(keywords), tuple(prototypes))
 
 
 def _texts(skill: str, field: str, value: object) -> list[str]:

@@ -52,6 +52,14 @@ def test_what_a_killed_upload_left_is_swept(service: Service) -> None:
     assert not left.exists()
 
 
+def test_an_owners_skills_have_a_size_together(http: TestClient) -> None:
+    statuses = [
+        http.post("/v1/skills", json={"name": f"odd_{i}", "keywords": ["x" * 400] * 20}).status_code
+        for i in range(5)
+    ]
+    assert statuses == [201, 201, 201, 409, 409]
+
+
 @contextlib.contextmanager
 def open_app(model: Path, root: Path) -> Iterator[TestClient]:
     service = open_service(Registry(root), str(model), open=True)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from shoal.errors import ShoalError, UsageError
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
-from shoal.text_to_lora.skill_features import features, prepare
+from shoal.text_to_lora.skill_features import Spelling, features, prepare
 from shoal.text_to_lora.skill_keywords import KEYWORDS
 from shoal.text_to_lora.skills import HEAD_PATH, SKILLS, SkillDetection, SkillDetector, load_head
 
@@ -132,7 +132,7 @@ def test_figures_on_the_annotated_prompts(detector: SkillDetector, shared_data: 
     ],
 )
 def test_preparation(encoder: TaskEncoder, text: str, prepared: str) -> None:
-    assert prepare(text, encoder, load_head(HEAD_PATH).vocabulary) == prepared
+    assert prepare(text, encoder, Spelling(load_head(HEAD_PATH).vocabulary)) == prepared
 
 
 def test_features(encoder: TaskEncoder) -> None:
