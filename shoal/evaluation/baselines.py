@@ -65,7 +65,7 @@ def far_tasks(emitter: Emitter, tasks: Sequence[Task]) -> list[str]:
     if known is None:
         return []
     found = known.compare(emitter.encoder.encode([_description(task) for task in tasks]))
-    return [task.name for task, one in zip(tasks, found, strict=True) if one.confidence < 1]
+    return [task.name for task, one in zip(tasks, found, strict=True) if one.far or one.nonsense]
 
 
 def nearest_tasks(

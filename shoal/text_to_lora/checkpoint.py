@@ -135,7 +135,10 @@ def save_hypernetwork(
     known, multi_task = checkpoint.known_tasks, checkpoint.multi_task
     description["multi_task"] = multi_task is not None
     if known is not None:
-        description["known_tasks"] = {"names": known.names, "near": known.near, "far": known.far}
+        description["known_tasks"] = {
+            **{"names": known.names, "near": known.near, "far": known.far},
+            **{"reached": known.reached, "hard": dict(known.hard)},
+        }
 
     def write(temporary: Path) -> None:
         save_file(state, temporary / WEIGHTS_FILE)
@@ -243,8 +246,13 @@ def _known_tasks(folder: Path, record: Any, dim: int | None) -> KnownTasks:
     try:
         names = tuple(_typed(name, str) for name in _typed(record["names"], list))
         near, far = (float(_typed(record[end], int | float)) for end in ("near", "far"))
-        return KnownTasks(names, torch.nn.functional.normalize(centres, dim=-1), near, far, sense)
-    except (UsageError, KeyError, TypeError) as error:
+        first, last = (float(_typed(share, int | float)) for share in record.get("reached", (1, 0)))
+        hard = {
+            _typed(k, str): float(_typed(v, int | float)) for k, v in dict(record.get("hard", {})).items()
+        }
+        unit = torch.nn.functional.normalize(centres, dim=-1)
+        return KnownTasks(names, unit, near, far, sense, (first, last), hard)
+    except (UsageError, KeyError, TypeError, ValueError) as error:
         raise ShoalError(f"{folder / CONFIG_FILE}: known_tasks ({error}); copy or train it again") from None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,15 +32,20 @@ class Familiarity:
     Attributes:
         nearest: names of the nearest training tasks -> their distance, nearest first.
         distance: of the nearest one, 1 - cosine, from 0 to 2.
-        confidence: 1 where descriptions of other tasks are usual, 0 where random letters are, linear between;
-            0 for nonsense.
+        confidence: share of a trained LoRA's score that is to be expected, see `KnownTasks.confidence`; 0 for
+            nonsense.
+        far: True where it is farther than descriptions of other tasks usually are.
         nonsense: True where it reads as random letters or words rather than as a description.
+        hard: ROUGE-L, in [0, 1], that even a LoRA trained on the nearest task has there, where that is low;
+            else None.
     """
 
     nearest: Mapping[str, float]
     distance: float
     confidence: float
+    far: bool
     nonsense: bool
+    hard: float | None = None
 
     def facts(self) -> dict[str, Any]:
         """The same as an adapter states it."""
@@ -48,7 +53,9 @@ class Familiarity:
             "nearest_tasks": dict(self.nearest),
             "distance": round(self.distance, 4),
             "confidence": round(self.confidence, 4),
+            "far": self.far,
             "nonsense": self.nonsense,
+            **({} if self.hard is None else {"hard": self.hard}),
         }
 
 
@@ -59,10 +66,14 @@ class KnownTasks:
     Attributes:
         names: of the tasks.
         centres: unit vectors, (tasks, dim), float32.
-        near: distance up to which confidence is 1.
-        far: distance from which it is 0.
+        near: distance up to which descriptions of other tasks are usual.
+        far: distance from which random letters are.
         sense: weights and, last, bias of a linear probe of unit vectors, (dim + 1,), float32; its value
             is below 0 for nonsense.
+        reached: confidence up to `near`, and from `far`. Where it was measured, these are the shares of a
+            trained LoRA's score that adapters of tasks which were not trained on reach.
+        hard: names of tasks that the base model can hardly do -> ROUGE-L, in [0, 1], of a LoRA that was
+            trained on the task.
     """
 
     names: tuple[str, ...]
@@ -70,6 +81,8 @@ class KnownTasks:
     near: float
     far: float
     sense: Float[Tensor, " dim_and_1"]
+    reached: tuple[float, float] = (1.0, 0.0)
+    hard: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count, dim = self.centres.shape
@@ -78,6 +91,13 @@ class KnownTasks:
                 f"known tasks need one centre a name, got {count} for {len(self.names)}, and "
                 f"0 <= near < far <= 2, got {self.near:.3g} and {self.far:.3g}; measure them again"
             )
+        if not 0 <= self.reached[1] <= self.reached[0] <= 1:
+            raise UsageError(
+                f"confidence is to fall from {self.reached[0]:.3g} to {self.reached[1]:.3g}; both must be in "
+                "[0, 1], the first no smaller: measure it again"
+            )
+        if strangers := sorted(self.hard.keys() - set(self.names)):
+            raise UsageError(f"{strangers[0]} is called hard and is none of the {count} tasks; name those")
         if self.sense.shape != (dim + 1,):
             raise UsageError(
                 f"the probe for nonsense has {self.sense.numel()} numbers, not {dim + 1}; measure it again"
@@ -144,7 +164,9 @@ class KnownTasks:
                 {self.names[i]: round(d, 4) for i, d in zip(row, near, strict=True)},
                 near[0],
                 0.0 if says_nothing else self.confidence(near[0]),
+                near[0] > self.near,
                 says_nothing,
+                self.hard.get(self.names[row[0]]),
             )
             for row, near, says_nothing in zip(
                 tasks.tolist(), distances.tolist(), nonsense.tolist(), strict=True
@@ -152,8 +174,9 @@ class KnownTasks:
         ]
 
     def confidence(self, distance: float) -> float:
-        """1 up to `near`, 0 from `far`, linear between."""
-        return min(1.0, max(0.0, (self.far - distance) / (self.far - self.near)))
+        """The first of `reached` up to `near`, the second from `far`, linear between."""
+        nearness = min(1.0, max(0.0, (self.far - distance) / (self.far - self.near)))
+        return self.reached[1] + nearness * (self.reached[0] - self.reached[1])
 
 
 def _sense(

@@ -29,7 +29,7 @@ class GeneratedAdapter:
         lora: the factors, float32 on the CPU.
         skills: skills that the description asks for.
         hypernetwork: facts of its generator; `trained` is False where the adapter is the identity, else there
-            are also `nearest_tasks` (name -> distance), `distance`, `confidence` and `nonsense`: see
+            are also `nearest_tasks` (name -> distance), `distance`, `confidence`, `far` and `nonsense`: see
             `shoal.text_to_lora.familiarity`. `few_shot`, `self_training` and `distilled` say what examples
             and inputs did: the numbers of `few_shot.Refinement`, `self_training.SelfTraining` and
             `distillation.Distillation`.
@@ -56,8 +56,8 @@ class GeneratedAdapter:
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that its user should know before relying on it; empty where all is well.
 
-        That it changes nothing, that its description reads as nonsense, or that the description is far from
-        every training task, each with what to do about it.
+        That it changes nothing, that its description reads as nonsense, that the base model can hardly do
+        such tasks, or that the description is far from every training task, each with what to do about it.
         """
         facts = self.hypernetwork
         if not self.trained:
@@ -68,7 +68,9 @@ class GeneratedAdapter:
             )
         if facts.get("nonsense"):
             return (f"{familiarity_note(facts)} Say in a sentence what the model shall do.",)
-        if facts.get("confidence", 1) < 1 and "few_shot" not in facts:
+        if "hard" in facts:
+            return (f"{_hard_note(facts)} Take a larger base model.",)
+        if facts.get("far") and "few_shot" not in facts:
             return (f"{_far_note(facts)} Give {MIN_EXAMPLES} or more solved examples of the task.",)
         return ()
 
@@ -112,6 +114,14 @@ def _far_note(facts: Mapping[str, Any]) -> str:
     return (
         f"The description is far from every training task (the nearest is {nearest}, confidence "
         f"{facts['confidence']:.2f}), so the adapter may help little."
+    )
+
+
+def _hard_note(facts: Mapping[str, Any]) -> str:
+    nearest = next(iter(facts["nearest_tasks"]))
+    return (
+        f"The nearest training task is {nearest}, and even a LoRA trained on it answers badly there (ROUGE-L "
+        f"{facts['hard']:.2f} of 1): this base model can hardly do such tasks."
     )
 
 

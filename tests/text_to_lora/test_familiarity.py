@@ -35,6 +35,29 @@ def test_confidence_falls_between_near_and_far(distance: float, confidence: floa
     task = KnownTasks(("east",), torch.tensor([[1.0, 0.0]]), 0.2, 0.6, SENSIBLE)
     (found,) = task.compare(torch.stack([angle.cos(), angle.sin()])[None])
     assert found.confidence == pytest.approx(confidence, abs=1e-5) and not found.nonsense
+    assert found.far == (confidence < 1)
+
+
+def test_a_measured_confidence_falls_between_the_shares_that_were_reached() -> None:
+    measured = replace(known(), reached=(0.6, 0.2))
+    assert [measured.confidence(d) for d in (0.1, 0.4, 0.9)] == pytest.approx([0.6, 0.4, 0.2])
+    near, far = measured.compare(torch.tensor([[1.0, 0.0], [1.0, -2.0]]))
+    assert (near.far, far.far) == (False, True)
+
+
+def test_a_task_nearest_to_a_hard_one_is_hard() -> None:
+    measured = replace(known(), hard={"east": 0.12})
+    east, north = measured.compare(torch.tensor([[1.0, 0.1], [0.1, 1.0]]))
+    assert (east.hard, north.hard) == (0.12, None)
+    assert "hard" in east.facts() and "hard" not in north.facts()
+    with pytest.raises(UsageError, match="up is called hard and is none of the 3 tasks"):
+        replace(known(), hard={"up": 0.1})
+
+
+@pytest.mark.parametrize("reached", [(0.2, 0.6), (1.1, 0.0), (0.5, -0.1)])
+def test_shares_that_cannot_be_are_refused(reached: tuple[float, float]) -> None:
+    with pytest.raises(UsageError, match="confidence is to fall from"):
+        replace(known(), reached=reached)
 
 
 def test_nonsense_has_no_confidence_however_near() -> None:

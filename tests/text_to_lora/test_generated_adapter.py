@@ -12,7 +12,7 @@ from shoal.models.shapes import load_shape
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter, familiarity_note
 from shoal.text_to_lora.skills import SkillDetection
 
-FAR = {"nearest_tasks": {"plurals": 0.412, "dates": 0.6}, "distance": 0.412, "confidence": 0.25}
+FAR = {"nearest_tasks": {"plurals": 0.412, "dates": 0.6}, "distance": 0.412, "confidence": 0.25, "far": True}
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,14 @@ def test_a_description_far_from_the_training_tasks_asks_for_examples(tiny_llama:
     )
 
 
+def test_what_the_base_model_cannot_do_is_said(tiny_llama: Path) -> None:
+    (note,) = adapter_with(tiny_llama, trained=True, nonsense=False, hard=0.12, **FAR).notes
+    assert note == (
+        "The nearest training task is plurals, and even a LoRA trained on it answers badly there (ROUGE-L "
+        "0.12 of 1): this base model can hardly do such tasks. Take a larger base model."
+    )
+
+
 def test_nonsense_asks_for_a_sentence(tiny_llama: Path) -> None:
     (note,) = adapter_with(tiny_llama, trained=True, nonsense=True, **FAR).notes
     assert "reads as nonsense" in note and note.endswith("Say in a sentence what the model shall do.")
@@ -55,7 +63,7 @@ def test_nonsense_asks_for_a_sentence(tiny_llama: Path) -> None:
     "facts",
     [
         {},
-        {**FAR, "nonsense": False, "confidence": 1.0},
+        {**FAR, "nonsense": False, "far": False},
         {**FAR, "nonsense": False, "few_shot": {"examples": 6}},
     ],
     ids=["tasks not known", "near", "refined on examples"],
