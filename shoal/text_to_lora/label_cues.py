@@ -56,7 +56,7 @@ SORTS = _pattern(
     r"\b"
     + _any(
         r"""classif|label|categor|which|what|kind|sort|type|tag|assign|decide|pick|choose|answer|belong
-        |name the|domain
+        |name the|domain|triage|route|detect|identify|determine|predict|intent|urgency
         |topic|count|severity|priority|grade|rate\b|how \w+ly|sentiment|tone|language|month"""
     )
 )
@@ -90,6 +90,9 @@ _WEAK = (
     rf"\b{KINDS}:\s+",
     r"\b(?:classify|classified|label|labell?ed|sort|tag|mark|categori[sz]e|rate|grade|file|put|flag|assign)\b"
     r"[^.?!:;,\x00]*? (?:as|into|under)(?: either| being)?:? ",
+    r"\b(?:route|send|forward|direct)\b [^.?!:;,\x00]*? to(?: either)?:? ",
+    r"\b(?:assign|give|predict|set) an? (?:priority|severity|urgency|level|rating|grade|status|label) of ",
+    r"\b(?:classify|categori[sz]e|predict)\b[^.?!()]* \((?=[^()]*(?:/|, or |,[^,()]+,)[^()]*\)[.?!]?$)",
     r"\b(?:answer|reply|respond|answering|replying)(?: with| by)?"
     r"(?: only| just| exactly| either| a single)?:? ",
     r"\b(?:say|output|print|return|write|give)(?: with)?(?: only| just| exactly| either)?:? ",
@@ -101,7 +104,7 @@ CUES = tuple(map(_pattern, (*STRONG, *_WEAK)))
 _SUBJECT = _any("the|a|an|this|each|it|these|they|two|you|some|somebody|someone|one")
 WHETHER = _pattern(
     rf"\b(?:(?:whether|if) {_SUBJECT}\b[^.?!:;,]*? (?:is|are|was|were)"
-    rf"|(?:^|\. )(?:is|are|was|were) {_SUBJECT}\b[^.?!:;,]*?)(?: either| an?)? "
+    rf"|(?:^|\. )(?:is|are|was|were) {_SUBJECT}\b[^.?!:;,]*?)(?: about| from)?(?: either| an?)? "
     r"(?P<list>[\w-]+(?:, (?:an? )?[\w-]+)*,? or (?:an? )?(?:not )?[\w-]+)"
     r"(?: (?:about|towards?|on|for|in) [^.?!,]*)?[.?!]?$"
 )

@@ -175,6 +175,8 @@ def _enough(
         )
     if cue.startswith("?"):
         return whole and (closed or len(parts) >= 3)
+    if len(parts) >= 3 and words and whole and re.search(r"\b(?:into|as):? $", cue, re.IGNORECASE):
+        return True  # "into bugs, features and questions"
     named = not weak and re.search(r"label|class|option|choice|tag", cue, re.IGNORECASE)
     return closed or len(parts) >= (2 if named else 4 if weak else 3)
 
@@ -191,7 +193,7 @@ def _clean(labels: Sequence[str], place: int, cue: str) -> bool:
 def _divided(clause: str) -> tuple[list[str], bool]:
     """The items of a list, and whether its last joint ("or", a slash) closes it; no items where unclear."""
     for mark in (";", "/", "|", ","):
-        if mark not in clause:
+        if mark not in clause or (mark in "/|" and clause.count(",") > 1):  # "sports, sci/tech or business"
             continue
         parts = [part.strip() for part in clause.split(mark)]
         if mark in "/|" and len(parts) > 1:
@@ -256,4 +258,4 @@ def _hide_quotes(text: str) -> tuple[str, list[str]]:
 
 
 def _plain(item: str) -> bool:
-    return bool(re.fullmatch(r"[\w&'’.+-]+(?: [\w&'’.+-]+)*", item))
+    return bool(re.fullmatch(r"[\w&'’.+-]+(?: [\w&'’.+-]+)*|[A-Za-z]{2,}/[A-Za-z]{2,}", item))

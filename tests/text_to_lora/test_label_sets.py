@@ -20,6 +20,14 @@ from shoal.text_to_lora.label_sets import check_labels, read_label_set
         ('Reply "urgent" if the customer may leave, otherwise reply "normal".', "urgent normal"),
         ("Which of the two sentences is the more positive, A or B?", "A B"),
         ("Say which colour leads. Labels: red, green and blue.", "red green blue"),
+        ("Decide whether the message is about billing, shipping or returns.", "billing shipping returns"),
+        ("Classify commits into feat, fix and docs.", "feat fix docs"),
+        ("Route the ticket to sales, support or engineering.", "sales support engineering"),
+        ("Assign a priority of low, medium or high to the bug report.", "low medium high"),
+        ("Classify the sentiment (positive/negative/neutral).", "positive negative neutral"),
+        ("Classify the news as World, Sports, Business or Sci/Tech.", "World Sports Business Sci/Tech"),
+        ("Predict its category (World, Sports, Business, Sci/Tech).", "World Sports Business Sci/Tech"),
+        ("Triage the issue: bug, feature or question.", "bug feature question"),
     ],
 )
 def test_a_closed_list_is_the_label_set(description, labels) -> None:
@@ -62,6 +70,10 @@ def test_a_label_may_have_several_words(description, labels) -> None:
         "Sort the list into ascending or descending order.",
         "Sort the names into alphabetical order, ignoring case.",
         "Classify emails into folders, labels or categories.",
+        "Say which topic (sports, politics, health) the text avoids and rewrite it.",
+        "Classify the message; it is not about billing, shipping or returns.",
+        "Send the letter to Anna, Bob and Carl.",
+        "Put the words into groups and sort them.",
         "",
     ],
 )
