@@ -278,6 +278,11 @@ class ServiceConfig(_Frozen):
     body_seconds: float = Field(
         30.0, gt=0, description="seconds that it has for the body, and one more for every 16 kB"
     )
+    allowed_origins: tuple[str, ...] = Field(
+        (),
+        max_length=64,
+        description="origins whose pages may ask from a browser, such as http://localhost:3000; * for all",
+    )
     send_seconds: float = Field(
         30.0, gt=0, description="seconds after which a client that does not read is left"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -69,7 +70,16 @@ class Rows:
         assert self._unread is not None
         begin = self.cache.end
         ids = self._unread[:, begin : begin + (columns or self.unread)]
-        logits = self._forward(ids)
+        logits = self._forward(ids)[:, -1]
+        if not self.unread:
+            self._unread = None
+        return logits
+
+    @torch.no_grad()
+    def read_whole(self, columns: int) -> Float[Tensor, "rows columns vocabulary"]:
+        """Read so many columns of the prompts more; logits of the token after each of them."""
+        assert self._unread is not None
+        logits = self._forward(self._unread[:, self.cache.end : self.cache.end + columns], everywhere=True)
         if not self.unread:
             self._unread = None
         return logits
@@ -77,7 +87,7 @@ class Rows:
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
         """Append one token to every row; logits of the next."""
-        return self._forward(tokens[:, None])
+        return self._forward(tokens[:, None])[:, -1]
 
     def join(self, other: Rows, picks: Sequence[int]) -> None:
         """Append copies of rows of another batch; a row may be picked several times."""
@@ -89,21 +99,24 @@ class Rows:
         self.cache.drop(row)
         self.adapters.drop(row)
 
-    def _forward(self, ids: Int[Tensor, "rows columns"]) -> Float[Tensor, "rows vocabulary"]:
+    def _forward(
+        self, ids: Int[Tensor, "rows columns"], *, everywhere: bool = False
+    ) -> Float[Tensor, "rows read vocabulary"]:
+        """Logits at the last column, or at all of them."""
         backbone, cache, columns = self._backbone, self.cache, ids.shape[1]
         cache.make_room(columns)
         starts = torch.tensor(cache.starts)[:, None]
         places = torch.arange(cache.first, cache.end + columns)[None]
         # Without padding no mask is needed, and the attention kernels take their fast causal path.
         padded = len(set(cache.starts)) > 1
-        with self.adapters.attached(), _LastOnly(backbone.model):
+        with self.adapters.attached(), nullcontext() if everywhere else _LastOnly(backbone.model):
             logits: Tensor = backbone.model(
                 input_ids=ids.to(backbone.device),
                 attention_mask=(places >= starts).long().to(backbone.device) if padded else None,
                 position_ids=(places[:, -columns:] - starts).clamp(min=0).to(backbone.device),
                 use_cache=True,
                 **{self._cache_name: cache.cache},
-            ).logits[:, -1]
+            ).logits
         cache.advance(columns)
         return logits
 

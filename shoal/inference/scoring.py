@@ -1,4 +1,4 @@
-"""Scoring text that is given: the loss of a reference after its request, under any adapters.
+"""Scoring text that is given, under any adapters: the loss of a reference, and every token of a prompt.
 
 Knows nothing of tasks or reports.
 """
@@ -6,7 +6,7 @@ Knows nothing of tasks or reports.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -14,9 +14,10 @@ from shoal.adapters.base import Adapter
 from shoal.adapters.batched import RowAdapters
 from shoal.adapters.decomposition import Decompositions, ModelBasis
 from shoal.adapters.kinds import attach_adapter
+from shoal.inference.decoding import Rows
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.inference.generate import check_adapters, check_lengths
-from shoal.inference.sampling import not_finite
+from shoal.inference.sampling import Scores, not_finite, token_scores
 from shoal.models.backbone import Backbone
 
 
@@ -57,3 +58,31 @@ def reference_losses(
     if not all(map(math.isfinite, losses)):
         raise not_finite(backbone.dtype)
     return losses
+
+
+def prompt_scores(
+    backbone: Backbone,
+    prompt: Sequence[int],
+    top: int,
+    adapter: Adapter | None = None,
+    *,
+    basis: Decompositions | None = None,
+    columns: int = 128,
+) -> Iterator[list[Scores]]:
+    """Scores of every token of a prompt after the first, with so many of the likeliest in its place.
+
+    In the order of the tokens, in pieces of one forward pass over `columns` of them each; between them others
+    may use the model.
+
+    Raises:
+        ShoalError: the logits are not finite.
+    """
+    rows = Rows(backbone, [prompt], [adapter], basis=basis)
+    while rows.unread:
+        begin = rows.cache.end + 1
+        logits = rows.read_whole(min(columns, rows.unread))[0]
+        if not bool(logits.amax(-1).isfinite().all()):
+            raise not_finite(logits.dtype)
+        nexts = prompt[begin : begin + logits.shape[0]]
+        if nexts:
+            yield token_scores(logits[: len(nexts)], nexts, [top] * len(nexts))

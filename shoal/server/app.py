@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from shoal.errors import ShoalError
 from shoal.server import routes_adapters, routes_completions, routes_docs, routes_operations
@@ -55,6 +56,14 @@ def create_app(service: Service) -> FastAPI:
     for kind in (Failure, ShoalError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _failed)
     app.add_middleware(Guard, service=service)
+    if service.config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.config.allowed_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
     return app
 
 
@@ -64,6 +73,9 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
 
 
 def _failure(error: Exception, retry_seconds: int) -> Failure:
+    if isinstance(error, RequestValidationError) and isinstance(error.body, bytes):  # it was not read as JSON
+        about = "the body is of another type than JSON; send it with Content-Type: application/json"
+        return Failure(415, about, code="unsupported_media_type")
     if isinstance(error, RequestValidationError):
         message, field = describe(error.errors(), error.body)
         return Failure(400, message, param=field)

@@ -35,11 +35,21 @@ def check_browser(headers: Headers, *, reads_page: bool, origins: Collection[str
         raise Failure(403, "without keys only this machine is answered; use localhost", code="host")
     sent = headers.getlist("origin")
     own = {f"{scheme}://{hosts[0].lower()}" for scheme in ("http", "https")}
-    if any(origin.lower() not in own and origin not in origins for origin in sent):
+    if any(origin.lower() not in own and not {origin, "*"} & set(origins) for origin in sent):
         raise _cross_site()
     site = headers.get("sec-fetch-site", "none").lower()
     if site not in OWN_SITE and not sent and not reads_page:
         raise _cross_site()
+
+
+def refuse_preflight() -> Failure:
+    """The answer to a browser that asks whether a page may, where no origin is allowed."""
+    return Failure(
+        403,
+        "pages of other origins may not ask this service; allow some with allowed_origins "
+        "(shoal serve --allowed-origins)",
+        code="cross_site",
+    )
 
 
 def _cross_site() -> Failure:

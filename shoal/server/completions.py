@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,12 +19,12 @@ from shoal.errors import UsageError
 from shoal.inference.engine.records import Delta, Request
 from shoal.inference.engine.runner import Runner
 from shoal.inference.engine.stream import Stream
-from shoal.inference.sampling import Sampling
+from shoal.inference.sampling import GREEDY_BELOW, Sampling
 from shoal.models.backbone import Backbone
 from shoal.server.adapter_selection import AdapterSelector, SelectedAdapter
 from shoal.server.errors import failure_of
 from shoal.server.rate_limits import RateLimits
-from shoal.server.responses import DONE, Choice, event, first_piece, piece, usage
+from shoal.server.responses import DONE, Choice, Echo, echo_piece, event, first_piece, piece, usage
 from shoal.server.schemas import ChatRequest, CompletionRequest
 
 
@@ -33,9 +34,10 @@ class AcceptedRequest:
 
     Attributes:
         body: of the request.
-        streams: one per prompt.
+        streams: one per prompt; none where nothing is to be generated.
         selected: the adapter.
         prompt_tokens: of all prompts.
+        echoes: of all prompts, where they are to be repeated.
         id: of the response.
         created: seconds since 1970.
     """
@@ -44,6 +46,7 @@ class AcceptedRequest:
     streams: list[Stream]
     selected: SelectedAdapter
     prompt_tokens: int
+    echoes: list[Echo] = field(default_factory=list)
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -56,6 +59,11 @@ class AcceptedRequest:
     def counts_usage(self) -> bool:
         """True where the stream ends with the tokens used."""
         return self.body.stream_options is not None and self.body.stream_options.include_usage
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of the request."""
+        return len(self.body.prompts) if isinstance(self.body, CompletionRequest) else 1
 
     def cancel(self) -> None:
         """Free its places in the engine."""
@@ -123,8 +131,11 @@ class Completions:
         if selected.greedy and body.temperature is None:
             requests = [replace(r, sampling=replace(r.sampling, temperature=0.0)) for r in requests]
         chosen = [replace(request, adapter=selected.adapter, labels=labels) for request in requests]
-        streams = self._submit(chosen)
-        return AcceptedRequest(body, streams, selected, prompt_tokens)
+        if isinstance(body, ChatRequest) or not body.echo:
+            return AcceptedRequest(body, self._submit(chosen), selected, prompt_tokens)
+        echoes = self._echoes(body, chosen)
+        streams = [] if body.max_tokens == 0 else self._submit(chosen)
+        return AcceptedRequest(body, streams, selected, prompt_tokens, echoes)
 
     async def whole(self, accepted: AcceptedRequest) -> dict[str, Any]:
         """The whole response; leaving it early frees its places.
@@ -133,7 +144,8 @@ class Completions:
             ShoalError: the engine failed.
         """
         n = accepted.body.n
-        choices = [Choice(i) for i in range(n * len(accepted.streams))]
+        echoes: Sequence[Echo | None] = accepted.echoes or [None] * accepted.prompts
+        choices = [Choice(number * n + i, echo) for number, echo in enumerate(echoes) for i in range(n)]
         try:
             async for number, delta in _merged(accepted.streams):
                 choices[number * n + delta.index].add(delta)
@@ -146,12 +158,14 @@ class Completions:
     async def events(self, accepted: AcceptedRequest) -> AsyncIterator[str]:
         """Server-sent events; a failure on the way is the last but one, since the status is sent by then."""
         n = accepted.body.n
-        counts = [0] * (n * len(accepted.streams))
+        counts = [0] * (n * accepted.prompts)
         unused = {"usage": None} if accepted.counts_usage else {}
         try:
             if accepted.chat:
                 for index in range(n):
                     yield event(accepted.envelope([first_piece(index)], streamed=True) | unused)
+            for index, echo in enumerate(echo for echo in accepted.echoes for _ in range(n)):
+                yield event(accepted.envelope([echo_piece(index, echo)], streamed=True) | unused)
             async for number, delta in _merged(accepted.streams):
                 index = number * n + delta.index
                 counts[index] = delta.completion_tokens
@@ -171,6 +185,10 @@ class Completions:
         stated = body.max_tokens
         if isinstance(body, ChatRequest):
             stated = body.max_completion_tokens or stated
+        if stated == 0 and not (isinstance(body, CompletionRequest) and body.echo):
+            raise UsageError("max_tokens 0 asks for nothing without echo; raise it")
+        if stated == 0:
+            return 1  # as the engine counts; nothing is generated
         limit = stated or min(self._config.default_tokens, self._config.max_tokens)
         if limit > self._config.max_tokens:
             raise UsageError(f"max_tokens {limit} is above the limit of {self._config.max_tokens}; lower it")
@@ -197,6 +215,16 @@ class Completions:
             raise UsageError(f"a token id is above {vocabulary - 1}, the last of the vocabulary")
         return encoded
 
+    def _echoes(self, body: CompletionRequest, requests: Sequence[Request]) -> list[Echo]:
+        """The prompts as they are repeated, with the scores of their tokens where these are asked for."""
+        decode = self._backbone.tokenizer.decode
+        echoes = []
+        for prompt, request in zip(body.prompts, requests, strict=True):
+            text = prompt if isinstance(prompt, str) else str(decode(list(request.prompt)))
+            scores = self._runner.prompt_scores(request) if request.logprobs is not None else ()
+            echoes.append(Echo(text, scores))
+        return echoes
+
     def _submit(self, requests: Sequence[Request]) -> list[Stream]:
         streams: list[Stream] = []
         try:
@@ -211,7 +239,12 @@ class Completions:
 
 def _closed(body: ChatRequest | CompletionRequest) -> bool:
     """A chat that asks for no sampling, no token scores and no stop strings, so that a label answers it."""
-    return isinstance(body, ChatRequest) and not body.temperature and not body.logprobs and not body.stops
+    return (
+        isinstance(body, ChatRequest)
+        and not body.logprobs
+        and not body.stops
+        and (body.temperature or 0) < GREEDY_BELOW
+    )
 
 
 def _engine_request(
@@ -227,7 +260,7 @@ def _engine_request(
     defaults = Sampling()
     sampling = Sampling(
         temperature=defaults.temperature if body.temperature is None else body.temperature,
-        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        top_p=defaults.top_p if body.top_p is None else body.top_p or sys.float_info.min,
         top_k=body.top_k or 0,
         seed=body.seed,
     )

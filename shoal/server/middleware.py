@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shoal.config import ServiceConfig
 from shoal.errors import shorten
 from shoal.registry.api_keys import ANYONE
-from shoal.server.browsers import check_browser
+from shoal.server.browsers import check_browser, refuse_preflight
 from shoal.server.errors import Failure, failure_of
 from shoal.server.json_logs import FACTS
 from shoal.server.pools import run_in
@@ -77,9 +77,12 @@ class Guard:
     async def _pass(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         check_head(scope)
         headers, service = Headers(scope=scope), self._service
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            raise refuse_preflight()  # those of allowed origins are answered before
         public = scope["path"] in PUBLIC or scope["path"].startswith(PUBLIC_FOLDER)
         if service.open:
-            check_browser(headers, reads_page=public and scope["method"] in ("GET", "HEAD"))
+            reads_page = public and scope["method"] in ("GET", "HEAD")
+            check_browser(headers, reads_page=reads_page, origins=service.config.allowed_origins)
         if public:
             await self._app(scope, receive, answer.send)
             return

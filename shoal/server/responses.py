@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from shoal.inference.engine.records import Delta, TokenScore
@@ -14,8 +15,21 @@ from shoal.inference.engine.records import Delta, TokenScore
 DONE = "data: [DONE]\n\n"
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that is shown before its answers.
+
+    Attributes:
+        text: of the prompt.
+        scores: of its tokens, where they are asked for.
+    """
+
+    text: str = ""
+    scores: tuple[TokenScore, ...] = ()
+
+
 class Choice:
-    """One answer as it grows.
+    """One answer as it grows, perhaps after its prompt.
 
     Attributes:
         index: among the answers of its request.
@@ -23,12 +37,12 @@ class Choice:
         labels: probability of every label, where one of them is the answer.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, echo: Echo | None = None) -> None:
         self.index = index
         self.tokens = 0
         self.labels: Mapping[str, float] | None = None
-        self._text: list[str] = []
-        self._scores: list[TokenScore] = []
+        self._text: list[str] = [echo.text] if echo else []
+        self._scores: list[TokenScore] = list(echo.scores) if echo else []
         self._finish: str | None = None
 
     def add(self, delta: Delta) -> None:
@@ -48,7 +62,7 @@ class Choice:
         return self._finished({"text": text, "logprobs": text_logprobs(self._scores)})
 
     def _finished(self, content: dict[str, Any]) -> dict[str, Any]:
-        return {"index": self.index, **content, "finish_reason": self._finish}
+        return {"index": self.index, **content, "finish_reason": self._finish or "length"}
 
 
 def first_piece(index: int) -> dict[str, Any]:
@@ -70,6 +84,12 @@ def piece(chat: bool, index: int, delta: Delta) -> dict[str, Any]:
         "logprobs": text_logprobs(delta.tokens),
         "finish_reason": finish,
     }
+
+
+def echo_piece(index: int, echo: Echo) -> dict[str, Any]:
+    """The choice of the first event of a completion's stream that repeats its prompt."""
+    scores = text_logprobs(echo.scores)
+    return {"index": index, "text": echo.text, "logprobs": scores, "finish_reason": None}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -101,7 +121,13 @@ def text_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any] | None:
     return {
         "tokens": [score.text for score in scores],
         "token_logprobs": [score.logprob for score in scores],
-        "top_logprobs": [{other.text: other.logprob for other in score.top} for score in scores],
+        # Of two tokens of one text the likelier, which is the first.
+        "top_logprobs": [
+            {other.text: other.logprob for other in reversed(score.top)}
+            if score.logprob is not None
+            else None
+            for score in scores
+        ],
         "text_offset": [sum(lengths[:i]) for i in range(len(lengths))],
     }
 

@@ -1,14 +1,17 @@
 """Bodies of requests, with bounds that are checked before anything is allocated. Field names are OpenAI's.
 
-A field that would be ignored is refused, unless its value asks for what is done anyway.
+A field that would be ignored is refused, unless its value asks for what is done anyway: see
+`shoal.server.neutral`. Null means not given, everywhere.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
+from shoal.server.neutral import MEANT_IN_TURNS, is_neutral, without_neutral
 from shoal.tasks.forms import OUTPUT_FIELDS
 from shoal.tasks.inputs import FIELDS as INPUT_FIELDS
 
@@ -22,6 +25,13 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class Weighted(_Body):
@@ -39,21 +49,47 @@ class AdapterChoice(_Body):
 
 
 class TextPart(_Body):
-    """A part of a message."""
+    """A part of a message; keys besides its text are not used."""
 
-    type: Literal["text"]
-    text: Annotated[str, StringConstraints(max_length=200_000)]
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["text", "input_text", "output_text", "refusal"] = "text"
+    text: Annotated[str, StringConstraints(max_length=200_000)] = Field(
+        validation_alias=AliasChoices("text", "refusal")
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_alone(cls, given: Any) -> Any:
+        kind = given.get("type", "text") if isinstance(given, dict) else None
+        if isinstance(kind, str) and kind not in ("text", "input_text", "output_text", "refusal"):
+            raise PydanticCustomError(
+                "unsupported", "is a part of type {kind}; this model reads text alone", {"kind": kind[:40]}
+            )
+        return given
 
 
 class Message(_Body):
-    """One turn of a chat."""
+    """One turn of a chat; keys on which its meaning does not depend are not used."""
+
+    model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
     content: (
         Annotated[str, StringConstraints(max_length=200_000)]
         | Annotated[list[TextPart], Field(max_length=64)]
-    )
-    name: str | None = Field(None, max_length=64, description="taken and not used")
+    ) = Field(validation_alias=AliasChoices("content", "refusal"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_besides(cls, given: Any) -> Any:
+        for name, values in MEANT_IN_TURNS.items() if isinstance(given, dict) else ():
+            value = given.get(name)
+            if value is not None and not is_neutral(values, value):
+                raise PydanticCustomError(
+                    "unsupported", "has `{name}`, which is not supported; turns of text are", {"name": name}
+                )
+        return given
 
     @property
     def text(self) -> str:
@@ -64,8 +100,9 @@ class Message(_Body):
 class StreamOptions(_Body):
     """Parts of a stream besides the answer."""
 
+    model_config = ConfigDict(extra="ignore")
+
     include_usage: bool = False
-    include_obfuscation: bool = False
 
 
 class _Generation(_Body):
@@ -86,7 +123,7 @@ class _Generation(_Body):
         description="0 for the likeliest tokens. By default 1 for the base model and `auto`, and 0 for an "
         "adapter that was made for a task: a described one, or one whose card holds a description",
     )
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1, description="0 as the least above it: the likeliest token")
     top_k: int | None = Field(None, ge=0, le=2**20, description="an extension: 0 for all tokens")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: (
@@ -96,10 +133,18 @@ class _Generation(_Body):
     ) = Field(None, max_length=256)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=512, description="taken and not used")
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        asked = without_neutral(given)
+        if isinstance(asked.get("stop"), list):
+            asked["stop"] = [stop for stop in asked["stop"] if stop != ""]
+        if "best_of" in asked and asked["best_of"] == asked.get("n"):
+            del asked["best_of"]
+        return asked
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -125,10 +170,9 @@ class CompletionRequest(_Generation):
         | Annotated[list[TokenId], Field(min_length=1, max_length=100_000)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=128)]
     )
+    max_tokens: int | None = Field(None, ge=0, le=2**20, description="0 only with echo")
     logprobs: int | None = Field(None, ge=0, le=5)
-    echo: Literal[False] = False
-    best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
+    echo: bool = Field(False, description="the prompt before the answer, with its own logprobs")
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shoal.errors import shorten
+from shoal.server.neutral import unsupported
 
 MAX_MESSAGE, MAX_FIELD, MAX_VALUE = 500, 200, 40
 Error = Mapping[str, Any]
@@ -59,7 +60,12 @@ def _sentence(field: str, errors: Sequence[Error]) -> str:
     name, first = f"`{field}`" if field else "the body", errors[0]
     if all(error["type"] == "missing" for error in errors):
         return f"{name} is missing; give it"
+    if first["type"] == "unsupported":
+        return f"{name} {first['msg']}"
     if first["type"] == "extra_forbidden":
+        known = unsupported(str(first["loc"][-1]), first.get("input"))
+        if known is not None:
+            return f"{name} {known}"
         return f"{name} is no field of this request; leave it out"
     wanted = list(dict.fromkeys(filter(None, map(_wanted, errors))))
     if not wanted:

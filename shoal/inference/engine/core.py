@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -37,10 +37,12 @@ from shoal.inference.engine.records import (
     Outcome,
     Request,
     StepRecord,
+    TokenScore,
 )
 from shoal.inference.engine.scheduler import Admission
-from shoal.inference.engine.sequences import Answer, Job
+from shoal.inference.engine.sequences import Answer, Job, with_text
 from shoal.inference.sampling import choose_tokens, not_finite, token_scores
+from shoal.inference.scoring import prompt_scores
 from shoal.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -118,6 +120,18 @@ class Engine:
         """The last step of `submit`, for a request that was checked but for its labels."""
         arrived = self._clock()
         return self._arrivals.add(lambda ticket: self._admission.job(ticket, request, arrived))
+
+    def prompt_scores(self, request: Request) -> Iterator[list[TokenScore]]:
+        """Scores of a checked request's prompt, in pieces: of all its tokens; nothing predicts the first.
+
+        The model runs in every piece but the first, on the thread that asks for it; see `EngineRunner.run`.
+        """
+        first, top = request.prompt[0], request.logprobs or 0
+        yield [TokenScore(first, self._texts.text(first), self._texts.bytes(first), None)]
+        adapter = self._admission.adapter(request, again=True)
+        scored = prompt_scores(self._backbone, request.prompt, top, adapter, basis=self._basis)
+        for piece in scored:
+            yield [with_text(scores, self._texts) for scores in piece]
 
     def cancel(self, ticket: int) -> None:
         """End a request, from any thread: its rows are free before the model runs again; no event follows."""

@@ -14,7 +14,7 @@ from shoal.inference.sampling import Sampling
 
 Finish = Literal["stop", "length"]
 Outcome = Literal["stop", "length", "cancelled", "failed"]
-MAX_STOPS, MAX_STOP_LENGTH, MAX_TOP = 4, 256, 20
+MAX_STOPS, MAX_STOP_LENGTH, MAX_TOP = 64, 256, 20
 
 # A name of the adapter cache; names with the weights of a mix; an adapter itself; or None for the bare model.
 RequestedAdapter = str | Mapping[str, float] | Adapter | None
@@ -39,7 +39,7 @@ class Request:
         max_tokens: limit of an answer, in tokens.
         n: answers to the same prompt.
         sampling: how tokens are drawn. With a seed, answer i is the same in any batch.
-        stop: up to 4 strings; an answer ends before the first of them.
+        stop: up to 64 strings; an answer ends before the first of them.
         logprobs: None, or for every token its score and those of so many of the likeliest tokens, 0 to 20.
         stop_at_end: False goes on past the end-of-turn token.
         labels: answers are the likeliest of these, whole, however tokens are drawn else; vLLM, which cannot
@@ -98,14 +98,14 @@ class TokenScore:
         token: its id.
         text: of it alone, in which half a character is U+FFFD.
         bytes: that it stands for.
-        logprob: natural logarithm of its probability.
+        logprob: natural logarithm of its probability; None for the first of a prompt, which nothing predicts.
         top: the likeliest tokens in its place, without alternatives of their own.
     """
 
     token: int
     text: str
     bytes: tuple[int, ...]
-    logprob: float
+    logprob: float | None
     top: tuple[TokenScore, ...] = ()
 
 

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from shoal.errors import ShoalError, UnavailableError, reason
 from shoal.inference.engine.arrivals import CLOSED
 from shoal.inference.engine.core import Engine
-from shoal.inference.engine.records import EngineClosed, EngineState, Event, Limits, Request
+from shoal.inference.engine.records import EngineClosed, EngineState, Event, Limits, Request, TokenScore
 from shoal.inference.engine.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,9 @@ class Runner(Protocol):
 
     def submit(self, request: Request, *, numbers_checked: bool = False) -> Stream:
         """Ask; raises what `EngineRunner.submit` raises."""
+
+    def prompt_scores(self, request: Request) -> tuple[TokenScore, ...]:
+        """Scores of all tokens of a prompt; raises what `EngineRunner.prompt_scores` raises."""
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Call a function while nothing else uses the model."""
@@ -97,6 +100,21 @@ class EngineRunner:
             self._streams[ticket] = stream
             self._wanted.notify()
         return stream
+
+    def prompt_scores(self, request: Request) -> tuple[TokenScore, ...]:
+        """Scores of all tokens of a prompt; nothing predicts the first, and steps run between its passes.
+
+        Raises:
+            UsageError: the request is outside the limits of the engine or the model.
+            ShoalError: the logits are not finite.
+        """
+        self._engine.check_numbers(request)
+        self._engine.check_adapter(request)
+        pieces = self._engine.prompt_scores(request)
+        found = list(next(pieces))
+        while piece := self.run(lambda: next(pieces, [])):
+            found += piece
+        return tuple(found)
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Call a function on the engine's thread between two steps, so that it has the model for itself.

@@ -130,14 +130,15 @@ class Answer:
                 finish = "stop" if rest.stopped else "length"
                 released = rest._replace(text=released.text + rest.text, tokens=released.tokens + rest.tokens)
         self.finished = finish is not None
-        shown = tuple(_with_text(scores, texts) for scores in self._scores[: released.tokens])
+        shown = tuple(with_text(scores, texts) for scores in self._scores[: released.tokens])
         self._scores = self._scores[released.tokens :]
         if not released.text and not shown and finish is None:
             return None
         return Delta(self.index, released.text, shown, finish, self._count)
 
 
-def _with_text(scores: Scores, texts: TokenTexts) -> TokenScore:
+def with_text(scores: Scores, texts: TokenTexts) -> TokenScore:
+    """Scores of a token with the texts of all tokens in them."""
     chosen, *top = (
         TokenScore(s.token, texts.text(s.token), texts.bytes(s.token), s.logprob)
         for s in (scores.chosen, *scores.top)

@@ -141,6 +141,14 @@ class VllmRunner:
             undone.pop_all()
         return stream
 
+    def prompt_scores(self, request: Request) -> tuple[TokenScore, ...]:
+        """Refuse to score a prompt.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("echo with logprobs is not asked of vLLM; leave one of them out")
+
     def run(self, function: Callable[[], Result]) -> Result:
         """Refuse a function that needs the model for itself.
 

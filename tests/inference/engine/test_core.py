@@ -323,7 +323,7 @@ def test_what_the_engine_cannot_do_is_refused_before_it_waits(
         (Request([259 * 2]), "token 518 is outside the vocabulary"),
         (Request([-1]), "token -1 is outside"),
         (Request([1], stop=("",)), "stop strings"),
-        (Request([1], stop=("x",) * 5), "5 stop strings"),
+        (Request([1], stop=("x",) * 65), "65 stop strings"),
         (Request([1], logprobs=21), "logprobs 21 is outside 0..20"),
         (Request([1], "nobody"), "no adapter 'nobody'"),
         (Request([1], {"a": math.inf}), "finite numbers"),
