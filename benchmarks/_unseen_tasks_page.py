@@ -19,6 +19,7 @@ from shoal.tasks.loading import Task
 
 ECHO, BASE, DESCRIBED, SHOTS = "echo", "base", "base + description", "base + 3 examples"
 MULTI_TASK, NEAREST, ORACLE = "multi-task LoRA", "nearest-task LoRA", "oracle LoRA"
+TUNED_ORACLE = "oracle LoRA, tuned rate"
 DESCRIBED_MULTI_TASK = "multi-task LoRA, prompted with the description"
 INPUTS = "Text-to-LoRA, trained on 16 inputs without answers"
 FEW_SHOT = "Text-to-LoRA, refined on 16 examples"
@@ -105,7 +106,7 @@ def _answer_facts(facts: Mapping[str, Mapping[str, Any]]) -> str:
 def _differences(report: Report, names: Sequence[str]) -> str:
     rows = [
         [f"{RIGHT} minus {name}", *(cell(report.difference(RIGHT, name, m), m) for m in METRICS)]
-        for name in (DESCRIBED, MULTI_TASK, DESCRIBED_MULTI_TASK, NEAREST, ORACLE)
+        for name in (DESCRIBED, MULTI_TASK, DESCRIBED_MULTI_TASK, NEAREST, ORACLE, TUNED_ORACLE)
         if name in names
     ]
     pairs = [(FEW_SHOT, RIGHT), (INPUTS, RIGHT)]
@@ -130,15 +131,19 @@ def _margins(report: Report, names: Sequence[str]) -> str:
 
 
 def _share_of_the_way(report: Report) -> str:
-    """How far adapters get from the described prompt to the LoRA that was trained on the task itself."""
-    low, high = (report.result(name).intervals["rouge_l"].mean for name in (DESCRIBED, ORACLE))
-    names = {result.name for result in report.results}
-    said = []
-    for name in (RIGHT, RIGHT + SUFFIX, INPUTS, FEW_SHOT):
-        if name in names:
-            share = 100 * (report.result(name).intervals["rouge_l"].mean - low) / (high - low)
-            said.append(f"{name} goes {share:.0f}%")
-    return f"Of the way from {DESCRIBED} to the {ORACLE} in ROUGE-L " + "; ".join(said) + "."
+    """How far adapters get from the described prompt to the LoRAs that were trained on the task itself."""
+    mean = {result.name: result.intervals["rouge_l"].mean for result in report.results}
+    low, sentences = mean[DESCRIBED], []
+    for oracle in (ORACLE, TUNED_ORACLE):
+        if oracle not in mean:
+            continue
+        said = [
+            f"{name} goes {100 * (mean[name] - low) / (mean[oracle] - low):.0f}%"
+            for name in (RIGHT, RIGHT + SUFFIX, INPUTS, FEW_SHOT)
+            if name in mean
+        ]
+        sentences.append(f"Of the way from {DESCRIBED} to the {oracle} in ROUGE-L " + "; ".join(said) + ".")
+    return " ".join(sentences)
 
 
 def _answers(report: Report, shown: Sequence[str]) -> str:

@@ -32,6 +32,7 @@ from _unseen_tasks_page import (
     NEAREST,
     ORACLE,
     SHOTS,
+    TUNED_ORACLE,
     answer_facts,
     page,
 )
@@ -77,7 +78,7 @@ from shoal.training.lora import train_lora
 
 SHIPPED = ROOT / "shoal" / "weights" / DEFAULT_MODEL
 ROWS = (
-    *(ECHO, BASE, DESCRIBED, SHOTS, MULTI_TASK, DESCRIBED_MULTI_TASK, NEAREST, ORACLE),
+    *(ECHO, BASE, DESCRIBED, SHOTS, MULTI_TASK, DESCRIBED_MULTI_TASK, NEAREST, ORACLE, TUNED_ORACLE),
     *(RIGHT, INPUTS, OTHER, GIBBERISH, SALAD, NONE, FEW_SHOT),
 )
 EXAMPLES_TO_REFINE = 16
@@ -132,6 +133,7 @@ def main() -> None:
     start = load_adapter(args.lora_start).lora if args.lora_start else multi_task
     like = start or generators[0].checkpoint.network.offset_lora()
     library = LoraLibrary(backbone, like, config, args)
+    tuned = LoraLibrary(backbone, like, config.model_copy(update={"learning_rate": args.oracle_rate}), args)
     shots = Method(SHOTS, request=with_shots(3, args.seed))
     rows = {ECHO: [Repetition(echo())], BASE: [Repetition(Method(BASE), labels=True)]}
     rows[DESCRIBED] = [Repetition(Method(DESCRIBED, request=described), labels=True)]
@@ -143,7 +145,7 @@ def main() -> None:
         prompted = load_adapter(args.described_multi_task).lora
         method = Method(DESCRIBED_MULTI_TASK, lambda task: prompted, described)
         rows[DESCRIBED_MULTI_TASK] = [Repetition(method, content(prompted), labels=True)]
-    rows |= single_task_rows(args, library, split, tasks)
+    rows |= single_task_rows(args, library, tuned, split, tasks)
     rows |= description_rows(args, generators, tasks)
     rows[INPUTS] = [inputs_row(args, backbone, generators[0], label_sets)]
     rows[FEW_SHOT] = [few_shot_row(args, backbone, generators[0])]
@@ -155,7 +157,8 @@ def main() -> None:
     for name, repetitions in rows.items():
         if name in args.without:
             continue
-        measured = [measure(conditions, backbone, r, library.tokens) for r in repetitions]
+        noted = tuned.tokens if name == TUNED_ORACLE else library.tokens
+        measured = [measure(conditions, backbone, r, noted) for r in repetitions]
         for repeated in zip(*(found for found, _ in measured), strict=True):
             row = mean_result(repeated[0].name, repeated)
             results.append(row)
@@ -203,6 +206,7 @@ def parse() -> argparse.Namespace:
     add("--lora-steps", type=int, default=40, help="of each nearest-task and oracle LoRA")
     add("--lora-batch", type=int, default=8)
     add("--lora-rate", type=float, default=1e-3)
+    add("--oracle-rate", type=float, default=3e-3, help="of the oracle LoRA at a tuned rate")
     add("--lora-start", type=Path, help="PEFT directory that those start from; default the multi-task LoRA")
     add("--from-scratch", action="store_true", help="train those from zero")
     add("--without", nargs="*", default=[], choices=ROWS, help="rows to leave out")
@@ -211,10 +215,11 @@ def parse() -> argparse.Namespace:
 
 
 def single_task_rows(
-    args: argparse.Namespace, library: LoraLibrary, split: Split, tasks: Sequence[Task]
+    args: argparse.Namespace, library: LoraLibrary, tuned: LoraLibrary, split: Split, tasks: Sequence[Task]
 ) -> dict[str, list[Repetition]]:
-    """The LoRA of the training task that is nearest by description, and that of the task itself."""
+    """The LoRA of the training task that is nearest by description, and those of the task itself."""
     rows = {ORACLE: [Repetition(Method(ORACLE, library.lora), library.key)]}
+    rows[TUNED_ORACLE] = [Repetition(Method(TUNED_ORACLE, tuned.lora), tuned.key)]
     if NEAREST not in args.without:
         nearest = dict(
             zip((t.name for t in tasks), nearest_tasks(TaskEncoder(), tasks, split.train), strict=True)
@@ -337,7 +342,8 @@ def training(args: argparse.Namespace, generators: Sequence[TextToLoRA]) -> dict
         f"{REFINING.batch_size} of the task's {EXAMPLES_TO_REFINE} examples"
     )
     said[NEAREST] = f"{budget} of the training task that is nearest by description"
-    said[ORACLE] = f"{budget} of the task itself"
+    said[ORACLE] = f"{budget} of the task itself at the rate {args.lora_rate:g}"
+    said[TUNED_ORACLE] = f"{budget} of the task itself at the rate {args.oracle_rate:g}"
     return {name: what for name, what in said.items() if name not in args.without}
 
 

@@ -190,7 +190,10 @@ class RefiningTrainingConfig(_Frozen):
         16, le=MAX_WIDTH, ge=1, description="other examples of a task, on which refining is judged"
     )
     curve_tasks: int = Field(
-        12, le=MAX_COUNT, ge=1, description="tasks whose curves are drawn, for each number"
+        12,
+        le=MAX_COUNT,
+        ge=1,
+        description="tasks whose curves are drawn, for each number, and tasks that choose",
     )
     max_steps: int = Field(64, le=1000, ge=4, description="optimiser steps of a curve, at most")
     episodes: int = Field(

@@ -222,11 +222,14 @@ class RefiningLearner:
     def _chosen(self, ways: Mapping[str, Refining], started: float) -> Learned:
         """The best way on the tasks that choose, beside today's constants."""
         cells: dict[str, dict[tuple[str, int], float]] = {name: {} for name in (TODAY, *ways)}
-        for name in self.choosing:
-            for shots in (count for count in self._shots if count >= MIN_EXAMPLES):
-                episode = self._source.draw(name, shots, f"{self._config.seed}/choosing")
-                if episode is None:
-                    continue
+        counts = [count for count in self._shots if count >= MIN_EXAMPLES]
+        seed = f"{self._config.seed}/choosing"
+        asked = [n for n in self.choosing if self._source.draw(n, max(counts), seed) is not None]
+        asked = asked[: self._config.curve_tasks]
+        for name in asked:
+            for shots in counts:
+                episode = self._source.draw(name, shots, seed)
+                assert episode is not None  # as there is one with more shots
                 kept = self._folder / CONSTANTS
                 cells[TODAY][name, shots] = todays_loss(self._backbone, self._emitter, episode, kept)
                 for way, refining in ways.items():
@@ -235,7 +238,6 @@ class RefiningLearner:
                     cells[way][name, shots] = found.after(steps)
                 log.info("chosen by %s with %d examples", name, shots)
         chosen = min(ways, key=lambda way: statistics.mean(cells[way].values()))
-        asked = list(dict.fromkeys(name for name, _ in cells[TODAY]))
         by_task = {
             way: [statistics.mean(v for (n, _), v in own.items() if n == name) for name in asked]
             for way, own in cells.items()
