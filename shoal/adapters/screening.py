@@ -7,7 +7,7 @@ nesting, ranks, and what the factors take once they all have the widest rank. Kn
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from shoal.file_formats import read_json, read_tensor_sizes
 MAX_JSON_BYTES = 2**20  # of a configuration, and of a card
 MAX_HEADER_BYTES = 2**20  # of small weights; those of large ones may be an eighth of them
 MAX_DEPTH = 16  # of lists and objects in each other
+MAX_LENGTH = 2048  # of a list or object in a card, whose every value is checked
 MAX_PATTERN = 4096  # keys of `rank_pattern` and of `alpha_pattern`
+MAX_NAME = 512  # characters of a module's or a tensor's
 MIN_ALPHA = 1e-9
 ITEM_BYTES = {"F64": 8, "F32": 4}  # 2 for any other
 
@@ -41,7 +43,7 @@ def screen(directory: Path, *, max_rank: int, max_bytes: int) -> None:
     for name in (CONFIG_FILE, FACTS_FILE):
         if (directory / name).is_file():
             content = read_json(directory / name)
-            _check_values(content, name)
+            _check_values(content, name, MAX_LENGTH if name == FACTS_FILE else MAX_JSON_BYTES)
             if name == CONFIG_FILE:
                 _check_config(content, max_rank)
     if (directory / WEIGHTS_FILE).is_file():
@@ -53,13 +55,17 @@ def _check_size(path: Path, limit: int) -> None:
         raise UsageError(f"{path.name} has {size} bytes, the limit is {limit}; make the adapter smaller")
 
 
-def _check_values(content: Any, name: str) -> None:
-    """Bound how deep values lie, and see that every text can be written as UTF-8."""
+def _check_values(content: Any, name: str, most: int) -> None:
+    """Bound how deep values lie and how many together, and see that every text can be written as UTF-8."""
     waiting = [(content, 1)]
     while waiting:
         value, depth = waiting.pop()
         if depth > MAX_DEPTH:
             raise UsageError(f"{name} is nested deeper than {MAX_DEPTH}; it is another file")
+        if isinstance(value, (list, dict)) and len(value) > most:
+            raise UsageError(
+                f"{name} holds {len(value)} values together, the limit is {most}; leave some out"
+            )
         if isinstance(value, str):
             try:
                 value.encode()
@@ -80,12 +86,21 @@ def _check_config(config: Mapping[str, Any], max_rank: int) -> None:
         if isinstance(pattern, dict):
             if len(pattern) > MAX_PATTERN:
                 raise UsageError(f"{name} has {len(pattern)} keys, the limit is {MAX_PATTERN}; give fewer")
+            _check_names(pattern)
             values += pattern.values()
     for rank in ranks:
         _check_rank(rank, max_rank)
     low = next((a for a in alphas if isinstance(a, float) and 0 < a < MIN_ALPHA), None)
     if low is not None:
         raise UsageError(f"an alpha is {low}, the least is {MIN_ALPHA}; fold the scale into B")
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Bound names of modules: whatever compares their ends looks at every part of them."""
+    if long := next((name for name in names if len(name) > MAX_NAME), None):
+        raise UsageError(
+            f"the name {shorten(long)} has {len(long)} characters, the limit is {MAX_NAME}; it is no module's"
+        )
 
 
 def _check_rank(rank: object, max_rank: int) -> None:
@@ -97,6 +112,7 @@ def _check_rank(rank: object, max_rank: int) -> None:
 def _check_weights(path: Path, max_rank: int, max_bytes: int) -> None:
     size = path.stat().st_size
     sizes = read_tensor_sizes(path, max_header_bytes=max(MAX_HEADER_BYTES, size // 8))
+    _check_names(sizes)
     item = max((ITEM_BYTES.get(tensor.dtype, 2) for tensor in sizes.values()), default=2)
     factors = list(_factors(sizes))
     widest = max((rank for rank, _ in factors), default=0)
