@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from shoal.adapters.files import ADAPTER_FILES
+from shoal.adapters.files import ADAPTER_FILES, CONFIG_FILE
 from shoal.errors import UsageError, reason, shorten
 from shoal.file_errors import failures_named
 
@@ -42,7 +42,8 @@ def pack(directory: Path, file: IO[bytes]) -> None:
 def unpack(file: IO[bytes], directory: Path, *, max_bytes: int) -> None:
     """Write the adapter's files of a ZIP into an empty directory; whatever else it holds is left out.
 
-    No name in the ZIP becomes a path: entries count by their last part, which must be one of `ADAPTER_FILES`.
+    No name in the ZIP becomes a path: entries count by their last part, which must be one of `ADAPTER_FILES`,
+    and of several adapters the one nearest the top is meant.
 
     Args:
         file: the ZIP.
@@ -62,21 +63,40 @@ def unpack(file: IO[bytes], directory: Path, *, max_bytes: int) -> None:
                 raise UsageError(
                     f"the ZIP has {len(entries)} entries, the limit is {MAX_ENTRIES}; pack the adapter alone"
                 )
-            wanted = [e for e in entries if PurePosixPath(e.filename).name in ADAPTER_FILES]
+            wanted = _at_the_top([e for e in entries if _path(e).name in ADAPTER_FILES])
             size = sum(e.file_size for e in wanted)
             if size > max_bytes:
                 raise UsageError(f"the ZIP unpacks to {size} bytes, the limit is {max_bytes}")
             for entry in wanted:
                 if entry.compress_type not in METHODS:
                     raise UsageError(
-                        f"{PurePosixPath(entry.filename).name} is packed by method {entry.compress_type}; "
+                        f"{_path(entry).name} is packed by method {entry.compress_type}; "
                         "pack it with deflate, as zip does, or without compression"
                     )
-                _extract(archive, entry, directory / PurePosixPath(entry.filename).name)
+                _extract(archive, entry, directory / _path(entry).name)
     except UsageError:
         raise
     except NOT_A_ZIP as error:
         raise UsageError(f"the upload is no whole ZIP file ({reason(error)}); pack it again") from None
+
+
+def _path(entry: zipfile.ZipInfo) -> PurePosixPath:
+    """The path of an entry, also where Windows wrote it."""
+    return PurePosixPath(entry.filename.replace("\\", "/"))
+
+
+def _at_the_top(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """The entries of the folder nearest the top: `checkpoint-*` below it are steps on the way to it."""
+    entries = [e for e in entries if "__MACOSX" not in _path(e).parts]
+    configs = [_path(e).parent for e in entries if _path(e).name == CONFIG_FILE]
+    if not configs:
+        return entries
+    top = min(configs, key=lambda folder: len(folder.parts))
+    beside = [folder for folder in configs if len(folder.parts) == len(top.parts)]
+    if len(set(beside)) > 1:
+        named = " and ".join(shorten(str(folder), 40) for folder in sorted(set(beside))[:2])
+        raise UsageError(f"the ZIP holds several adapters, {named}; pack one of them")
+    return [e for e in entries if _path(e).parent == top]
 
 
 class _BoundedReads:

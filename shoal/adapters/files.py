@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from shoal.files import read_directory, write_directory
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from shoal.adapters.lora import LoRA
     from shoal.models.shapes import BackboneShape
@@ -109,14 +111,16 @@ def save_adapter(
     write_directory(directory, write)
 
 
-def load_adapter(directory: str | os.PathLike[str]) -> StoredAdapter:
-    """Read an adapter that we or another tool wrote.
+def load_adapter(
+    directory: str | os.PathLike[str], *, is_copy: Callable[[str, Tensor], bool] | None = None
+) -> StoredAdapter:
+    """Read an adapter that we or another tool wrote; `is_copy` as in `shoal.adapters.peft_format.read_lora`.
 
     Raises:
         ShoalError: a file is missing, truncated, foreign, not finite or a link to elsewhere, or the adapter
-            is more than plain LoRA (DoRA, biases, per-module ranks, changed base weights).
+            is more than plain LoRA (DoRA, biases, changed base weights).
     """
-    return read_directory(directory, _read_adapter)
+    return read_directory(directory, lambda folder: _read_adapter(folder, is_copy))
 
 
 def check_name(name: object) -> str:
@@ -133,7 +137,7 @@ def check_name(name: object) -> str:
     return name
 
 
-def _read_adapter(directory: Path) -> StoredAdapter:
+def _read_adapter(directory: Path, is_copy: Callable[[str, Tensor], bool] | None = None) -> StoredAdapter:
     from shoal.adapters.peft_format import read_lora
 
     if (directory / "adapter_model.bin").exists() and not (directory / WEIGHTS_FILE).exists():
@@ -142,7 +146,7 @@ def _read_adapter(directory: Path) -> StoredAdapter:
             f"save the adapter as {WEIGHTS_FILE}"
         )
     config = read_json(_own_file(directory, CONFIG_FILE))
-    lora = read_lora(config, read_tensors(_own_file(directory, WEIGHTS_FILE)), directory)
+    lora = read_lora(config, read_tensors(_own_file(directory, WEIGHTS_FILE)), directory, is_copy=is_copy)
     base_model = _text_or_none(config.get("base_model_name_or_path"))
     return StoredAdapter(lora, base_model, _text_or_none(config.get("revision")), _read_card(directory))
 
@@ -152,8 +156,9 @@ def _text_or_none(value: object) -> str | None:
 
 
 def _own_file(directory: Path, name: str) -> Path:
-    path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()):
+    path, home = directory / name, directory.resolve()
+    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(path.resolve().is_relative_to(place) for place in homes):  # the hub's cache links to its blobs
         raise ShoalError(
             f"{path} is a link to outside its directory; copy the adapter with its files (cp -rL)"
         )

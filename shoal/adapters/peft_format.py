@@ -9,34 +9,40 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shoal.adapters.foreign_names import cause, factor_name, module_in, plain_module, rests
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.config import MAX_ALPHA
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, UsageError, reason
 from shoal.models.modules import TargetModule
 from shoal.models.shapes import BackboneShape
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 # Keys of adapter_config.json that change nothing of what a finished LoRA computes. Any other must be unset.
 _READ_OR_HARMLESS = frozenset(
     {"peft_type", "r", "lora_alpha", "bias", "use_rslora", "init_lora_weights"}
     | {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"}
     | {"target_modules", "layers_to_transform", "layers_pattern", "exclude_modules", "fan_in_fan_out"}
     | {"rank_pattern", "alpha_pattern", "lora_dropout", "runtime_config", "ensure_weight_tying"}
+    | {"modules_to_save"}  # their tensors are looked at
     | {"megatron_core", "qalora_group_size"}
     | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
 )
-# Names of modules as keys of a pattern. PEFT takes any regular expression, which a stranger could make slow.
+# Names of modules as keys of a pattern. PEFT takes any regular expression, which a stranger could make slow:
+# so many are matched, of so many characters, for so many seconds in all.
 _PLAIN_NAME = re.compile(r"\^?[A-Za-z0-9_.-]{1,200}")
+MAX_EXPRESSIONS, MAX_EXPRESSION, MATCH_SECONDS = 32, 200, 0.25
 # Ways of initialising A and B that leave the base weights alone; PiSSA, OLoRA, CorDA and LoftQ change them.
 _HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "lora_ga")
 
@@ -141,80 +147,128 @@ def peft_config(lora: LoRA, coverage: Coverage, *, base_model: str, revision: st
     return config
 
 
-def read_lora(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: object) -> LoRA:
+def read_lora(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    source: object,
+    *,
+    is_copy: Callable[[str, Tensor], bool] | None = None,
+) -> LoRA:
     """The adapter that a PEFT configuration and its tensors describe; rsLoRA is folded into alpha.
 
-    Modules of a smaller rank than others (`rank_pattern`) are padded with zeros, and those of another alpha
-    (`alpha_pattern`) have it folded into B.
+    Ranks are those of the tensors: modules of a smaller one than others are padded with zeros, and those of
+    another alpha (`alpha_pattern`) have it folded into B. Of several float dtypes the widest is taken.
+
+    Args:
+        config: content of adapter_config.json.
+        tensors: by PEFT's names, also as wrappers change them.
+        source: of both, for messages.
+        is_copy: (module's tensor, values) -> True where they are the base model's own, and may be left out.
 
     Raises:
-        ShoalError: the adapter is more than plain LoRA, incomplete, not finite, or of mixed dtypes.
+        ShoalError: the adapter is more than plain LoRA, incomplete, or not finite.
     """
     scalings = _Scalings(config, source)
+    tensors = _factors_alone(tensors, source, is_copy)
+    if not tensors:
+        raise ShoalError(f"{source} holds no LoRA factor; the adapter is incomplete, write it again")
+    _check_numbers(tensors, source)
+    widest_dtype = reduce(torch.promote_types, (t.dtype for t in tensors.values()))
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
+        name = factor_name(key)
+        assert name is not None
+        if name.letter in pairs.setdefault(name.module, {}):
+            raise ShoalError(f"{source} holds {name.letter} of {name.module[:120]} twice; keep one adapter")
+        pairs[name.module][name.letter] = tensor.to(widest_dtype)
+    for module, pair in pairs.items():
+        if len(pair) < 2:
             raise ShoalError(
-                f"{source} holds {key[:120]!r}, which is no LoRA factor; only plain LoRA is supported"
+                f"{source} lacks A or B of {module[:120]}; the adapter is incomplete, write it again"
             )
-        rank_axis, rank = 0 if match["factor"] == "A" else 1, scalings.rank(match["module"])
-        if tensor.dim() != 2 or tensor.shape[rank_axis] != rank or 0 in tensor.shape:
+        if pair["A"].shape[0] != pair["B"].shape[1]:
             raise ShoalError(
-                f"{source}: {key[:120]} has shape {tuple(tensor.shape)}, not the configured rank {rank}; "
-                "its configuration is another adapter's"
+                f"{source}: A of {module[:120]} has rank {pair['A'].shape[0]}, B has {pair['B'].shape[1]}; "
+                "the adapter is damaged, write it again"
             )
-        pairs.setdefault(match["module"], {})[match["factor"]] = tensor
-    if not pairs:
-        raise ShoalError(f"{source} holds no LoRA factor; the adapter is incomplete, write it again")
-    if incomplete := next((name for name, pair in pairs.items() if len(pair) < 2), None):
-        raise ShoalError(
-            f"{source} lacks A or B of {incomplete[:120]}; the adapter is incomplete, write it again"
-        )
+    widest = max(pair["A"].shape[0] for pair in pairs.values())
+    alpha = scalings.common * widest
+    return LoRA({name: scalings.evened(name, pair, widest) for name, pair in pairs.items()}, alpha)
+
+
+def _factors_alone(
+    tensors: Mapping[str, Tensor], source: object, is_copy: Callable[[str, Tensor], bool] | None
+) -> dict[str, Tensor]:
+    """The factors, without copies of the base model's own tensors.
+
+    Raises:
+        ShoalError: there is anything else, or the factors of several adapters.
+    """
+    kept, adapters = {}, set()
+    for key, tensor in tensors.items():
+        name = factor_name(key)
+        if name is None:
+            if "lora_" not in key and is_copy is not None and is_copy(plain_module(key), tensor):
+                continue
+            what = (
+                "differs from the base model's own" if is_copy and "lora_" not in key else "is no LoRA factor"
+            )
+            raise ShoalError(f"{source} holds {key[:120]!r}, which {what}; only plain LoRA is supported")
+        if name.embedding:
+            raise ShoalError(f"{source} holds {key[:120]!r}: {cause(name.module)}; train without it")
+        adapters.add(name.adapter)
+        kept[key] = tensor
+    if len(adapters) > 1:
+        raise ShoalError(f"{source} holds the adapters {', '.join(sorted(adapters))[:120]}; keep one of them")
+    return kept
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], source: object) -> None:
+    """See that factors are finite matrices of floats."""
+    for key, tensor in tensors.items():
+        if tensor.dim() != 2 or 0 in tensor.shape:
+            named = factor_name(key)
+            why = cause(named.module) if named and "experts" in key else "a factor is a matrix"
+            raise ShoalError(f"{source}: {key[:120]} has shape {tuple(tensor.shape)}; {why}")
     dtypes = {t.dtype for t in tensors.values()}
-    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+    if not dtypes <= set(DTYPES):
         names = ", ".join(sorted(map(str, dtypes)))
         raise ShoalError(f"{source} holds {names}; convert it to one of float32, float16 and bfloat16")
     if broken := _first_not_finite(tensors):
         raise ShoalError(
             f"{source}: {broken[:120]} holds NaN or infinity; the adapter is broken, make it again"
         )
-    widest = max(scalings.rank(name) for name in pairs)
-    alpha = scalings.common * widest
-    return LoRA({name: scalings.evened(name, pair, widest) for name, pair in pairs.items()}, alpha)
 
 
 class _Scalings:
-    """Rank and scaling of every module, as a configuration states them.
+    """Scaling of every module, as a configuration states it and its rank decides.
 
     Attributes:
-        common: scaling of modules that no pattern names.
+        common: of modules that have the configured rank and that no pattern names.
     """
 
     def __init__(self, config: Mapping[str, Any], source: object) -> None:
-        """Read them.
+        """Read it.
 
         Raises:
             ShoalError: it is no plain LoRA, or a rank or alpha is outside its range.
         """
         _check_plain(config, source)
         self._root = bool(config.get("use_rslora"))
-        self._rank = _whole(config.get("r"), "r", source)
+        rank = _whole(config.get("r"), "r", source)
         self._alpha = _positive(config.get("lora_alpha", 8), "lora_alpha", source)
-        ranks, alphas = (_pattern(config, name, source) for name in ("rank_pattern", "alpha_pattern"))
-        self._ranks = {key: _whole(value, "rank_pattern", source) for key, value in ranks.items()}
+        for own in _pattern(config, "rank_pattern", source).values():
+            _whole(own, "rank_pattern", source)
+        alphas = _pattern(config, "alpha_pattern", source)
         self._alphas = {key: _positive(value, "alpha_pattern", source) for key, value in alphas.items()}
-        self._rank_places, self._alpha_places = _Places(ranks), _Places(alphas)
-        self.common = self._scaling(self._rank, self._alpha)
-
-    def rank(self, module: str) -> int:
-        """The rank of a module."""
-        return self._ranks.get(self._rank_places.key_of(module), self._rank)
+        self._places = _Places(alphas, source)
+        self.common = self._scaling(rank, self._alpha)
 
     def evened(self, module: str, pair: Mapping[str, Tensor], rank: int) -> LoraFactors:
         """Its factors with this rank and the common scaling."""
-        own, a, b = self.rank(module), pair["A"], pair["B"]
-        scaling = self._scaling(own, self._alphas.get(self._alpha_places.key_of(module), self._alpha))
+        a, b = pair["A"], pair["B"]
+        own = a.shape[0]
+        scaling = self._scaling(own, self._alphas.get(self._places.key_of(module), self._alpha))
         if scaling != self.common:
             b = b * (scaling / self.common)
         if own < rank:
@@ -226,29 +280,58 @@ class _Scalings:
 
 
 class _Places:
-    """Places of the keys of a pattern in their order, for one look-up per part of a module's name."""
+    """Places of the keys of a pattern in their order.
 
-    def __init__(self, pattern: Mapping[str, Any]) -> None:
+    Plain names take one look-up per part of a module's name; the few that are regular expressions are matched
+    within a limit of time.
+    """
+
+    def __init__(self, pattern: Mapping[str, Any], source: object) -> None:
+        self._source = source
         self._keys = list(pattern)
         self._places = {key: place for place, key in enumerate(self._keys)}
+        self._left = MATCH_SECONDS
+        self._expressions: list[tuple[int, Any]] = []
+        odd = [key for key in self._keys if not _PLAIN_NAME.fullmatch(key)]
+        if len(odd) > MAX_EXPRESSIONS or any(len(key) > MAX_EXPRESSION for key in odd):
+            raise ShoalError(
+                f"{source} has {len(odd)} regular expressions in alpha_pattern, of up to "
+                f"{max(map(len, odd))} characters; at most {MAX_EXPRESSIONS} of {MAX_EXPRESSION} are matched"
+            )
+        for key in odd:
+            try:
+                self._expressions.append((self._places[key], regex.compile(rf"(.*\.)?({key})$")))
+            except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+                raise ShoalError(
+                    f"{source} has {json.dumps(key)[:80]} in alpha_pattern, which is no regular expression "
+                    f"({reason(error, 80)}); correct it"
+                ) from None
 
     def key_of(self, module: str) -> str:
-        """The first key that names a module, whole or by its end, as in PEFT; empty where none does."""
+        """The first key that names a module, as in PEFT; empty where none does."""
         parts = module.split(".")
         endings = [".".join(parts[i:]) for i in range(len(parts))]
         found = [self._places[name] for name in (f"^{module}", *endings) if name in self._places]
+        found += [place for place, expression in self._expressions if self._matches(expression, module)]
         return self._keys[min(found)] if found else ""
+
+    def _matches(self, expression: Any, module: str) -> bool:
+        begun = time.perf_counter()
+        try:
+            return self._left > 0 and expression.match(module, timeout=self._left) is not None
+        except TimeoutError:
+            self._left = 0.0
+            raise ShoalError(
+                f"{self._source} has a regular expression in alpha_pattern that takes too long; name modules"
+            ) from None
+        finally:
+            self._left -= time.perf_counter() - begun
 
 
 def _pattern(config: Mapping[str, Any], name: str, source: object) -> Mapping[str, Any]:
     pattern = config.get(name) or {}
-    odd = None if isinstance(pattern, dict) else pattern
-    if isinstance(pattern, dict):
-        odd = next((key for key in pattern if not _PLAIN_NAME.fullmatch(key)), None)
-    if odd is not None:
-        raise ShoalError(
-            f"{source} has {json.dumps(odd)[:80]} in {name}; only names of modules or their ends will do"
-        )
+    if not isinstance(pattern, dict):
+        raise ShoalError(f"{source} has {json.dumps(pattern)[:80]} in {name}; it must be an object")
     return pattern
 
 
@@ -312,10 +395,29 @@ def adapted_targets(shape: BackboneShape, lora: LoRA) -> tuple[TargetModule, ...
     by_name = {t.name: t for t in shape.targets}
     for name, f in lora.factors.items():
         target, sizes = by_name.get(name), (f.a.shape[-1], f.b.shape[0])
-        if target is None or sizes != (target.in_features, target.out_features):
-            known = "no such module" if target is None else f"{target.in_features} x {target.out_features}"
+        if target is None:
             raise UsageError(
-                f"the adapter's {name} is {sizes[0]} x {sizes[1]} (in x out), in {shape.base_model} {known}; "
-                "use the model that it was made for"
+                f"the adapter has {name[:120]}, and {shape.base_model} no such module: {cause(name)}"
+            )
+        if sizes != (target.in_features, target.out_features):
+            raise UsageError(
+                f"the adapter's {name} is {sizes[0]} x {sizes[1]} (in x out), in {shape.base_model} "
+                f"{target.in_features} x {target.out_features}; use the model that it was made for"
             )
     return tuple(by_name[name] for name in lora.factors)
+
+
+def named_as(lora: LoRA, shape: BackboneShape) -> LoRA:
+    """The adapter under the names of a base model, where parts before the layers differ.
+
+    Raises:
+        ShoalError: two of its modules are one of the model's.
+    """
+    known = {t.name for t in shape.targets}
+    if lora.factors.keys() <= known:
+        return lora
+    by_rest = rests(known)
+    renamed = {module_in(name, by_rest) or name: factors for name, factors in lora.factors.items()}
+    if len(renamed) < len(lora.factors):
+        raise ShoalError("the adapter has two names for one module of the base model; keep one of them")
+    return replace(lora, factors=renamed)

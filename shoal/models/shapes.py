@@ -116,12 +116,23 @@ def on_meta(config: PretrainedConfig, name: str) -> PreTrainedModel:
         )
     try:
         with torch.device("meta"), quietly():
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # a foreign configuration: its values fail wherever they are first used
         raise ShoalError(
             f"no {config.model_type} model can be built from the configuration of {name!r}: {reason(error)}; "
             "choose a causal language model, or correct its config.json"
         ) from error
+    odd = {
+        kind
+        for kind in getattr(config, "layer_types", None) or ()
+        if "attention" not in kind or "linear" in kind
+    }
+    if odd or getattr(model, "_is_stateful", False):
+        what = f"layers without keys and values ({', '.join(sorted(odd)) or 'recurrent ones'})"
+        raise ShoalError(
+            f"{name!r} is a {config.model_type} model with {what}, which are not supported; choose another"
+        )
+    return model
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -6,19 +6,29 @@ directories and the registry; nothing of where an adapter came from.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePath
 
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, StoredAdapter, load_adapter
-from shoal.adapters.peft_format import adapted_targets
+from shoal.adapters.peft_format import adapted_targets, named_as
 from shoal.adapters.screening import screen
 from shoal.errors import ShoalError, UsageError, shorten
+from shoal.models.known import KNOWN_MODELS
 from shoal.models.shapes import BackboneShape
+from shoal.models.weights import is_base_tensor
 from shoal.registry.registry import AdapterRecord, Quota, Registry
 
+log = logging.getLogger(__name__)
+
+_QUANTISED = re.compile(
+    r"[-_.](bnb|unsloth|4bit|8bit|int4|int8|fp8|gptq|awq|gguf|hf|bf16|fp16|nf4|mlx|dynamic)$"
+)
 MAX_RANK, MAX_BYTES = 128, 512 * 2**20
 MAX_REVISION = 128  # characters
 MAX_CARD = 2**14  # characters: a card is in every row of a list
@@ -30,6 +40,7 @@ def read_foreign(
     *,
     max_rank: int = MAX_RANK,
     max_bytes: int = MAX_BYTES,
+    other_base: bool = False,
 ) -> StoredAdapter:
     """Read a PEFT LoRA that anyone may have written, for one base model; sizes are checked before reading.
 
@@ -38,6 +49,7 @@ def read_foreign(
         shape: of the base model.
         max_rank: largest rank.
         max_bytes: largest file of weights, also once all factors have the widest rank.
+        other_base: the base model is right, though the adapter names another.
 
     Raises:
         UsageError: it is no plain LoRA of this base model within the limits.
@@ -45,28 +57,54 @@ def read_foreign(
     folder = Path(directory)
     try:
         screen(folder, max_rank=max_rank, max_bytes=max_bytes)
-        stored = load_adapter(folder)
+        stored = load_adapter(
+            folder, is_copy=lambda name, values: is_base_tensor(shape.base_model, name, values)
+        )
+        stored = replace(stored, lora=named_as(stored.lora, shape))
     except UsageError:
         raise
     except ShoalError as error:  # here the fault is the sender's
         raise UsageError(str(error)) from error
-    if not stored.made_for(shape.base_model):
-        raise UsageError(
-            f"the adapter is for {shorten(stored.base_model)}, not {shape.base_model}; if that is the same "
-            f"model under another name, correct base_model_name_or_path in its {CONFIG_FILE}"
-        )
     if stored.revision is not None and len(stored.revision) > MAX_REVISION:
         raise UsageError(
             f"the revision in {CONFIG_FILE} has {len(stored.revision)} characters, the limit is "
             f"{MAX_REVISION}; name a branch, a tag or a commit"
         )
     adapted_targets(shape, stored.lora)
+    if stored.base_model is not None and not stored.made_for(shape.base_model):
+        if not other_base and not may_be_same(stored.base_model, shape.base_model):
+            raise UsageError(
+                f"the adapter is for {shorten(stored.base_model)}, not {shape.base_model}; if that is the "
+                "same model under another name, import it with --other-base, or correct "
+                f"base_model_name_or_path in its {CONFIG_FILE}"
+            )
+        log.warning("the adapter names the base %s; it fits %s", shorten(stored.base_model), shape.base_model)
     if stored.card is not None and (length := len(stored.card.model_dump_json())) > MAX_CARD:
         raise UsageError(
             f"the card in {FACTS_FILE} has {length} characters, the limit is {MAX_CARD}; shorten its "
             "description and notes, or delete the file"
         )
     return stored
+
+
+def may_be_same(named: str, base: str) -> bool:
+    """True where a name may mean this base model: a folder of any machine, or a quantised copy's name.
+
+    A folder's name says nothing of what is in it; that all sizes fit is checked beside this.
+    """
+    if named in KNOWN_MODELS:
+        return False
+    if named.count("/") != 1 or named.startswith(("/", ".", "~")) or "\\" in named or ":" in named:
+        return True
+    return _short_name(named) == _short_name(base)
+
+
+def _short_name(model: str) -> str:
+    """A model's name without its owner, in lower case, without what quantisation adds."""
+    name = PurePath(model).name.lower()
+    while (shorter := _QUANTISED.sub("", name)) != name:
+        name = shorter
+    return name
 
 
 @contextmanager
@@ -92,9 +130,10 @@ def keep_foreign(
     quota: Quota | None = None,
     max_rank: int = MAX_RANK,
     max_bytes: int = MAX_BYTES,
+    other_base: bool = False,
 ) -> AdapterRecord:
     """Check an adapter as `read_foreign`, then keep it as `Registry.add`; errors of both."""
-    stored = read_foreign(directory, shape, max_rank=max_rank, max_bytes=max_bytes)
+    stored = read_foreign(directory, shape, max_rank=max_rank, max_bytes=max_bytes, other_base=other_base)
     card = stored.card or AdapterCard(generator="imported", trained=True)
     return registry.add(
         name,

@@ -67,6 +67,7 @@ class Arrival(BaseModel):
     base: str | None = Field(None, description=BASE_HELP)
     owner: str = Field(OPERATOR, description="whose adapter it will be")
     public: bool = Field(True, description="other owners may use it")
+    other_base: bool = Field(False, description="the base model is right, though the adapter names another")
 
 
 class Hub(BaseModel):
@@ -199,7 +200,15 @@ def _keep(registry: Registry, name: str, directory: Path, arrival: Arrival) -> O
     if not directory.is_dir():
         raise UsageError(f"{directory} is no adapter directory and no file; check the path")
     shape = load_shape(arrival.base or DEFAULT_MODEL)
-    record = keep_foreign(registry, name, directory, shape, owner=arrival.owner, public=arrival.public)
+    record = keep_foreign(
+        registry,
+        name,
+        directory,
+        shape,
+        owner=arrival.owner,
+        public=arrival.public,
+        other_base=arrival.other_base,
+    )
     return Output(_facts(record), f"{name} kept as version {record.version}")
 
 
