@@ -131,6 +131,8 @@ class Adapters:
                     inputs=new.unsolved,
                     labels=new.labels,
                     sample_inputs=new.sample_inputs,
+                    refine=new.refine,
+                    careful=new.careful,
                 )
         finally:
             self._training.release()

@@ -206,6 +206,11 @@ class NewAdapter(_Body):
     examples: list[SolvedExample] = Field(
         [], max_length=256, description="4 or more solved ones, to train the adapter on"
     )
+    refine: bool = Field(True, description="train on the examples; without, they are checked alone")
+    careful: bool = Field(
+        False,
+        description="hold a quarter of the examples out and stop by them, even where refining was learned",
+    )
     inputs: list[Text | Unsolved] = Field(
         [],
         max_length=1024,

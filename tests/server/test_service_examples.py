@@ -44,6 +44,14 @@ def test_an_adapter_is_refined_on_solved_examples(http: httpx2.Client) -> None:
     assert http.post("/v1/chat/completions", json={**ASK, "model": "plural"}).status_code == 200
 
 
+def test_examples_are_only_checked_where_the_adapter_is_not_to_be_refined(http: httpx2.Client) -> None:
+    plain = http.post("/v1/adapters", json=PLURAL).json()
+    checked = http.post("/v1/adapters", json={**PLURAL, "examples": EXAMPLES, "refine": False})
+    assert checked.status_code == 201 and checked.json()["sha256"] == plain["sha256"]
+    few = http.post("/v1/adapters", json={**PLURAL, "examples": EXAMPLES[:3], "refine": False})
+    assert "3 different inputs" in refused(few)
+
+
 def test_an_output_may_be_a_list_of_right_ones(http: httpx2.Client) -> None:
     several = [{"input": one["input"], "output": [one["output"], "many"]} for one in EXAMPLES]
     assert http.post("/v1/adapters", json={**PLURAL, "examples": several}).status_code == 201
