@@ -14,30 +14,26 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from shoal.config import MIN_EXAMPLES, RefiningTrainingConfig
 from shoal.errors import ShoalError, UsageError
-from shoal.file_formats import read_json
 from shoal.files import write_file
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task, check_no_leakage
 from shoal.tasks.metrics import Interval, bootstrap_difference
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint
 from shoal.text_to_lora.emission import Emitter
+from shoal.text_to_lora.learned_rates import LearnedRates
 from shoal.text_to_lora.refining import (
-    LEAST_RATE,
     LOOK,
-    MOST_RATE,
     Refining,
     StoppingRule,
     group_modules,
@@ -56,7 +52,6 @@ from shoal.training.refining import RefiningRun
 log = logging.getLogger(__name__)
 
 RIDGE = 1.0  # penalty on standardised features
-MOST_DECAY = 0.3
 RUN_FOLDERS = CURVES, CONSTANTS, RATES = "curves", "constants", "rates"
 TODAY = "constants"
 
@@ -188,7 +183,7 @@ class RefiningLearner:
         config = self._config
         decided_by = (config.model_dump_json(), first.network, self.learning, sorted(first.steps.items()))
         path = self._folder / RATES / f"{digest(decided_by)}.json"
-        state = _RateState.read(path, list(first.rates), config)
+        state = LearnedRates.read(path, list(first.rates), config)
         counts = [count for count in self._shots if MIN_EXAMPLES <= count <= 32] or self._shots
         while state.episodes < config.episodes:
             found = []
@@ -206,7 +201,7 @@ class RefiningLearner:
             log.info("rates after %d episodes: %s", state.episodes, state.rates())
         return replace(first, rates=state.rates(), decay=state.decay)
 
-    def _episode(self, state: _RateState, episode: Episode, steps: int) -> list[float]:
+    def _episode(self, state: LearnedRates, episode: Episode, steps: int) -> list[float]:
         """The slope of the loss after so many steps in the log of every rate, and in the decay."""
         rates = {name: state.rates()[group] for name, group in self._groups.items()}
         shots, queries = (episode.tokens(self._backbone, e) for e in (episode.shots, episode.queries))
@@ -249,47 +244,6 @@ class RefiningLearner:
             chosen,
             time.perf_counter() - started,
         )
-
-
-class _RateState:
-    """Logarithms of rates and the decay under Adam, as JSON can keep them."""
-
-    def __init__(self, groups: Sequence[str], values: Sequence[float], record: Mapping[str, Any]) -> None:
-        self.groups = list(groups)
-        self.values = np.array(values)
-        self.first = np.array(record.get("first", np.zeros(len(values))))
-        self.second = np.array(record.get("second", np.zeros(len(values))))
-        self.updates, self.episodes = int(record.get("updates", 0)), int(record.get("episodes", 0))
-
-    @classmethod
-    def read(cls, path: Path, groups: Sequence[str], config: RefiningTrainingConfig) -> _RateState:
-        record = read_json(path) if path.is_file() else {}
-        start = [math.log(config.learning_rate)] * len(groups) + [0.0]
-        return cls(groups, record.get("values", start), record)
-
-    @property
-    def decay(self) -> float:
-        return float(self.values[-1])
-
-    def rates(self) -> dict[str, float]:
-        return {name: math.exp(value) for name, value in zip(self.groups, self.values, strict=False)}
-
-    def step(self, slopes: Sequence[Sequence[float]], config: RefiningTrainingConfig) -> None:
-        """One step of Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1) on a mean slope."""
-        slope = np.mean(slopes, axis=0)
-        self.updates += 1
-        self.episodes += len(slopes)
-        self.first = 0.8 * self.first + 0.2 * slope
-        self.second = 0.95 * self.second + 0.05 * slope**2
-        one, two = self.first / (1 - 0.8**self.updates), self.second / (1 - 0.95**self.updates)
-        sizes = np.array([config.rate_step] * len(self.groups) + [config.decay_step])
-        self.values = self.values - sizes * one / (np.sqrt(two) + 1e-8)
-        self.values[:-1] = np.clip(self.values[:-1], math.log(LEAST_RATE), math.log(MOST_RATE))
-        self.values[-1] = min(max(self.values[-1], 0.0), MOST_DECAY)
-
-    def to_json(self) -> dict[str, Any]:
-        arrays = {name: getattr(self, name).tolist() for name in ("values", "first", "second")}
-        return {**arrays, "updates": self.updates, "episodes": self.episodes}
 
 
 def best_steps(curves: Sequence[Curve]) -> int:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from shoal.errors import UsageError
-from shoal.evaluation.shots import Cell, Prepared, Shots, ShotsMethod, ShotsReport, measure_shots
+from shoal.evaluation.shots import Prepared, Shots, ShotsMethod, measure_shots
 from shoal.evaluation.shots_methods import in_prompt, shots_of, shuffled
+from shoal.evaluation.shots_report import Cell, ShotsReport
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.tasks.loading import Example, Task
 

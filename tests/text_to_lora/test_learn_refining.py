@@ -18,6 +18,7 @@ from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.heads import Architecture
 from shoal.text_to_lora.hypernetwork import Hypernetwork
 from shoal.text_to_lora.learn_refining import Learned, RefiningLearner, best_steps, stopping_rule
+from shoal.text_to_lora.learned_rates import LearnedRates
 from shoal.text_to_lora.refining import LOOK, Seen
 from shoal.text_to_lora.refining_episodes import Curve
 
@@ -109,7 +110,7 @@ def test_rates_move_from_where_they_were(
     sharp: Backbone, emitter: Emitter, tasks: list[Task], tmp_path: Path
 ) -> None:
     learned(sharp, emitter, tasks, tmp_path)
-    state = learn_refining._RateState.read(next((tmp_path / "rates").iterdir()), ["group"] * 6, QUICK)
+    state = LearnedRates.read(next((tmp_path / "rates").iterdir()), ["group"] * 6, QUICK)
     assert state.episodes == 4 and all(
         rate != pytest.approx(1e-3, rel=0.01) for rate in state.rates().values()
     )
