@@ -28,7 +28,7 @@ TRAIN = ("--definition", "Judge the review.", "--steps", "1", "--out", "out", *S
 
 pytestmark = [
     pytest.mark.skipif(not CASES.is_dir(), reason=f"no {CASES}: set SHOAL_CASES to the folder of cases"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:The following .* keys:RuntimeWarning"),
 ]
 
 

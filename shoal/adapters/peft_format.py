@@ -346,6 +346,12 @@ def _check_plain(config: Mapping[str, Any], source: object) -> None:
         extra.append("init_lora_weights")
     if config.get("bias", "none") != "none":
         extra.append("bias")
+    if "target_parameters" in extra:
+        stated = json.dumps(config["target_parameters"])[:80]
+        raise ShoalError(
+            f"{source} sets target_parameters to {stated}: a LoRA of experts is not supported, only of "
+            "linear maps outside them; train it with target_modules alone"
+        )
     if extra:
         stated = json.dumps(config[extra[0]])[:80]
         raise ShoalError(

@@ -80,7 +80,8 @@ def sized_module(model: nn.Module, name: str, sizes: tuple[int, int]) -> nn.Modu
         module = model.get_submodule(name)
     except AttributeError:
         raise UsageError(
-            f"the model has no module {name!r}; the adapter belongs to another architecture"
+            f"the model has no module {name!r}; the adapter belongs to another architecture, or was named by "
+            "another trainer (`shoal adapters import` reads such names)"
         ) from None
     if module_sizes(module) != sizes:
         raise UsageError(

@@ -20,6 +20,11 @@ from shoal.models.known import DEFAULT_HUB_ID, ROLES
 from shoal.models.modules import TargetModule, is_conv1d, module_sizes
 from shoal.models.sources import DEFAULT_MODEL, find_model, known_config, quietly, read_config
 
+# Kinds of layers in a configuration whose cache is keys and values alone; the last two are kinds of MLPs.
+KEY_VALUE_LAYERS = frozenset(
+    {"full_attention", "sliding_attention", "chunked_attention", "attention", "dense", "sparse"}
+)
+
 
 @dataclass(frozen=True)
 class BackboneShape:
@@ -122,11 +127,7 @@ def on_meta(config: PretrainedConfig, name: str) -> PreTrainedModel:
             f"no {config.model_type} model can be built from the configuration of {name!r}: {reason(error)}; "
             "choose a causal language model, or correct its config.json"
         ) from error
-    odd = {
-        kind
-        for kind in getattr(config, "layer_types", None) or ()
-        if "attention" not in kind or "linear" in kind
-    }
+    odd = {kind for kind in getattr(config, "layer_types", None) or () if kind not in KEY_VALUE_LAYERS}
     if odd or getattr(model, "_is_stateful", False):
         what = f"layers without keys and values ({', '.join(sorted(odd)) or 'recurrent ones'})"
         raise ShoalError(
