@@ -3,9 +3,10 @@
     python benchmarks/attacks.py [--uploads 350] [--seconds 60] [--base smollm2-135m-instruct]
 
 Uploads come one after the other; CPU seconds and the added peak of the resident set are those of the
-service's process. Then `/health` is asked every 50 ms while 64 clients upload, 200 never end their headers
-and 60 read long answers. Last, one owner's short requests are timed to their first token beside another's 60
-long answers and 8 prompts of 6,000 tokens. The load comes from a process of its own, on the same machine.
+service's process. Then `/health` is asked every 50 ms while 64 clients upload, with a second between, 200
+never end their headers and 60 read long answers. Last, one owner's short requests are timed to their first
+token beside another's 60 long answers and 8 prompts of 6,000 tokens. The load comes from a process of its
+own, on the same machine.
 """
 
 from __future__ import annotations
@@ -218,6 +219,7 @@ def attack(target: Target) -> None:
             while True:
                 with contextlib.suppress(httpx2.HTTPError):
                     post(http, known[(number := number + 1) % len(known)])
+                time.sleep(1)
 
     def slow(number: int) -> None:
         address = httpx2.URL(target.url)

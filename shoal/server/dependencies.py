@@ -1,4 +1,4 @@
-"""Dependencies of routes: the open service, and the owner of a request."""
+"""Dependencies of routes: the open service, and the owner of a request; async, lest each takes a thread."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from shoal.server.service import Service
 _bearer = Depends(HTTPBearer(auto_error=False))  # for the schema alone: the guard has checked the key
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-def _owner(request: Request, _: object = _bearer) -> str:
+async def _owner(request: Request, _: object = _bearer) -> str:
     # An AttributeError, so an error, on a path that no guard stands before.
     return cast(str, request.state.owner)
 

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
-KEY_THREADS, UPLOAD_THREADS = 4, 2
+KEY_THREADS, UPLOAD_THREADS = 2, 2
 
 
 class Pools:

@@ -19,6 +19,7 @@ from shoal.errors import ShoalError, UsageError, reason
 log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SWITCH_SECONDS = 0.001  # after which a thread that computes lets the one of the connections go on
 BACKLOG = 2048  # connections that wait to be accepted, while the model loads too
 
 
@@ -55,6 +56,7 @@ def serve(address: Address, place: Place, engine: EngineConfig, config: ServiceC
         head_seconds=config.head_seconds,
         leaving_seconds=config.leaving_seconds,
     )
+    sys.setswitchinterval(SWITCH_SECONDS)
     # uvicorn raises it again when it has ended, for whoever listened before: that is no failure here.
     before = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
