@@ -38,6 +38,8 @@ from shoal.server.middleware import PUBLIC
 from shoal.server.service import Service, open_service
 from tests.fixtures.service import ASK, FREELY, is_error, small
 
+JSON_TYPE = {"Content-Type": "application/json"}
+
 
 def routes(app: FastAPI) -> list[tuple[str, str]]:
     table = app.openapi()["paths"]
@@ -82,8 +84,8 @@ def refused(http: TestClient, service: Service) -> dict[str, tuple[int, Any]]:
         "a long prompt": (400, post("/v1/completions", json={"model": model, "prompt": "x" * 150_000})),
         "a large body": (413, post("/v1/completions", json={"model": model, "prompt": "x" * 2**21})),
         "temperature": (400, post("/v1/chat/completions", json={**chat, "temperature": 3})),
-        "NaN": (400, post("/v1/chat/completions", content=b'{"model": "m", "temperature": NaN}')),
-        "deep JSON": (400, post("/v1/chat/completions", content=b"[" * 100_000)),
+        "NaN": (400, post("/v1/chat/completions", content=b'{"temperature": NaN}', headers=JSON_TYPE)),
+        "deep JSON": (400, post("/v1/chat/completions", content=b"[" * 100_000, headers=JSON_TYPE)),
         "top_logprobs": (
             400,
             post("/v1/chat/completions", json={**chat, "logprobs": True, "top_logprobs": 99}),
