@@ -90,13 +90,13 @@ def refused(http: TestClient, service: Service) -> dict[str, tuple[int, Any]]:
             400,
             post("/v1/chat/completions", json={**chat, "logprobs": True, "top_logprobs": 99}),
         ),
-        "stops": (400, post("/v1/chat/completions", json={**chat, "stop": ["a"] * 9})),
+        "stops": (400, post("/v1/chat/completions", json={**chat, "stop": ["a"] * 65})),
         "roles": (
             400,
             post("/v1/chat/completions", json={**chat, "messages": [{"role": "root", "content": ""}]}),
         ),
         "no messages": (400, post("/v1/chat/completions", json={**chat, "messages": []})),
-        "tools": (400, post("/v1/chat/completions", json={**chat, "tools": []})),
+        "tools": (400, post("/v1/chat/completions", json={**chat, "tools": [{}]})),
         "remote code": (400, post("/v1/chat/completions", json={**chat, "trust_remote_code": True})),
         "token ids": (400, post("/v1/completions", json={"model": model, "prompt": [10**6]})),
         "a mix": (
