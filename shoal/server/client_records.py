@@ -45,7 +45,7 @@ class GeneratedAdapter:
     Attributes:
         adapter: as it is kept.
         trained: False where no hypernetwork is trained for the base model: the adapter changes nothing.
-        confidence: in [0, 1], how near the description is to the training tasks; None where that is unknown.
+        confidence: share of a trained LoRA's score to be expected, in [0, 1]; None where that is unknown.
         nonsense: the description reads as random letters or words.
         notes: plain sentences on what to know before relying on it, each with what to do about it.
     """

@@ -38,7 +38,7 @@ def create_adapter(new: NewAdapter, service: Open, owner: Owner) -> dict[str, An
     """Generate an adapter from a description and keep it.
 
     With 4 or more solved `examples`, or with `inputs` without answers, it is then trained for a while:
-    that is what makes it useful where `confidence` is low. The response holds `confidence`, `nonsense` and
+    that is what makes it useful. The response holds `confidence`, `nonsense` and
     `notes` besides the adapter.
     """
     return shown_generated(*service.adapters.create(new, owner))
