@@ -95,7 +95,8 @@ class RefiningRun:
         self._start = [factor.detach().clone() for factor in self._lora.factors]
         self._moved_by_decay = [torch.zeros_like(factor) for factor in self._start]
         layers = {t.layer for t in backbone.shape.targets if t.name in lora.factors}
-        self._prefix = PrefixCache(backbone, min(layers))
+        self._first_layer = min(layers)
+        self._prefix = PrefixCache(backbone, self._first_layer)
         self.agreement = 1.0
 
     @property
@@ -144,13 +145,15 @@ class RefiningRun:
         With the directions of the steps taken as given, a module has moved by a distance that is linear in
         its rate, so d loss / d log rate is the product of gradient and distance.
         """
+        prefix = PrefixCache(self._backbone, self._first_layer)  # indices are those of other examples
         total, gradients = 0.0, [torch.zeros_like(factor) for factor in self._start]
         with set_for_training(self._backbone):
             for begin in range(0, len(asked), batch_size):
-                losses, _ = self._losses(asked[begin : begin + batch_size])
+                part = asked[begin : begin + batch_size]
+                losses, _ = prefix.answer_losses(part, self._lora.current(), PLAIN)
                 mean = losses.sum() / len(asked)
-                for whole, part in zip(gradients, torch.autograd.grad(mean, list(self.module)), strict=True):
-                    whole += part
+                for whole, own in zip(gradients, torch.autograd.grad(mean, list(self.module)), strict=True):
+                    whole += own
                 total += float(mean.detach())
         with torch.no_grad():
             moved = [now - before for now, before in zip(self.module, self._start, strict=True)]

@@ -124,6 +124,18 @@ def test_the_derivative_agrees_with_finite_differences(
     assert F.cosine_similarity(ours, torch.tensor(slopes), dim=0) > 0.9
 
 
+def test_other_examples_are_asked_where_the_last_layer_alone_is_adapted(
+    sharp: Backbone, start: LoRA, shots: tuple, queries: tuple
+) -> None:
+    last = max(t.layer for t in sharp.shape.targets)
+    names = [t.name for t in sharp.shape.targets if t.layer == last and t.name in start.factors]
+    lora = LoRA({name: start.factors[name] for name in names}, start.alpha)
+    run = refined(sharp, lora, [math.log(RATE)] * len(names) + [0.0], shots)
+    factors = [f for pair in run.lora().factors.values() for f in pair]
+    wanted = float(loss_of(sharp, factors, lora, queries).detach())
+    assert last > 0 and run.sensitivity(queries).loss == pytest.approx(wanted, abs=1e-4)
+
+
 def test_a_module_moves_by_its_own_rate(sharp: Backbone, start: LoRA, shots: tuple) -> None:
     slow = next(iter(start.factors))
     numbers = [math.log(1e-6), *[math.log(RATE)] * (len(start.factors) - 1), 0.0]
