@@ -74,7 +74,7 @@ def load_hub_dataset(
     for split in (train_split, test_split):
         if split is not None:
             rows = _named_rows(
-                open_split(dataset, config, revision, split), split, columns, label_names, max_rows
+                _open_split(dataset, config, revision, split), split, columns, label_names, max_rows
             )
             parts.append(_examples(rows, split, columns, definition))
     if len(parts) == 1:
@@ -95,26 +95,23 @@ def load_hub_dataset(
     )
 
 
-def open_split(
-    dataset: str, config: str | None, revision: str | None, split: str, *, data_files: str | None = None
-) -> Any:
-    """A streamed split of a data set, or with `data_files` of files in the format `dataset`.
+def _open_split(dataset: str, config: str | None, revision: str | None, split: str) -> Any:
+    """A streamed split of a data set.
 
     Raises:
         ShoalError: `datasets` is not installed, or the data set cannot be opened.
     """
     datasets = _library()
-    more = {} if data_files is None else {"data_files": data_files}
     try:
-        return datasets.load_dataset(dataset, config, revision=revision, split=split, streaming=True, **more)
+        return datasets.load_dataset(dataset, config, revision=revision, split=split, streaming=True)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ShoalError(
-            f"data set {data_files or dataset}, split {split}: cannot be opened ({reason(error)}); check its "
+            f"data set {dataset}, split {split}: cannot be opened ({reason(error)}); check its "
             "id, config and split, and the network"
         ) from None
 
 
-def split_rows(rows: Any, split: str, max_rows: int | None) -> Iterator[Mapping[str, Any]]:
+def _split_rows(rows: Any, split: str, max_rows: int | None) -> Iterator[Mapping[str, Any]]:
     """The first rows of a streamed split (None: all); ShoalError where they cannot be read."""
     datasets = _library()
     try:
@@ -133,7 +130,7 @@ def _named_rows(
     if label_names is not None:
         names |= {name: label_names for name in ([columns.output] if columns.output else names)}
     found = []
-    for number, row in enumerate(split_rows(rows, split, max_rows), start=1):
+    for number, row in enumerate(_split_rows(rows, split, max_rows), start=1):
         values = {name: _class_name(value, name, names.get(name)) for name, value in row.items()}
         found.append(Row(f"row {number}", values))
     return found

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from shoal.tasks.forms import Row
 
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz")  # of files that hold rows, not a task
 MAX_BYTES = 2**30  # of a file, and of what a compressed one unpacks to
+ROW_BYTES = 100  # that every row of a Parquet file counts for, beside its text
+BATCH_ROWS = 1000  # of a Parquet file that are unpacked at once, at most
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP or Excel file; unpack it or save it as CSV",
@@ -73,7 +76,7 @@ def read_table(path: Path, *, max_bytes: int = MAX_BYTES) -> Table:
     """
     content = _content(path, max_bytes)
     if content.startswith(_PARQUET):
-        table = Table("Parquet", tuple(_parquet_rows(path)))
+        table = Table("Parquet", tuple(_parquet_rows(path, content, max_bytes)))
     else:
         table = _text_table(path, decode(content, path))
     if not table.rows:
@@ -125,16 +128,15 @@ def _unzipped(content: bytes, path: Path, max_bytes: int) -> bytes:
     """All members of a gzip file, of which no more is unpacked than may be."""
     parts, size = [], 0
     try:
-        while content:
-            member = zlib.decompressobj(wbits=31)
-            parts.append(member.decompress(content, max_bytes - size + 1))
-            size += len(parts[-1])
-            if size > max_bytes:
-                raise ShoalError(f"{path}: unpacks to more than {max_bytes} bytes, the limit; take rows out")
-            if not member.eof:
-                raise zlib.error("it ends too early")
-            content = member.unused_data.lstrip(b"\0")
-    except zlib.error as error:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            while part := file.read(2**20):
+                parts.append(part)
+                size += len(part)
+                if size > max_bytes:
+                    raise ShoalError(
+                        f"{path}: unpacks to more than {max_bytes} bytes, the limit; take rows out"
+                    )
+    except (OSError, EOFError, zlib.error) as error:
         raise ShoalError(f"{path}: no whole gzip file ({reason(error)}); pack it again") from None
     return b"".join(parts)
 
@@ -231,9 +233,46 @@ def _delimited_rows(path: Path, text: str, ending: str) -> Iterator[Row]:
         raise ShoalError(f"{path} line {reader.line_num}: {reason(error)}; repair the line") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    from shoal.tasks.hub import open_split, split_rows  # needs the library `datasets`
+def _parquet_rows(path: Path, content: bytes, max_bytes: int) -> Iterator[Row]:
+    """The rows of a Parquet file, of which no more is unpacked than may be."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ShoalError(
+            f"{path}: pyarrow cannot be imported ({error}) and is needed for Parquet; pip install datasets"
+        ) from None
+    too_large = ShoalError(f"{path}: unpacks to more than {max_bytes} bytes, the limit; take rows out")
+    size, number = 0, 0
+    try:
+        with parquet.ParquetFile(io.BytesIO(content)) as file:
+            for batch in file.iter_batches(_rows_at_once(file.metadata, max_bytes, too_large)):
+                for values in batch.to_pylist():
+                    number += 1
+                    size += ROW_BYTES + sum(map(_text_size, values.values()))
+                    if size > max_bytes:
+                        raise too_large
+                    yield Row(f"row {number}", values)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise ShoalError(
+            f"{path}: no whole Parquet file ({reason(error)}); repair or re-download it"
+        ) from None
 
-    split = open_split("parquet", None, None, "train", data_files=str(path))
-    for number, values in enumerate(split_rows(split, str(path), None), start=1):
-        yield Row(f"row {number}", values)
+
+def _rows_at_once(footer: Any, max_bytes: int, too_large: ShoalError) -> int:
+    """Rows of a batch: if each held all of the largest column, which a dictionary allows, they still fit."""
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    if footer.num_rows * ROW_BYTES > max_bytes or sum(group.total_byte_size for group in groups) > max_bytes:
+        raise too_large
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    largest = max((column.total_uncompressed_size for column in columns), default=0)
+    return min(BATCH_ROWS, max(1, max_bytes // max(1, largest)))
+
+
+def _text_size(value: object) -> int:
+    """Characters and bytes in a value."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_text_size, value.values()))
+    return sum(map(_text_size, value)) if isinstance(value, list) else 8

@@ -6,10 +6,13 @@ import csv
 import gzip
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from shoal.errors import ShoalError, UsageError
 from shoal.tasks.files import load_jsonl
@@ -248,6 +251,42 @@ def test_a_small_gzip_does_not_become_large(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * 2**22))
     with pytest.raises(ShoalError, match="unpacks to more than 1000000 bytes"):
         read_table(tmp_path / "a.jsonl.gz", max_bytes=10**6)
+
+
+def test_empty_members_of_a_gzip_are_read_in_linear_time(tmp_path: Path) -> None:
+    def seconds(members: int) -> float:
+        path = tmp_path / "a.jsonl.gz"
+        path.write_bytes(gzip.compress(b"") * members + gzip.compress(LINES.encode()))
+        started = time.process_time()
+        assert len(read_table(path).rows) == 4
+        return time.process_time() - started
+
+    assert seconds(80_000) < 10 * seconds(16_000)  # 25 times where each member copies what follows it
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        pytest.param(
+            {"input": ["a" * 10**6] * 300, "output": ["x"] * 300}, id="one long text again and again"
+        ),
+        pytest.param({"input": ["a" * 10**7], "output": ["x"]}, id="compressed"),
+        pytest.param({"input": [None] * 10**5}, id="rows of nothing"),
+    ],
+)
+def test_a_small_parquet_does_not_become_large(columns: dict[str, list], tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table(columns), path := tmp_path / "a.parquet", compression="zstd")
+    assert path.stat().st_size < 10**5
+    with pytest.raises(ShoalError, match="unpacks to more than 5000000 bytes"):
+        read_table(path, max_bytes=5 * 10**6)
+
+
+def test_a_parquet_file_cut_short_is_one_line(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"input": ["a"], "output": ["x"]}), path := tmp_path / "a.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ShoalError, match="no whole Parquet file") as caught:
+        read_table(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
