@@ -40,9 +40,11 @@ _READ_OR_HARMLESS = frozenset(
     | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
 )
 # Names of modules as keys of a pattern. PEFT takes any regular expression, which a stranger could make slow:
-# so many are matched, of so many characters, for so many seconds in all.
+# so many are matched, of so many characters. A match has some microseconds of its thread's processor, which
+# a harmless one hardly needs; beyond those all matches together have so many seconds.
 _PLAIN_NAME = re.compile(r"\^?[A-Za-z0-9_.-]{1,200}")
-MAX_EXPRESSIONS, MAX_EXPRESSION, MATCH_SECONDS = 32, 200, 0.25
+MAX_EXPRESSIONS, MAX_EXPRESSION = 32, 200
+FREE_SECONDS, MATCH_SECONDS = 20e-6, 0.25
 # Ways of initialising A and B that leave the base weights alone; PiSSA, OLoRA, CorDA and LoftQ change them.
 _HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "lora_ga")
 
@@ -316,16 +318,18 @@ class _Places:
         return self._keys[min(found)] if found else ""
 
     def _matches(self, expression: Any, module: str) -> bool:
-        begun = time.perf_counter()
+        begun = time.thread_time()
         try:
-            return self._left > 0 and expression.match(module, timeout=self._left) is not None
+            found = expression.match(module, timeout=MATCH_SECONDS) is not None
         except TimeoutError:
             self._left = 0.0
+        else:
+            self._left -= max(time.thread_time() - begun - FREE_SECONDS, 0.0)
+        if self._left <= 0:
             raise ShoalError(
                 f"{self._source} has a regular expression in alpha_pattern that takes too long; name modules"
-            ) from None
-        finally:
-            self._left -= time.perf_counter() - begun
+            )
+        return found
 
 
 def _pattern(config: Mapping[str, Any], name: str, source: object) -> Mapping[str, Any]:

@@ -123,7 +123,7 @@ def check_row(table: Table, row: Mapping[str, Any]) -> Mapping[str, Any]:
     for name, value in row.items():
         kind = table.c[name].type
         if isinstance(kind, JSON):
-            length, most = len(json.dumps(value)), MOST["json"]
+            length, most = len(json.dumps(value, ensure_ascii=False)), MOST["json"]
         elif isinstance(value, str):
             length, most = len(value), getattr(kind, "length", None) or MOST["text"]
         else:

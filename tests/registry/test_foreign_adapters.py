@@ -19,6 +19,7 @@ from shoal.adapters.archive import unpack
 from shoal.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from shoal.adapters.foreign_names import factor_name
 from shoal.adapters.lora import LoRA
+from shoal.adapters.peft_format import _Places
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import load_backbone
 from shoal.models.shapes import BackboneShape, load_shape
@@ -173,6 +174,22 @@ def test_a_slow_expression_ends_in_time(pattern: str, write: Write, shape: Backb
     except UsageError as error:
         assert "\n" not in str(error)
     assert time.perf_counter() - begun < 2
+
+
+def test_expressions_whose_matches_take_too_long_together_are_refused() -> None:
+    places = _Places({r"(\w+\.)*(\w+\.)*(\w+\.)*y": 4}, "an adapter")
+    with pytest.raises(ShoalError, match="takes too long"):
+        for number in range(2000):  # each in a fraction of the time of all
+            places.key_of("part." * 60 + f"layer{number}")
+
+
+def test_many_harmless_expressions_match_many_modules() -> None:
+    expressions = [rf".*\.layers\.({i}|{i + 32})\..*_proj" for i in range(32)]
+    places = _Places(dict.fromkeys(expressions, 8), "an adapter")
+    modules = {
+        f"model.layers.{i}.experts.{j}.up_proj": expressions[i % 32] for i in range(64) for j in range(32)
+    }
+    assert {module: places.key_of(module) for module in modules} == modules
 
 
 @pytest.mark.parametrize("pattern", ["(", "[a", "x" * 300 + "*", "(?P<n"])

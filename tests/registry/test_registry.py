@@ -31,7 +31,7 @@ from shoal.registry.api_keys import ApiKeys
 from shoal.registry.database import Database
 from shoal.registry.quotas import Quota
 from shoal.registry.registry import AdapterRecord, Registry
-from shoal.registry.schema import METADATA
+from shoal.registry.schema import METADATA, MOST, SKILLS, check_row
 
 CARD = AdapterCard(generator="test", trained=True, description="Plurals.", scores={"exact match": 0.5})
 
@@ -510,3 +510,10 @@ def test_content_that_was_deleted_is_not_found_and_a_damaged_one_is_a_failure(
     with pytest.raises(ShoalError) as caught:
         registry.read(kept.sha256)
     assert not isinstance(caught.value, NotFoundError)
+
+
+def test_characters_of_a_definition_are_counted_as_they_are_written() -> None:
+    row = {"definition": {"examples": ["你" * (MOST["json"] - 100)]}}
+    assert check_row(SKILLS, row) is row
+    with pytest.raises(UsageError, match="definition has 65554 characters"):
+        check_row(SKILLS, {"definition": {"examples": ["你" * MOST["json"]]}})
