@@ -92,8 +92,9 @@ class Guard:
             limit = body_limit(scope["path"], service.config)
             if _stated_length(headers) > limit:
                 raise too_large(limit)
-            body = _bounded(receive, limit, service.config.body_seconds)
-            async with self._place_of(owner) if scope["path"] in UPLOADS else nullcontext():
+            upload = scope["method"] == "POST" and scope["path"] in UPLOADS
+            async with self._place_of(owner) if upload else nullcontext():
+                body = _bounded(receive, limit, service.config.body_seconds)
                 await self._app(scope, body, answer.send)
 
     def _place_of(self, owner: str) -> asyncio.Semaphore:

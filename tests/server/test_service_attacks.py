@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from shoal.errors import UsageError
 from shoal.registry.registry import Registry
 from shoal.server.app import create_app
+from shoal.server.middleware import MAX_UPLOADS
 from shoal.server.service import Service, open_service
 from tests.fixtures.hostile import uploads
 from tests.fixtures.service import ASK, FREELY, is_error, post_of, wait_until
@@ -144,6 +145,30 @@ def test_an_unfinished_body_frees_its_place(serve: Any) -> None:
         wait_until(lambda: running.service.limits._open["ada"] == 0, 5)
         answer = connection.recv(2**16)
         assert answer.startswith(b"HTTP/1.1 408") and b"connection: close" in answer.lower()
+
+
+def test_uploads_that_wait_for_a_place_have_their_time_for_the_body(serve: Any) -> None:
+    hold = threading.Event()
+    with serve(body_seconds=0.5, **FREELY) as running, running.http(running.ada) as ada:
+        running.service.adapters.upload = lambda *_, **__: hold.wait(30)  # type: ignore[method-assign]
+        statuses: list[int] = []
+
+        def upload() -> None:
+            form = {"data": {"name": "a"}, "files": {"file": b"PK"}}
+            statuses.append(ada.post("/v1/adapters/import", **form).status_code)
+
+        threads = [threading.Thread(target=upload) for _ in range(MAX_UPLOADS + 1)]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_until(lambda: running.service.limits._open["ada"] == len(threads))
+            assert ada.get("/v1/jobs").status_code == 200  # waits for no place
+            time.sleep(0.7)
+        finally:
+            hold.set()
+            for thread in threads:
+                thread.join()
+    assert len(statuses) == len(threads) and 408 not in statuses
 
 
 def test_health_is_answered_while_every_thread_is_taken(serve: Any) -> None:
