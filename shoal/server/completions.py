@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from typing import Any
 
 from shoal.config import ServiceConfig
 from shoal.errors import UsageError
-from shoal.inference.engine.records import Delta, Request
+from shoal.inference.engine.records import Delta, Request, TokenScore
 from shoal.inference.engine.runner import Runner
 from shoal.inference.engine.stream import Stream
 from shoal.inference.sampling import GREEDY_BELOW, Sampling
@@ -24,7 +25,17 @@ from shoal.models.backbone import Backbone
 from shoal.server.adapter_selection import AdapterSelector, SelectedAdapter
 from shoal.server.errors import failure_of
 from shoal.server.rate_limits import RateLimits
-from shoal.server.responses import DONE, Choice, Echo, echo_piece, event, first_piece, piece, usage
+from shoal.server.responses import (
+    DONE,
+    Choice,
+    Echo,
+    echo_piece,
+    event,
+    first_piece,
+    piece,
+    text_logprobs,
+    usage,
+)
 from shoal.server.schemas import ChatRequest, CompletionRequest
 
 
@@ -107,6 +118,7 @@ class Completions:
         self._selector = selector
         self._limits = limits
         self._config = config
+        self._scoring = threading.Lock()  # held for one prompt at a time, so that they need the memory of one
 
     def accept(self, body: ChatRequest | CompletionRequest, owner: str) -> AcceptedRequest:
         """Check a request, select its adapter and queue it; blocks as long as that takes.
@@ -134,7 +146,7 @@ class Completions:
         if isinstance(body, ChatRequest) or not body.echo:
             return AcceptedRequest(body, self._submit(chosen), selected, prompt_tokens)
         echoes = self._echoes(body, chosen)
-        streams = [] if body.max_tokens == 0 else self._submit(chosen)
+        streams = self._submit(chosen) if max_tokens else []
         return AcceptedRequest(body, streams, selected, prompt_tokens, echoes)
 
     async def whole(self, accepted: AcceptedRequest) -> dict[str, Any]:
@@ -165,7 +177,8 @@ class Completions:
                 for index in range(n):
                     yield event(accepted.envelope([first_piece(index)], streamed=True) | unused)
             for index, echo in enumerate(echo for echo in accepted.echoes for _ in range(n)):
-                yield event(accepted.envelope([echo_piece(index, echo)], streamed=True) | unused)
+                choice = echo_piece(index, echo, last=not accepted.streams)
+                yield event(accepted.envelope([choice], streamed=True) | unused)
             async for number, delta in _merged(accepted.streams):
                 index = number * n + delta.index
                 counts[index] = delta.completion_tokens
@@ -187,9 +200,7 @@ class Completions:
             stated = body.max_completion_tokens or stated
         if stated == 0 and not (isinstance(body, CompletionRequest) and body.echo):
             raise UsageError("max_tokens 0 asks for nothing without echo; raise it")
-        if stated == 0:
-            return 1  # as the engine counts; nothing is generated
-        limit = stated or min(self._config.default_tokens, self._config.max_tokens)
+        limit = min(self._config.default_tokens, self._config.max_tokens) if stated is None else stated
         if limit > self._config.max_tokens:
             raise UsageError(f"max_tokens {limit} is above the limit of {self._config.max_tokens}; lower it")
         return limit
@@ -221,9 +232,13 @@ class Completions:
         echoes = []
         for prompt, request in zip(body.prompts, requests, strict=True):
             text = prompt if isinstance(prompt, str) else str(decode(list(request.prompt)))
-            scores = self._runner.prompt_scores(request) if request.logprobs is not None else ()
-            echoes.append(Echo(text, scores))
+            logprobs = text_logprobs(self._scores(request)) if request.logprobs is not None else None
+            echoes.append(Echo(text, logprobs))
         return echoes
+
+    def _scores(self, request: Request) -> Sequence[TokenScore]:
+        with self._scoring:
+            return self._runner.prompt_scores(request)
 
     def _submit(self, requests: Sequence[Request]) -> list[Stream]:
         streams: list[Stream] = []
@@ -264,7 +279,17 @@ def _engine_request(
         top_k=body.top_k or 0,
         seed=body.seed,
     )
-    return Request(prompt, None, max_tokens, body.n, sampling, body.stops, logprobs, owner=owner)
+    return Request(
+        prompt,
+        None,
+        max_tokens,
+        body.n,
+        sampling,
+        body.stops,
+        logprobs,
+        owner=owner,
+        answered=max_tokens > 0,
+    )
 
 
 async def _merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Delta]]:

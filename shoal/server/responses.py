@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from shoal.inference.engine.records import Delta, TokenScore
@@ -21,11 +22,11 @@ class Echo:
 
     Attributes:
         text: of the prompt.
-        scores: of its tokens, where they are asked for.
+        logprobs: of its tokens, as `text_logprobs` writes them, where they are asked for.
     """
 
     text: str = ""
-    scores: tuple[TokenScore, ...] = ()
+    logprobs: Mapping[str, list[Any]] | None = None
 
 
 class Choice:
@@ -41,8 +42,9 @@ class Choice:
         self.index = index
         self.tokens = 0
         self.labels: Mapping[str, float] | None = None
-        self._text: list[str] = [echo.text] if echo else []
-        self._scores: list[TokenScore] = list(echo.scores) if echo else []
+        self._echo = echo or Echo()
+        self._text: list[str] = [self._echo.text]
+        self._scores: list[TokenScore] = []
         self._finish: str | None = None
 
     def add(self, delta: Delta) -> None:
@@ -59,7 +61,7 @@ class Choice:
         if chat:
             message = {"role": "assistant", "content": text, "refusal": None}
             return self._finished({"message": message, "logprobs": chat_logprobs(self._scores)})
-        return self._finished({"text": text, "logprobs": text_logprobs(self._scores)})
+        return self._finished({"text": text, "logprobs": _joined(self._echo.logprobs, self._scores)})
 
     def _finished(self, content: dict[str, Any]) -> dict[str, Any]:
         return {"index": self.index, **content, "finish_reason": self._finish or "length"}
@@ -86,10 +88,10 @@ def piece(chat: bool, index: int, delta: Delta) -> dict[str, Any]:
     }
 
 
-def echo_piece(index: int, echo: Echo) -> dict[str, Any]:
-    """The choice of the first event of a completion's stream that repeats its prompt."""
-    scores = text_logprobs(echo.scores)
-    return {"index": index, "text": echo.text, "logprobs": scores, "finish_reason": None}
+def echo_piece(index: int, echo: Echo, *, last: bool) -> dict[str, Any]:
+    """The first choice of a completion's stream, which repeats its prompt; `last` if nothing follows."""
+    finish = "length" if last else None
+    return {"index": index, "text": echo.text, "logprobs": echo.logprobs, "finish_reason": finish}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -113,11 +115,11 @@ def chat_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any] | None:
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any] | None:
-    """`logprobs` of a completion's choice; None without scores."""
+def text_logprobs(scores: Sequence[TokenScore], begin: int = 0) -> dict[str, list[Any]] | None:
+    """`logprobs` of a completion's choice, whose text begins at an offset; None without scores."""
     if not scores:
         return None
-    lengths = [len(score.text) for score in scores]
+    lengths = (len(score.text) for score in scores)
     return {
         "tokens": [score.text for score in scores],
         "token_logprobs": [score.logprob for score in scores],
@@ -128,8 +130,16 @@ def text_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any] | None:
             else None
             for score in scores
         ],
-        "text_offset": [sum(lengths[:i]) for i in range(len(lengths))],
+        "text_offset": list(accumulate(lengths, initial=begin))[:-1],
     }
+
+
+def _joined(echo: Mapping[str, list[Any]] | None, scores: Sequence[TokenScore]) -> Mapping[str, Any] | None:
+    """`logprobs` of a prompt and of the answer after it."""
+    if echo is None:
+        return text_logprobs(scores)
+    answer = text_logprobs(scores, echo["text_offset"][-1] + len(echo["tokens"][-1]))
+    return {name: values + answer[name] for name, values in echo.items()} if answer else echo
 
 
 def event(content: dict[str, Any]) -> str:

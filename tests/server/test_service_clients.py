@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from shoal.inference.engine.records import Request, TokenScore
 from shoal.models.backbone import load_backbone
 from shoal.server.neutral import IGNORED, NEUTRAL
+from shoal.server.responses import text_logprobs
+from tests.conftest import MAX_POSITIONS
 from tests.fixtures.service import ASK, GREEDY, Running, is_error, small
 
 MESSAGES = ASK["messages"]
@@ -198,6 +203,65 @@ def test_an_echo_is_streamed_first(openai_client: openai.OpenAI, running: Runnin
     stream = openai_client.completions.create(**asked, stream=True)  # type: ignore[call-overload]
     assert "".join(part.choices[0].text for part in stream) == whole.choices[0].text
     assert whole.choices[0].text.startswith("Say")
+    only = openai_client.completions.create(**{**asked, "max_tokens": 0}, stream=True)  # type: ignore[call-overload]
+    assert [(part.choices[0].text, part.choices[0].finish_reason) for part in only] == [("Say", "length")]
+
+
+def test_a_prompt_that_fills_the_model_is_scored_and_only_it_is_charged(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    service, http = small(tiny_llama, tmp_path / "r", tokens_per_minute=MAX_POSITIONS)
+    asked = {"model": service.base_names[0], "echo": True, "max_tokens": 0, "logprobs": 0}
+    answer = http.post("/v1/completions", json={**asked, "prompt": [5] * (MAX_POSITIONS + 1)})
+    assert is_error(answer, 400) and "positions" in answer.text
+    answer = http.post("/v1/completions", json={**asked, "prompt": [5] * MAX_POSITIONS})
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["choices"][0]["logprobs"]["tokens"]) == MAX_POSITIONS
+    service.close()
+
+
+def test_offsets_go_on_from_an_echo_to_its_answer(as_ada: httpx2.Client, running: Running) -> None:
+    answer = complete(as_ada, running, prompt="abc def", echo=True, logprobs=0, n=2, max_tokens=3)
+    for choice in answer.json()["choices"]:
+        scores = choice["logprobs"]
+        starts = ["".join(scores["tokens"][:i]) for i in range(len(scores["tokens"]))]
+        assert scores["text_offset"] == [len(start) for start in starts]
+        assert len({len(values) for values in scores.values()}) == 1
+
+
+def test_offsets_of_a_long_answer_take_no_time() -> None:
+    scores = [TokenScore(0, "ab", (97, 98), -1.0)] * 32_000
+    begun = time.process_time()
+    found = text_logprobs(scores)
+    assert found is not None and found["text_offset"] == list(range(0, 64_000, 2))
+    assert time.process_time() - begun < 2
+
+
+def test_prompts_are_scored_one_at_a_time(tiny_llama: Path, tmp_path: Path) -> None:
+    service, http = small(tiny_llama, tmp_path / "r", max_open_a_key=4)
+    own, running, most = service.runner.prompt_scores, [], []
+
+    def scores(request: Request) -> Any:
+        running.append(request)
+        most.append(len(running))
+        time.sleep(0.05)
+        try:
+            return own(request)
+        finally:
+            running.pop()
+
+    service.runner.prompt_scores = scores  # type: ignore[method-assign]
+    asked = {
+        "model": service.base_names[0],
+        "echo": True,
+        "max_tokens": 0,
+        "logprobs": 0,
+        "prompt": ["a", "b"],
+    }
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(lambda _: http.post("/v1/completions", json=asked), range(3)))
+    assert [answer.status_code for answer in answers] == [200] * 3 and most == [1] * 6
+    service.close()
 
 
 def test_the_official_client_talks_over_several_turns(openai_client: openai.OpenAI, running: Running) -> None:

@@ -45,6 +45,7 @@ class Request:
         labels: answers are the likeliest of these, whole, however tokens are drawn else; vLLM, which cannot
             score them, answers freely.
         owner: whose it is: places are shared among owners.
+        answered: False for a prompt that is repeated or scored only, with `max_tokens` 0; never submitted.
     """
 
     prompt: Sequence[int]
@@ -57,6 +58,7 @@ class Request:
     stop_at_end: bool = True
     labels: LabelSet | None = None
     owner: str = ""
+    answered: bool = True
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def check_numbers(request: Request, backbone: Backbone, limits: Limits) -> None:
     most = min(limits.max_n, limits.max_batch)
     if not 1 <= request.n <= most:
         raise UsageError(f"n {request.n} is outside 1..{most}; ask for fewer answers")
-    if length < 1 or request.max_tokens < 1:
+    if length < 1 or request.max_tokens < (1 if request.answered else 0):
         raise UsageError(
             f"a prompt of {length} tokens and max_tokens {request.max_tokens} must be 1 at least"
         )
