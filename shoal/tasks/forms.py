@@ -105,7 +105,8 @@ class Understood:
         left_out: columns that are no part of an example.
         rows: read.
         skipped: of those, without a request or an answer.
-        examples: rows of one request and one remainder are one example, for which each answer is right.
+        examples: rows of one request and one remainder, without the ignored columns, are one example, for
+            which each answer is right.
     """
 
     form: str
@@ -146,8 +147,9 @@ def understand(
     inputs = tuple(names[column] for column in form.inputs if column in names)
     outputs = tuple(names[column] for column in form.outputs if column in names)
     left_out = tuple(name for name in present if name not in (*inputs, *outputs))
+    apart = tuple(name for name in left_out if name not in asked.ignored)
     if not (asked.input and asked.output):
-        _check_left_out(rows, left_out, asked, source)
+        _check_left_out(rows, apart, source)
     merged: dict[object, tuple[str, dict[str, None]]] = {}
     skipped = 0
     for row in rows:
@@ -158,7 +160,7 @@ def understand(
             request, answers = _example(row.values, form, names, definition)
         except UsageError as error:
             raise ShoalError(f"{source} {row.place}: {error}; repair the {row.place.split()[0]}") from None
-        rest = repr([(name, row.values.get(name)) for name in left_out if _has_text(row.values.get(name))])
+        rest = repr([(name, row.values.get(name)) for name in apart if _has_text(row.values.get(name))])
         merged.setdefault((request, rest), (request, {}))[1].update(dict.fromkeys(answers))
     examples = tuple(Example(request, tuple(answers)) for request, answers in merged.values())
     output = outputs[0] if outputs else None
@@ -205,10 +207,8 @@ def _form_of(
     return found, names
 
 
-def _check_left_out(rows: Sequence[Row], left_out: Sequence[str], asked: Columns, source: object) -> None:
+def _check_left_out(rows: Sequence[Row], left_out: Sequence[str], source: object) -> None:
     for name in left_out:
-        if name in asked.ignored:
-            continue
         row = next((row for row in rows if _has_text(row.values.get(name))), None)
         if row is not None:
             raise ShoalError(
@@ -231,21 +231,25 @@ def _example(
     row: Mapping[str, Any], form: Form, names: Mapping[str, str], definition: str | None
 ) -> tuple[str, tuple[str, ...]]:
     """(request, right answers) of a row."""
-    given = [names[name] for name in form.outputs if name in names and row.get(names[name]) not in (None, "")]
+    outputs = [names[name] for name in form.outputs if name in names and names[name] in row]
+    given = [name for name in outputs if row[name] not in (None, "")]
     parts = {name: row.get(names[name]) if name in names else None for name in form.inputs}
-    turns: list[Any] = [value for value in parts.values() if _is_talk(value)]
-    if form.turns or turns:
-        talk = [*_system(parts.get("system")), *(list(turns[0]) if turns else [])]
-        answer: Any = row[given[0]] if given else None
-        if _is_talk(answer):
-            talk += list(answer)
-            answer = None
-        request, answers = _of_talk(talk, answer, definition)
+    talk_part = next((name for name, value in parts.items() if _is_talk(value)), None)
+    talked = form.turns or talk_part is not None
+    if outputs and not given and not talked:
+        raise UsageError(f"{outputs[0]} is empty; write the right answer")
+    if len(given) > 1 or not (given or talked):
+        wanted = f"{', '.join(form.inputs)} and one of {', '.join(form.outputs)}"
+        raise UsageError(f"the fields are {', '.join(row)}; {wanted} are needed, rename them")
+    if talked:
+        talk = _talk(parts, talk_part or form.inputs[-1])
+        answers = None
+        if given and _is_talk(row[given[0]]):
+            talk += row[given[0]]
+        elif given:
+            answers = _answers(row[given[0]], given[0])
+        request, answers = _of_talk(talk, answers, definition)
     else:
-        if len(given) != 1:
-            lacking = ", ".join(row)
-            wanted = f"{', '.join(form.inputs)} and one of {', '.join(form.outputs)}"
-            raise UsageError(f"the fields are {lacking}; {wanted} are needed, rename them")
         texts = [_text(parts[name], name, optional=name in form.optional) for name in form.inputs]
         request = _joined(texts, definition)
         answers = _answers(row[given[0]], given[0])
@@ -291,26 +295,35 @@ def _is_talk(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
 
 
-def _system(value: object) -> list[Mapping[str, Any]]:
-    return [{"role": "system", "content": value}] if isinstance(value, str) and value.strip() else []
+def _talk(parts: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The turns of a part after the system prompt; UsageError where another part would be dropped."""
+    for other, value in parts.items():
+        if other not in ("system", name) and value not in (None, "", [], {}):
+            raise UsageError(
+                f"{other}: {shorten(value, 30)} would be dropped beside the turns of {name}; make it a turn"
+            )
+    system, turns = parts.get("system"), parts[name]
+    first = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
+    return [*first, *(turns if _is_talk(turns) else [])]
 
 
 def _of_talk(
-    turns: Sequence[Mapping[str, Any]], answer: object, definition: str | None
+    turns: Sequence[Mapping[str, Any]], answers: tuple[str, ...] | None, definition: str | None
 ) -> tuple[str, tuple[str, ...]]:
-    """The last turn as the answer, and what is before it as the request."""
-    said = [(_role(turn), _content(turn)) for turn in turns]
-    if answer is not None:
-        said.append(("Assistant", _answers(answer, "answer")[0]))
-    if len(said) < 2 or said[-1][0] != "Assistant":
-        raise UsageError(f"the last of {len(said)} turns is not the assistant's; it has to be the answer")
-    before = said[:-1]
-    if before[-1][0] != "User":
+    """What is said before the answers as the request; without answers the last turn is the one."""
+    before = [(_role(turn), _content(turn)) for turn in turns]
+    if answers is None:
+        if len(before) < 2 or before[-1][0] != "Assistant":
+            raise UsageError(
+                f"the last of {len(before)} turns is not the assistant's; it has to be the answer"
+            )
+        answers = (before.pop()[1],)
+    if not before or before[-1][0] != "User":
         raise UsageError("the turn before the answer is not the user's; it has to be the request")
     instructions = [text for role, text in before if role == "System"]
     talk = [(role, text) for role, text in before if role != "System"]
     lines = [text if len(talk) == 1 else f"{role}: {text}" for role, text in talk]
-    return _joined([*instructions, "\n\n".join(lines)], definition), (said[-1][1],)
+    return _joined([*instructions, "\n\n".join(lines)], definition), answers
 
 
 def _role(turn: Mapping[str, Any]) -> str:

@@ -137,6 +137,11 @@ FORMS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     ),
     "conversational prompt": ({"prompt": turns(Q), "completion": turns(A)}, "Hot?", ("No.",)),
     "talk and a text": ({"prompt": turns(Q), "completion": "No."}, "Hot?", ("No.",)),
+    "talk and two right answers": (
+        {"prompt": turns(Q), "completion": ["No.", "Not."]},
+        "Hot?",
+        ("No.", "Not."),
+    ),
 }
 
 
@@ -181,6 +186,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [*turns(Q), {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
         "calls tools",
     ),
+    "talk without an answer": ({"prompt": turns(Q), "completion": []}, "outputs"),
+    "talk and two fields of answers": (
+        {"prompt": turns(Q), "completion": "No.", "response": "Not."},
+        "the fields are",
+    ),
+    "an instruction beside a talk": (
+        {"instruction": "Translate.", "input": turns(Q), "output": "Non."},
+        "instruction: 'Translate.' would be dropped beside the turns of input",
+    ),
+    "a question beside a talk": (
+        {"context": turns(Q), "question": "12", "answer": "No."},
+        "question: '12' would be dropped beside the turns of context",
+    ),
+    "an empty answer": ({"input": "a", "output": ""}, "output is empty; write the right answer"),
     "half a pair": ({"input": "a", "output": "\ud83d"}, "not valid Unicode"),
     "a number": ({"input": 5, "output": "x"}, "input: 5 is of type int"),
 }
@@ -194,14 +213,21 @@ def test_a_row_that_cannot_be_read_is_named_by_its_place(kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_equal_requests_join_only_where_the_rest_agrees() -> None:
-    def found(*rests: str) -> list[tuple[str, ...]]:
-        rows = [{"text": "a", "label": f"x{i}", "lang": rest} for i, rest in enumerate(rests)]
-        columns = Columns(ignored=("lang",))
-        return [e.outputs for e in understand([Row("line", row) for row in rows], columns=columns).examples]
+def joined(columns: Columns, *rests: str) -> list[tuple[str, ...]]:
+    """The answers of each example of rows with one request."""
+    rows = [{"text": "a", "label": f"x{i}", "lang": rest} for i, rest in enumerate(rests)]
+    return [e.outputs for e in understand([Row("line", row) for row in rows], columns=columns).examples]
 
-    assert found("de", "de") == [("x0", "x1")]
-    assert found("de", "fr") == [("x0",), ("x1",)]
+
+def test_equal_requests_join_only_where_the_rest_agrees() -> None:
+    columns = Columns(("text",), "label")
+    assert joined(columns, "de", "de") == [("x0", "x1")]
+    assert joined(columns, "de", "fr") == [("x0",), ("x1",)]
+
+
+def test_ignored_columns_are_no_part_of_the_rest() -> None:
+    assert joined(Columns(ignored=("lang",)), "de", "fr") == [("x0", "x1")]
+    assert joined(Columns(("text",), "label", ignored=("lang",)), "de", "fr") == [("x0", "x1")]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
