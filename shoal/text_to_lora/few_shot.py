@@ -149,9 +149,10 @@ def _as_learned(
     rates = learned.module_rates(targets)
     run = RefiningRun(backbone, lora, shots, rates, decay=learned.decay, seed=config.seed)
     before = _loss(backbone, examples, lora)
-    wanted, taken, tokens = learned.steps_for(len(examples)), 0, 0
+    wanted = LOOK if learned.rule is not None else learned.steps_for(len(examples))
+    taken, tokens = 0, 0
     losses: list[float] = []
-    for step in run.steps(learned.most_steps):
+    for step in run.steps(max(LOOK, learned.most_steps)):
         taken, tokens = taken + 1, tokens + step.tokens
         losses.append(float(step.loss.detach()))
         if taken == LOOK and learned.rule is not None:

@@ -64,7 +64,9 @@ class Learned:
         refining: the best of what was learned.
         losses: way to refine -> number of examples -> mean loss on the choosing tasks, nats per token.
         gain: loss of today's constants minus that of `refining` on them, paired over tasks and numbers.
-        chosen: name of the way that `refining` is.
+        chosen: name of the way that `refining` is; as it is the best on the same tasks, `gain` is after
+            selection and flatters it.
+        asked: names of those choosing tasks.
         seconds: of this sitting.
     """
 
@@ -72,6 +74,7 @@ class Learned:
     losses: Mapping[str, Mapping[int, float]]
     gain: Interval
     chosen: str
+    asked: tuple[str, ...]
     seconds: float
 
 
@@ -100,7 +103,8 @@ class RefiningLearner:
 
         Raises:
             LeakageError: a held-out task, or a `test` example, is among the training examples.
-            UsageError: fewer than 2 tasks, or a number of examples below 1.
+            UsageError: fewer than 2 tasks, a number of examples below 1, none that today's constants can
+                refine on, or no choosing task with enough examples.
         """
         if len(tasks) < 2:
             raise UsageError(
@@ -121,6 +125,7 @@ class RefiningLearner:
         self._source = EpisodeSource(backbone, tasks, config.queries, config.max_length)
         self._groups = group_modules(emitter.checkpoint.network.targets)
         self._shots = sorted(set(config.shots))
+        self._asked = self._tasks_that_choose()
 
     def learn(self) -> Learned:
         """All four stages; those that the folder holds are read from it.
@@ -139,6 +144,24 @@ class RefiningLearner:
         ways = {"steps": first, "steps by rule": replace(first, rule=rule), "rates": rated}
         ways["rates, steps by rule"] = replace(rated, rule=rule)
         return self._chosen(ways, started)
+
+    def _tasks_that_choose(self) -> tuple[str, ...]:
+        """The first choosing tasks that have examples enough for every number; raises UsageError for none."""
+        most = max(self._shots)
+        if most < MIN_EXAMPLES:
+            raise UsageError(
+                f"shots are {most} at most, {MIN_EXAMPLES} are the least that the constants refine on; add "
+                f"{MIN_EXAMPLES} or more to compare with them"
+            )
+        seed = f"{self._config.seed}/choosing"
+        asked = [name for name in self.choosing if self._source.draw(name, most, seed) is not None]
+        if not asked:
+            raise UsageError(
+                f"none of {len(self.choosing)} tasks to choose by has {most + self._config.queries} "
+                f"different examples of at most {self._config.max_length} tokens; give tasks with more, or "
+                "fewer shots or queries"
+            )
+        return tuple(asked[: self._config.curve_tasks])
 
     def _refining(self, rates: Mapping[str, float], decay: float) -> Refining:
         checkpoint: HypernetworkCheckpoint = self._emitter.checkpoint
@@ -219,9 +242,7 @@ class RefiningLearner:
         cells: dict[str, dict[tuple[str, int], float]] = {name: {} for name in (TODAY, *ways)}
         counts = [count for count in self._shots if count >= MIN_EXAMPLES]
         seed = f"{self._config.seed}/choosing"
-        asked = [n for n in self.choosing if self._source.draw(n, max(counts), seed) is not None]
-        asked = asked[: self._config.curve_tasks]
-        for name in asked:
+        for name in self._asked:
             for shots in counts:
                 episode = self._source.draw(name, shots, seed)
                 assert episode is not None  # as there is one with more shots
@@ -234,7 +255,7 @@ class RefiningLearner:
                 log.info("chosen by %s with %d examples", name, shots)
         chosen = min(ways, key=lambda way: statistics.mean(cells[way].values()))
         by_task = {
-            way: [statistics.mean(v for (n, _), v in own.items() if n == name) for name in asked]
+            way: [statistics.mean(v for (n, _), v in own.items() if n == name) for name in self._asked]
             for way, own in cells.items()
         }
         return Learned(
@@ -242,6 +263,7 @@ class RefiningLearner:
             {way: _means(own) for way, own in cells.items()},
             bootstrap_difference(by_task[TODAY], by_task[chosen]),
             chosen,
+            self._asked,
             time.perf_counter() - started,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -85,6 +87,12 @@ def test_a_learned_rule_stops_by_the_first_steps(sharp: Backbone, start: LoRA) -
     rule = StoppingRule((0.0, 0.0, 0.0, 0.0), 1.7, 1, 40)  # five, whatever is seen
     refinement = refine(sharp, start, SAME, description="Answer yes.", learned=learned(sharp, start, rule))
     assert refinement.steps == 5
+
+
+def test_a_learned_rule_decides_where_few_steps_were_best_on_average(sharp: Backbone, start: LoRA) -> None:
+    rule = StoppingRule((0.0, 0.0, 0.0, 0.0), 1.7, 1, 40)
+    how = replace(learned(sharp, start, rule), steps={4: 1, 16: 2})
+    assert refine(sharp, start, SAME, description="Answer yes.", learned=how).steps == 5
 
 
 def test_outputs_that_contradict_each_other_are_said_and_kept(

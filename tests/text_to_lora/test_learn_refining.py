@@ -70,6 +70,7 @@ def test_refining_is_learned_and_judged_on_other_tasks(
     learner = RefiningLearner(sharp, emitter, tasks, tmp_path / "run", QUICK)
     assert len(learner.choosing) == 1 and not set(learner.choosing) & set(learner.learning)
     found = learner.learn()
+    assert found.asked == tuple(learner.choosing)
     assert found.refining.network == emitter.checkpoint.sha256
     assert set(found.refining.steps) == {2, 4} and found.refining.tasks == tuple(
         sorted(t.name for t in tasks)
@@ -131,3 +132,17 @@ def test_too_few_tasks_or_shots_are_refused(
     none = QUICK.model_copy(update={"shots": (0, 4)})
     with pytest.raises(UsageError, match="0 examples cannot be refined on"):
         RefiningLearner(sharp, emitter, tasks, tmp_path, none)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"shots": (2,)}, "shots are 2 at most, 4 are the least"),
+        ({"queries": 99}, "none of 1 tasks to choose by has 103 different examples"),
+    ],
+)
+def test_what_cannot_be_chosen_by_is_refused_before_learning(
+    settings: dict, said: str, sharp: Backbone, emitter: Emitter, tasks: list[Task], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        RefiningLearner(sharp, emitter, tasks, tmp_path, QUICK.model_copy(update=settings))

@@ -87,6 +87,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
     Every row has ROUGE-L, exact match and NLL per token, with 95% intervals over tasks.
     """
     if scoring.shots_curve:
+        _check_curve(scoring)
         log.info("the curve is kept in %s", scoring.cells)
     if scoring.out is not None:
         from shoal.files import check_place
@@ -138,6 +139,13 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
             on_method=lambda result: bar.advance(row),
         )
     return _output(report, scoring, far)
+
+
+def _check_curve(scoring: Scoring) -> None:
+    """Raise UsageError for what a curve has no rows for."""
+    for name in ("adapter", "labels", "shots"):
+        if name in scoring.model_fields_set:
+            raise UsageError(f"--{name} has no rows in a curve; leave it out, or --shots-curve")
 
 
 def _curve(

@@ -56,9 +56,9 @@ def train_refining(place: Place, data: Data, training: RefiningTrainingConfig) -
     end = "written with refining.json" if better else "constants are better: written without refining.json"
     text = "\n".join(
         [
-            f"loss on {len(learner.choosing)} tasks that were not learned from, nats per token:",
+            f"loss on {len(learned.asked)} tasks that were not learned from, nats per token:",
             *lines,
-            f"best: {learned.chosen}, {gain} below the constants",
+            f"best: {learned.chosen}, {gain} below the constants, after selection on the same tasks",
             f"{end}, to {data.out}",
         ]
     )

@@ -86,6 +86,13 @@ def test_tasks_far_from_the_training_tasks_are_named(
     assert shoal(*evaluate, "--json").record["notes"]["far_from_training"] == ["first", "last"]
 
 
+@pytest.mark.parametrize("more", [("--adapter", "mine=none"), ("--labels",), ("--shots", "2")], ids="".join)
+def test_a_curve_refuses_what_it_has_no_rows_for(more: tuple, shoal: Shoal, tmp_path: Path) -> None:
+    where = ("--tasks", tmp_path / "none", "--out", tmp_path / "curve")
+    ended = shoal("evaluate", *where, "--shots-curve", "0,4", *more)
+    assert ended.code == 2 and f"{more[0]} has no rows in a curve" in ended.err
+
+
 def test_a_curve_over_numbers_of_examples(
     shoal: Shoal, hypernetwork: Path, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
