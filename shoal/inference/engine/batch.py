@@ -127,11 +127,19 @@ class Batch:
         for job in sorted(self.jobs, key=share.turn, reverse=True):
             if self._fits(paused, leaving):
                 break
-            room -= job.rows * (len(job.request.prompt) + job.tokens)
+            room -= self._room_of(job)
             if room < 0 or not share.gives_way(job, paused.job):
                 return None
             leaving.append(job)
         return leaving if self._fits(paused, leaving) else None
+
+    def _room_of(self, job: Job) -> int:
+        """Places for keys and values that a job's running answers have filled."""
+        cache = self._rows.cache
+        starts = [
+            start for start, answer in zip(cache.starts, self.answers, strict=True) if answer.job is job
+        ]
+        return len(starts) * (cache.end - min(starts))
 
     def _taken_out(self, job: Job) -> Paused:
         """A job's answers, which run no longer, with their keys and values."""

@@ -214,11 +214,11 @@ class Engine:
 
     def _place(self) -> list[Event]:
         """Let answers join the batch in turn."""
+        jobs = [*self._batch.waiting, *self._batch.jobs]  # one that is changing places is in neither
         try:
             self._batch.place(self._share, sum(part.room for part in self._reading))
         except Exception as error:
             log.exception("placing answers failed")
-            jobs = [*self._batch.waiting, *self._batch.jobs]
             self._batch.clear(paused=True)
             own = ShoalError(f"the answer could not go on: {reason(error)}; ask again")
             return self._fail(jobs, own)
@@ -228,12 +228,12 @@ class Engine:
         """Begin with the prompts of those who wait, in turn, as far as there is room."""
         events: list[Event] = []
         waiting = self._arrivals.waiting
-        self._share.see({job.flow for job in [*list(waiting), *self._placed_jobs()]})
-        while waiting:
+        while True:
             reading = [job for part in self._reading for job in part.jobs]
             busy = {job.flow for job in [*reading, *self._batch.waiting]}
             held = sum(part.room for part in self._reading) + self._batch.paused_room
-            with self._arrivals.lock:
+            with self._arrivals.lock:  # nobody may come between, of a flow that has no turn yet
+                self._share.see({job.flow for job in [*waiting, *self._placed_jobs()]})
                 group = self._admission.next_group(waiting, self._share, busy, held, self._pace.tokens)
             if not group:
                 break

@@ -23,7 +23,7 @@ from shoal.inference.engine.validation import check_numbers
 from shoal.inference.labels import encode_labels
 from shoal.models.backbone import Backbone
 
-LABEL_ROWS = 2  # that a request with labels needs at least: of its prompt, and of one label
+LABEL_ROWS = 2  # that a request with labels waits for where the limits allow: of its prompt, and of one label
 
 
 class Admission:
@@ -114,7 +114,7 @@ class Admission:
         stuck = False
         for job in share.by_turns([job for job in waiting if job.flow not in busy]):
             labels = job.flow.labels
-            need = LABEL_ROWS * job.width if labels else len(job.request.prompt)
+            need = min(job.rows, LABEL_ROWS) * job.width if labels else len(job.request.prompt)
             if (labels and group) or (stuck and not job.flow.brief):
                 continue
             if not labels:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
+from shoal.adapters.base import Adapter
+from shoal.adapters.lora import LoRA
 from shoal.errors import ShoalError
+from shoal.inference.engine.adapter_cache import AdapterCache
+from shoal.inference.engine.batch import Batch, Paused
 from shoal.inference.engine.core import Engine
 from shoal.inference.engine.records import EngineFull, Event, Limits, Request
+from shoal.inference.engine.sequences import Job
 from shoal.inference.sampling import Sampling
 from shoal.models.backbone import Backbone
 
@@ -150,3 +157,50 @@ def test_a_failure_while_answers_change_places_is_theirs_alone(
     assert errors.keys() == set(tickets) and all(isinstance(e, ShoalError) for e in errors.values())
     again = engine.submit(short("a"))
     assert steps_until(engine, again, last=True) < 5
+
+
+def test_a_failure_while_answers_give_up_their_places_is_said_to_all_of_them(
+    llama_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(llama_backbone, max_batch=2)
+    tickets = [engine.submit(long_answer("hog")) for _ in range(2)]
+    for _ in range(80):
+        engine.step()
+    tickets.append(engine.submit(replace(long_answer("other"), n=2)))
+    taken_out = Batch._taken_out
+    calls: list[Job] = []
+
+    def fail_second(batch: Batch, job: Job) -> Paused:
+        calls.append(job)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return taken_out(batch, job)
+
+    monkeypatch.setattr(Batch, "_taken_out", fail_second)
+    errors = [event.ticket for event in finish(engine) if event.error]
+    assert len(calls) == 2 and sorted(errors) == tickets
+
+
+def test_one_that_comes_while_others_are_taken_on_has_its_turn(
+    llama_backbone: Backbone, make_lora: Callable[..., LoRA]
+) -> None:
+    late: list[int] = []
+
+    class Cache(AdapterCache):
+        def get(self, name: str, *, again: bool = False) -> Adapter:
+            if again and not late:
+                late.append(engine.submit(short("late")))
+            return super().get(name, again=again)
+
+    cache = Cache(lambda name: make_lora(llama_backbone, 1), 10**6)
+    engine = Engine(llama_backbone, limits=Limits(), adapters=cache)
+    first = engine.submit(replace(short("first"), adapter="a"))
+    assert {event.ticket for event in finish(engine) if event.last} == {first, *late} and late
+
+
+def test_many_answers_of_one_request_give_way_too(llama_backbone: Backbone) -> None:
+    engine = engine_of(llama_backbone, max_batch=8, kv_tokens=4000)
+    engine.submit(replace(long_answer("hog", 450), n=8))
+    for _ in range(100):
+        engine.step()
+    assert steps_until(engine, engine.submit(long_answer("other", 20)), last=True) < 40

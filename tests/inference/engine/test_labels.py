@@ -110,6 +110,14 @@ def test_many_labels_make_do_with_the_rows_that_are_free(engine: Engine, backbon
     assert [event.delta.text for event in events if event.ticket == chosen] == [expected]
 
 
+def test_labels_of_a_prompt_with_room_for_one_row_are_scored_and_block_nobody(backbone: Backbone) -> None:
+    engine = Engine(backbone, limits=Limits(kv_tokens=200, prefill_tokens=64))
+    tickets = {engine.submit(Request([3] * 150, max_tokens=1, labels=CALIBRATED, owner="a"))}
+    tickets.add(engine.submit(Request([3] * 120, max_tokens=2, owner="b")))
+    events = [event for _ in range(100) for event in engine.step()]
+    assert {event.ticket for event in events if event.last and event.delta} == tickets
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_cancelled_request_says_no_more_and_frees_its_rows(
     engine: Engine, lora: LoRA, records: list[StepRecord | FinishedRecord], steps: int
