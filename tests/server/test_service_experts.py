@@ -80,7 +80,7 @@ def test_limits_come_before_an_adapter_is_chosen(
     for adapter in ("auto", describe):
         assert status(long, adapter) == 400 and status("x" * 505, adapter, max_tokens=100) == 400
         assert status("x", adapter, n=100) == 400
-        assert status("x", adapter, stop=["a"] * 9) == 400
+        assert status("x", adapter, stop=["a"] * 65) == 400
     assert status(["x", long], describe) == 400  # not the first alone
     assert status(["x", "y"], "auto") == 400  # one choice would not be both prompts'
     assert not work and not service.runner.state().running

@@ -327,6 +327,7 @@ def test_any_name_is_refused_or_stays_in_the_store(http: TestClient, service: Se
         "registry.db",
         "registry.db-wal",
         "registry.db-shm",
+        "spare",
     }
 
 

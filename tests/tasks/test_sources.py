@@ -93,7 +93,7 @@ def test_puzzles_take_the_options_of_their_generator() -> None:
     [
         ("hub:", "d", "nothing follows hub:; give hub:ORG/NAME"),
         ("hub:a/b", None, "hub:a/b holds no instruction; give the definition"),
-        ("hub:a/b?columns=x", "d", "unknown option columns; use input, output, config"),
+        ("hub:a/b?columns=x", "d", "unknown option columns; use input, output, ignore, config"),
         ("sni:nowhere", None, "nowhere: not a file"),
         ("sni:nowhere", "d", "holds its own definition; leave the other one out"),
         ("sni:nowhere?size=2", None, "unknown option size; there are none"),

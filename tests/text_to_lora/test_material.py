@@ -97,7 +97,7 @@ def test_an_adapter_with_labels_still_loads_in_peft(
 def test_notes_are_those_of_the_finished_adapter(
     generator: TextToLoRA, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    far, emit = Familiarity({"plurals": 0.9}, 0.9, 0.25, False), generator._emit
+    far, emit = Familiarity({"plurals": 0.9}, 0.9, 0.25, True, False), generator._emit
     monkeypatch.setattr(generator, "_emit", lambda texts: (emit(texts)[0], [far] * len(texts)))
     generator.generate(
         "Name the colour.", [("apple", "red"), ("grass", "green"), ("sea", "blue"), ("fog", "grey")]

@@ -75,7 +75,8 @@ COMMANDS: dict[str, Entry | Group] = {
             "multi-task": Entry("train:train_multi_task", "Train one LoRA on many tasks."),
             "text-to-lora": Entry("train:train_text_to_lora", "Train the hypernetwork."),
             "refining": Entry(
-                "refining:train_refining", "Learn how a hypernetwork's adapters are refined on examples."
+                "refining:train_refining",
+                "Learn how a hypernetwork's adapters are refined on a few examples.",
             ),
             "average": Entry("networks:average_networks", "Average the weights of hypernetworks."),
             "fallback": Entry("networks:set_fallback", "Give a hypernetwork the LoRA that nonsense gets."),
