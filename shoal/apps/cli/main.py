@@ -110,7 +110,11 @@ COMMANDS: dict[str, Entry | Group] = {
     ),
     "data": Group(
         "Files of solved examples.",
-        {"check": Entry("tasks:check_data", "Say how a file of solved examples is understood.")},
+        {
+            "check": Entry(
+                "tasks:check_data", "Say how a file of solved examples is understood, with three of them."
+            )
+        },
     ),
     "keys": Group(
         "API keys of the service.",
