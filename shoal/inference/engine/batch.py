@@ -91,13 +91,21 @@ class Batch:
             share: by which jobs take turns.
             reading: places for keys and values that prompts take, which are being read.
         """
-        for paused in sorted(self.paused, key=lambda paused: share.turn(paused.job)):
+        placed: list[Job] = []
+        without_room: list[Job] = []
+        for paused in sorted(self.paused, key=lambda p: (not share.overdue(p.job), *share.turn(p.job))):
             leaving = self._leaving_for(paused, share, self._limits.kv_tokens - reading - self.paused_room)
-            if leaving is not None:
-                self.paused += [self._taken_out(job) for job in leaving]
-                self._rows.join(paused.rows, paused.picks)
-                self.answers += paused.answers
-                self.paused.remove(paused)
+            if leaving is None:
+                if share.overdue(paused.job):
+                    break
+                without_room.append(paused.job)
+                continue
+            self.paused += [self._taken_out(job) for job in leaving]
+            self._rows.join(paused.rows, paused.picks)
+            self.answers += paused.answers
+            self.paused.remove(paused)
+            placed.append(paused.job)
+        share.note_overtaking(placed, without_room)
 
     def step(self) -> Float[Tensor, "answers vocabulary"]:
         """Let the model read every answer's latest token; logits of the next."""

@@ -3,6 +3,7 @@
 A flow is an owner's requests of one kind: brief ones, long ones, and of both those that are answered with a
 label. Tokens that are read and generated for a flow are its service, and the flow with the least is next. One
 that comes anew starts a turn ahead of those that were served for one, so that it need not wait for them.
+Nobody starves: a request without room that `PATIENCE` others overtook is first, and all wait until it fits.
 
 Source: virtual token counters, Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024, section
 4. There answers keep their places to the end; here they give them up to a flow that is a turn behind.
@@ -16,6 +17,7 @@ from collections.abc import Collection, Sequence
 from shoal.inference.engine.sequences import Flow, Job
 
 TURN = 256  # tokens of service: a newcomer's start, and the lead from which rows are given up
+PATIENCE = 16  # requests of other flows that may overtake one without room
 GENERATED = 2  # service of a generated token; one of a prompt counts 1
 
 
@@ -45,6 +47,17 @@ class FairShare:
     def turn(self, job: Job) -> tuple[int, int]:
         """The key by which jobs come one after the other."""
         return self.served(job), job.ticket
+
+    def note_overtaking(self, placed: Sequence[Job], without_room: Sequence[Job]) -> None:
+        """Note which jobs found no room while others, which came later, did."""
+        for job in placed:
+            job.overtaken = 0
+        for job in without_room:
+            job.overtaken += sum(p.ticket > job.ticket and p.flow != job.flow for p in placed)
+
+    def overdue(self, job: Job) -> bool:
+        """True where others wait until the job has room."""
+        return job.overtaken >= PATIENCE
 
     def gives_way(self, holder: Job, other: Job) -> bool:
         """True where a job gives up its rows for another."""

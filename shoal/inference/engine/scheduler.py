@@ -111,23 +111,28 @@ class Admission:
         free = self._limits.kv_tokens - held
         room = free // 2 if held else free  # what comes later and is smaller finds room too
         group: list[Job] = []
-        stuck = False
-        for job in share.by_turns([job for job in waiting if job.flow not in busy]):
+        without_room: list[Job] = []  # no long one overtakes them
+        in_turn = share.by_turns([job for job in waiting if job.flow not in busy])
+        for job in sorted(in_turn, key=lambda job: not share.overdue(job)):
+            overdue = share.overdue(job)
             labels = job.flow.labels
             need = min(job.rows, LABEL_ROWS) * job.width if labels else len(job.request.prompt)
-            if (labels and group) or (stuck and not job.flow.brief):
+            if (labels and group) or (without_room and not job.flow.brief):
                 continue
             if not labels:
                 need = (len(group) + 1) * max(len(other.request.prompt) for other in [*group, job])
                 if group and need > tokens:
                     break
-            if need > room:
-                stuck = True  # no long one overtakes it
+            if need > (free if overdue else room):
+                if overdue:
+                    break
+                without_room.append(job)
                 continue
             group.append(job)
             if labels:
                 job.rows = min(job.rows, room // job.width)
                 break
+        share.note_overtaking(group, without_room)
         for job in group:
             waiting.remove(job)
         return group

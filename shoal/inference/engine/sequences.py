@@ -36,6 +36,7 @@ class Job:
         adapter: of its rows, from then on.
         open: answers that have not ended.
         tokens: generated, over all answers.
+        overtaken: by so many later jobs of other flows while it had no room.
         over: True where nothing more is to be done for it.
     """
 
@@ -50,6 +51,7 @@ class Job:
     adapter: Adapter | None = None
     open: int = field(init=False)
     tokens: int = 0
+    overtaken: int = 0
     over: bool = False
 
     def __post_init__(self) -> None:

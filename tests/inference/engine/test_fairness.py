@@ -204,3 +204,32 @@ def test_many_answers_of_one_request_give_way_too(llama_backbone: Backbone) -> N
     for _ in range(100):
         engine.step()
     assert steps_until(engine, engine.submit(long_answer("other", 20)), last=True) < 40
+
+
+def test_a_wide_request_ends_beside_short_ones_of_ever_new_owners(llama_backbone: Backbone) -> None:
+    engine = engine_of(llama_backbone, max_batch=4, kv_tokens=1000)
+    wide = engine.submit(replace(long_answer("wide", 20), n=4))
+    ended = None
+    for step in range(600):
+        if step % 10 == 0:
+            engine.submit(long_answer(f"owner {step}", 20))
+        if any(event.ticket == wide and event.last for event in engine.step()):
+            ended = step
+            break
+    assert ended is not None
+
+
+def test_a_long_prompt_is_read_beside_short_ones_without_end(llama_backbone: Backbone) -> None:
+    engine = engine_of(llama_backbone, max_batch=4, kv_tokens=400)
+    for number in range(3):
+        engine.submit(long_answer(f"first {number}", 60))
+    engine.step()
+    long = engine.submit(replace(long_answer("long", 4), prompt=[7] * 250))
+    ended = None
+    for step in range(1500):
+        if step % 20 == 0:
+            engine.submit(long_answer(f"owner {step}", 60))
+        if any(event.ticket == long and event.last for event in engine.step()):
+            ended = step
+            break
+    assert ended is not None
