@@ -68,7 +68,6 @@ class ShotsMethod:
         request: shots and example -> what the model is asked; by default the input alone.
         uses_shots: False where all numbers of shots give the same, which is then measured once.
         depends_on: whatever else decides its cells, such as hashes of networks.
-        least: shots that it needs, at least; 0 where it has a point without any.
     """
 
     name: str
@@ -76,7 +75,6 @@ class ShotsMethod:
     request: Callable[[Shots, Example], str] = lambda shots, example: example.input
     uses_shots: bool = True
     depends_on: str = ""
-    least: int = 0
 
 
 def measure_shots(
@@ -114,7 +112,7 @@ def measure_shots(
     """
     counts = _checked(tasks, methods, counts, draws, examples)
     found: dict[str, dict[int, dict[str, list[Cell]]]] = {
-        m.name: {n: {task.name: [] for task in tasks} for n in counts if n >= m.least} for m in methods
+        m.name: {n: {task.name: [] for task in tasks} for n in counts} for m in methods
     }
     limits = (backbone.shape.base_model, str(backbone.dtype), max_new_tokens)
     for draw in range(draws):
@@ -122,8 +120,6 @@ def measure_shots(
             order = random.Random(f"{seed}/{draw}/{task.name}").sample(task.train, max(counts))
             for count in counts:
                 for method in methods:
-                    if count < method.least:
-                        continue
                     alike = not method.uses_shots or count == 0
                     shots = Shots(task, () if alike else tuple(order[:count]), 0 if alike else draw)
                     path = (

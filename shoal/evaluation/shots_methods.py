@@ -16,7 +16,7 @@ from shoal.errors import UsageError
 from shoal.evaluation.shots import Prepared, Shots, ShotsMethod
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
-from shoal.tasks.records import prompted_input
+from shoal.tasks.texts import prompted_input
 from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.few_shot import MAX_TOKENS, REFINING, refine
 from shoal.text_to_lora.refining import Refining
@@ -61,7 +61,7 @@ def curve_methods(backbone: Backbone, emitter: Emitter, tasks: Sequence[Task]) -
         in_prompt(IN_PROMPT, backbone),
         replace(refined(SENTENCE, right, network), uses_shots=False),
         refined(REFINED, right, network),
-        refined(SHUFFLED, right, network, alter=shuffled),
+        refined(SHUFFLED, right, f"{network} rotated", alter=shuffled),
     ]
     if learned is not None:
         rows.append(refined_method(CONSTANTS, right, network, backbone=backbone, learned=None))
@@ -69,7 +69,7 @@ def curve_methods(backbone: Backbone, emitter: Emitter, tasks: Sequence[Task]) -
         rows.append(refined(MULTI_TASK, lambda shots: multi_task, network))
     if len(tasks) > 1:
         rows.append(refined(OTHER_SENTENCE, wrong, f"{network} {other_names}"))
-        rows.append(refined(OTHER_SHOTS, right, f"{network} {other_names}", alter=shots_of(others)))
+        rows.append(refined(OTHER_SHOTS, right, f"{network} {other_names} nested", alter=shots_of(others)))
     return {row.name: row for row in rows}
 
 
@@ -128,18 +128,26 @@ def in_prompt(
 
 
 def shuffled(shots: Shots) -> list[Example]:
-    """The shots with each other's outputs: an adapter that gains from them has learnt the format alone."""
-    outputs = [e.outputs for e in shots.examples]
+    """The shots with each other's outputs: an adapter that gains from them has learnt the format alone.
+
+    As they are where all outputs are the same, which no order changes.
+    """
+    given = [e.outputs for e in shots.examples]
+    outputs = list(given)
     random.Random(f"{shots.draw}/{shots.task.name}").shuffle(outputs)
+    for _ in given:
+        if outputs != given:
+            break
+        outputs = [*outputs[1:], *outputs[:1]]
     return [replace(e, outputs=own) for e, own in zip(shots.examples, outputs, strict=True)]
 
 
 def shots_of(others: dict[str, Task]) -> Callable[[Shots], Sequence[Example]]:
-    """As many shots of another task, by the name of the first."""
+    """As many shots of another task, by the name of the first; more of them contain fewer."""
 
     def drawn(shots: Shots) -> list[Example]:
         other = others[shots.task.name]
-        count = min(len(shots.examples), len(other.train))
-        return random.Random(f"{shots.draw}/{other.name}").sample(other.train, count)
+        order = random.Random(f"{shots.draw}/{other.name}").sample(other.train, len(other.train))
+        return order[: len(shots.examples)]
 
     return drawn

@@ -150,3 +150,14 @@ def test_controls_change_labels_or_task() -> None:
     )
     others = shots_of({"first": TASKS[1]})(shots)
     assert len(others) == 6 and set(others) <= set(TASKS[1].train)
+
+
+def test_shuffled_labels_are_never_in_their_own_order() -> None:
+    for draw in range(20):
+        shots = Shots(TASKS[0], TASKS[0].train[:2], draw)
+        assert [e.outputs for e in shuffled(shots)] == [("colour 1",), ("colour 0",)]
+
+
+def test_more_shots_of_another_task_contain_fewer() -> None:
+    few, many = (shots_of({"first": TASKS[1]})(Shots(TASKS[0], TASKS[0].train[:k], 0)) for k in (2, 6))
+    assert many[:2] == few
