@@ -38,7 +38,7 @@ from shoal.tasks.answer_kinds import has_labels, labels_of
 from shoal.tasks.files import load_task_json
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.metrics import bootstrap_interval, exact_match, rouge_l
-from shoal.tasks.records import prompted_input
+from shoal.tasks.texts import prompted_input
 from shoal.text_to_lora.distillation import distil
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.label_sets import read_label_set

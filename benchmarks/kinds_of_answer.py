@@ -27,7 +27,7 @@ from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.tasks.loading import Example, Task, load_task_directory
 from shoal.tasks.metrics import bootstrap_difference, exact_match, rouge_l
-from shoal.tasks.records import prompted_input
+from shoal.tasks.texts import prompted_input
 from shoal.text_to_lora.generator import TextToLoRA
 
 BARE, DESCRIBED, ECHO, MULTI_TASK = "base", "base + description", "echo", "multi-task LoRA"

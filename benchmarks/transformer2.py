@@ -54,8 +54,8 @@ from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
 from shoal.tasks.loading import Task, load_split
 from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
-from shoal.tasks.records import normalise
 from shoal.tasks.rewards import REWARDS
+from shoal.tasks.texts import normalise
 from shoal.transformer2.experts import ROUTER, SHIPPED, load_expert_set
 from shoal.transformer2.mixture_search import search_mixture
 from shoal.transformer2.model import Transformer2

@@ -16,8 +16,8 @@ MAX_ENTRIES = 64
 MAX_DIRECTORY = 2**17  # bytes of the list of entries, which is read in one piece
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # any other could ask for gigabytes to unpack with
 _BLOCK = 2**20
-# What zipfile raises at a damaged file, at an unknown compression (NotImplementedError), at a password
-# (RuntimeError) and at numbers that cannot be (ValueError, OverflowError).
+# Errors of the standard library's zipfile: of a damaged file, of a compression or encryption that it does not
+# know, and of numbers that cannot be.
 NOT_A_ZIP = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError),
     *(struct.error, UnicodeError),

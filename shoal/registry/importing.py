@@ -22,7 +22,8 @@ from shoal.errors import ShoalError, UsageError, shorten
 from shoal.models.known import KNOWN_MODELS
 from shoal.models.shapes import BackboneShape
 from shoal.models.weights import is_base_tensor
-from shoal.registry.registry import AdapterRecord, Quota, Registry
+from shoal.registry.records import AdapterRecord
+from shoal.registry.registry import Quota, Registry
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,11 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ColumnElement,
-    RowMapping,
     delete,
     func,
     insert,
@@ -36,6 +34,7 @@ from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableEr
 from shoal.registry.database import Database
 from shoal.registry.objects import AdapterFiles
 from shoal.registry.quotas import Quota, check_free, count_of, holder
+from shoal.registry.records import AdapterRecord, Page, card_columns, record_of
 from shoal.registry.schema import ADAPTERS, NAMES, check_row
 
 if TYPE_CHECKING:
@@ -45,45 +44,6 @@ if TYPE_CHECKING:
 MAX_PAGE = 200
 SPARE_BYTES = 2**16  # in which a database can delete something
 _A = ADAPTERS.c
-
-
-@dataclass(frozen=True)
-class AdapterRecord:
-    """One version of an adapter.
-
-    Attributes:
-        name: 1 to 64 of `a-z0-9._-`.
-        version: counts from 1.
-        base: hub id or path of the model that it adapts.
-        revision: version of the base model, None for its newest.
-        rank: LoRA rank.
-        card: provenance, with description and scores.
-        owner: who may change it.
-        public: whether others may use it.
-        sha256: names its files by their content, in hex.
-        bytes: size of its files.
-        created: seconds since 1970.
-    """
-
-    name: str
-    version: int
-    base: str
-    revision: str | None
-    rank: int
-    card: AdapterCard
-    owner: str
-    public: bool
-    sha256: str
-    bytes: int
-    created: float
-
-
-@dataclass(frozen=True)
-class Page:
-    """Some adapters by name; `after` asks for the next ones, None where there are none."""
-
-    records: tuple[AdapterRecord, ...]
-    after: str | None
 
 
 class Registry:
@@ -160,7 +120,7 @@ class Registry:
                 lambda draft: save_adapter(draft, lora, shape=shape, card=card, revision=revision)
             )
             facts = {"base": shape.base_model, "revision": revision, "rank": lora.rank, "owner": owner}
-            facts |= {"public": public, **vars(content), **_card_columns(card)}
+            facts |= {"public": public, **vars(content), **card_columns(card)}
             return self._commit(name, facts, quota)
 
     def check(self, name: str, owner: str, *, quota: Quota | None = None, base: str | None = None) -> None:
@@ -185,7 +145,7 @@ class Registry:
         if row is None:
             named = repr(name) if version is None else f"{name!r} of version {version}"
             raise NotFoundError(f"there is no adapter {named}; list those that there are")
-        return _record(row)
+        return record_of(row)
 
     def page(
         self, viewer: str | None, *, after: str = "", limit: int = 50, search: str | None = None
@@ -212,7 +172,7 @@ class Registry:
             rows = rows.where(or_(*(column.icontains(search, autoescape=True) for column in searched)))
         with self.database.reading() as connection:
             found = connection.execute(rows.order_by(_A.name).limit(limit + 1)).mappings().all()
-        records = tuple(_record(row) for row in found[:limit])
+        records = tuple(record_of(row) for row in found[:limit])
         return Page(records, records[-1].name if len(found) > limit else None)
 
     def load(self, record: AdapterRecord) -> StoredAdapter:
@@ -334,7 +294,7 @@ class Registry:
                     connection.execute(insert(ADAPTERS).values(check_row(ADAPTERS, row)))
                     if holder(connection, name) is None:
                         connection.execute(insert(NAMES).values(name=name, owner=facts["owner"]))
-                return _record(row)
+                return record_of(row)
             except IntegrityError:  # another process took this name or version: PostgreSQL lets both try
                 continue
         raise UnavailableError(f"the adapter {name!r} is written by too many at once; try again")
@@ -358,16 +318,3 @@ def open_registry(root: str | os.PathLike[str] | None = None, url: str | None = 
 
 def _visible_to(viewer: str | None) -> ColumnElement[bool]:
     return true() if viewer is None else or_(_A.public, _A.owner == viewer)
-
-
-def _card_columns(card: AdapterCard) -> dict[str, Any]:
-    content = card.model_dump(mode="json")
-    return {"description": content.pop("description"), "scores": content.pop("scores"), "card": content}
-
-
-def _record(row: RowMapping | Mapping[str, Any]) -> AdapterRecord:
-    card = AdapterCard.model_validate(
-        {**row["card"], "description": row["description"], "scores": row["scores"]}
-    )
-    names = ("name", "version", "base", "revision", "rank", "owner", "public", "sha256", "bytes", "created")
-    return AdapterRecord(card=card, **{name: row[name] for name in names})

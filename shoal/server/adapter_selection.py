@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from shoal.adapters.lora import LoRA
 from shoal.errors import NotFoundError, UsageError
 from shoal.inference.engine.records import RequestedAdapter
-from shoal.registry.registry import AdapterRecord, Registry
+from shoal.registry.records import AdapterRecord
+from shoal.registry.registry import Registry
 from shoal.server.errors import not_a_model
 from shoal.server.schemas import AdapterChoice
 from shoal.transformer2.experts import ExpertSet

@@ -16,7 +16,8 @@ from shoal.errors import ConflictError, UnavailableError, UsageError
 from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS
 from shoal.models.sources import DEFAULT_MODEL
 from shoal.registry.importing import keep_foreign, without_paths
-from shoal.registry.registry import AdapterRecord, Quota, Registry
+from shoal.registry.records import AdapterRecord
+from shoal.registry.registry import Quota, Registry
 from shoal.server.metrics import Monitoring
 from shoal.server.microbatching import MicroBatcher
 from shoal.server.schemas import NewAdapter

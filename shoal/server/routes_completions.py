@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from shoal.registry.registry import AdapterRecord
+from shoal.registry.records import AdapterRecord
 from shoal.server.completions import AcceptedRequest
 from shoal.server.dependencies import Open, Owner
 from shoal.server.pools import run_in

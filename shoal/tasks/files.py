@@ -17,16 +17,9 @@ from typing import Any
 
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.tasks.forms import Columns, Row, understand
-from shoal.tasks.records import (
-    Example,
-    Task,
-    check_task_name,
-    check_text,
-    describe,
-    divide,
-    remove_tested,
-)
+from shoal.tasks.records import Example, Task, describe, divide, remove_tested
 from shoal.tasks.tables import MAX_BYTES, read_table, read_text
+from shoal.tasks.texts import check_task_name, check_text
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.errors import ShoalError, UsageError, shorten
-from shoal.tasks.records import Example, normalise
+from shoal.tasks.records import Example
+from shoal.tasks.texts import normalise
 
 OUTPUT_FIELDS = ("output", "outputs")
 _USERS, _ASSISTANTS = ("user", "human"), ("assistant", "gpt", "model", "bot", "chatgpt")

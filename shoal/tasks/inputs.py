@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoal.errors import ShoalError, UsageError, check_unicode, shorten
-from shoal.tasks.records import normalise
 from shoal.tasks.tables import read_text
+from shoal.tasks.texts import normalise
 
 log = logging.getLogger(__name__)
 

@@ -25,17 +25,9 @@ from shoal.tasks.files import (
 from shoal.tasks.forms import Columns
 from shoal.tasks.hub import load_hub_dataset
 from shoal.tasks.puzzles import load_reasoning_gym
-from shoal.tasks.records import (
-    Example,
-    LeakageError,
-    Split,
-    Task,
-    check_no_leakage,
-    check_task_name,
-    check_texts,
-    remove_leaks,
-)
+from shoal.tasks.records import Example, LeakageError, Split, Task, check_no_leakage, remove_leaks
 from shoal.tasks.tables import holds_rows
+from shoal.tasks.texts import check_task_name, check_texts
 
 __all__ = [
     "Example",

@@ -26,7 +26,7 @@ from shoal.inference.generate import generate_greedy
 from shoal.inference.labels import batch_calibrated, label_log_likelihoods, label_priors
 from shoal.models.backbone import Backbone
 from shoal.tasks.inputs import MIN_INPUTS
-from shoal.tasks.records import prompted_input
+from shoal.tasks.texts import prompted_input
 from shoal.text_to_lora.lengths import short_ones
 from shoal.training.imitation import Imitation, SoftTargets, TaughtAnswer
 from shoal.training.schedule import schedule

@@ -20,7 +20,8 @@ from shoal.errors import UsageError
 from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
-from shoal.tasks.records import divide, normalise
+from shoal.tasks.records import divide
+from shoal.tasks.texts import normalise
 from shoal.text_to_lora.lengths import short_ones
 from shoal.text_to_lora.refining import LOOK, Refining, Seen
 from shoal.training.batches import tokenise

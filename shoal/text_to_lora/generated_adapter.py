@@ -5,6 +5,7 @@ Knows nothing of how it was generated.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from shoal.config import MIN_EXAMPLES
 from shoal.models.backbone import BackboneShape
 from shoal.tasks.inputs import MIN_INPUTS
 from shoal.text_to_lora.skills import SkillDetection
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,14 @@ class GeneratedAdapter:
     def save(self, directory: str | Path) -> None:
         """Write it as a PEFT adapter directory, whole or not at all; errors as `save_adapter`."""
         save_adapter(directory, self.lora, shape=self.shape, card=self.card())
+
+
+def noted(adapter: GeneratedAdapter) -> GeneratedAdapter:
+    """The adapter, after a word in the log on what its user should know, unless it comes from the cache."""
+    if adapter.trained and adapter.duration > 0:  # of the identity the log says so itself
+        for note in adapter.notes:
+            log.warning("%.60r: %s", adapter.description, note)
+    return adapter
 
 
 def familiarity_note(facts: Mapping[str, Any]) -> str:

@@ -34,12 +34,12 @@ from shoal.text_to_lora.checkpoint import load_hypernetwork, save_hypernetwork
 from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder, check_description
 from shoal.text_to_lora.familiarity import Familiarity
-from shoal.text_to_lora.generated_adapter import GeneratedAdapter
+from shoal.text_to_lora.generated_adapter import GeneratedAdapter, noted
 from shoal.text_to_lora.identity import Identity, within
 from shoal.text_to_lora.material import (
-    Material,
     adapted_to,
     check_material,
+    check_needs_no_adapter,
     described_label_set,
     distilled,
     with_sample_inputs,
@@ -192,16 +192,17 @@ class TextToLoRA:
         material = check_material(description, examples, inputs, labels)
         if sample_inputs:
             material = with_sample_inputs(material, self.skills.encoder)
-        self._check_can_learn(material)
+        if self.checkpoint is None:
+            check_needs_no_adapter(material, self.shape.base_model)
         if not refine:
             material = replace(material, examples=())
         adapter = self._described([material.description])[0]
         if material.inputs and material.label_set is None:
             log.warning("inputs teach an adapter of open answers nothing; name the labels if they are closed")
         if not material.needs_weights:
-            return _noted(replace(adapter, label_set=material.label_set))
+            return noted(replace(adapter, label_set=material.label_set))
         with self._weights.training() as backbone:
-            return _noted(adapted_to(backbone, adapter, material, None if careful else self._refining))
+            return noted(adapted_to(backbone, adapter, material, None if careful else self._refining))
 
     def distil(
         self,
@@ -243,7 +244,7 @@ class TextToLoRA:
 
     def generate_many(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
         """One adapter per description, in one pass of encoder and hypernetwork; errors as `generate`."""
-        return [_noted(adapter) for adapter in self._described(descriptions)]
+        return [noted(adapter) for adapter in self._described(descriptions)]
 
     def _described(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
         if isinstance(descriptions, str):
@@ -310,22 +311,6 @@ class TextToLoRA:
     def _refining(self) -> Refining | None:
         return self.checkpoint.refining if self.checkpoint else None
 
-    def _check_can_learn(self, material: Material) -> None:
-        """See that there is an adapter for examples or inputs to train."""
-        if self.checkpoint is not None:
-            return
-        untrained = f"no hypernetwork is trained for {self.shape.base_model} with this configuration"
-        if material.examples:
-            raise UsageError(
-                f"{len(material.examples)} examples have no adapter to refine: {untrained}; use "
-                "`shoal train lora` with them"
-            )
-        if material.inputs:
-            raise UsageError(
-                f"{len(material.inputs)} inputs have no adapter to train: {untrained}; distil the prompted "
-                "model with them (shoal generate --distil)"
-            )
-
     def _generated(self, texts: Sequence[str]) -> dict[str, GeneratedAdapter]:
         """New adapters by their descriptions, which are checked and differ."""
         if not texts:
@@ -352,11 +337,3 @@ class TextToLoRA:
         if len(rows) > 1:  # copies: one kept row would keep the whole batch in memory
             rows = [lora.copy() for lora in rows]
         return rows, emission.familiarities or [None] * len(rows)
-
-
-def _noted(adapter: GeneratedAdapter) -> GeneratedAdapter:
-    """The adapter, after a word in the log on what its user should know, unless it comes from the cache."""
-    if adapter.trained and adapter.duration > 0:  # of the identity the log says so itself
-        for note in adapter.notes:
-            log.warning("%.60r: %s", adapter.description, note)
-    return adapter

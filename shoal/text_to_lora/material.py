@@ -81,6 +81,25 @@ def check_material(
     )
 
 
+def check_needs_no_adapter(material: Material, base_model: str) -> None:
+    """Refuse examples and inputs where no hypernetwork gives an adapter that they could train.
+
+    Raises:
+        UsageError: there are some.
+    """
+    untrained = f"no hypernetwork is trained for {base_model} with this configuration"
+    if material.examples:
+        raise UsageError(
+            f"{len(material.examples)} examples have no adapter to refine: {untrained}; use "
+            "`shoal train lora` with them"
+        )
+    if material.inputs:
+        raise UsageError(
+            f"{len(material.inputs)} inputs have no adapter to train: {untrained}; distil the prompted "
+            "model with them (shoal generate --distil)"
+        )
+
+
 def with_sample_inputs(material: Material, encoder: TaskEncoder) -> Material:
     """The material with the package's own inputs, of the kind that fits the description best.
 

@@ -20,7 +20,8 @@ from shoal.files import write_file
 from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
-from shoal.tasks.records import Example, normalise
+from shoal.tasks.records import Example
+from shoal.tasks.texts import normalise
 from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.few_shot import MAX_TOKENS, REFINING, refine
 from shoal.text_to_lora.refining import LOOK, Seen

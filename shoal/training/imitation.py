@@ -8,7 +8,6 @@ that the teacher itself wrote: Kim and Rush, "Sequence-Level Knowledge Distillat
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from shoal.inference.forward import answer_logits, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.training.loop import StepLoss
 from shoal.training.lora import TrainableLora
+from shoal.training.short_runs import places_of
 
 
 @dataclass(frozen=True)
@@ -113,17 +113,12 @@ class Imitation:
 
     def batch(self, forward_pass: int) -> list[TaughtAnswer]:
         """The answers of one forward pass: each comes once before any comes again."""
-        first, count = forward_pass * self._batch_size, len(self._answers)
-        places = range(first, first + self._batch_size)
-        orders = {epoch: self._order(epoch) for epoch in {place // count for place in places}}
-        return [self._answers[orders[place // count][place % count]] for place in places]
+        places = places_of(forward_pass, self._batch_size, len(self._answers), self._seed)
+        return [self._answers[place] for place in places]
 
     def lora(self) -> LoRA:
         """The adapter as it stands, float32 on the CPU."""
         return self._student.copy()
-
-    def _order(self, epoch: int) -> list[int]:
-        return random.Random(f"{self._seed}/{epoch}").sample(range(len(self._answers)), len(self._answers))
 
 
 def _losses(logits: Float[Tensor, "answers vocabulary"], rows: Sequence[TaughtAnswer]) -> Tensor:

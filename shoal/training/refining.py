@@ -8,7 +8,6 @@ with Adam's direction in place of the gradient; first order as in Finn et al., a
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from shoal.training.batches import TokenisedExample
 from shoal.training.loop import StepLoss
 from shoal.training.lora import TrainableLora, set_for_training
 from shoal.training.prefix_cache import PrefixCache
-from shoal.training.short_runs import optimise
+from shoal.training.short_runs import optimise, places_of
 
 BATCH_SIZE = 8
 PLAIN = LoraTrainingConfig()  # no smoothing, no recomputing
@@ -130,10 +129,8 @@ class RefiningRun:
 
     def batch(self, forward_pass: int) -> list[TokenisedExample]:
         """The examples of one forward pass."""
-        first, count = forward_pass * self._batch_size, len(self._examples)
-        places = range(first, first + self._batch_size)
-        orders = {epoch: self._order(epoch) for epoch in {place // count for place in places}}
-        return [self._examples[orders[place // count][place % count]] for place in places]
+        places = places_of(forward_pass, self._batch_size, len(self._examples), self._seed)
+        return [self._examples[place] for place in places]
 
     def lora(self) -> LoRA:
         """The adapter as it stands, float32 on the CPU."""
@@ -182,6 +179,3 @@ class RefiningRun:
             for loss in (one, other)
         )
         return float(F.cosine_similarity(first, second, dim=0))
-
-    def _order(self, epoch: int) -> list[int]:
-        return random.Random(f"{self._seed}/{epoch}").sample(range(len(self._examples)), len(self._examples))

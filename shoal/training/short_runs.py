@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 
 from torch import nn
@@ -15,6 +16,17 @@ from shoal.training.progress import ProgressDisplay
 def constant(step: int) -> float:
     """The peak learning rate at every step."""
     return 1.0
+
+
+def places_of(forward_pass: int, batch_size: int, count: int, seed: int) -> list[int]:
+    """The places, of `count`, that one forward pass takes: each comes once before any comes again."""
+    first = forward_pass * batch_size
+    numbers = range(first, first + batch_size)
+    orders = {
+        epoch: random.Random(f"{seed}/{epoch}").sample(range(count), count)
+        for epoch in {number // count for number in numbers}
+    }
+    return [orders[number // count][number % count] for number in numbers]
 
 
 def optimise(

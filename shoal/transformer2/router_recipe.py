@@ -22,7 +22,7 @@ from shoal.errors import UsageError
 from shoal.files import check_place
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
-from shoal.tasks.records import prompted_input
+from shoal.tasks.texts import prompted_input
 from shoal.transformer2.router import NONE, Probe, mean_states, train_probe
 from shoal.transformer2.router_files import PROBE_FILES, StoredProbe, save_probe
 

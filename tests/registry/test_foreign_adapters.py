@@ -19,7 +19,7 @@ from shoal.adapters.archive import unpack
 from shoal.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from shoal.adapters.foreign_names import factor_name
 from shoal.adapters.lora import LoRA
-from shoal.adapters.peft_format import _Places
+from shoal.adapters.peft_scalings import _Places
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import load_backbone
 from shoal.models.shapes import BackboneShape, load_shape

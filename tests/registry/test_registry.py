@@ -30,7 +30,8 @@ from shoal.models.shapes import BackboneShape, load_shape
 from shoal.registry.api_keys import ApiKeys
 from shoal.registry.database import Database
 from shoal.registry.quotas import Quota
-from shoal.registry.registry import AdapterRecord, Registry
+from shoal.registry.records import AdapterRecord
+from shoal.registry.registry import Registry
 from shoal.registry.schema import METADATA, MOST, SKILLS, check_row
 
 CARD = AdapterCard(generator="test", trained=True, description="Plurals.", scores={"exact match": 0.5})

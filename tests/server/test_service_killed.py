@@ -21,7 +21,8 @@ import pytest
 from shoal.config import ServiceConfig
 from shoal.models.shapes import load_shape
 from shoal.registry.api_keys import ApiKeys
-from shoal.registry.registry import AdapterRecord, Registry
+from shoal.registry.records import AdapterRecord
+from shoal.registry.registry import Registry
 from shoal.server.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]

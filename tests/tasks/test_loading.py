@@ -26,7 +26,8 @@ from shoal.tasks.loading import (
     load_task_json,
     remove_leaks,
 )
-from shoal.tasks.records import check_task_name, divide, normalise
+from shoal.tasks.records import divide
+from shoal.tasks.texts import check_task_name, normalise
 
 
 def examples(*inputs: str, output: str = "yes") -> tuple[Example, ...]:

@@ -17,7 +17,8 @@ from shoal.apps.cli.settings import Output, check_extra
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
-    from shoal.registry.registry import AdapterRecord, Registry
+    from shoal.registry.records import AdapterRecord
+    from shoal.registry.registry import Registry
 
 Name = Annotated[str, typer.Argument(help="name of the adapter")]
 OPERATOR = "operator"

@@ -16,7 +16,7 @@ import streamlit as st
 from shoal.apps.ui.widgets import failure_line
 from shoal.errors import ShoalError
 from shoal.server.client import Chat, Client
-from shoal.tasks.records import prompted_input
+from shoal.tasks.texts import prompted_input
 
 LOOK_SECONDS = 0.05
 CURSOR = " ▌"

@@ -40,8 +40,8 @@ from shoal.inference.engine.records import (
     TokenScore,
 )
 from shoal.inference.engine.scheduler import Admission
-from shoal.inference.engine.sequences import Answer, Job, with_text
-from shoal.inference.sampling import choose_tokens, not_finite, token_scores
+from shoal.inference.engine.sequences import Answer, Job, draw, with_text
+from shoal.inference.sampling import not_finite
 from shoal.inference.scoring import prompt_scores
 from shoal.models.backbone import Backbone
 
@@ -310,15 +310,8 @@ class Engine:
 
     def _take(self, answers: Sequence[Answer], logits: Tensor) -> list[Event]:
         """Draw a token for every answer and append it."""
-        rules = [answer.job.request.sampling for answer in answers]
-        numbers = [0.0 if answer.job.request.sampling.greedy else answer.number() for answer in answers]
-        tokens = choose_tokens(logits, rules, numbers)
-        tops = [answer.job.request.logprobs for answer in answers]
-        scored = [row for row, top in enumerate(tops) if top is not None and tokens[row] is not None]
-        found = token_scores(logits[scored], [tokens[r] or 0 for r in scored], [tops[r] or 0 for r in scored])
-        scores = dict(zip(scored, found, strict=True))
         events, now = [], self._clock()
-        for row, (answer, token) in enumerate(zip(answers, tokens, strict=True)):
+        for answer, (token, scores) in zip(answers, draw(answers, logits), strict=True):
             if answer.job.over:
                 continue
             if token is None:
@@ -330,7 +323,7 @@ class Engine:
             if answer.job.first_token is None:
                 answer.job.first_token = now
             self._share.charge(answer.job, GENERATED)
-            delta = answer.take(token, self._backbone.end_tokens, scores.get(row), self._texts)
+            delta = answer.take(token, self._backbone.end_tokens, scores, self._texts)
             if answer.finished:
                 answer.job.open -= 1
                 if not answer.job.open:

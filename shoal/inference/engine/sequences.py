@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
 
 from shoal.adapters.base import Adapter
 from shoal.inference.engine.detokenizer import TextStream, TokenTexts
 from shoal.inference.engine.records import Delta, Finish, FinishedRecord, Outcome, Request, TokenScore
-from shoal.inference.sampling import Scores
+from shoal.inference.sampling import Scores, choose_tokens, token_scores
 
 
 class Flow(NamedTuple):
@@ -146,3 +150,25 @@ def with_text(scores: Scores, texts: TokenTexts) -> TokenScore:
         for s in (scores.chosen, *scores.top)
     )
     return TokenScore(chosen.token, chosen.text, chosen.bytes, chosen.logprob, tuple(top))
+
+
+class Drawn(NamedTuple):
+    """A token for an answer; None where its logits are not finite. With scores where they are asked for."""
+
+    token: int | None
+    scores: Scores | None
+
+
+def draw(answers: Sequence[Answer], logits: Float[Tensor, "answers vocabulary"]) -> list[Drawn]:
+    """The next token of every answer, by its request's sampling."""
+    requests = [answer.job.request for answer in answers]
+    numbers = [0.0 if r.sampling.greedy else a.number() for r, a in zip(requests, answers, strict=True)]
+    tokens = choose_tokens(logits, [request.sampling for request in requests], numbers)
+    tops = {
+        row: request.logprobs
+        for row, (request, token) in enumerate(zip(requests, tokens, strict=True))
+        if request.logprobs is not None and token is not None
+    }
+    found = token_scores(logits[list(tops)], [tokens[row] or 0 for row in tops], list(tops.values()))
+    scores = dict(zip(tops, found, strict=True))
+    return [Drawn(token, scores.get(row)) for row, token in enumerate(tokens)]

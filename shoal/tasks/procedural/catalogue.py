@@ -31,7 +31,8 @@ from shoal.tasks.procedural import (
     words,
 )
 from shoal.tasks.procedural.family import Family
-from shoal.tasks.records import Example, Task, normalise
+from shoal.tasks.records import Example, Task
+from shoal.tasks.texts import normalise
 
 FAMILIES: tuple[Family, ...] = (
     *strings.FAMILIES,

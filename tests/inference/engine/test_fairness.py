@@ -206,17 +206,20 @@ def test_many_answers_of_one_request_give_way_too(llama_backbone: Backbone) -> N
     assert steps_until(engine, engine.submit(long_answer("other", 20)), last=True) < 40
 
 
+def ends_beside(engine: Engine, ticket: int, *, tokens: int, every: int, steps: int) -> bool:
+    """Does a request end while one of a new owner comes every few steps?"""
+    for step in range(steps):
+        if step % every == 0:
+            engine.submit(long_answer(f"owner {step}", tokens))
+        if any(event.ticket == ticket and event.last for event in engine.step()):
+            return True
+    return False
+
+
 def test_a_wide_request_ends_beside_short_ones_of_ever_new_owners(llama_backbone: Backbone) -> None:
     engine = engine_of(llama_backbone, max_batch=4, kv_tokens=1000)
     wide = engine.submit(replace(long_answer("wide", 20), n=4))
-    ended = None
-    for step in range(600):
-        if step % 10 == 0:
-            engine.submit(long_answer(f"owner {step}", 20))
-        if any(event.ticket == wide and event.last for event in engine.step()):
-            ended = step
-            break
-    assert ended is not None
+    assert ends_beside(engine, wide, tokens=20, every=10, steps=600)
 
 
 def test_a_long_prompt_is_read_beside_short_ones_without_end(llama_backbone: Backbone) -> None:
@@ -225,11 +228,4 @@ def test_a_long_prompt_is_read_beside_short_ones_without_end(llama_backbone: Bac
         engine.submit(long_answer(f"first {number}", 60))
     engine.step()
     long = engine.submit(replace(long_answer("long", 4), prompt=[7] * 250))
-    ended = None
-    for step in range(1500):
-        if step % 20 == 0:
-            engine.submit(long_answer(f"owner {step}", 60))
-        if any(event.ticket == long and event.last for event in engine.step()):
-            ended = step
-            break
-    assert ended is not None
+    assert ends_beside(engine, long, tokens=60, every=20, steps=1500)

@@ -9,7 +9,8 @@ import pytest
 from shoal.errors import ShoalError, UsageError
 from shoal.tasks.procedural.catalogue import FAMILIES, make_task, procedural_tasks
 from shoal.tasks.procedural.family import Family
-from shoal.tasks.records import Task, check_no_leakage, normalise
+from shoal.tasks.records import Task, check_no_leakage
+from shoal.tasks.texts import normalise
 
 NAMES = [family.name for family in FAMILIES]
 
