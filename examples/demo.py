@@ -60,7 +60,7 @@ def generate_adapters(generator: TextToLoRA, tasks: Sequence[Task], folder: Path
     base = generator.shape.base_model
     print(f"One description in, one LoRA adapter for {base} out, without training:\n")
     # This loads the encoder, so that no adapter below is timed with it.
-    generator.generate("Translate the word into French.")
+    generator.generate("Write the word in capital letters.")
     adapters = [generator.generate(task.descriptions[0]) for task in tasks]
     for adapter in adapters:
         print(f"  {adapter.duration * 1000:4.0f} ms   {adapter.description}")
