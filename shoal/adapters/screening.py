@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE
-from shoal.errors import UsageError, shorten
+from shoal.errors import UsageError, check_unicode, shorten
 from shoal.file_formats import read_json, read_tensor_sizes
 
 MAX_JSON_BYTES = 2**20  # of a configuration, and of a card
@@ -67,12 +67,7 @@ def _check_values(content: Any, name: str, most: int) -> None:
                 f"{name} holds {len(value)} values together, the limit is {most}; leave some out"
             )
         if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise UsageError(
-                    f"{name} holds half a character ({shorten(value)}), which is not Unicode; correct it"
-                ) from None
+            check_unicode(value, name)
         elif isinstance(value, dict):
             waiting += [(part, depth + 1) for pair in value.items() for part in pair]
         elif isinstance(value, list):

@@ -71,7 +71,7 @@ class Affinity:
             await self._send_on(scope, _Incoming(receive, limit), answer)
         except Failure as failure:
             await answer.fail(scope, receive, failure)
-        except TimeoutError:
+        except (TimeoutError, asyncio.TimeoutError):  # one class from Python 3.11 on
             if not answer.unread:
                 raise
             log.info("%s %s: the client does not read", scope["method"], scope["path"])

@@ -65,7 +65,7 @@ class Guard:
         started, failure = time.perf_counter(), None
         try:
             await self._pass(scope, receive, answer)
-        except (ClientDisconnect, TimeoutError):
+        except (ClientDisconnect, TimeoutError, asyncio.TimeoutError):
             log.info("the client went away", extra={FACTS: {"id": answer.id}})
         except Exception as error:
             failure = failure_of(error, self._service.config.retry_seconds)

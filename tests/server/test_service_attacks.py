@@ -135,21 +135,21 @@ def test_half_sent_headers_end(serve: Any) -> None:
 
 
 def test_an_unfinished_body_frees_its_place(serve: Any) -> None:
-    with serve(body_seconds=0.5, max_open_a_key=4, **FREELY) as running, contextlib.ExitStack() as opened:
+    with serve(body_seconds=4, max_open_a_key=4, **FREELY) as running, contextlib.ExitStack() as opened:
         for _ in range(4):
             connection = opened.enter_context(socket.create_connection(("127.0.0.1", running.port)))
             connection.sendall(post_of(running.ada, b"{", "Content-Length: 1000"))
         wait_until(lambda: running.service.limits._open["ada"] == 4)
         with running.http(running.ada) as http:
             assert is_error(http.get("/v1/models"), 429)
-        wait_until(lambda: running.service.limits._open["ada"] == 0, 5)
+        wait_until(lambda: running.service.limits._open["ada"] == 0, 30)
         answer = connection.recv(2**16)
         assert answer.startswith(b"HTTP/1.1 408") and b"connection: close" in answer.lower()
 
 
 def test_uploads_that_wait_for_a_place_have_their_time_for_the_body(serve: Any) -> None:
     hold = threading.Event()
-    with serve(body_seconds=0.5, **FREELY) as running, running.http(running.ada) as ada:
+    with serve(body_seconds=2, **FREELY) as running, running.http(running.ada) as ada:
         running.service.adapters.upload = lambda *_, **__: hold.wait(30)  # type: ignore[method-assign]
         statuses: list[int] = []
 
@@ -163,7 +163,7 @@ def test_uploads_that_wait_for_a_place_have_their_time_for_the_body(serve: Any) 
         try:
             wait_until(lambda: running.service.limits._open["ada"] == len(threads))
             assert ada.get("/v1/jobs").status_code == 200  # waits for no place
-            time.sleep(0.7)
+            time.sleep(2.5)
         finally:
             hold.set()
             for thread in threads:
