@@ -14,7 +14,7 @@ from tests.fixtures.service import ASK, Running
 LABELS = ("fruit", "animal", "tool")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def name(running: Running) -> Iterator[str]:
     shape = load_shape(running.model)
     lora = LoRA.identity(shape.targets, 2, 4.0, generator=torch.Generator().manual_seed(0))
