@@ -20,6 +20,7 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 MAX_WIDTH, MAX_COUNT = 2**16, 2**31  # beyond what any machine holds or finishes
 MAX_ALPHA = 1e9  # of a LoRA
 MIN_EXAMPLES = 4  # solved ones that refine a generated adapter
+MOST_SHOTS = 8  # solved ones that a hypernetwork can be trained to read behind a description
 DEFAULT_MODEL = "smollm2-135m-instruct"  # an alias of `shoal.models.sources`
 GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -169,6 +170,13 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
     )
     embedding_noise: float = Field(0.0, ge=0, description="standard deviation of noise on sentence vectors")
     token_dropout: float = Field(0.0, ge=0, lt=1, description="share of description tokens that are hidden")
+    shots: int = Field(
+        0,
+        ge=0,
+        le=MOST_SHOTS,
+        description="solved examples that are read behind a description, at most; each time 0 to so many are "
+        "drawn",
+    )
     fresh_share: float = Field(
         0.0,
         ge=0,

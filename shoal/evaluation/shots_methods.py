@@ -27,6 +27,8 @@ REFINED = "Text-to-LoRA, refined"
 CONSTANTS = "Text-to-LoRA, refined by constants"
 MULTI_TASK = "multi-task LoRA, refined"
 SHUFFLED = "Text-to-LoRA, refined on shuffled labels"
+READ = "Text-to-LoRA, shots read"
+READ_SHUFFLED = "Text-to-LoRA, shuffled shots read"
 OTHER_SHOTS = "Text-to-LoRA, refined on another task's shots"
 OTHER_SENTENCE = "another task's sentence, refined"
 PROMPT_TOKENS = 1500  # of a request with shots, at most
@@ -47,22 +49,29 @@ def curve_methods(backbone: Backbone, emitter: Emitter, tasks: Sequence[Task]) -
     others = {t.name: tasks[(i + len(tasks) // 2) % len(tasks)] for i, t in enumerate(tasks)}
     other_names = " ".join(t.name for t in others.values())
 
-    def sentence(task: Task) -> LoRA:
-        return emitter.emit([task.descriptions[0]]).adapters.row(0).to("cpu")
+    def emitted(task: Task, shots: Shots) -> LoRA:
+        return emitter.emit([task.descriptions[0]], [shots.examples]).adapters.row(0).to("cpu")
+
+    def sentence(shots: Shots) -> LoRA:
+        return emitted(shots.task, replace(shots, examples=()))
 
     def right(shots: Shots) -> LoRA:
-        return sentence(shots.task)
+        return emitted(shots.task, shots)
 
     def wrong(shots: Shots) -> LoRA:
-        return sentence(others[shots.task.name])
+        return emitted(others[shots.task.name], shots)
 
     refined = partial(refined_method, backbone=backbone, learned=learned)
     rows = [
         in_prompt(IN_PROMPT, backbone),
-        replace(refined(SENTENCE, right, network), uses_shots=False),
+        replace(refined(SENTENCE, sentence, network), uses_shots=False),
         refined(REFINED, right, network),
         refined(SHUFFLED, right, f"{network} rotated", alter=shuffled),
     ]
+    if emitter.checkpoint.shots:
+        read = partial(read_method, start=right, backbone=backbone)
+        rows.append(read(READ, depends_on=network))
+        rows.append(read(READ_SHUFFLED, depends_on=f"{network} rotated", alter=shuffled))
     if learned is not None:
         rows.append(refined_method(CONSTANTS, right, network, backbone=backbone, learned=None))
     if multi_task is not None:
@@ -90,16 +99,17 @@ def refined_method(
         depends_on: whatever decides that.
         backbone: the frozen model.
         learned: how to refine; None for constants.
-        alter: shots -> the examples that are trained on, which controls change.
+        alter: shots -> the examples that are read and trained on, which controls change.
     """
 
     def prepare(shots: Shots) -> Prepared:
         started = time.perf_counter()
+        shots = replace(shots, examples=tuple(alter(shots)))
         lora, tokens = start(shots), 0
         if shots.examples:
             try:
                 found = refine(
-                    backbone, lora, alter(shots), description=shots.task.descriptions[0], learned=learned
+                    backbone, lora, shots.examples, description=shots.task.descriptions[0], learned=learned
                 )
                 lora, tokens = found.lora, found.tokens
             except UsageError:
@@ -108,6 +118,24 @@ def refined_method(
 
     how = learned.sha256 if learned else f"{REFINING.model_dump_json()} {MAX_TOKENS}"
     return ShotsMethod(name, prepare, depends_on=f"{depends_on} {how}")
+
+
+def read_method(
+    name: str,
+    start: Start,
+    depends_on: str,
+    *,
+    backbone: Backbone,
+    alter: Callable[[Shots], Sequence[Example]] = lambda shots: shots.examples,
+) -> ShotsMethod:
+    """An adapter that is generated from description and shots in one pass; arguments as `refined_method`."""
+
+    def prepare(shots: Shots) -> Prepared:
+        started = time.perf_counter()
+        lora = start(replace(shots, examples=tuple(alter(shots))))
+        return Prepared(lora.to(backbone.device), time.perf_counter() - started)
+
+    return ShotsMethod(name, prepare, depends_on=depends_on)
 
 
 def in_prompt(

@@ -219,18 +219,18 @@ def _joined(examples: Iterable[Example]) -> list[Example]:
     return [Example(question, tuple(answers)) for question, answers in outputs.items()]
 
 
-def check_examples(given: Sequence[Solved]) -> list[Example]:
+def check_examples(given: Sequence[Solved], least: int = MIN_EXAMPLES) -> list[Example]:
     """The solved examples that an adapter is to be refined on, as records.
 
     Raises:
-        UsageError: one is neither a record nor a pair, or blank, or fewer than `MIN_EXAMPLES` inputs differ.
+        UsageError: one is neither a record nor a pair, or blank, or fewer than `least` inputs differ.
     """
     examples = [_record(example) for example in given]
     different = len({normalise(example.input) for example in examples})
-    if different < MIN_EXAMPLES:
+    if different < least:
         raise UsageError(
             f"{different} different inputs in {len(examples)} examples are too few to refine an adapter on, "
-            f"the least is {MIN_EXAMPLES}; give more, or none"
+            f"the least is {least}; give more, or none"
         )
     return examples
 

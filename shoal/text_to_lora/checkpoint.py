@@ -26,7 +26,7 @@ from shoal.file_formats import read_json, read_tensors, read_tensors_hashed, sha
 from shoal.files import read_directory, write_directory
 from shoal.models.modules import TargetModule
 from shoal.text_to_lora.familiarity import KnownTasks
-from shoal.text_to_lora.hypernetwork import Architecture, Hypernetwork
+from shoal.text_to_lora.hypernetwork import Architecture, Hypernetwork, check_shots
 from shoal.text_to_lora.refining import REFINING_FILE, Refining, read_refining
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class HypernetworkCheckpoint:
         multi_task: LoRA of the network's targets, rank and alpha that nonsense gets, trained on many tasks.
         sha256: of the file that the weights were read from, in hex; None where they were not.
         refining: how its adapters are refined on examples, where that was learned.
+        shots: solved examples that it was trained to read behind a description, at most; 0 for none.
     """
 
     network: Hypernetwork
@@ -64,9 +65,11 @@ class HypernetworkCheckpoint:
     multi_task: LoRA | None = None
     sha256: str | None = None
     refining: Refining | None = None
+    shots: int = 0
 
     def __post_init__(self) -> None:
-        """Check that `multi_task` fits; raises UsageError."""
+        """Check that `multi_task` and `shots` fit; raises UsageError."""
+        check_shots(self.network.architecture.head, self.shots)
         if self.multi_task is not None:
             self.network.check_fits(self.multi_task)
 
@@ -134,6 +137,7 @@ def save_hypernetwork(
     }
     known, multi_task = checkpoint.known_tasks, checkpoint.multi_task
     description["multi_task"] = multi_task is not None
+    description["shots"] = checkpoint.shots
     if known is not None:
         description["known_tasks"] = {
             **{"names": known.names, "near": known.near, "far": known.far},
@@ -285,6 +289,7 @@ def _described(path: Path, description: Mapping[str, Any]) -> HypernetworkCheckp
             _typed(description["task_encoder"], str),
             _typed(description["trained"], bool),
             _typed(description["provenance"], dict),
+            shots=_typed(description.get("shots", 0), int),
         )
     except (UsageError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ShoalError(

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.models.backbone import Backbone
+from shoal.tasks.records import Example
 from shoal.text_to_lora.checkpoint import HypernetworkCheckpoint
 from shoal.text_to_lora.encoders.reader import DescriptionReader, description_reader
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.familiarity import Familiarity
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
+from shoal.text_to_lora.shots import ShotsRead, short_shots, with_shots
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +31,27 @@ class Emission:
     Attributes:
         adapters: one per description, float32 on the hypernetwork's device.
         familiarities: how near each description is to the training tasks; None where those are not known.
+        shots: what was read behind each description; none where the network reads no examples or got none.
     """
 
     adapters: BatchedLoRA
     familiarities: list[Familiarity] | None
+    shots: list[ShotsRead]
+
+    def rows(self) -> list[LoRA]:
+        """The adapters one by one, on the CPU."""
+        rows = [self.adapters.row(row).to("cpu") for row in range(len(self.adapters))]
+        # Copies: one row that is kept would keep the whole batch in memory.
+        return [lora.copy() for lora in rows] if len(rows) > 1 else rows
+
+    def facts(self) -> list[dict[str, Any]]:
+        """For each adapter, whatever is known of its description and of the examples read, as plain JSON."""
+        facts: list[dict[str, Any]] = [{} for _ in range(len(self.adapters))]
+        for own, familiarity in zip(facts, self.familiarities or (), strict=False):
+            own.update(familiarity.facts())
+        for own, shots in zip(facts, self.shots, strict=False):
+            own["shots"] = asdict(shots)
+        return facts
 
 
 class Emitter:
@@ -51,26 +71,50 @@ class Emitter:
         """
         self.checkpoint = checkpoint
         self.encoder = encoder
-        self._reader: DescriptionReader = description_reader(checkpoint.network, encoder, backbone)
+        self._backbone = backbone
+        self._reader: DescriptionReader = description_reader(
+            checkpoint.network, encoder, backbone, checkpoint.shots
+        )
         if backbone is not None:
             checkpoint.network.to(backbone.device)
 
     @torch.no_grad()
-    def emit(self, descriptions: Sequence[str]) -> Emission:
-        """One adapter per description; `fallback` for nonsense, where the training tasks are known."""
+    def emit(self, descriptions: Sequence[str], examples: Sequence[Sequence[Example]] = ()) -> Emission:
+        """One adapter per description; `fallback` for nonsense, where the training tasks are known.
+
+        Args:
+            descriptions: of tasks.
+            examples: solved ones of each task, if any. The first short ones are read behind the description,
+                as many as the network was trained to read; without such training, none.
+        """
         network = self.checkpoint.network
         device = next(network.parameters()).device
-        read = stack_embeddings(self._reader.read(descriptions)).to(device)
+        texts = list(descriptions)
+        shots: list[ShotsRead] = []
+        if examples and self.checkpoint.shots and self._backbone is not None:
+            texts, shots = self._with_shots(self._backbone, descriptions, examples)
+        read = stack_embeddings(self._reader.read(texts)).to(device)
         emitted = (self._short if read.dtype == torch.bfloat16 else network)(read)
         factors = {name: LoraFactors(f.a.float(), f.b.float()) for name, f in emitted.factors.items()}
         own = BatchedLoRA(factors, emitted.alpha)
         if self.checkpoint.known_tasks is None:
-            return Emission(own, None)
+            return Emission(own, None, shots)
         familiarities = self.checkpoint.known_tasks.compare(self.encoder.encode(descriptions))
         nonsense = torch.tensor([f.nonsense for f in familiarities], device=device)
         if bool(nonsense.any()):
             own = _replaced(own, nonsense, self.fallback.to(device))
-        return Emission(own, familiarities)
+        return Emission(own, familiarities, shots)
+
+    def _with_shots(
+        self, backbone: Backbone, descriptions: Sequence[str], examples: Sequence[Sequence[Example]]
+    ) -> tuple[list[str], list[ShotsRead]]:
+        """The descriptions with examples behind them, and what of these it is."""
+        most, texts, shots = self.checkpoint.shots, [], []
+        for text, given in zip(descriptions, examples, strict=True):
+            short = short_shots(backbone, given)
+            texts.append(with_shots(text, short[:most]))
+            shots.append(ShotsRead(len(short[:most]), len(given) - len(short)))
+        return texts, shots
 
     @cached_property
     def fallback(self) -> LoRA:

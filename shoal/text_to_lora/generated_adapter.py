@@ -33,9 +33,9 @@ class GeneratedAdapter:
         skills: skills that the description asks for.
         hypernetwork: facts of its generator; `trained` is False where the adapter is the identity, else there
             are also `nearest_tasks` (name -> distance), `distance`, `confidence`, `far` and `nonsense`: see
-            `shoal.text_to_lora.familiarity`. `few_shot`, `self_training` and `distilled` say what examples
-            and inputs did: the numbers of `few_shot.Refinement`, `self_training.SelfTraining` and
-            `distillation.Distillation`.
+            `shoal.text_to_lora.familiarity`. `shots`, `few_shot`, `self_training` and `distilled` say what
+            examples and inputs did: the numbers of `shots.ShotsRead`, `few_shot.Refinement`,
+            `self_training.SelfTraining` and `distillation.Distillation`.
         duration: seconds that generating took, of several made at once its share; 0 from the cache.
         shape: of the base model.
         label_set: the answers that it chooses from, read from the description or given; None where they are
@@ -73,7 +73,7 @@ class GeneratedAdapter:
             return (f"{familiarity_note(facts)} Say in a sentence what the model shall do.",)
         if "hard" in facts:
             return (f"{_hard_note(facts)} Take a larger base model.",)
-        if facts.get("far") and "few_shot" not in facts:
+        if facts.get("far") and not {"shots", "few_shot"} & facts.keys():
             return (f"{_far_note(facts)} Give {MIN_EXAMPLES} or more solved examples of the task.",)
         return ()
 
@@ -141,6 +141,12 @@ def material_notes(facts: Mapping[str, Any]) -> dict[str, str]:
     return {name: note(facts[fact]) for fact, (name, note) in _MATERIAL_NOTES.items() if fact in facts}
 
 
+def _shots_note(facts: Mapping[str, Any]) -> str:
+    """`shots` of an adapter's facts, as a sentence."""
+    long = f"; {facts['long']} are too long for that" if facts["long"] else ""
+    return f"Generated from the description and {facts['read']} examples that were read behind it{long}."
+
+
 def _few_shot_note(facts: Mapping[str, Any]) -> str:
     """`few_shot` of an adapter's facts, as a sentence."""
     if facts["rates"]:
@@ -178,6 +184,7 @@ def _distilled_note(facts: Mapping[str, Any]) -> str:
 
 # The fact -> the material that it tells of, and the sentence that tells it.
 _MATERIAL_NOTES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "shots": ("examples read", _shots_note),
     "few_shot": ("examples", _few_shot_note),
     "self_training": ("inputs", _self_training_note),
     "distilled": ("distilled", _distilled_note),

@@ -23,20 +23,20 @@ import torch
 from cachetools import LRUCache
 
 from shoal.adapters.lora import LoRA
-from shoal.config import TextToLoRAConfig
+from shoal.config import MIN_EXAMPLES, TextToLoRAConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_shape
 from shoal.models.modules import check_rank
 from shoal.models.sources import check_downloaded
-from shoal.tasks.records import Solved
+from shoal.tasks.records import Example, Solved
 from shoal.text_to_lora.base_weights import BaseWeights
 from shoal.text_to_lora.checkpoint import load_hypernetwork, save_hypernetwork
 from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder, check_description
-from shoal.text_to_lora.familiarity import Familiarity
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter, noted
 from shoal.text_to_lora.identity import Identity, within
 from shoal.text_to_lora.material import (
+    Material,
     adapted_to,
     check_material,
     check_needs_no_adapter,
@@ -170,14 +170,16 @@ class TextToLoRA:
         Args:
             description: what the adapter shall do, in English.
             examples: at least 4 solved ones with different inputs, as records or as (input, output), where
-                an output may be several that are right; the adapter is then trained on them, for which the
-                base model is loaded. See `shoal.text_to_lora.few_shot`.
+                an output may be several that are right. A network that was trained to reads some of them
+                behind the description (`shoal.text_to_lora.shots`); the adapter is then trained on all of
+                them, for which the base model is loaded (`shoal.text_to_lora.few_shot`).
             inputs: at least 4 different ones without answers, on which a closed label set is calibrated and
                 the adapter trained; see `shoal.text_to_lora.self_training`.
             labels: the answers that there are, 2 to 256; none of them ([]) where answers are open; None reads
                 them from the description.
             sample_inputs: take inputs that the package ships, of the kind that fits the description best.
-            refine: train on the examples; False only checks them.
+            refine: train on the examples. False leaves it at one forward pass, in which only a network that
+                was trained to read examples uses them, then also fewer than 4.
             careful: hold a quarter of the examples out and stop by them, even where the network's directory
                 says how to refine on all of them.
 
@@ -189,14 +191,17 @@ class TextToLoRA:
                 installed.
             UnavailableError: the generator was closed while it trained.
         """
-        material = check_material(description, examples, inputs, labels)
+        fewest = 1 if self._reads_shots and not refine else MIN_EXAMPLES
+        material = check_material(description, examples, inputs, labels, min_examples=fewest)
         if sample_inputs:
             material = with_sample_inputs(material, self.skills.encoder)
         if self.checkpoint is None:
             check_needs_no_adapter(material, self.shape.base_model)
+        adapter = self._first(material)
         if not refine:
+            if material.examples and not self._reads_shots:
+                log.warning("the hypernetwork reads no examples: without refining they change nothing")
             material = replace(material, examples=())
-        adapter = self._described([material.description])[0]
         if material.inputs and material.label_set is None:
             log.warning("inputs teach an adapter of open answers nothing; name the labels if they are closed")
         if not material.needs_weights:
@@ -245,6 +250,18 @@ class TextToLoRA:
     def generate_many(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
         """One adapter per description, in one pass of encoder and hypernetwork; errors as `generate`."""
         return [noted(adapter) for adapter in self._described(descriptions)]
+
+    @property
+    def _reads_shots(self) -> bool:
+        return self.checkpoint is not None and self.checkpoint.shots > 0
+
+    def _first(self, material: Material) -> GeneratedAdapter:
+        """The adapter before anything is trained."""
+        if not (material.examples and self._reads_shots):
+            return self._described([material.description])[0]
+        with self._lock:
+            (adapter,) = self._generated([material.description], [material.examples]).values()
+        return adapter
 
     def _described(self, descriptions: Sequence[str]) -> list[GeneratedAdapter]:
         if isinstance(descriptions, str):
@@ -311,29 +328,24 @@ class TextToLoRA:
     def _refining(self) -> Refining | None:
         return self.checkpoint.refining if self.checkpoint else None
 
-    def _generated(self, texts: Sequence[str]) -> dict[str, GeneratedAdapter]:
-        """New adapters by their descriptions, which are checked and differ."""
+    def _generated(
+        self, texts: Sequence[str], examples: Sequence[Sequence[Example]] = ()
+    ) -> dict[str, GeneratedAdapter]:
+        """New adapters by their descriptions, which are checked and differ; `examples` are of each task."""
         if not texts:
             return {}
         started = time.perf_counter()
-        loras, familiarities = self._emit(texts)
-        found = self.skills.detect_many(texts)
-        facts = [
-            {**self.facts(), **(familiarity.facts() if familiarity else {})} for familiarity in familiarities
-        ]
-        share = (time.perf_counter() - started) / len(texts)
-        return {
-            text: GeneratedAdapter(text, lora, skills, own, share, self.shape, described_label_set(text))
-            for text, lora, skills, own in zip(texts, loras, found, facts, strict=True)
-        }
-
-    def _emit(self, descriptions: Sequence[str]) -> tuple[list[LoRA], Sequence[Familiarity | None]]:
-        """Adapters, and how near each one's description is to the training tasks."""
         if self.checkpoint is None:
             self._identity.warn()
-            return [self._identity.lora] * len(descriptions), [None] * len(descriptions)
-        emission = self.emitter.emit(descriptions)
-        rows = [emission.adapters.row(row).to("cpu") for row in range(len(descriptions))]
-        if len(rows) > 1:  # copies: one kept row would keep the whole batch in memory
-            rows = [lora.copy() for lora in rows]
-        return rows, emission.familiarities or [None] * len(rows)
+            emitted: list[tuple[LoRA, dict[str, Any]]] = [(self._identity.lora, {})] * len(texts)
+        else:
+            emission = self.emitter.emit(texts, examples)
+            emitted = list(zip(emission.rows(), emission.facts(), strict=True))
+        found = self.skills.detect_many(texts)
+        share = (time.perf_counter() - started) / len(texts)
+        return {
+            text: GeneratedAdapter(
+                text, lora, skills, {**self.facts(), **own}, share, self.shape, described_label_set(text)
+            )
+            for text, (lora, own), skills in zip(texts, emitted, found, strict=True)
+        }

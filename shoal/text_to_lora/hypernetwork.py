@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
+from shoal.config import MOST_SHOTS
 from shoal.errors import UsageError
 from shoal.models.modules import TargetModule, check_rank, group_by_type
 from shoal.text_to_lora.heads import HEADS, Architecture, Tokens
@@ -197,6 +198,20 @@ class Hypernetwork(nn.Module):
             for position, target in enumerate(group):
                 offset.a[position].copy_(lora.factors[target.name].a)
                 offset.b[position].copy_(lora.factors[target.name].b)
+
+
+def check_shots(head: str, shots: int) -> None:
+    """See that a hypernetwork of this head can read so many solved examples behind a description.
+
+    Raises:
+        UsageError: the number is outside 0..`MOST_SHOTS`, or the head does not read the base model's states.
+    """
+    if not 0 <= shots <= MOST_SHOTS:
+        raise UsageError(f"shots {shots} is outside 0..{MOST_SHOTS}; train the hypernetwork to read so many")
+    if shots and HEADS[head].reads != "states":
+        raise UsageError(
+            f"head {head} reads no solved examples, shots {shots} needs head reader; take that, or 0 shots"
+        )
 
 
 def stack_embeddings(embeddings: Sequence[Tensor]) -> Float[Tensor, "tasks *rows task_dim"]:

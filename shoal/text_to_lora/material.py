@@ -15,6 +15,7 @@ from typing import Any
 
 from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
+from shoal.config import MIN_EXAMPLES
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.inference.labels import content_free_priors
 from shoal.models.backbone import Backbone
@@ -64,8 +65,11 @@ def check_material(
     labels: Sequence[str] | None = None,
     *,
     needs_inputs: bool = False,
+    min_examples: int = MIN_EXAMPLES,
 ) -> Material:
     """What was given, checked before any work; `needs_inputs` refuses none of them.
+
+    Of examples, where there are any, `min_examples` inputs must differ.
 
     Raises:
         UsageError: as `check_description`, `check_examples`, `check_inputs` and `check_labels`.
@@ -74,7 +78,7 @@ def check_material(
     given = given_label_set(labels)
     return Material(
         description,
-        tuple(check_examples(examples)) if len(examples) else (),
+        tuple(check_examples(examples, min_examples)) if len(examples) else (),
         check_inputs(inputs) if len(inputs) or needs_inputs else (),
         described_label_set(description) if labels is None else given,
         given is not None,

@@ -23,7 +23,7 @@ from shoal.models.backbone import Backbone, BackboneShape
 from shoal.tasks.loading import Task
 from shoal.text_to_lora.checkpoint import HYPERNETWORK_FILES, HypernetworkCheckpoint, save_hypernetwork
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
-from shoal.text_to_lora.hypernetwork import Hypernetwork
+from shoal.text_to_lora.hypernetwork import Hypernetwork, check_shots
 from shoal.text_to_lora.known_tasks import known_tasks
 from shoal.text_to_lora.reconstruction import train_reconstruction
 from shoal.text_to_lora.shipped import new_hypernetwork
@@ -105,11 +105,20 @@ def check_lora_training(
     shape.select(sizes.target_modules, sizes.num_layers_to_adapt)
 
 
-def check_network_training(shape: BackboneShape, directory: Path, *, run: Path, start: Start | None) -> None:
+def check_network_training(
+    shape: BackboneShape,
+    directory: Path,
+    *,
+    sizes: TextToLoRAConfig,
+    training: HypernetworkTrainingConfig,
+    run: Path,
+    start: Start | None,
+) -> None:
     """Refuse before the base model is loaded what `make_hypernetwork` would refuse after; as there."""
     check_place(directory, HYPERNETWORK_FILES)
     check_run_folder(run, directory)
     check_start(start, shape)
+    check_shots(sizes.head, training.shots)
 
 
 def make_hypernetwork(
@@ -146,7 +155,7 @@ def make_hypernetwork(
         UsageError: the directory holds something else, `start` does not fit, or as `train_hypernetwork`.
         ShoalError: as `train_hypernetwork` and `save_hypernetwork`.
     """
-    check_network_training(backbone.shape, directory, run=run, start=start)
+    check_network_training(backbone.shape, directory, sizes=sizes, training=training, run=run, start=start)
 
     def train(network: Hypernetwork, encoder: TaskEncoder) -> RunSummary:
         return train_hypernetwork(
@@ -184,7 +193,7 @@ def make_hypernetwork_from_adapters(
     states needs the model, the others its shape alone.
     """
     backbone, shape = (base, base.shape) if isinstance(base, Backbone) else (None, base)
-    check_network_training(shape, directory, run=run, start=start)
+    check_network_training(shape, directory, sizes=sizes, training=training, run=run, start=start)
 
     def train(network: Hypernetwork, encoder: TaskEncoder) -> RunSummary:
         return train_reconstruction(
@@ -224,7 +233,7 @@ class _Network:
             known = known_tasks(encoder, self.tasks)
             facts = self._provenance(summary)
             checkpoint = HypernetworkCheckpoint(
-                network, self.shape.base_model, encoder.name, True, facts, known
+                network, self.shape.base_model, encoder.name, True, facts, known, shots=self.training.shots
             )
             save_hypernetwork(checkpoint, directory, torch.bfloat16)
         return summary

@@ -108,8 +108,8 @@ class EpisodeSource:
 
 
 def emitted(emitter: Emitter, episode: Episode) -> LoRA:
-    """The adapter of the episode's description."""
-    return emitter.emit([episode.description]).adapters.row(0).to("cpu")
+    """The adapter of the episode's description, and of its examples where the network reads such."""
+    return emitter.emit([episode.description], [episode.shots]).adapters.row(0).to("cpu")
 
 
 def curve(

@@ -32,8 +32,9 @@ from shoal.text_to_lora.descriptions import Descriptions
 from shoal.text_to_lora.encoders.reader import description_reader
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
+from shoal.text_to_lora.shots import draw_shots, with_shots
 from shoal.text_to_lora.steering import SteeringMonitor
-from shoal.training.batches import BatchOrder, Corpus, LengthWeights, tokenise
+from shoal.training.batches import BatchOrder, Corpus, LengthWeights, TokenisedExample, tokenise
 from shoal.training.fresh_tasks import fresh_pools
 from shoal.training.label_mass import LabelMass
 from shoal.training.loop import RunSummary, StepLoss, run
@@ -82,7 +83,7 @@ def train_hypernetwork(
     network.to(backbone.device)
     log.info("preparing the examples and descriptions of %d tasks", len(tasks))
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
-    reader = description_reader(network, encoder, backbone)
+    reader = description_reader(network, encoder, backbone, config.shots)
     descriptions = Descriptions(reader, tasks)
     objective = SftObjective(network, backbone, corpus, descriptions, config)
     monitor = None
@@ -143,6 +144,8 @@ class SftObjective:
             text or self._descriptions.choose(task, chance) for task, text in zip(tasks, fresh, strict=True)
         ]
         texts += [self._descriptions.choose(task, chance) for task in others.values()]
+        if config.shots:
+            texts = self._with_shots(texts, [*tasks, *others.values()], examples, chance)
         for row in range(len(tasks)):
             if row not in others and chance.random() < config.nonsense:
                 texts[row] = self._descriptions.nonsense(chance)
@@ -192,6 +195,27 @@ class SftObjective:
             other = chance.randrange(strangers)
             wrong[row] = other + (0 <= tasks[row] <= other)
         return wrong
+
+    def _with_shots(
+        self,
+        texts: Sequence[str],
+        tasks: Sequence[int],
+        asked: Sequence[TokenisedExample],
+        chance: random.Random,
+    ) -> list[str]:
+        """The descriptions with examples of their tasks behind them; tasks outside the corpus have none.
+
+        `asked` are the examples of the first of `tasks`, a group for each.
+        """
+        group, read = self._config.examples_a_task, []
+        for row, (text, task) in enumerate(zip(texts, tasks, strict=True)):
+            if task < 0:
+                read.append(text)
+                continue
+            places = [e.place for e in asked[row * group : (row + 1) * group]]
+            own = self._corpus.tasks[task].train
+            read.append(with_shots(text, draw_shots(self._backbone, own, places, self._config.shots, chance)))
+        return read
 
     def _embed(self, texts: Sequence[str], kept: Sequence[bool]) -> Float[Tensor, "rows *tokens dim"]:
         """Each text as it is read, noisy as configured; where not `kept`, the null description: zero."""

@@ -436,7 +436,7 @@ def test_a_fresh_hypernetwork_has_the_sizes_of_its_configuration(base: str) -> N
     assert not any(lora.delta_weight(name).any() for name in lora.factors)
 
 
-def reading(folder: Path, base: Path) -> Path:
+def reading(folder: Path, base: Path, shots: int = 0) -> Path:
     """A checkpoint whose network reads the base model's states, with noise in every weight."""
     sizes = SIZES.model_copy(update={"head": "reader", "num_layers_to_adapt": 1})
     network = new_hypernetwork(load_shape(str(base)), sizes, DIM).eval()
@@ -444,8 +444,32 @@ def reading(folder: Path, base: Path) -> Path:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=noise))
-    save_hypernetwork(HypernetworkCheckpoint(network, str(base), DEFAULT_ENCODER, True, {}), folder)
+    checkpoint = HypernetworkCheckpoint(network, str(base), DEFAULT_ENCODER, True, {}, shots=shots)
+    save_hypernetwork(checkpoint, folder)
     return folder
+
+
+def test_examples_are_read_in_one_pass_where_the_network_was_trained_to(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    generator = TextToLoRA.load(reading(tmp_path / "network", tiny_llama, shots=8))
+    plain = generator.generate("Sort")
+    read = generator.generate("Sort", EXAMPLES[:1], refine=False)
+    assert read.hypernetwork["shots"] == {"read": 1, "long": 0} and "few_shot" not in read.hypernetwork
+    assert any("the description and 1 examples" in note for note in read.card().notes)
+    assert read.lora != plain.lora and generator.generate("Sort").lora == plain.lora
+    refined = generator.generate("Sort", EXAMPLES)
+    assert refined.hypernetwork["shots"]["read"] == 8 and refined.hypernetwork["few_shot"]["examples"] == 6
+    with pytest.raises(UsageError, match="1 different inputs in 1 examples are too few to refine"):
+        generator.generate("Sort", EXAMPLES[:1])
+
+
+def test_examples_that_nothing_uses_are_warned_of(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    generator = TextToLoRA.load(reading(tmp_path / "network", tiny_llama))
+    assert generator.generate("Sort", EXAMPLES, refine=False).lora == generator.generate("Sort").lora
+    assert "reads no examples: without refining they change nothing" in caplog.text
 
 
 def test_generators_that_share_an_encoder_read_their_own_base_models(

@@ -36,6 +36,7 @@ ANSWERS_ALONE = (
     "nonsense",
     "embedding_noise",
     "token_dropout",
+    "shots",
     "label_smoothing",
     "length_exponent",
     "label_mass_weight",
@@ -103,7 +104,8 @@ def train_text_to_lora(
         "start": load_start(data.start) if data.start else None,
         "max_descriptions": steering.max_descriptions,
     }
-    check_network_training(shape, data.out, run=data.run_folder, start=common["start"])
+    own = {name: common[name] for name in ("sizes", "training", "run", "start")}
+    check_network_training(shape, data.out, **own)
     if steering.adapters is not None:
         summary = _reconstruct(place, shape, tasks, steering.adapters, data.out, common)
     else:

@@ -14,7 +14,7 @@ from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import Backbone
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.encoders.states import StateReader
-from shoal.text_to_lora.hypernetwork import Hypernetwork
+from shoal.text_to_lora.hypernetwork import Hypernetwork, check_shots
 
 
 class DescriptionReader(Protocol):
@@ -59,7 +59,7 @@ class TokenReader:
 
 
 def description_reader(
-    network: Hypernetwork, encoder: TaskEncoder, backbone: Backbone | None = None
+    network: Hypernetwork, encoder: TaskEncoder, backbone: Backbone | None = None, shots: int = 0
 ) -> DescriptionReader:
     """The reader of what a hypernetwork's architecture reads.
 
@@ -68,18 +68,21 @@ def description_reader(
         encoder: the task encoder that it was trained with, or is to be.
         backbone: the frozen model whose states are read where the architecture reads those. Nothing may be
             attached to it while descriptions are read.
+        shots: solved examples behind a description, at most; see `shoal.text_to_lora.shots`.
 
     Raises:
-        UsageError: the architecture reads the backbone's states and there is no backbone.
+        UsageError: the architecture reads the backbone's states and there is no backbone, or it reads none
+            and there are to be shots.
         ShoalError: the encoder's vectors are not as wide as the hypernetwork reads.
     """
     architecture = network.architecture
+    check_shots(architecture.head, shots)
     if architecture.reads == "states":
         if backbone is None:
             raise UsageError(
                 f"head {architecture.head} reads the base model's states and got no model; give it"
             )
-        return StateReader(backbone, network.targets)
+        return StateReader(backbone, network.targets, shots)
     if encoder.dim != architecture.task_dim:
         raise ShoalError(
             f"the task encoder {encoder.name} gives {encoder.dim} numbers, the hypernetwork reads "

@@ -23,6 +23,7 @@ from shoal.models.modules import TargetModule, group_by_type
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 128  # of a description; what is longer is read as far as that
+SHOT_TOKENS = 64  # further tokens for each solved example behind it
 BATCH = 32
 
 
@@ -31,9 +32,13 @@ class StateReader:
 
     small = False  # states of all the descriptions of a training would fill any memory
 
-    def __init__(self, backbone: Backbone, targets: Sequence[TargetModule]) -> None:
-        """Read by this backbone, as it is: no adapter may be attached while texts are read."""
+    def __init__(self, backbone: Backbone, targets: Sequence[TargetModule], shots: int = 0) -> None:
+        """Read by this backbone, as it is: no adapter may be attached while texts are read.
+
+        Behind a description up to `shots` solved examples are read.
+        """
         self._backbone = backbone
+        self._limit = MAX_TOKENS + shots * SHOT_TOKENS
         self._groups = group_by_type(targets)
         first = {t.layer: t for t in reversed(backbone.shape.targets)}
         self._first = [first[layer] for layer in range(1 + max(t.layer for t in targets))]
@@ -59,9 +64,9 @@ class StateReader:
 
     def _tokens(self, text: str) -> Sequence[int]:
         ids = self._backbone.encode_text(text)
-        if len(ids) > MAX_TOKENS:
-            logger.warning("%s is read as far as %d of its %d tokens", shorten(text), MAX_TOKENS, len(ids))
-        return ids[:MAX_TOKENS]
+        if len(ids) > self._limit:
+            logger.warning("%s is read as far as %d of its %d tokens", shorten(text), self._limit, len(ids))
+        return ids[: self._limit]
 
     def _states(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "texts layers _ width"]:
         batch = pad_sequences([(row, ()) for row in ids], self._backbone.end_of_turn, self._backbone.device)

@@ -205,6 +205,7 @@ def test_train_by_reconstruction(
     assert ended.code == 0, ended.err
     assert load_hypernetwork(out).provenance["config"]["objective"] == "reconstruction"
     reads_states = (*arguments, "--adapters", tmp_path / "adapters", "--head", "reader")
+    assert_one_line(shoal(*reads_states, "--shots", 4), 2, "--shots 4: reconstruction reads no answers")
     ended = shoal(*reads_states, "--out", tmp_path / "reader")
     assert ended.code == 0, ended.err
     assert load_hypernetwork(tmp_path / "reader").network.architecture.head == "reader"
@@ -233,6 +234,8 @@ def test_settings_that_could_not_act_are_refused(
     told = ("--objective", "reconstruction", "--adapters", multi_task)
     for flag in ("--contrastive-weight", "--token-dropout", "--nonsense"):
         assert_one_line(shoal(*where, *told, flag, 0.5, *QUICK_NETWORK), 2, f"{flag} 0.5: reconstruction")
+    ended = shoal(*where, *QUICK_NETWORK, "--shots", 8, "--head", "L")
+    assert_one_line(ended, 2, "head L reads no solved examples, shots 8 needs head reader")
     assert not (tmp_path / "new").exists()
 
 
