@@ -135,6 +135,8 @@ def _front_matter(base_model: str) -> str:
 
 
 def _layers_row(facts: AdapterFacts) -> str:
+    if not facts.layers:
+        return "none"
     if len(facts.layers) < facts.num_layers:
         where = f"{_spans(facts.layers)} of 0-{facts.num_layers - 1} (`layers_to_transform`)"
     else:

@@ -36,6 +36,7 @@ MODEL_FILES = (
     "vocab.json",
 )
 GGUF_DTYPES = (torch.float32, torch.float16)
+_ENDS = ("token_embd.", "output.")  # embedding, whose A llama.cpp reads by rows, and output layer
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,12 @@ def export_gguf(
             raise UsageError(
                 f"llama.cpp has no name for {module} of {family.architecture} models; leave it out"
             )
-        tensors[f"{target}.lora_a"] = a
+        if target.startswith(_ENDS) and getattr(config, "tie_word_embeddings", True):
+            raise UsageError(
+                f"{module} and the model's other end are one weight, which llama.cpp cannot split; "
+                "export merged"
+            )
+        tensors[f"{target}.lora_a"] = a.T if target.startswith("token_embd") else a
         tensors[f"{target}.lora_b"] = _reordered(module, b, family, _heads(config))
     write_file(path, write)
 

@@ -78,13 +78,13 @@ def cause(name: str) -> str:
     """Why a base model has no module of this name among those that can be adapted, in a few words."""
     parts = name.split(".")
     if any(part in _HEADS for part in parts):
-        return f"a LoRA of the output layer {parts[-1]} is not supported, only of linear maps in the layers"
+        return "its output layer has another name"
     if any(part in _EMBEDDINGS for part in parts):
-        return f"a LoRA of the embedding {parts[-1]} is not supported, only of linear maps in the layers"
+        return "its embedding has another name"
     if any("experts" in part for part in parts):
         return "a LoRA of experts is not supported, only of linear maps outside them"
     if not any(part.isdigit() for part in parts):
-        return "only linear maps in the layers are adapted"
+        return "only linear maps in the layers, the embedding of tokens and the output layer are adapted"
     return "it is of another architecture, or has a prefix that is not known"
 
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoal.adapters.base import Attachment, Hook
+from shoal.adapters.ends import embedding_hook, untied
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.errors import UsageError
-from shoal.models.modules import is_conv1d, sized_module
+from shoal.models.modules import is_conv1d, is_embedding, sized_module
 
 
 def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
@@ -34,12 +35,15 @@ def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
     modules = adapted_modules(model, lora)
     with ExitStack() as undo:
         for name, module in modules.items():
-            undo.callback(module.register_forward_hook(_delta_hook(lora.factors[name], lora.scaling)).remove)
+            hook = delta_hook(module, lora.factors[name], lora.scaling)
+            undo.callback(module.register_forward_hook(hook).remove)
         return Attachment(undo.pop_all())
 
 
-def _delta_hook(factors: LoraFactors, scaling: float) -> Hook:
+def delta_hook(module: nn.Module, factors: LoraFactors, scaling: float) -> Hook:
     """The forward hook that adds one module's delta, for one shared pair of factors or one per sample."""
+    if is_embedding(module):
+        return embedding_hook(module, factors, scaling)
     a, b = factors
 
     def add_shared(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -65,13 +69,15 @@ def _delta_hook(factors: LoraFactors, scaling: float) -> Hook:
 def merge(model: nn.Module, lora: LoRA) -> Attachment:
     """Add every delta weight to its module's weight, in float32 before rounding to the weight's dtype.
 
-    Detaching puts the original weights back, bit for bit.
+    Detaching puts the original weights back, bit for bit. An embedding or output layer that is one weight
+    with the other end has its own as long.
 
     Raises:
         UsageError: a module is missing or has another shape, or its weight is not floating point.
     """
     modules = adapted_modules(model, lora)
     with ExitStack() as undo:
+        undo.enter_context(untied(model, modules.values()))
         for name, module in modules.items():
             weight = module.weight
             if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
@@ -82,7 +88,7 @@ def merge(model: nn.Module, lora: LoRA) -> Attachment:
             undo.callback(_restore, weight, weight.detach().clone())
             a, b = lora.factors[name].to(weight.device)
             delta = lora.scaling * (b.float() @ a.float())
-            weight.copy_(weight.float() + (delta.T if is_conv1d(module) else delta))
+            weight.copy_(weight.float() + (delta.T if is_conv1d(module) or is_embedding(module) else delta))
         return Attachment(undo.pop_all())
 
 

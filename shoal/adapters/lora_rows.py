@@ -9,13 +9,14 @@ Sources: Hu et al., "LoRA", arXiv 2106.09685, section 4.1; one batched product f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from shoal.adapters.base import Hook
+from shoal.adapters.end_rows import EndRows
 from shoal.adapters.lora import LoRA
 
 
@@ -25,21 +26,24 @@ class LoraRows:
     def __init__(self, model: nn.Module) -> None:
         """No rows yet."""
         self._model = model
+        self._ends = EndRows(model)
         self._buffers = _LoraBuffers(model)
         self._count = 0
 
     def update(self, rows: Sequence[LoRA | None], changed: Sequence[int]) -> None:
         """Write the factors of the rows that changed; all of them, where the buffers do not hold the rows."""
         self._count = len(rows)
-        if not self._buffers.holds(rows):
-            self._buffers = _LoraBuffers(self._model, rows)
+        self._ends.update(rows)
+        if not self._buffers.holds(rows, self._ends.names):
+            self._buffers = _LoraBuffers(self._model, rows, self._ends.names)
             return
         for row in changed:
             self._buffers.put(row, rows[row])
 
     def hooks(self) -> Iterator[tuple[nn.Module, Hook]]:
         """See `RowBatch`."""
-        return self._buffers.hooks(self._count)
+        yield from self._buffers.hooks(self._count)
+        yield from self._ends.hooks()
 
 
 class _LoraBuffers:
@@ -51,13 +55,20 @@ class _LoraBuffers:
         names: of the modules.
     """
 
-    def __init__(self, model: nn.Module, rows: Sequence[LoRA | None] = ()) -> None:
-        """Make room for rows, and write them."""
+    def __init__(
+        self, model: nn.Module, rows: Sequence[LoRA | None] = (), without: Collection[str] = ()
+    ) -> None:
+        """Make room for rows, and write them, but for some modules."""
         loras = [row for row in rows if row is not None]
         self.rank = max((lora.rank for lora in loras), default=0)
         self.capacity = 1 << (len(rows) - 1).bit_length() if loras else 0
         self._groups: list[_Group] = []
-        sizes = {name: (f.a.shape[-1], f.b.shape[0]) for lora in loras for name, f in lora.factors.items()}
+        sizes = {
+            name: (f.a.shape[-1], f.b.shape[0])
+            for lora in loras
+            for name, f in lora.factors.items()
+            if name not in without
+        }
         self.names = sizes.keys()
         together: dict[tuple[str, int], list[str]] = {}
         for name, (width, _) in sizes.items():
@@ -70,14 +81,14 @@ class _LoraBuffers:
         for row in range(len(rows) if loras else 0):
             self.put(row, rows[row])
 
-    def holds(self, rows: Sequence[LoRA | None]) -> bool:
-        """True where rows fit these buffers, and less than half of the rank is padding."""
+    def holds(self, rows: Sequence[LoRA | None], without: Collection[str] = ()) -> bool:
+        """True where rows fit these buffers, but for some modules, and under half of the rank is padding."""
         loras = [row for row in rows if row is not None]
         rank = max((lora.rank for lora in loras), default=0)
         return not loras or (
             len(rows) <= self.capacity
             and rank <= self.rank < 2 * rank
-            and all(lora.factors.keys() <= self.names for lora in loras)
+            and all(lora.factors.keys() - without <= self.names for lora in loras)
         )
 
     def put(self, row: int, lora: LoRA | None) -> None:

@@ -19,6 +19,7 @@ from shoal.adapters.lora import LoRA
 from shoal.adapters.peft_scalings import Scalings
 from shoal.config import MAX_ALPHA
 from shoal.errors import ShoalError, UsageError
+from shoal.models.ends import EndModule
 from shoal.models.modules import TargetModule
 from shoal.models.shapes import BackboneShape
 
@@ -32,7 +33,8 @@ class Coverage:
     Loaders know an adapter by module types and layers, so each of the types is there in each of the layers.
 
     Attributes:
-        targets: every module held, in the model's order.
+        targets: every module held inside the layers, in the model's order.
+        ends: the ends of the model that are held.
         zero: those of them that the adapter leaves alone; their B is zero.
         target_modules: short names that match the types held and no other.
         layers: layer indices, ascending.
@@ -40,6 +42,7 @@ class Coverage:
     """
 
     targets: tuple[TargetModule, ...]
+    ends: tuple[EndModule, ...]
     zero: frozenset[TargetModule]
     target_modules: tuple[str, ...]
     layers: tuple[int, ...]
@@ -58,13 +61,19 @@ def cover(lora: LoRA, shape: BackboneShape, *, pad_layers: bool = False) -> Cove
         UsageError: the model has no such module, or one of another size.
     """
     adapted = adapted_targets(shape, lora)
+    ends = tuple(end for end in shape.ends if end.name in lora.factors)
     types = {t.type for t in adapted}
-    layers = {t.layer for t in (shape.targets if pad_layers else adapted)}
+    # A loader that is to adapt some layers adapts nothing outside them.
+    layers = {t.layer for t in (shape.targets if adapted and (pad_layers or ends) else adapted)}
     targets = tuple(t for t in shape.targets if t.type in types and t.layer in layers)
     return Coverage(
         targets=targets,
+        ends=ends,
         zero=frozenset(targets) - frozenset(adapted),
-        target_modules=_short_names(types, {t.type for t in shape.targets}),
+        target_modules=_short_names(
+            types | {end.name for end in ends},
+            {t.type for t in shape.targets} | {end.name for end in shape.ends},
+        ),
         layers=tuple(sorted(layers)),
         num_layers=shape.num_layers,
     )
@@ -86,10 +95,12 @@ def peft_tensors(lora: LoRA, coverage: Coverage, dtype: torch.dtype | None = Non
     if coverage.zero:
         padded = [t for t in coverage.targets if t in coverage.zero]
         factors |= LoRA.identity(padded, lora.rank, 1.0, generator=torch.Generator().manual_seed(0)).factors
+    names = {target.name: "lora_{}.weight" for target in coverage.targets}
+    names |= {end.name: "lora_embedding_{}" if end.embedding else "lora_{}.weight" for end in coverage.ends}
     tensors = {
-        f"base_model.model.{target.name}.lora_{letter}.weight": factor.detach().to(dtype).contiguous()
-        for target in coverage.targets
-        for letter, factor in zip("AB", factors[target.name], strict=True)
+        f"base_model.model.{module}.{ending.format(letter)}": factor.detach().to(dtype).contiguous()
+        for module, ending in names.items()
+        for letter, factor in zip("AB", factors[module], strict=True)
     }
     if broken := _first_not_finite(tensors):
         raise UsageError(f"{broken} is not finite in {dtype}; use float32, or look for what made it so")
@@ -120,7 +131,7 @@ def peft_config(lora: LoRA, coverage: Coverage, *, base_model: str, revision: st
         "modules_to_save": None,
         "inference_mode": True,
     }
-    if len(coverage.layers) < coverage.num_layers:
+    if 0 < len(coverage.layers) < coverage.num_layers:
         config["layers_to_transform"] = list(coverage.layers)
     return config
 
@@ -192,8 +203,6 @@ def _factors_alone(
                 "differs from the base model's own" if is_copy and "lora_" not in key else "is no LoRA factor"
             )
             raise ShoalError(f"{source} holds {key[:120]!r}, which {what}; only plain LoRA is supported")
-        if name.embedding:
-            raise ShoalError(f"{source} holds {key[:120]!r}: {cause(name.module)}; train without it")
         adapters.add(name.adapter)
         kept[key] = tensor
     if len(adapters) > 1:
@@ -236,14 +245,15 @@ def _short_names(types: set[str], all_types: set[str]) -> tuple[str, ...]:
 
 
 def adapted_targets(shape: BackboneShape, lora: LoRA) -> tuple[TargetModule, ...]:
-    """The targets of a base model that an adapter changes, in the adapter's order.
+    """The targets of a base model that an adapter changes, in the adapter's order; its ends are checked too.
 
     Raises:
         UsageError: the model has no such module, or one of another size.
     """
     by_name = {t.name: t for t in shape.targets}
+    known = {t.name: t for t in shape.adaptable}
     for name, f in lora.factors.items():
-        target, sizes = by_name.get(name), (f.a.shape[-1], f.b.shape[0])
+        target, sizes = known.get(name), (f.a.shape[-1], f.b.shape[0])
         if target is None:
             raise UsageError(
                 f"the adapter has {name[:120]}, and {shape.base_model} no such module: {cause(name)}"
@@ -253,7 +263,7 @@ def adapted_targets(shape: BackboneShape, lora: LoRA) -> tuple[TargetModule, ...
                 f"the adapter's {name} is {sizes[0]} x {sizes[1]} (in x out), in {shape.base_model} "
                 f"{target.in_features} x {target.out_features}; use the model that it was made for"
             )
-    return tuple(by_name[name] for name in lora.factors)
+    return tuple(by_name[name] for name in lora.factors if name in by_name)
 
 
 def named_as(lora: LoRA, shape: BackboneShape) -> LoRA:
@@ -262,7 +272,7 @@ def named_as(lora: LoRA, shape: BackboneShape) -> LoRA:
     Raises:
         ShoalError: two of its modules are one of the model's.
     """
-    known = {t.name for t in shape.targets}
+    known = {t.name for t in shape.adaptable}
     if lora.factors.keys() <= known:
         return lora
     by_rest = rests(known)

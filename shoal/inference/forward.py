@@ -180,11 +180,21 @@ class _PrefixDone(Exception):
 def _head_only_at(model: nn.Module, positions: Bool[Tensor, "batch length"]) -> Iterator[None]:
     """Run the language-model head at the given positions only, so that logits are (positions, vocabulary)."""
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0][positions],))
-    try:
+    # Adapters of the head know rows by their place, so these are kept: every row fills a block from the left.
+    keep_rows = bool(head._forward_hooks)
+    columns = positions.long().argsort(dim=1, descending=True, stable=True)[:, : int(positions.sum(1).max())]
+    block = torch.arange(len(columns), device=columns.device)[:, None], columns
+
+    def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0][block if keep_rows else positions],)
+
+    def after(module: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        return logits[positions[block]] if keep_rows else logits
+
+    with ExitStack() as hooks:
+        hooks.callback(head.register_forward_pre_hook(before).remove)
+        hooks.callback(head.register_forward_hook(after).remove)
         yield
-    finally:
-        hook.remove()
 
 
 @contextmanager

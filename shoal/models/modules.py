@@ -70,8 +70,20 @@ def module_sizes(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def is_embedding(module: nn.Module) -> bool:
+    """True for an embedding, also a quantised or scaled one."""
+    return hasattr(module, "num_embeddings") and hasattr(module, "embedding_dim")
+
+
+def any_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) features of a linear map, or of an embedding as that of one-hot tokens; None for others."""
+    if is_embedding(module):
+        return int(module.num_embeddings), int(module.embedding_dim)  # type: ignore[arg-type]
+    return module_sizes(module)
+
+
 def sized_module(model: nn.Module, name: str, sizes: tuple[int, int]) -> nn.Module:
-    """The linear map of a name, which must have these (in, out) features.
+    """The linear map or embedding of a name, which must have these (in, out) features.
 
     Raises:
         UsageError: there is none, or it has others.
@@ -83,8 +95,8 @@ def sized_module(model: nn.Module, name: str, sizes: tuple[int, int]) -> nn.Modu
             f"the model has no module {name!r}; the adapter belongs to another architecture, or was named by "
             "another trainer (`shoal adapters import` reads such names)"
         ) from None
-    if module_sizes(module) != sizes:
+    if any_sizes(module) != sizes:
         raise UsageError(
-            f"{name} is {module_sizes(module)} (in, out) but the adapter has {sizes}; use its base model"
+            f"{name} is {any_sizes(module)} (in, out) but the adapter has {sizes}; use its base model"
         )
     return module

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from shoal.errors import ShoalError, UsageError, reason
+from shoal.models.ends import EndModule, end_modules
 from shoal.models.known import DEFAULT_HUB_ID, ROLES
 from shoal.models.modules import TargetModule, is_conv1d, module_sizes
 from shoal.models.sources import DEFAULT_MODEL, find_model, known_config, quietly, read_config
@@ -35,12 +36,19 @@ class BackboneShape:
         model_type: architecture name of `transformers`, for example `llama`.
         num_layers: decoder layers.
         targets: every linear map inside the decoder layers, in order.
+        ends: embedding and output layer, which no role names: only adapters from elsewhere change them.
     """
 
     base_model: str
     model_type: str
     num_layers: int
     targets: tuple[TargetModule, ...]
+    ends: tuple[EndModule, ...] = ()
+
+    @property
+    def adaptable(self) -> tuple[TargetModule | EndModule, ...]:
+        """Everything that an adapter may change: targets and ends."""
+        return (*self.targets, *self.ends)
 
     def select(self, target_modules: Sequence[str], num_layers: int | None) -> tuple[TargetModule, ...]:
         """The targets of the named modules in the last `num_layers` layers (None: all), in the model's order.
@@ -100,7 +108,7 @@ def shape_of(model: nn.Module, base_model: str) -> BackboneShape:
                     TargetModule(f"{prefix}.{index}.{name}", index, name, *sizes, is_conv1d(module))
                 )
     config: Any = model.config
-    return BackboneShape(base_model, config.model_type, len(layers), tuple(targets))
+    return BackboneShape(base_model, config.model_type, len(layers), tuple(targets), end_modules(model))
 
 
 def on_meta(config: PretrainedConfig, name: str) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -12,19 +13,21 @@ from shoal.errors import ShoalError
 from shoal.file_formats import read_json
 from shoal.models.sources import find_model
 
-_TIED = {"lm_head.weight": "model.embed_tokens.weight"}  # where the head is the embedding, it has no tensor
 
-
-def is_base_tensor(model: str, name: str, values: Tensor) -> bool:
+def is_base_tensor(model: str, name: str, values: Tensor, tied: Collection[str] = ()) -> bool:
     """True where a model has this tensor with these values, in the narrower of both dtypes.
 
-    A model that is not in a directory here is not looked at. Errors as `find_model`.
+    Of `tied` ones, which are one weight under several names, a model may hold any. A model that is not in a
+    directory here is not looked at. Errors as `find_model`.
     """
     folder = Path(find_model(model).location)
     if not folder.is_dir():
         return False
-    own = _tensor(folder, name)
-    own = _tensor(folder, _TIED[name]) if own is None and name in _TIED else own
+    names = [name, *tied] if name in tied else [name]
+    # Files may lack the prefix of the model inside, and GPT-NeoX's call the head by an older name.
+    names += [name.partition(".")[2] for name in names]
+    names += ["embed_out.weight"] if "lm_head.weight" in names else []
+    own = next((tensor for tensor in (_tensor(folder, name) for name in names) if tensor is not None), None)
     if own is None or own.shape != values.shape:
         return False
     narrow = min(own.dtype, values.dtype, key=lambda dtype: dtype.itemsize)

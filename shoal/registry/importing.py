@@ -58,8 +58,9 @@ def read_foreign(
     folder = Path(directory)
     try:
         screen(folder, max_rank=max_rank, max_bytes=max_bytes)
+        tied = [f"{end.name}.weight" for end in shape.ends if end.tied]
         stored = load_adapter(
-            folder, is_copy=lambda name, values: is_base_tensor(shape.base_model, name, values)
+            folder, is_copy=lambda name, values: is_base_tensor(shape.base_model, name, values, tied)
         )
         stored = replace(stored, lora=named_as(stored.lora, shape))
     except UsageError:

@@ -95,14 +95,19 @@ def test_what_a_wrapper_adds_to_names_is_taken_off(
 
 
 REFUSED: dict[str, tuple[Callable[[str], str], str]] = {
-    "head": (lambda k: k.replace(QUERY, "lm_head"), "output layer lm_head is not supported"),
-    "embedding": (
-        lambda k: k.replace(QUERY, "model.embed_tokens"),
-        "embedding embed_tokens is not supported",
-    ),
-    "an embedding's own": (
+    "a head of other size": (lambda k: k.replace(QUERY, "lm_head"), "lm_head is 32 x 32 .*32 x 259"),
+    "a head of other name": (lambda k: k.replace(QUERY, "embed_out"), "output layer has another name"),
+    "an embedding of other size": (
         lambda k: k.replace(f"{QUERY}.lora_", "model.embed_tokens.lora_embedding_"),
-        "embedding embed_tokens is not supported",
+        "embed_tokens is 32 x 32 .*259 x 32",
+    ),
+    "an embedding of other name": (
+        lambda k: k.replace(f"{QUERY}.lora_", "transformer.wte.lora_embedding_"),
+        "embedding has another name",
+    ),
+    "an embedding of places": (
+        lambda k: k.replace(f"{QUERY}.lora_", "transformer.wpe.lora_embedding_"),
+        "the embedding of tokens and the output layer are adapted",
     ),
     "experts": (
         lambda k: k.replace(QUERY, "model.layers.0.mlp.experts.0.up_proj"),
