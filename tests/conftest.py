@@ -43,6 +43,20 @@ COMMON = {
     "initializer_range": 0.1,
 }
 WITHOUT_GROUPS = {key: value for key, value in COMMON.items() if key != "num_key_value_heads"}
+# Of families with several experts in a layer, 2 of which see a token.
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+# Of those whose keys and values are read from a narrow state, whose first layer has no experts.
+LATENT = {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+}
 
 FAMILIES = {
     "llama": COMMON,
@@ -63,6 +77,17 @@ FAMILIES = {
         "init_std": 0.1,
     },
     "phi": COMMON,
+    "mixtral": {**COMMON, **EXPERTS},
+    "qwen3_moe": {**COMMON, **EXPERTS, "num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16},
+    "gpt_oss": {
+        **COMMON,
+        **EXPERTS,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "deepseek_v2": {**COMMON, **EXPERTS, **LATENT, "q_lora_rank": None},
+    "deepseek_v3": {**COMMON, **EXPERTS, **LATENT, "q_lora_rank": 16, "n_group": 2, "topk_group": 1},
 }
 
 

@@ -130,11 +130,12 @@ def test_an_adapter_of_a_model_here_is_imported(name: str, case: Callable[[str],
     succeeded(shoal("adapters", "import", "mine", "adapter", "--base", "model"))
 
 
-def test_an_adapter_of_fused_experts_is_refused_by_that_name(
-    case: Callable[[str], Path], shoal: Shoal
-) -> None:
+def test_an_adapter_of_fused_experts_is_imported(case: Callable[[str], Path], shoal: Shoal) -> None:
     case("adapter-moe-parameters")
-    failed(shoal("adapters", "import", "mine", "adapter", "--base", "model"), "experts is not supported")
+    succeeded(shoal("adapters", "import", "mine", "adapter", "--base", "model"))
+    succeeded(shoal("adapters", "export", "mine", "--out", "exported"))
+    factors = load_adapter("exported").lora.factors
+    assert factors["model.layers.1.mlp.experts.down_proj"].a.shape == (2, 4, 32)
 
 
 def test_the_adapter_at_the_top_of_a_zip_is_taken(case: Callable[[str], Path], shoal: Shoal) -> None:

@@ -21,6 +21,7 @@ from shoal.adapters.decomposition import Decompositions
 
 if TYPE_CHECKING:  # the kinds' modules import this one
     from shoal.adapters.card import AdapterCard
+    from shoal.adapters.changes import ForwardChange
     from shoal.models.shapes import BackboneShape
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -76,8 +77,8 @@ class RowBatch(Protocol[In]):
             changed: indices of rows that are new or differ from the last update.
         """
 
-    def hooks(self) -> Iterator[tuple[nn.Module, Hook]]:
-        """(module, forward hook) pairs that together adapt a batch of the rows of the last update."""
+    def hooks(self) -> Iterator[tuple[nn.Module, Hook | ForwardChange]]:
+        """(module, hook or change) pairs that together adapt a batch of the rows of the last update."""
 
 
 def no_basis(model: nn.Module) -> Decompositions:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from shoal.adapters.base import Adapter, RowBatch
+from shoal.adapters.changes import begin
 from shoal.adapters.decomposition import Decompositions
 from shoal.adapters.kinds import KINDS, check_adapter, kind_of
 
@@ -71,7 +72,7 @@ class RowAdapters:
             for value in KINDS:  # of one order, whatever the rows'
                 if value in present:
                     for module, hook in self._batches[value].hooks():
-                        undo.callback(module.register_forward_hook(hook).remove)
+                        undo.callback(begin(module, hook))
             yield
 
     def _update(self, changed: Sequence[int]) -> None:

@@ -26,6 +26,7 @@ _ROOTS = frozenset({"base_model", "model", "language_model", "transformer", "tex
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(?:\.(?P<adapter>[^.]+))??(?:\.weight)?"
 )
+_RENAMED = {"block_sparse_moe": "mlp"}  # by transformers 5
 _HEADS = ("lm_head", "embed_out", "output_layer")
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
 
@@ -39,12 +40,14 @@ class FactorName:
         letter: A or B.
         adapter: name of the adapter among several, empty in a file of one.
         embedding: it is of an embedding, whose factors are the other way round.
+        depth: wrappers around the one that it is in, where a module has one for each of its parameters.
     """
 
     module: str
     letter: str
     adapter: str
     embedding: bool
+    depth: int
 
 
 def factor_name(key: str) -> FactorName | None:
@@ -52,8 +55,10 @@ def factor_name(key: str) -> FactorName | None:
     found = _FACTOR.fullmatch(key) if len(key) <= 1000 else None
     if found is None:
         return None
+    parts = found["module"].split(".")
+    depth = next((count for count, part in enumerate(reversed(parts)) if part != "base_layer"), len(parts))
     module = plain_module(found["module"])
-    return FactorName(module, found["letter"], found["adapter"] or "", bool(found["embedding"]))
+    return FactorName(module, found["letter"], found["adapter"] or "", bool(found["embedding"]), depth)
 
 
 def plain_module(name: str) -> str:
@@ -65,8 +70,11 @@ def plain_module(name: str) -> str:
 
 
 def rests(known: Iterable[str]) -> dict[tuple[str, ...], str]:
-    """Names of a base model's modules by their parts from the layers on."""
-    return {_rest(name): name for name in known}
+    """Names of a base model's modules and parameters by their parts from the layers on.
+
+    A router was a module before it was a parameter, `weight`, so its name without that is known too.
+    """
+    return {_rest(form): name for name in known for form in (name, name.removesuffix(".weight"))}
 
 
 def module_in(name: str, known: Mapping[tuple[str, ...], str]) -> str | None:
@@ -82,15 +90,15 @@ def cause(name: str) -> str:
     if any(part in _EMBEDDINGS for part in parts):
         return "its embedding has another name"
     if any("experts" in part for part in parts):
-        return "a LoRA of experts is not supported, only of linear maps outside them"
+        return "it has no such experts; use the mixture-of-experts model that the adapter was made for"
     if not any(part.isdigit() for part in parts):
         return "only linear maps in the layers, the embedding of tokens and the output layer are adapted"
     return "it is of another architecture, or has a prefix that is not known"
 
 
 def _rest(name: str) -> tuple[str, ...]:
-    """The parts after those that stand before the layers."""
-    parts = name.split(".")
+    """The parts after those that stand before the layers, as they are called now."""
+    parts = [_RENAMED.get(part, part) for part in name.split(".")]
     while parts and parts[0] in _ROOTS:
         parts = parts[1:]
     return tuple(parts)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoal.adapters.base import Attachment, Hook
+from shoal.adapters.changes import begin
 from shoal.adapters.ends import embedding_hook, untied
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
+from shoal.adapters.parameters import adapted_parameters, merged_parameter, parameter_changes
 from shoal.errors import UsageError
 from shoal.models.modules import is_conv1d, is_embedding, sized_module
 
@@ -35,8 +37,11 @@ def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
     modules = adapted_modules(model, lora)
     with ExitStack() as undo:
         for name, module in modules.items():
-            hook = delta_hook(module, lora.factors[name], lora.scaling)
-            undo.callback(module.register_forward_hook(hook).remove)
+            undo.callback(begin(module, delta_hook(module, lora.factors[name], lora.scaling)))
+        if len(modules) < len(lora.factors):
+            rows = [lora.row(row) for row in range(len(lora))] if isinstance(lora, BatchedLoRA) else [lora]
+            for module, change in parameter_changes(model, rows):
+                undo.callback(begin(module, change))
         return Attachment(undo.pop_all())
 
 
@@ -78,6 +83,10 @@ def merge(model: nn.Module, lora: LoRA) -> Attachment:
     modules = adapted_modules(model, lora)
     with ExitStack() as undo:
         undo.enter_context(untied(model, modules.values()))
+        for name, place in adapted_parameters(model, lora).items():
+            weight = getattr(place.module, place.name)
+            undo.callback(_restore, weight, weight.detach().clone())
+            weight.copy_(merged_parameter(place, lora.factors[name], lora.scaling))
         for name, module in modules.items():
             weight = module.weight
             if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
@@ -112,11 +121,14 @@ def forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Itera
 
 
 def adapted_modules(model: nn.Module, lora: LoRA | BatchedLoRA) -> dict[str, nn.Module]:
-    """The modules of a model that an adapter changes, by name.
+    """The linear maps of a model that an adapter changes, by name; its parameters are left out.
 
     Raises:
-        UsageError: a module is missing or has another shape.
+        UsageError: a module or parameter is missing or has another shape.
     """
+    parameters = adapted_parameters(model, lora)
     return {
-        name: sized_module(model, name, (f.a.shape[-1], f.b.shape[-2])) for name, f in lora.factors.items()
+        name: sized_module(model, name, (f.a.shape[-1], f.b.shape[-2]))
+        for name, f in lora.factors.items()
+        if name not in parameters
     }

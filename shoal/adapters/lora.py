@@ -41,7 +41,8 @@ class LoRA:
     """One adapter: a pair of factors for every adapted module, and the alpha that scales them.
 
     Attributes:
-        factors: module name -> factors A (rank, in) and B (out, rank), of one rank.
+        factors: module name -> factors A (rank, in) and B (out, rank), of one rank. Those of experts, whose
+            weights are one parameter, are stacked: A (experts, rank, in) and B (experts, out, rank).
         alpha: numerator of the scaling.
     """
 
@@ -88,8 +89,8 @@ class LoRA:
         """Alpha / rank."""
         return self.alpha / self.rank
 
-    def delta_weight(self, name: str) -> Float[Tensor, "out_features in_features"]:
-        """`scaling * B A` of one module, (out, in), in the factors' dtype."""
+    def delta_weight(self, name: str) -> Float[Tensor, "*experts out_features in_features"]:
+        """`scaling * B A` of one module, (out, in), or of all its experts, in the factors' dtype."""
         a, b = self.factors[name]
         return self.scaling * (b @ a)
 
@@ -105,7 +106,7 @@ class LoRA:
     def norms(self) -> dict[str, float]:
         """Module name -> Frobenius norm of the delta weight."""
         squares = {name: f.to(torch.float32).squared_norm() for name, f in self.factors.items()}
-        return {name: abs(self.scaling) * float(s.clamp(min=0).sqrt()) for name, s in squares.items()}
+        return {name: abs(self.scaling) * float(s.clamp(min=0).sum().sqrt()) for name, s in squares.items()}
 
     def to(self, *args: Any) -> LoRA:
         """The same adapter on another device or in another dtype."""

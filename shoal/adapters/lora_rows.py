@@ -1,7 +1,8 @@
 """LoRAs of single rows: a batch in which every row has its own.
 
 LoRAs of any rank and any modules share buffers that are padded with zeros, so a row that has none, or lacks a
-module, adds exactly nothing. Modules that read the same input share one product with all their factors A.
+module, adds exactly nothing. Modules that read the same input share one product with all their factors A. Of
+experts, rows with one LoRA are computed together.
 
 Sources: Hu et al., "LoRA", arXiv 2106.09685, section 4.1; one batched product for many adapters: Chen et al.,
 "Punica", arXiv 2310.18547.
@@ -16,8 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shoal.adapters.base import Hook
+from shoal.adapters.changes import ForwardChange
 from shoal.adapters.end_rows import EndRows
 from shoal.adapters.lora import LoRA
+from shoal.adapters.parameters import parameter_changes
+from shoal.models.parameters import adaptable_parameters
 
 
 class LoraRows:
@@ -29,21 +33,26 @@ class LoraRows:
         self._ends = EndRows(model)
         self._buffers = _LoraBuffers(model)
         self._count = 0
+        self._parameters = {name for name, _, _ in adaptable_parameters(model)}
+        self._changes: list[tuple[nn.Module, ForwardChange]] = []
 
     def update(self, rows: Sequence[LoRA | None], changed: Sequence[int]) -> None:
         """Write the factors of the rows that changed; all of them, where the buffers do not hold the rows."""
         self._count = len(rows)
         self._ends.update(rows)
-        if not self._buffers.holds(rows, self._ends.names):
-            self._buffers = _LoraBuffers(self._model, rows, self._ends.names)
+        self._changes = list(parameter_changes(self._model, rows)) if self._parameters else []
+        without = self._ends.names | self._parameters
+        if not self._buffers.holds(rows, without):
+            self._buffers = _LoraBuffers(self._model, rows, without)
             return
         for row in changed:
             self._buffers.put(row, rows[row])
 
-    def hooks(self) -> Iterator[tuple[nn.Module, Hook]]:
+    def hooks(self) -> Iterator[tuple[nn.Module, Hook | ForwardChange]]:
         """See `RowBatch`."""
         yield from self._buffers.hooks(self._count)
         yield from self._ends.hooks()
+        yield from self._changes
 
 
 class _LoraBuffers:

@@ -83,12 +83,12 @@ def compose(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
         for lora, weight in zip(loras, weights, strict=True):
             own = lora.factors.get(name)
             if own is None:
-                rows.append(like.a.new_zeros(lora.rank, like.a.shape[1]))
-                columns.append(like.b.new_zeros(like.b.shape[0], lora.rank))
+                rows.append(like.a.new_zeros(*like.a.shape[:-2], lora.rank, like.a.shape[-1]))
+                columns.append(like.b.new_zeros(*like.b.shape[:-1], lora.rank))
             else:
                 rows.append(own.a)
                 columns.append(own.b * (lora.scaling * weight))
-        factors[name] = LoraFactors(torch.cat(rows), torch.cat(columns, dim=1))
+        factors[name] = LoraFactors(torch.cat(rows, dim=-2), torch.cat(columns, dim=-1))
     return LoRA(factors, alpha=float(rank))
 
 
@@ -105,10 +105,11 @@ def truncate(lora: LoRA, rank: int) -> LoRA:
     factors = {}
     for name, f in lora.factors.items():
         q_b, r_b = torch.linalg.qr(f.b.float() * lora.scaling)
-        q_a, r_a = torch.linalg.qr(f.a.float().T)
-        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-        root = s[:rank].sqrt()
-        a, b = root[:, None] * (vh[:rank] @ q_a.T), (q_b @ u[:, :rank]) * root
+        q_a, r_a = torch.linalg.qr(f.a.float().mT)
+        u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+        root = s[..., :rank].sqrt()
+        a = root[..., None] * (vh[..., :rank, :] @ q_a.mT)
+        b = (q_b @ u[..., :rank]) * root[..., None, :]
         factors[name] = LoraFactors(a.to(f.a.dtype).contiguous(), b.to(f.b.dtype).contiguous())
     return LoRA(factors, alpha=float(rank))
 
@@ -132,10 +133,10 @@ def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
 
 
 def _check_sizes(loras: Sequence[LoRA]) -> None:
-    sizes: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
     for lora in loras:
         for name, f in lora.factors.items():
-            own = (f.a.shape[-1], f.b.shape[-2])
+            own = (*f.a.shape[:-2], f.a.shape[-1], f.b.shape[-2])
             if sizes.setdefault(name, own) != own:
                 raise UsageError(
                     f"{name} is {sizes[name]} (in, out) in one adapter and {own} in another; join adapters "

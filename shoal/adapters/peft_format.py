@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 from shoal.adapters.foreign_names import cause, factor_name, module_in, plain_module, rests
-from shoal.adapters.lora import LoRA
+from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.parameters import factor_sizes
+from shoal.adapters.peft_parameters import StatedParameters, is_router, stacked, unstacked, wrapped_names
 from shoal.adapters.peft_scalings import Scalings
+from shoal.adapters.per_expert import stack_experts
 from shoal.config import MAX_ALPHA
 from shoal.errors import ShoalError, UsageError
 from shoal.models.ends import EndModule
 from shoal.models.modules import TargetModule
+from shoal.models.parameters import ParameterSizes, TargetParameter, check_sizes
 from shoal.models.shapes import BackboneShape
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -37,7 +41,9 @@ class Coverage:
         ends: the ends of the model that are held.
         zero: those of them that the adapter leaves alone; their B is zero.
         target_modules: short names that match the types held and no other.
-        layers: layer indices, ascending.
+        parameters: every parameter held, in the model's order.
+        target_parameters: their types where all layers hold them, else their names.
+        layers: layer indices of both, ascending.
         num_layers: decoder layers of the model.
     """
 
@@ -45,6 +51,8 @@ class Coverage:
     ends: tuple[EndModule, ...]
     zero: frozenset[TargetModule]
     target_modules: tuple[str, ...]
+    parameters: tuple[TargetParameter, ...]
+    target_parameters: tuple[str, ...]
     layers: tuple[int, ...]
     num_layers: int
 
@@ -60,11 +68,15 @@ def cover(lora: LoRA, shape: BackboneShape, *, pad_layers: bool = False) -> Cove
     Raises:
         UsageError: the model has no such module, or one of another size.
     """
-    adapted = adapted_targets(shape, lora)
+    check_targets(shape, lora)
+    adapted = [t for t in shape.targets if t.name in lora.factors]
     ends = tuple(end for end in shape.ends if end.name in lora.factors)
+    parameters = tuple(p for p in shape.parameters if p.name in lora.factors)
+    partly = {p.type for p in shape.parameters if p.name not in lora.factors}
     types = {t.type for t in adapted}
-    # A loader that is to adapt some layers adapts nothing outside them.
-    layers = {t.layer for t in (shape.targets if adapted and (pad_layers or ends) else adapted)}
+    # A loader that is to adapt some layers adapts no module outside them.
+    everywhere = bool(adapted) and (pad_layers or bool(ends))
+    layers = {t.layer for t in (shape.targets if everywhere else adapted)} | {p.layer for p in parameters}
     targets = tuple(t for t in shape.targets if t.type in types and t.layer in layers)
     return Coverage(
         targets=targets,
@@ -74,6 +86,8 @@ def cover(lora: LoRA, shape: BackboneShape, *, pad_layers: bool = False) -> Cove
             types | {end.name for end in ends},
             {t.type for t in shape.targets} | {end.name for end in shape.ends},
         ),
+        parameters=parameters,
+        target_parameters=tuple(dict.fromkeys(p.name if p.type in partly else p.type for p in parameters)),
         layers=tuple(sorted(layers)),
         num_layers=shape.num_layers,
     )
@@ -95,12 +109,15 @@ def peft_tensors(lora: LoRA, coverage: Coverage, dtype: torch.dtype | None = Non
     if coverage.zero:
         padded = [t for t in coverage.targets if t in coverage.zero]
         factors |= LoRA.identity(padded, lora.rank, 1.0, generator=torch.Generator().manual_seed(0)).factors
-    names = {target.name: "lora_{}.weight" for target in coverage.targets}
-    names |= {end.name: "lora_embedding_{}" if end.embedding else "lora_{}.weight" for end in coverage.ends}
+    names = {target.name: f"{target.name}.lora_{{}}.weight" for target in coverage.targets}
+    for end in coverage.ends:
+        names[end.name] = f"{end.name}.lora_" + ("embedding_{}" if end.embedding else "{}.weight")
+    wrapped = wrapped_names(coverage.parameters)
+    names |= {name: f"{module}.lora_{{}}.weight" for name, module in wrapped.items()}
     tensors = {
-        f"base_model.model.{module}.{ending.format(letter)}": factor.detach().to(dtype).contiguous()
-        for module, ending in names.items()
-        for letter, factor in zip("AB", factors[module], strict=True)
+        f"base_model.model.{key.format(letter)}": factor.detach().to(dtype).contiguous()
+        for name, key in names.items()
+        for letter, factor in zip("AB", unstacked(factors[name]), strict=True)
     }
     if broken := _first_not_finite(tensors):
         raise UsageError(f"{broken} is not finite in {dtype}; use float32, or look for what made it so")
@@ -131,7 +148,9 @@ def peft_config(lora: LoRA, coverage: Coverage, *, base_model: str, revision: st
         "modules_to_save": None,
         "inference_mode": True,
     }
-    if 0 < len(coverage.layers) < coverage.num_layers:
+    if coverage.parameters:
+        config["target_parameters"] = list(coverage.target_parameters)
+    if coverage.targets and len(coverage.layers) < coverage.num_layers:
         config["layers_to_transform"] = list(coverage.layers)
     return config
 
@@ -157,32 +176,42 @@ def read_lora(
     Raises:
         ShoalError: the adapter is more than plain LoRA, incomplete, or not finite.
     """
-    scalings = Scalings(config, source)
+    scalings, parameters = Scalings(config, source), StatedParameters(config, source)
     tensors = _factors_alone(tensors, source, is_copy)
     if not tensors:
         raise ShoalError(f"{source} holds no LoRA factor; the adapter is incomplete, write it again")
     _check_numbers(tensors, source)
     widest_dtype = reduce(torch.promote_types, (t.dtype for t in tensors.values()))
+    factors = {key: found for key in tensors if (found := factor_name(key)) is not None}
+    of_parameters = parameters.names(factors.values())
     pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name = factor_name(key)
-        assert name is not None
-        if name.letter in pairs.setdefault(name.module, {}):
-            raise ShoalError(f"{source} holds {name.letter} of {name.module[:120]} twice; keep one adapter")
-        pairs[name.module][name.letter] = tensor.to(widest_dtype)
-    for module, pair in pairs.items():
-        if len(pair) < 2:
-            raise ShoalError(
-                f"{source} lacks A or B of {module[:120]}; the adapter is incomplete, write it again"
-            )
-        if pair["A"].shape[0] != pair["B"].shape[1]:
-            raise ShoalError(
-                f"{source}: A of {module[:120]} has rank {pair['A'].shape[0]}, B has {pair['B'].shape[1]}; "
-                "the adapter is damaged, write it again"
-            )
-    widest = max(pair["A"].shape[0] for pair in pairs.values())
+    for key, factor in factors.items():
+        name = of_parameters.get((factor.module, factor.depth), factor.module)
+        if factor.letter in pairs.setdefault(name, {}):
+            raise ShoalError(f"{source} holds {factor.letter} of {name[:120]} twice; keep one adapter")
+        pairs[name][factor.letter] = tensors[key].to(widest_dtype)
+    stated = set(of_parameters.values())
+    own = {}
+    for name, pair in pairs.items():
+        own[name] = _checked(name, pair, source)
+        if name in stated and not is_router(name):
+            own[name] = stacked(name, *own[name], parameters.rank_of(name), source)
+    widest = max(pair.a.shape[-2] for pair in own.values())
     alpha = scalings.common * widest
-    return LoRA({name: scalings.evened(name, pair, widest) for name, pair in pairs.items()}, alpha)
+    return LoRA({name: scalings.evened(name, pair, widest) for name, pair in own.items()}, alpha)
+
+
+def _checked(name: str, pair: Mapping[str, Tensor], source: object) -> LoraFactors:
+    """Both factors of a module, which must be there and of one rank."""
+    if len(pair) < 2:
+        raise ShoalError(f"{source} lacks A or B of {name[:120]}; the adapter is incomplete, write it again")
+    factors = LoraFactors(pair["A"], pair["B"])
+    if factors.a.shape[0] != factors.b.shape[1]:
+        raise ShoalError(
+            f"{source}: A of {name[:120]} has rank {factors.a.shape[0]}, B has {factors.b.shape[1]}; "
+            "the adapter is damaged, write it again"
+        )
+    return factors
 
 
 def _factors_alone(
@@ -244,33 +273,32 @@ def _short_names(types: set[str], all_types: set[str]) -> tuple[str, ...]:
     return tuple(sorted({next(e for e in endings(kind) if matches(e) <= types) for kind in types}))
 
 
-def adapted_targets(shape: BackboneShape, lora: LoRA) -> tuple[TargetModule, ...]:
-    """The targets of a base model that an adapter changes, in the adapter's order; its ends are checked too.
+def check_targets(shape: BackboneShape, lora: LoRA) -> None:
+    """See that a base model has all that an adapter changes.
 
     Raises:
-        UsageError: the model has no such module, or one of another size.
+        UsageError: it has no such module or parameter, or one of another size.
     """
-    by_name = {t.name: t for t in shape.targets}
     known = {t.name: t for t in shape.adaptable}
-    for name, f in lora.factors.items():
-        target, sizes = known.get(name), (f.a.shape[-1], f.b.shape[0])
+    for name, factors in lora.factors.items():
+        target = known.get(name)
         if target is None:
             raise UsageError(
                 f"the adapter has {name[:120]}, and {shape.base_model} no such module: {cause(name)}"
             )
-        if sizes != (target.in_features, target.out_features):
-            raise UsageError(
-                f"the adapter's {name} is {sizes[0]} x {sizes[1]} (in x out), in {shape.base_model} "
-                f"{target.in_features} x {target.out_features}; use the model that it was made for"
-            )
-    return tuple(by_name[name] for name in lora.factors if name in by_name)
+        own = (
+            target.sizes
+            if isinstance(target, TargetParameter)
+            else ParameterSizes(0, target.in_features, target.out_features)
+        )
+        check_sizes(name, factor_sizes(factors), own, shape.base_model)
 
 
 def named_as(lora: LoRA, shape: BackboneShape) -> LoRA:
-    """The adapter under the names of a base model, where parts before the layers differ.
+    """The adapter under the names of a base model, where parts before the layers, or experts, have others.
 
     Raises:
-        ShoalError: two of its modules are one of the model's.
+        ShoalError: two of its modules are one of the model's, or some experts are missing.
     """
     known = {t.name for t in shape.adaptable}
     if lora.factors.keys() <= known:
@@ -279,4 +307,4 @@ def named_as(lora: LoRA, shape: BackboneShape) -> LoRA:
     renamed = {module_in(name, by_rest) or name: factors for name, factors in lora.factors.items()}
     if len(renamed) < len(lora.factors):
         raise ShoalError("the adapter has two names for one module of the base model; keep one of them")
-    return replace(lora, factors=renamed)
+    return stack_experts(replace(lora, factors=renamed), shape)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import regex
-from torch import Tensor
 from torch.nn import functional as F
 
 from shoal.adapters.lora import LoraFactors
@@ -26,7 +25,7 @@ _READ_OR_HARMLESS = frozenset(
     | {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"}
     | {"target_modules", "layers_to_transform", "layers_pattern", "exclude_modules", "fan_in_fan_out"}
     | {"rank_pattern", "alpha_pattern", "lora_dropout", "runtime_config", "ensure_weight_tying"}
-    | {"modules_to_save"}  # their tensors are looked at
+    | {"modules_to_save", "target_parameters"}  # their tensors are looked at
     | {"megatron_core", "qalora_group_size"}
     | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
 )
@@ -55,19 +54,19 @@ class Scalings:
         """
         _check_plain(config, source)
         self._root = bool(config.get("use_rslora"))
-        rank = _whole(config.get("r"), "r", source)
+        rank = whole(config.get("r"), "r", source)
         self._alpha = _positive(config.get("lora_alpha", 8), "lora_alpha", source)
-        for own in _pattern(config, "rank_pattern", source).values():
-            _whole(own, "rank_pattern", source)
-        alphas = _pattern(config, "alpha_pattern", source)
+        for own in pattern_of(config, "rank_pattern", source).values():
+            whole(own, "rank_pattern", source)
+        alphas = pattern_of(config, "alpha_pattern", source)
         self._alphas = {key: _positive(value, "alpha_pattern", source) for key, value in alphas.items()}
-        self._places = _Places(alphas, source)
+        self._places = Places(alphas, "alpha_pattern", source)
         self.common = self._scaling(rank, self._alpha)
 
-    def evened(self, module: str, pair: Mapping[str, Tensor], rank: int) -> LoraFactors:
+    def evened(self, module: str, factors: LoraFactors, rank: int) -> LoraFactors:
         """Its factors with this rank and the common scaling."""
-        a, b = pair["A"], pair["B"]
-        own = a.shape[0]
+        a, b = factors
+        own = a.shape[-2]
         scaling = self._scaling(own, self._alphas.get(self._places.key_of(module), self._alpha))
         if scaling != self.common:
             b = b * (scaling / self.common)
@@ -79,15 +78,21 @@ class Scalings:
         return alpha / (math.sqrt(rank) if self._root else rank)
 
 
-class _Places:
-    """Places of the keys of a pattern in their order.
+class Places:
+    """Places of the keys of a pattern (`alpha_pattern`, `rank_pattern`) in their order.
 
     Plain names take one look-up per part of a module's name; the few that are regular expressions are matched
     within a limit of time.
     """
 
-    def __init__(self, pattern: Mapping[str, Any], source: object) -> None:
+    def __init__(self, pattern: Mapping[str, Any], title: str, source: object) -> None:
+        """Read the keys of a pattern, which has this title in messages.
+
+        Raises:
+            ShoalError: too many regular expressions, or one that is none.
+        """
         self._source = source
+        self._title = title
         self._keys = list(pattern)
         self._places = {key: place for place, key in enumerate(self._keys)}
         self._left = MATCH_SECONDS
@@ -95,7 +100,7 @@ class _Places:
         odd = [key for key in self._keys if not _PLAIN_NAME.fullmatch(key)]
         if len(odd) > MAX_EXPRESSIONS or any(len(key) > MAX_EXPRESSION for key in odd):
             raise ShoalError(
-                f"{source} has {len(odd)} regular expressions in alpha_pattern, of up to "
+                f"{source} has {len(odd)} regular expressions in {title}, of up to "
                 f"{max(map(len, odd))} characters; at most {MAX_EXPRESSIONS} of {MAX_EXPRESSION} are matched"
             )
         for key in odd:
@@ -103,7 +108,7 @@ class _Places:
                 self._expressions.append((self._places[key], regex.compile(rf"(.*\.)?({key})$")))
             except (regex.error, RecursionError, OverflowError, MemoryError) as error:
                 raise ShoalError(
-                    f"{source} has {json.dumps(key)[:80]} in alpha_pattern, which is no regular expression "
+                    f"{source} has {json.dumps(key)[:80]} in {title}, which is no regular expression "
                     f"({reason(error, 80)}); correct it"
                 ) from None
 
@@ -125,12 +130,13 @@ class _Places:
             self._left -= max(time.thread_time() - begun - FREE_SECONDS, 0.0)
         if self._left <= 0:
             raise ShoalError(
-                f"{self._source} has a regular expression in alpha_pattern that takes too long; name modules"
+                f"{self._source} has a regular expression in {self._title} that takes too long; name modules"
             )
         return found
 
 
-def _pattern(config: Mapping[str, Any], name: str, source: object) -> Mapping[str, Any]:
+def pattern_of(config: Mapping[str, Any], name: str, source: object) -> Mapping[str, Any]:
+    """The object under a key of a configuration, or ShoalError."""
     pattern = config.get(name) or {}
     if not isinstance(pattern, dict):
         raise ShoalError(f"{source} has {json.dumps(pattern)[:80]} in {name}; it must be an object")
@@ -148,12 +154,6 @@ def _check_plain(config: Mapping[str, Any], source: object) -> None:
         extra.append("init_lora_weights")
     if config.get("bias", "none") != "none":
         extra.append("bias")
-    if "target_parameters" in extra:
-        stated = json.dumps(config["target_parameters"])[:80]
-        raise ShoalError(
-            f"{source} sets target_parameters to {stated}: a LoRA of experts is not supported, only of "
-            "linear maps outside them; train it with target_modules alone"
-        )
     if extra:
         stated = json.dumps(config[extra[0]])[:80]
         raise ShoalError(
@@ -161,7 +161,8 @@ def _check_plain(config: Mapping[str, Any], source: object) -> None:
         )
 
 
-def _whole(rank: Any, name: str, source: object) -> int:
+def whole(rank: Any, name: str, source: object) -> int:
+    """A rank, or ShoalError."""
     if type(rank) is not int or rank < 1:
         raise ShoalError(
             f"{source} sets {name} to {json.dumps(rank)[:80]}; a rank is a whole number of at least 1"

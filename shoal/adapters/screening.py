@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE
+from shoal.adapters.peft_parameters import StatedParameters
 from shoal.errors import UsageError, check_unicode, shorten
 from shoal.file_formats import read_json, read_tensor_sizes
 
@@ -40,14 +41,16 @@ def screen(directory: Path, *, max_rank: int, max_bytes: int) -> None:
     for name in (CONFIG_FILE, FACTS_FILE):
         _check_size(directory / name, MAX_JSON_BYTES)
     _check_size(directory / WEIGHTS_FILE, max_bytes)
+    config: Mapping[str, Any] = {}
     for name in (CONFIG_FILE, FACTS_FILE):
         if (directory / name).is_file():
             content = read_json(directory / name)
             _check_values(content, name, MAX_LENGTH if name == FACTS_FILE else MAX_JSON_BYTES)
             if name == CONFIG_FILE:
-                _check_config(content, max_rank)
+                config = content
+                _check_config(config, max_rank)
     if (directory / WEIGHTS_FILE).is_file():
-        _check_weights(directory / WEIGHTS_FILE, max_rank, max_bytes)
+        _check_weights(directory / WEIGHTS_FILE, config, max_rank, max_bytes)
 
 
 def _check_size(path: Path, limit: int) -> None:
@@ -104,12 +107,12 @@ def _check_rank(rank: object, max_rank: int) -> None:
         raise UsageError(f"the adapter has rank {shown}, the limit is {max_rank}; truncate it")
 
 
-def _check_weights(path: Path, max_rank: int, max_bytes: int) -> None:
+def _check_weights(path: Path, config: Mapping[str, Any], max_rank: int, max_bytes: int) -> None:
     size = path.stat().st_size
     sizes = read_tensor_sizes(path, max_header_bytes=max(MAX_HEADER_BYTES, size // 8))
     _check_names(sizes)
     item = max((ITEM_BYTES.get(tensor.dtype, 2) for tensor in sizes.values()), default=2)
-    factors = list(_factors(sizes))
+    factors = list(_factors(sizes, config))
     widest = max((rank for rank, _ in factors), default=0)
     _check_rank(widest, max_rank)
     if (padded := widest * item * sum(other for _, other in factors)) > max_bytes and padded > size:
@@ -119,9 +122,11 @@ def _check_weights(path: Path, max_rank: int, max_bytes: int) -> None:
         )
 
 
-def _factors(sizes: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+def _factors(sizes: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     """(rank, numbers for each of the rank) of every tensor that is a factor by its name."""
+    stated = config.get("target_parameters")
+    of_experts = StatedParameters(config, CONFIG_FILE).tensor_ranks(sizes) if stated else {}
     for name, tensor in sizes.items():
         if len(tensor.shape) >= 2 and (a := "lora_A" in name) != ("lora_B" in name):
-            rank = tensor.shape[0 if a else -1]
+            rank = of_experts.get(name, tensor.shape[0 if a else -1])
             yield rank, math.prod(tensor.shape) // max(rank, 1)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 # What a role is called in each family, as the end of a module's name within its layer. Families that fuse the
-# query, key and value projections name one module for all three.
+# query, key and value projections name one module for all three; those that read keys and values from a
+# narrow state name the projection out of it.
 _QKV = ("attn.c_attn", "attention.query_key_value", "self_attention.query_key_value", "self_attn.qkv_proj")
+_LATENT = "self_attn.kv_b_proj"
 ROLES: dict[str, tuple[str, ...]] = {
-    "q_proj": ("self_attn.q_proj", "attn.q_proj", *_QKV),
-    "k_proj": ("self_attn.k_proj", "attn.k_proj", *_QKV),
-    "v_proj": ("self_attn.v_proj", "attn.v_proj", *_QKV),
+    "q_proj": ("self_attn.q_proj", "attn.q_proj", "self_attn.q_b_proj", *_QKV),
+    "k_proj": ("self_attn.k_proj", "attn.k_proj", _LATENT, *_QKV),
+    "v_proj": ("self_attn.v_proj", "attn.v_proj", _LATENT, *_QKV),
     "o_proj": (
         "self_attn.o_proj",
         "self_attn.out_proj",

@@ -19,6 +19,7 @@ from shoal.errors import ShoalError, UsageError, reason
 from shoal.models.ends import EndModule, end_modules
 from shoal.models.known import DEFAULT_HUB_ID, ROLES
 from shoal.models.modules import TargetModule, is_conv1d, module_sizes
+from shoal.models.parameters import TargetParameter, adaptable_parameters
 from shoal.models.sources import DEFAULT_MODEL, find_model, known_config, quietly, read_config
 
 # Kinds of layers in a configuration whose cache is keys and values alone; the last two are kinds of MLPs.
@@ -37,6 +38,8 @@ class BackboneShape:
         num_layers: decoder layers.
         targets: every linear map inside the decoder layers, in order.
         ends: embedding and output layer, which no role names: only adapters from elsewhere change them.
+        parameters: weights of experts and routers there, which are no modules; adapters may change them, and
+            none is trained on them here.
     """
 
     base_model: str
@@ -44,11 +47,12 @@ class BackboneShape:
     num_layers: int
     targets: tuple[TargetModule, ...]
     ends: tuple[EndModule, ...] = ()
+    parameters: tuple[TargetParameter, ...] = ()
 
     @property
-    def adaptable(self) -> tuple[TargetModule | EndModule, ...]:
-        """Everything that an adapter may change: targets and ends."""
-        return (*self.targets, *self.ends)
+    def adaptable(self) -> tuple[TargetModule | EndModule | TargetParameter, ...]:
+        """Everything that an adapter may change: targets, ends and parameters."""
+        return (*self.targets, *self.ends, *self.parameters)
 
     def select(self, target_modules: Sequence[str], num_layers: int | None) -> tuple[TargetModule, ...]:
         """The targets of the named modules in the last `num_layers` layers (None: all), in the model's order.
@@ -70,9 +74,10 @@ class BackboneShape:
             endings = ROLES.get(name, (name,))
             found = {t for t in types for e in endings if t == e or t.endswith("." + e)}
             if not found:
+                untrained = " (its experts are not trained here)" if self.parameters else ""
                 raise UsageError(
-                    f"{self.base_model} has no target module {name!r}; choose from {', '.join(sorted(types))}"
-                    f" or the roles {', '.join(ROLES)}"
+                    f"{self.base_model} has no target module {name!r}{untrained}; choose from "
+                    f"{', '.join(sorted(types))} or the roles {', '.join(ROLES)}"
                 )
             chosen |= found
         if not chosen:
@@ -99,8 +104,10 @@ def load_shape(model: str = DEFAULT_MODEL) -> BackboneShape:
 def shape_of(model: nn.Module, base_model: str) -> BackboneShape:
     """Shape of a model that is there, on any device (the meta device too)."""
     prefix, layers = decoder_layers(model)
-    targets = []
+    targets, parameters = [], []
     for index, layer in enumerate(layers):
+        for name, parameter, apart in adaptable_parameters(layer):
+            parameters.append(TargetParameter(f"{prefix}.{index}.{name}", index, name, parameter, apart))
         for name, module in layer.named_modules():
             sizes = module_sizes(module)
             if sizes:
@@ -108,7 +115,9 @@ def shape_of(model: nn.Module, base_model: str) -> BackboneShape:
                     TargetModule(f"{prefix}.{index}.{name}", index, name, *sizes, is_conv1d(module))
                 )
     config: Any = model.config
-    return BackboneShape(base_model, config.model_type, len(layers), tuple(targets), end_modules(model))
+    return BackboneShape(
+        base_model, config.model_type, len(layers), tuple(targets), end_modules(model), tuple(parameters)
+    )
 
 
 def on_meta(config: PretrainedConfig, name: str) -> PreTrainedModel:

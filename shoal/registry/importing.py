@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, StoredAdapter, load_adapter
-from shoal.adapters.peft_format import adapted_targets, named_as
+from shoal.adapters.peft_format import check_targets, named_as
 from shoal.adapters.screening import screen
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.models.known import KNOWN_MODELS
@@ -72,7 +72,7 @@ def read_foreign(
             f"the revision in {CONFIG_FILE} has {len(stored.revision)} characters, the limit is "
             f"{MAX_REVISION}; name a branch, a tag or a commit"
         )
-    adapted_targets(shape, stored.lora)
+    check_targets(shape, stored.lora)
     if stored.base_model is not None and not stored.made_for(shape.base_model):
         if not other_base and not may_be_same(stored.base_model, shape.base_model):
             raise UsageError(

@@ -275,7 +275,7 @@ def error_of(directory: Path) -> str:
         ({"rank_pattern": ["q_proj"]}, 'has ["q_proj"] in rank_pattern; it must be an object'),
         ({"alpha_pattern": {"q_proj": -1}}, "sets alpha_pattern to -1; it must be above 0"),
         ({"alpha_pattern": {"q_proj": "2"}}, 'sets alpha_pattern to "2"'),
-        ({"target_parameters": ["experts.down_proj"]}, "a LoRA of experts is not supported"),
+        ({"target_parameters": ["experts.down_proj_bias"]}, "names 'experts.down_proj_bias' in target_param"),
         ({"bias": "all"}, 'sets bias to "all"'),
         ({"lora_bias": True}, "sets lora_bias"),
         ({"init_lora_weights": "pissa"}, 'init_lora_weights to "pissa"'),

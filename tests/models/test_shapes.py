@@ -25,6 +25,9 @@ ATTENTION = {
     "gpt_neox": ("attention.query_key_value", "attention.dense"),
     "opt": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
     "phi": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense"),
+    **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), LLAMA_LIKE),
+    "deepseek_v2": ("self_attn.q_proj", "self_attn.kv_b_proj", "self_attn.o_proj"),
+    "deepseek_v3": ("self_attn.q_b_proj", "self_attn.kv_b_proj", "self_attn.o_proj"),
 }
 FEED_FORWARD = {
     "llama": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
@@ -45,7 +48,7 @@ def config_only(source: Path, directory: Path, **changes: Any) -> str:
     """A model directory that holds a configuration and nothing else; None takes a key out."""
     config = {**json.loads((source / "config.json").read_text()), **changes}
     directory.mkdir()
-    kept = {key: value for key, value in config.items() if value is not None}
+    kept = {key: value for key, value in config.items() if key not in changes or value is not None}
     (directory / "config.json").write_text(json.dumps(kept))
     return str(directory)
 

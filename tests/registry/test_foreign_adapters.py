@@ -19,7 +19,7 @@ from shoal.adapters.archive import unpack
 from shoal.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from shoal.adapters.foreign_names import factor_name
 from shoal.adapters.lora import LoRA
-from shoal.adapters.peft_scalings import _Places
+from shoal.adapters.peft_scalings import Places
 from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import load_backbone
 from shoal.models.shapes import BackboneShape, load_shape
@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "experts": (
         lambda k: k.replace(QUERY, "model.layers.0.mlp.experts.0.up_proj"),
-        "LoRA of experts is not supported",
+        "no such experts",
     ),
     "another architecture": (lambda k: k.replace(QUERY, "model.layers.0.attn.Wqkv"), "another architecture"),
     "twice": (lambda k: k.replace(VALUE, f"module.{QUERY}"), "twice"),
@@ -182,7 +182,7 @@ def test_a_slow_expression_ends_in_time(pattern: str, write: Write, shape: Backb
 
 
 def test_expressions_whose_matches_take_too_long_together_are_refused() -> None:
-    places = _Places({r"(\w+\.)*(\w+\.)*(\w+\.)*y": 4}, "an adapter")
+    places = Places({r"(\w+\.)*(\w+\.)*(\w+\.)*y": 4}, "alpha_pattern", "an adapter")
     with pytest.raises(ShoalError, match="takes too long"):
         for number in range(2000):  # each in a fraction of the time of all
             places.key_of("part." * 60 + f"layer{number}")
@@ -190,7 +190,7 @@ def test_expressions_whose_matches_take_too_long_together_are_refused() -> None:
 
 def test_many_harmless_expressions_match_many_modules() -> None:
     expressions = [rf".*\.layers\.({i}|{i + 32})\..*_proj" for i in range(32)]
-    places = _Places(dict.fromkeys(expressions, 8), "an adapter")
+    places = Places(dict.fromkeys(expressions, 8), "alpha_pattern", "an adapter")
     modules = {
         f"model.layers.{i}.experts.{j}.up_proj": expressions[i % 32] for i in range(64) for j in range(32)
     }

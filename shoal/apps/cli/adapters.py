@@ -138,7 +138,7 @@ def merge_into_model(source: Source, place: Place, registry_place: registry.Plac
     """
     from shoal.adapters.export import MODEL_FILES, export_merged
     from shoal.adapters.files import load_adapter
-    from shoal.adapters.peft_format import adapted_targets
+    from shoal.adapters.peft_format import check_targets
     from shoal.files import check_place
     from shoal.models.shapes import load_shape
 
@@ -146,7 +146,7 @@ def merge_into_model(source: Source, place: Place, registry_place: registry.Plac
     with ExitStack() as stack:
         stored = load_adapter(_directory(stack, source, registry_place))
     base = place.base or _named_base(source, stored)
-    adapted_targets(load_shape(base), stored.lora)
+    check_targets(load_shape(base), stored.lora)
     backbone = load(place, base)
     export_merged(backbone.model, backbone.tokenizer, stored.lora, model.out)
     record = {"adapter": source, "base_model": backbone.shape.base_model, "out": str(model.out)}

@@ -201,12 +201,12 @@ def _adapter_row(name: str, directory: Path, base: str, tasks: Sequence[Task]) -
 
 def _fitting_lora(directory: Path, base: str) -> LoRA:
     from shoal.adapters.files import load_adapter
-    from shoal.adapters.peft_format import adapted_targets
+    from shoal.adapters.peft_format import check_targets
     from shoal.models.backbone import load_shape
 
     stored = load_adapter(directory)
     warn_of_another_base(stored.base_model, base, directory)
-    adapted_targets(load_shape(base), stored.lora)
+    check_targets(load_shape(base), stored.lora)
     return stored.lora
 
 
