@@ -1,10 +1,11 @@
 """A few solved examples make an adapter better, by short training that stops in one of two ways.
 
-Where refining was learned for the network (`shoal.text_to_lora.refining`), the adapter is trained on all the
-examples, at the learned rates and for the learned number of steps. Else, or where care is asked for, a
-quarter of the examples is held out, the adapter is trained on the others, and of the states on the way, the
-first one included, the one with the lowest loss on the held-out examples is kept: examples that teach nothing
-leave the adapter as it was. Nothing is written to disk.
+Where refining was learned for the network (`shoal.text_to_lora.refining`) and for as few examples, the
+adapter is trained on all of them, at the learned rates and for the learned number of steps, and the mean of
+the states of the second half of the steps is kept. Else, or where care is asked for, a quarter of the
+examples is held out, the adapter is trained on the others, and of the states on the way, the first one
+included, the one with the lowest loss on the held-out examples is kept: examples that teach nothing leave the
+adapter as it was. Nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from shoal.tasks.loading import Example, Task
 from shoal.tasks.records import divide
 from shoal.tasks.texts import normalise
 from shoal.text_to_lora.lengths import short_ones
-from shoal.text_to_lora.refining import LOOK, Refining, Seen
+from shoal.text_to_lora.refining import LOOK, Refining, Seen, averaged_since
 from shoal.training.batches import tokenise
 from shoal.training.lora import LoraObjective
 from shoal.training.refining import RefiningRun
@@ -84,7 +85,8 @@ def refine(
         description: of the task, for error messages and logs.
         config: optimisation settings; the learning rate stays at its peak, and training ends early at
             `MAX_TOKENS` tokens. Of these, `learned` keeps `max_length` and `seed`.
-        learned: rates, decay and steps for all the examples; None holds some out and stops by them.
+        learned: rates, decay and steps for all the examples; with None, or with fewer examples than it
+            knows steps for, some are held out, and they say where to stop.
 
     Raises:
         UsageError: fewer than `MIN_EXAMPLES` fit into `config.max_length` tokens; longer ones are left out.
@@ -96,7 +98,7 @@ def refine(
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     examples = [examples[i] for i in short_ones("examples", lengths, config.max_length, MIN_EXAMPLES)]
     _say_contradictions(examples)
-    if learned is None:
+    if learned is None or len(examples) < min(learned.steps):
         return _stopped_by_held_out(backbone, lora, examples, description, config, started)
     return _as_learned(backbone, lora, examples, description, config, learned, started)
 
@@ -153,14 +155,16 @@ def _as_learned(
     wanted = LOOK if learned.rule is not None else learned.steps_for(len(examples))
     taken, tokens = 0, 0
     losses: list[float] = []
+    run.marks |= {*range(LOOK + 1), averaged_since(wanted)}
     for step in run.steps(max(LOOK, learned.most_steps)):
         taken, tokens = taken + 1, tokens + step.tokens
         losses.append(float(step.loss.detach()))
         if taken == LOOK and learned.rule is not None:
             wanted = learned.rule.steps(Seen(len(examples), losses, run.agreement))
+            run.marks.add(averaged_since(wanted))
         if taken >= wanted or tokens >= MOST_TOKENS:
             break
-    refined = run.lora()
+    refined = run.mean(averaged_since(wanted) if taken > averaged_since(wanted) else 0)
     after = _loss(backbone, examples, refined)
     seconds = time.perf_counter() - started
     return Refinement(refined, len(examples), 0, taken, before, after, seconds, tokens, learned.sha256)

@@ -1,7 +1,8 @@
 """How an adapter is refined on a few examples, as it was learned for one network: a value and its file.
 
 A rate for each module type and group of layers, a decay towards the start, the steps for each number of
-examples, and a rule that sets the steps by what the first ones show. Knows nothing of how it was learned.
+examples, and a rule that sets the steps by what the first ones show. The mean of the states of the second
+half of the steps is kept. Knows nothing of how it was learned.
 """
 
 from __future__ import annotations
@@ -176,6 +177,11 @@ class Refining:
             "steps": {str(count): steps for count, steps in self.steps.items()},
             "tasks": list(self.tasks),
         }
+
+
+def averaged_since(steps: int) -> int:
+    """The step after which states are averaged, of so many: the mean of the second half is kept."""
+    return steps // 2
 
 
 def group_modules(targets: Sequence[TargetModule]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from shoal.tasks.records import Example
 from shoal.tasks.texts import normalise
 from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.few_shot import MAX_TOKENS, REFINING, refine
-from shoal.text_to_lora.refining import LOOK, Seen
+from shoal.text_to_lora.refining import LOOK, Seen, averaged_since
 from shoal.training.batches import TokenisedExample, tokenise
 from shoal.training.refining import RefiningRun
 
@@ -125,19 +125,20 @@ def curve(
 
     `rates` are by module; the file is `kept / TASK-SHOTS-DIGEST.json`.
     """
-    settings = (*_decided_by(backbone, emitter, episode), sorted(rates.items()), decay, limit)
+    settings = (*_decided_by(backbone, emitter, episode), sorted(rates.items()), decay, limit, "mean")
     path = kept / f"{episode.task}-{len(episode.shots)}-{digest(settings)}.json"
     if path.is_file():
         return _curve_of(read_json(path))
     lora = emitted(emitter, episode)
     shots = episode.tokens(backbone, episode.shots)
     run = RefiningRun(backbone, lora, shots, rates, decay=decay)
+    run.marks |= {averaged_since(step) for step in (*LOOKS, limit)}
     losses, seen = {0: _loss(backbone, episode, lora)}, []
     for step, taken in enumerate(run.steps(limit), start=1):
         if step <= LOOK:
             seen.append(float(taken.loss.detach()))
         if step in LOOKS or step == limit:
-            losses[step] = _loss(backbone, episode, run.lora())
+            losses[step] = _loss(backbone, episode, run.mean(averaged_since(step)))
     found = Curve(episode.task, losses, Seen(len(shots), seen, run.agreement))
     kept.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(asdict(found)))

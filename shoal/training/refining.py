@@ -3,20 +3,21 @@
 Knows one adapter, tokenised examples and rates by module; nothing of descriptions or of where rates are kept.
 
 Source: Li et al., "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", arXiv 1707.09835, equation 2,
-with Adam's direction in place of the gradient; first order as in Finn et al., arXiv 1703.03400, section 5.2.
+with Adam's direction in place of the gradient; first order as in Finn et al., arXiv 1703.03400, section 5.2;
+means of states on the way: Izmailov et al., "Averaging Weights Leads to Wider Optima", arXiv 1803.05407.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.adapters.lora import LoRA
+from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
@@ -50,6 +51,11 @@ class RefiningRun:
 
     After every step the factors go the share `decay` of the way back to where they started. Every example is
     seen once before any is seen again.
+
+    Attributes:
+        taken: steps so far.
+        marks: numbers of steps whose sum of states is kept when they are taken; see `mean`.
+        agreement: cosine of the gradients of the first batch's halves; 1 where it cannot be told.
     """
 
     def __init__(
@@ -96,6 +102,10 @@ class RefiningRun:
         layers = {t.layer for t in backbone.shape.targets if t.name in lora.factors}
         self._first_layer = min(layers)
         self._prefix = PrefixCache(backbone, self._first_layer)
+        self._sum = [torch.zeros_like(factor) for factor in self._start]
+        self._sums = {0: [torch.zeros_like(factor) for factor in self._start]}
+        self.taken = 0
+        self.marks: set[int] = set()
         self.agreement = 1.0
 
     @property
@@ -125,6 +135,7 @@ class RefiningRun:
         """Take steps, one each time that the next loss is asked for."""
         for taken in optimise(self._backbone, self, count):
             self._decayed()
+            self._summed()
             yield taken
 
     def batch(self, forward_pass: int) -> list[TokenisedExample]:
@@ -135,6 +146,17 @@ class RefiningRun:
     def lora(self) -> LoRA:
         """The adapter as it stands, float32 on the CPU."""
         return self._lora.copy()
+
+    def mean(self, since: int) -> LoRA:
+        """The mean of the states after step `since`, which is 0 or one of `marks`; float32 on the CPU."""
+        factors = [
+            (now - before) / (self.taken - since)
+            for now, before in zip(self._sum, self._sums[since], strict=True)
+        ]
+        own = self.lora()
+        pairs = zip(factors[::2], factors[1::2], strict=True)
+        means = {name: LoraFactors(a.cpu(), b.cpu()) for name, (a, b) in zip(own.factors, pairs, strict=True)}
+        return replace(own, factors=means)
 
     def sensitivity(self, asked: Sequence[TokenisedExample], batch_size: int = BATCH_SIZE) -> Sensitivity:
         """The loss on other examples, and how it follows from rates and decay, by one backward pass.
@@ -168,6 +190,14 @@ class RefiningRun:
             by_decay.mul_(1 - self._decay).sub_(moved)
             if self._decay:
                 factor.copy_(start + (1 - self._decay) * moved)
+
+    @torch.no_grad()
+    def _summed(self) -> None:
+        self.taken += 1
+        for total, factor in zip(self._sum, self.module, strict=True):
+            total += factor
+        if self.taken in self.marks:
+            self._sums[self.taken] = [total.clone() for total in self._sum]
 
     def _losses(self, examples: Sequence[TokenisedExample]) -> tuple[Tensor, int]:
         return self._prefix.answer_losses(examples, self._lora.current(), PLAIN)

@@ -83,6 +83,14 @@ def test_as_learned_all_examples_are_trained_on(sharp: Backbone, start: LoRA) ->
     assert refinement.loss_after < refinement.loss_before - 1
 
 
+def test_fewer_examples_than_steps_are_known_for_are_stopped_by_held_out_ones(
+    sharp: Backbone, start: LoRA
+) -> None:
+    how = replace(learned(sharp, start), steps={16: 12})
+    refinement = refine(sharp, start, SAME[:8], description="Answer yes.", learned=how)
+    assert (refinement.examples, refinement.held_out, refinement.rates) == (6, 2, None)
+
+
 def test_a_learned_rule_stops_by_the_first_steps(sharp: Backbone, start: LoRA) -> None:
     rule = StoppingRule((0.0, 0.0, 0.0, 0.0), 1.7, 1, 40)  # five, whatever is seen
     refinement = refine(sharp, start, SAME, description="Answer yes.", learned=learned(sharp, start, rule))

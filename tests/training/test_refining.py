@@ -152,6 +152,21 @@ def test_decay_keeps_an_adapter_near_its_start(sharp: Backbone, start: LoRA, sho
     assert distance(0.5) < 0.5 * distance(0.0)
 
 
+@pytest.mark.parametrize("since", [0, 2])
+def test_the_mean_is_that_of_the_states_after_a_mark(
+    since: int, sharp: Backbone, start: LoRA, shots: tuple
+) -> None:
+    run = RefiningRun(sharp, start, shots, dict.fromkeys(start.factors, RATE))
+    run.marks.add(2)
+    states = [run.lora() for _ in run.steps(5)][since:]
+    found = run.mean(since)
+    assert found.scaling == start.scaling
+    for name, factors in found.factors.items():
+        for place, factor in enumerate(factors):
+            wanted = torch.stack([state.factors[name][place] for state in states]).mean(0)
+            assert torch.allclose(factor, wanted, atol=1e-6)
+
+
 def test_every_example_is_seen_once_before_any_is_seen_again(sharp: Backbone, start: LoRA) -> None:
     shots = tokenised(sharp, ["ape", "bee", "cat", "doe", "elk", "fox"])
     run = RefiningRun(sharp, start, shots, dict.fromkeys(start.factors, RATE), batch_size=4)
