@@ -194,14 +194,19 @@ def test_logits_that_overflow_are_an_error(case: Callable[[str], Path], shoal: S
     failed(shoal("ask", "Hi", "--base", "model", "--dtype", "float16"), "not finite", "float16", "float32")
 
 
-def test_a_hybrid_model_is_refused_or_answers_as_transformers(
+def test_a_hybrid_model_answers_as_transformers_and_is_trained(
     case: Callable[[str], Path], shoal: Shoal
 ) -> None:
     case("model-hybrid")
-    failed(shoal("ask", "Hi", "--base", "model"), "keys and values")
+    arguments = ("--base", "model", "--dtype", "float32", "--max-new-tokens", "6", "--json")
+    record = succeeded(shoal("ask", "Hi", *arguments)).record
+    backbone = load_backbone("model", device="cpu", dtype=torch.float32)
+    prompt = torch.tensor([backbone.encode_prompt("Hi")])
+    ended = backbone.model.generate(prompt, max_new_tokens=6, do_sample=False)[0, prompt.shape[1] :]
+    assert record["answer"] == backbone.tokenizer.decode(ended, skip_special_tokens=True).strip()
     lines = [json.dumps({"input": f"film {i}", "output": "good"}) for i in range(8)]
     Path("examples.jsonl").write_text("\n".join(lines))
-    failed(shoal("train", "lora", "--base", "model", "--tasks", "examples.jsonl", *TRAIN), "keys and values")
+    succeeded(shoal("train", "lora", "--base", "model", "--tasks", "examples.jsonl", *TRAIN))
 
 
 def test_named_templates_are_named(case: Callable[[str], Path], shoal: Shoal) -> None:

@@ -6,7 +6,6 @@ how tokens are chosen, nor of texts or requests.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -20,6 +19,7 @@ from shoal.adapters.batched import RowAdapters
 from shoal.adapters.decomposition import Decompositions
 from shoal.inference.kv_cache import RowCache
 from shoal.models.backbone import Backbone
+from shoal.models.memories import ARGUMENTS, cache_argument
 
 
 class Rows:
@@ -47,8 +47,8 @@ class Rows:
             basis: decompositions that experts scale, best a `ModelBasis`.
         """
         self._backbone = backbone
-        self._cache_name = _cache_name(backbone.model)
-        self.cache = RowCache(len(backbone.layers), [len(prompt) for prompt in prompts])
+        self._cache_name = cache_argument(backbone.model) or ARGUMENTS[0]
+        self.cache = RowCache(backbone.memories, [len(prompt) for prompt in prompts])
         self.adapters = RowAdapters(backbone.model, basis or {}, adapters or [None] * len(prompts))
         self._unread = _left_padded(prompts, backbone.end_of_turn) if prompts else None
 
@@ -62,14 +62,14 @@ class Rows:
 
     @torch.no_grad()
     def read(self, columns: int | None = None) -> Float[Tensor, "rows vocabulary"]:
-        """Read so many columns of the prompts more (None: all of them).
+        """Read so many columns of the prompts more (None, or a model that reads no pieces: all of them).
 
         Returns:
             Logits of the token after the last column that is read.
         """
         assert self._unread is not None
         begin = self.cache.end
-        ids = self._unread[:, begin : begin + (columns or self.unread)]
+        ids = self._unread[:, begin : begin + self._taken(columns)]
         logits = self._forward(ids)[:, -1]
         if not self.unread:
             self._unread = None
@@ -77,9 +77,10 @@ class Rows:
 
     @torch.no_grad()
     def read_whole(self, columns: int) -> Float[Tensor, "rows columns vocabulary"]:
-        """Read so many columns of the prompts more; logits of the token after each of them."""
+        """Read columns of the prompts as `read`; logits of the token after each of them."""
         assert self._unread is not None
-        logits = self._forward(self._unread[:, self.cache.end : self.cache.end + columns], everywhere=True)
+        end = self.cache.end + self._taken(columns)
+        logits = self._forward(self._unread[:, self.cache.end : end], everywhere=True)
         if not self.unread:
             self._unread = None
         return logits
@@ -98,6 +99,9 @@ class Rows:
         """Remove a row; the last one takes its place."""
         self.cache.drop(row)
         self.adapters.drop(row)
+
+    def _taken(self, columns: int | None) -> int:
+        return columns if columns and self._backbone.in_pieces else self.unread
 
     def _forward(
         self, ids: Int[Tensor, "rows columns"], *, everywhere: bool = False
@@ -138,11 +142,6 @@ class _LastOnly:
 
     def __exit__(self, *error: object) -> None:
         self._hook.remove()
-
-
-def _cache_name(model: nn.Module) -> str:
-    """The model's name of its key-value cache: transformers 5.24 renamed it, in arguments and in outputs."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> Int[Tensor, "rows length"]:

@@ -14,6 +14,9 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from shoal.inference.row_states import Nothing, States
+from shoal.models.memories import LayerMemory
+
 SPARE = 128  # columns that a new buffer has beyond what is asked for, at least
 
 
@@ -26,16 +29,17 @@ class RowCache:
         cache: what the model is given.
     """
 
-    def __init__(self, layers: int, lengths: Sequence[int] = ()) -> None:
+    def __init__(self, memories: Sequence[LayerMemory], lengths: Sequence[int] = ()) -> None:
         """Rows for prompts of these lengths, of which no token is there yet.
 
         Args:
-            layers: of the model.
+            memories: of the model's layers.
             lengths: in tokens; the prompts will all end in one column.
         """
         self.starts = [max(lengths) - length for length in lengths]
         self.end = 0
-        self._layers = [_Layer(self) for _ in range(layers)]
+        self.room = (0, 0)  # rows and columns of the buffers
+        self._layers = [_layer(self, memory) for memory in memories]
         self.cache = Cache(layers=list(self._layers))
 
     def __len__(self) -> int:
@@ -75,24 +79,25 @@ class RowCache:
         last = self.starts.pop()
         if row < len(self):
             self.starts[row] = last
-            for layer in self._layers:
-                layer.move(len(self), row)
+        for layer in self._layers:
+            layer.drop(row, len(self))
 
     def _fit(self, rows: int, before: int, after: int) -> None:
         """Have room for so many rows, and for columns before and after the end; else move to new buffers."""
-        have_rows, have_columns = self._layers[0].room
+        have_rows, have_columns = self.room
         if rows <= have_rows and before <= self.end and self.end + after <= have_columns:
             return
         capacity, columns = 1 << (rows - 1).bit_length(), before + after
         columns += max(SPARE, columns // 4)
+        self.room = (capacity, columns)
         for layer in self._layers:
-            layer.refit(capacity, columns, len(self), (self.first, self.end), before)
+            layer.refit(len(self), (self.first, self.end), before)
         shift = before - self.end
         self.starts = [start + shift for start in self.starts]
         self.end = before
 
 
-class _Layer(CacheLayerMixin):
+class _KeysAndValues(CacheLayerMixin):
     """One layer's buffers, (rows, heads, columns, size); their shape is known after one forward pass."""
 
     is_sliding = False  # windows are a matter of the mask: all columns are kept
@@ -101,14 +106,13 @@ class _Layer(CacheLayerMixin):
         super().__init__()
         # Not the place itself: in a cycle the buffers would stay until the garbage collector comes by.
         self._place: RowCache = weakref.proxy(place)
-        self.room = (0, 0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make buffers, of zeros: what was never written has to be finite, or it outweighs its mask."""
-        shape = key_states.shape
-        self.keys = key_states.new_zeros(self.room[0], shape[1], self.room[1], shape[3])
+        (rows, columns), shape = self._place.room, key_states.shape
+        self.keys = key_states.new_zeros(rows, shape[1], columns, shape[3])
         shape = value_states.shape
-        self.values = value_states.new_zeros(self.room[0], shape[1], self.room[1], shape[3])
+        self.values = value_states.new_zeros(rows, shape[1], columns, shape[3])
         self.is_initialized = True
 
     def update(
@@ -136,35 +140,71 @@ class _Layer(CacheLayerMixin):
         """No limit."""
         return -1
 
-    def adopt(self, other: _Layer) -> None:
+    def adopt(self, other: Any) -> None:
         """Take the other's shape where there is none yet."""
         if not self.is_initialized:
-            assert other.keys is not None and other.values is not None
-            self.lazy_initialization(other.keys, other.values)
+            _KeysAndValues.lazy_initialization(self, other.keys, other.values)
 
-    def refit(self, rows: int, columns: int, used: int, window: tuple[int, int], end: int) -> None:
+    def refit(self, used: int, window: tuple[int, int], end: int) -> None:
         """Move the used rows' window to new buffers, in which it ends at another column."""
-        self.room = (rows, columns)
         if not self.is_initialized:
             return
         first, last = window
         old = (self.keys, self.values)
         assert old[0] is not None and old[1] is not None
-        self.lazy_initialization(old[0], old[1])
+        _KeysAndValues.lazy_initialization(self, old[0], old[1])
         for buffer, source in zip((self.keys, self.values), old, strict=True):
             assert buffer is not None and source is not None
             buffer[:used, :, end - (last - first) : end] = source[:used, :, first:last]
 
-    def write(self, row: int, end: int, other: _Layer, pick: int, last: int, length: int) -> None:
+    def write(self, row: int, end: int, other: Any, pick: int, last: int, length: int) -> None:
         """Copy a row's last columns from another layer; those before them become zero, whoever had them."""
         for buffer, source in ((self.keys, other.keys), (self.values, other.values)):
             assert buffer is not None and source is not None
             buffer[row, :, : end - length] = 0
             buffer[row, :, end - length : end] = source[pick, :, last - length : last]
 
-    def move(self, source: int, row: int) -> None:
-        """Copy a whole row over another."""
+    def drop(self, row: int, last: int) -> None:
+        """Copy the last row over another, unless it is that one."""
         end = self._place.end
         for buffer in (self.keys, self.values):
-            assert buffer is not None
-            buffer[row, :, :end] = buffer[source, :, :end]
+            if row < last:
+                assert buffer is not None
+                buffer[row, :, :end] = buffer[last, :, :end]
+
+
+class _KeysAndStates(States, _KeysAndValues):
+    """Both of one layer."""
+
+    def __init__(self, place: RowCache, count: int) -> None:
+        _KeysAndValues.__init__(self, place)
+        States.__init__(self, count)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Make the buffers of keys and values, which come by place, or of states, which come by name."""
+        (_KeysAndValues if args else States).lazy_initialization(self, *args, **kwargs)
+
+    def adopt(self, other: Any) -> None:
+        """Take the other's shapes."""
+        _KeysAndValues.adopt(self, other)
+        States.adopt(self, other)
+
+    def refit(self, used: int, window: tuple[int, int], end: int) -> None:
+        """Move keys and values."""
+        _KeysAndValues.refit(self, used, window, end)
+
+    def write(self, row: int, end: int, other: Any, pick: int, last: int, length: int) -> None:
+        """Copy a row's keys, values and states."""
+        _KeysAndValues.write(self, row, end, other, pick, last, length)
+        States.write(self, row, end, other, pick, last, length)
+
+    def drop(self, row: int, last: int) -> None:
+        """Copy the last row over another."""
+        _KeysAndValues.drop(self, row, last)
+        States.drop(self, row, last)
+
+
+def _layer(place: RowCache, memory: LayerMemory) -> Any:
+    if memory.states:
+        return _KeysAndStates(place, memory.states) if memory.keys else States(memory.states)
+    return _KeysAndValues(place) if memory.keys else Nothing()

@@ -145,10 +145,12 @@ def score_labels(
         batch, order = order[:taken], order[taken:]
         read = Rows(backbone, [prompts[i] for i in batch])
         while True:
-            columns = min(read.unread, max(1, prefill_tokens() // taken) if prefill_tokens else read.unread)
+            before = read.unread
             with attached():
-                logits = read.read(columns)
-            yield columns * taken
+                logits = read.read(
+                    min(before, max(1, prefill_tokens() // taken) if prefill_tokens else before)
+                )
+            yield (before - read.unread) * taken
             if not read.unread:
                 break
         found[batch] = yield from _following(backbone, attached, read, logits, completions, rows)

@@ -28,7 +28,16 @@ from transformers import (
 
 from shoal.errors import ShoalError, UsageError, check_unicode, reason
 from shoal.models.chat import ChatFormat, probe_chat
-from shoal.models.shapes import ROLES, BackboneShape, decoder_layers, load_shape, on_meta, shape_of
+from shoal.models.memories import LayerMemory, dry_run, layer_memories
+from shoal.models.shapes import (
+    ROLES,
+    BackboneShape,
+    decoder_layers,
+    load_shape,
+    not_answering,
+    on_meta,
+    shape_of,
+)
 from shoal.models.sources import DEFAULT_MODEL, ModelSource, find_model, quietly, read_config
 
 log = logging.getLogger(__name__)
@@ -58,11 +67,13 @@ class Backbone:
         model: the model, in evaluation mode, without gradients.
         tokenizer: its tokenizer.
         shape: its shape.
+        in_pieces: False where a prompt must be read in one forward pass.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     shape: BackboneShape
+    in_pieces: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -83,6 +94,11 @@ class Backbone:
     def layers_name(self) -> str:
         """The name of its list of decoder layers, for example `model.layers`."""
         return decoder_layers(self.model)[0]
+
+    @cached_property
+    def memories(self) -> tuple[LayerMemory, ...]:
+        """What each layer remembers of the tokens before."""
+        return layer_memories(self.model.config, len(self.layers))
 
     def twin(self) -> Backbone:
         """The same weights in modules of their own: what is attached to one is not at work in the other."""
@@ -184,7 +200,8 @@ def load_backbone(
 
     Raises:
         UsageError: no model of that name or path.
-        ShoalError: it is incomplete, broken, not a causal language model, or larger than the memory.
+        ShoalError: it is incomplete, broken, not a causal language model, larger than the memory, or cannot
+            go on from what it has read.
     """
     device = usable_device(device)
     source = find_model(model)
@@ -201,7 +218,11 @@ def load_backbone(
         raise ShoalError(
             f"cannot use {source.name!r}: its weight {broken} holds NaN or infinity; {source.repair}"
         )
-    return Backbone(loaded, tokenizer, shape_of(loaded, source.name))
+    backbone = Backbone(loaded, tokenizer, shape_of(loaded, source.name))
+    try:
+        return replace(backbone, in_pieces=dry_run(loaded, backbone.memories))
+    except ShoalError as error:
+        raise ShoalError(not_answering(source.name, loaded, error)) from error
 
 
 def load_wording(model: str = DEFAULT_MODEL) -> Backbone:

@@ -18,14 +18,10 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, Pret
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.models.ends import EndModule, end_modules
 from shoal.models.known import DEFAULT_HUB_ID, ROLES
+from shoal.models.memories import cache_argument, layer_memories
 from shoal.models.modules import TargetModule, is_conv1d, module_sizes
 from shoal.models.parameters import TargetParameter, adaptable_parameters
 from shoal.models.sources import DEFAULT_MODEL, find_model, known_config, quietly, read_config
-
-# Kinds of layers in a configuration whose cache is keys and values alone; the last two are kinds of MLPs.
-KEY_VALUE_LAYERS = frozenset(
-    {"full_attention", "sliding_attention", "chunked_attention", "attention", "dense", "sparse"}
-)
 
 
 @dataclass(frozen=True)
@@ -144,22 +140,35 @@ def on_meta(config: PretrainedConfig, name: str) -> PreTrainedModel:
             f"no {config.model_type} model can be built from the configuration of {name!r}: {reason(error)}; "
             "choose a causal language model, or correct its config.json"
         ) from error
-    odd = {kind for kind in getattr(config, "layer_types", None) or () if kind not in KEY_VALUE_LAYERS}
-    if odd or getattr(model, "_is_stateful", False):
-        what = f"layers without keys and values ({', '.join(sorted(odd)) or 'recurrent ones'})"
-        raise ShoalError(
-            f"{name!r} is a {config.model_type} model with {what}, which are not supported; choose another"
-        )
+    try:
+        layer_memories(config, len(decoder_layers(model)[1]))
+        if cache_argument(model) is None:
+            raise ShoalError("it takes no cache of keys and values")
+    except ShoalError as error:
+        raise ShoalError(not_answering(name, model, error)) from None
     return model
 
 
+def not_answering(name: str, model: nn.Module, error: ShoalError) -> str:
+    """The sentence that refuses a model which cannot be continued."""
+    config: Any = model.config
+    return f"{name!r} is a {config.model_type} model, which cannot answer here: {error}; choose another"
+
+
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """(name, list) of the decoder layers: the outermost list of as many equal modules as there are layers."""
+    """(name, list) of the decoder layers: the outermost list of as many modules as there are layers.
+
+    One of equal modules goes before; those of a hybrid model are of several classes.
+    """
     config: Any = model.config
     count = getattr(config, "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(m) for m in module}) == 1:
-            return name, module
-    raise ShoalError(
-        f"found no list of {count} equal decoder layers in a {config.model_type} model; choose another"
-    )
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not lists:
+        raise ShoalError(
+            f"found no list of {count} decoder layers in a {config.model_type} model; choose another"
+        )
+    return next((found for found in lists if len({type(m) for m in found[1]}) == 1), lists[0])

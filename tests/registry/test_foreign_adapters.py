@@ -302,24 +302,3 @@ def test_links_are_followed_into_the_hubs_cache_alone(
 )
 def test_names_of_no_factor(key: str) -> None:
     assert factor_name(key) is None
-
-
-RECURRENT: dict[str, dict[str, Any]] = {
-    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
-    "mamba": {},
-    "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
-}
-
-
-@pytest.mark.parametrize("family", RECURRENT)
-def test_models_without_keys_and_values_are_refused_before_anything_is_loaded(
-    family: str, tmp_path: Path
-) -> None:
-    from transformers import AutoConfig
-
-    AutoConfig.for_model(
-        family, num_hidden_layers=3, hidden_size=32, vocab_size=64, **RECURRENT[family]
-    ).save_pretrained(tmp_path)
-    with pytest.raises(ShoalError, match="layers without keys and values") as caught:
-        load_shape(str(tmp_path))
-    assert "\n" not in str(caught.value)

@@ -53,11 +53,11 @@ class PromptGroup:
 
     def advance(self, tokens: int) -> int:
         """Read the next columns; the tokens that they have."""
-        columns = min(self.rows.unread, max(1, tokens // len(self.jobs)))
-        logits = self.rows.read(columns)
+        before = self.rows.unread
+        logits = self.rows.read(min(before, max(1, tokens // len(self.jobs))))
         if not self.rows.unread:
             self.logits = logits
-        return columns * len(self.jobs)
+        return (before - self.rows.unread) * len(self.jobs)
 
 
 class Pace:
