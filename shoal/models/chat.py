@@ -18,7 +18,7 @@ Message = Mapping[str, str]
 
 _TEXTS = {
     "system": "Probe of the system.",
-    "user": "Probe of the user.",
+    "user": "Probe of the user: 1 < 2 & 3.",  # which a template may escape
     "assistant": "Probe of the answer.",
     "last": "Probe of the last turn.",
 }
@@ -89,7 +89,10 @@ def _wants_parts(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
     failure = None
     for parts in (False, True):
         try:
-            if _TEXTS["user"] in _rendered(tokenizer, [_QUESTION], parts):
+            rendered = _rendered(tokenizer, [_QUESTION], parts)
+            if (
+                _TEXTS["user"] in rendered and "'type': 'text'" not in rendered
+            ):  # nor the list as Python has it
                 return parts
         except Exception as error:  # a foreign program: any class of error
             failure = failure or error

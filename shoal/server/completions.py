@@ -120,8 +120,15 @@ class Completions:
         self._config = config
         self._scoring = threading.Lock()  # held for one prompt at a time, so that they need the memory of one
 
-    def accept(self, body: ChatRequest | CompletionRequest, owner: str) -> AcceptedRequest:
+    def accept(
+        self, body: ChatRequest | CompletionRequest, owner: str, left: threading.Event | None = None
+    ) -> AcceptedRequest:
         """Check a request, select its adapter and queue it; blocks as long as that takes.
+
+        Args:
+            body: of the request.
+            owner: whose it is.
+            left: set once nobody waits for it any more, so that no more of its prompts is scored.
 
         Raises:
             Failure: an unknown model, or tokens above the owner's limit.
@@ -145,8 +152,9 @@ class Completions:
         chosen = [replace(request, adapter=selected.adapter, labels=labels) for request in requests]
         if isinstance(body, ChatRequest) or not body.echo:
             return AcceptedRequest(body, self._submit(chosen), selected, prompt_tokens)
-        echoes = self._echoes(body, chosen)
-        streams = self._submit(chosen) if max_tokens else []
+        left = left or threading.Event()
+        echoes = self._echoes(body, chosen, left)
+        streams = self._submit(chosen) if max_tokens and not left.is_set() else []
         return AcceptedRequest(body, streams, selected, prompt_tokens, echoes)
 
     async def whole(self, accepted: AcceptedRequest) -> dict[str, Any]:
@@ -226,19 +234,21 @@ class Completions:
             raise UsageError(f"a token id is above {vocabulary - 1}, the last of the vocabulary")
         return encoded
 
-    def _echoes(self, body: CompletionRequest, requests: Sequence[Request]) -> list[Echo]:
+    def _echoes(
+        self, body: CompletionRequest, requests: Sequence[Request], left: threading.Event
+    ) -> list[Echo]:
         """The prompts as they are repeated, with the scores of their tokens where these are asked for."""
         decode = self._backbone.tokenizer.decode
         echoes = []
         for prompt, request in zip(body.prompts, requests, strict=True):
             text = prompt if isinstance(prompt, str) else str(decode(list(request.prompt)))
-            logprobs = text_logprobs(self._scores(request)) if request.logprobs is not None else None
+            logprobs = text_logprobs(self._scores(request, left)) if request.logprobs is not None else None
             echoes.append(Echo(text, logprobs))
         return echoes
 
-    def _scores(self, request: Request) -> Sequence[TokenScore]:
+    def _scores(self, request: Request, left: threading.Event) -> Sequence[TokenScore]:
         with self._scoring:
-            return self._runner.prompt_scores(request)
+            return self._runner.prompt_scores(request, lambda: not left.is_set())
 
     def _submit(self, requests: Sequence[Request]) -> list[Stream]:
         streams: list[Stream] = []

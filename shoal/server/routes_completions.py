@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -55,20 +56,39 @@ async def complete(body: CompletionRequest, request: Request, service: Open, own
 async def _respond(
     body: ChatRequest | CompletionRequest, request: Request, service: Service, owner: str
 ) -> Response:
-    accepted = await run_in(service.pools.requests, service.completions.accept, body, owner)
-    if body.stream:
-        return _EventStream(service, accepted)
-    whole = asyncio.ensure_future(service.completions.whole(accepted))
+    left = threading.Event()
+    accepting = asyncio.ensure_future(
+        run_in(service.pools.requests, service.completions.accept, body, owner, left)
+    )
+    accepting.add_done_callback(lambda done: _cancel_unread(done, left))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not whole.done():  # nobody is there to read it: its places are free at once
+        if not await _first(accepting, gone):
             return Response(status_code=499)
-        return JSONResponse(whole.result())
-    finally:
+        accepted = accepting.result()
+        if body.stream:
+            return _EventStream(service, accepted)
+        whole = asyncio.ensure_future(service.completions.whole(accepted))
+        try:
+            return JSONResponse(whole.result()) if await _first(whole, gone) else Response(status_code=499)
+        finally:
+            whole.cancel()
+            accepted.cancel()
+    finally:  # nobody is there to read it: its places are free at once
+        left.set()
         gone.cancel()
-        whole.cancel()
-        accepted.cancel()
+
+
+async def _first(work: asyncio.Future[Any], gone: asyncio.Future[None]) -> bool:
+    """True once some work is done, False once the client has left before that."""
+    await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+    return work.done()
+
+
+def _cancel_unread(accepting: asyncio.Future[AcceptedRequest], left: threading.Event) -> None:
+    """Free the places of a request that was accepted after its client had left."""
+    if not accepting.cancelled() and not accepting.exception() and left.is_set():
+        accepting.result().cancel()
 
 
 class _EventStream(StreamingResponse):

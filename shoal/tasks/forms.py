@@ -73,6 +73,7 @@ FORMS = (
     Form("sentence and label", ("sentence",), ("label", "label_text")),
     Form("source and target", ("source",), ("target",)),
     Form("input and target", ("input",), ("target", "label", "response", "answer", "completion")),
+    Form("inputs and targets", ("inputs",), ("targets",)),
     Form("text and summary", ("text",), ("summary",)),
     Form("article and summary", ("article",), ("summary", "highlights")),
     Form("document and summary", ("document",), ("summary",)),
@@ -305,6 +306,8 @@ def _talk(parts: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
             )
     system, turns = parts.get("system"), parts[name]
     first = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
+    if isinstance(turns, str) and turns:
+        raise UsageError(f"{name}: {shorten(turns, 30)} is one text; write a list of turns")
     return [*first, *(turns if _is_talk(turns) else [])]
 
 

@@ -22,6 +22,7 @@ from shoal.tasks.forms import Row
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz")  # of files that hold rows, not a task
 MAX_BYTES = 2**30  # of a file, and of what a compressed one unpacks to
 ROW_BYTES = 100  # that every row of a Parquet file counts for, beside its text
+VALUE_BYTES = 8  # that every value in a list counts for
 BATCH_ROWS = 1000  # of a Parquet file that are unpacked at once, at most
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _FOREIGN = {
@@ -264,8 +265,12 @@ def _rows_at_once(footer: Any, max_bytes: int, too_large: ShoalError) -> int:
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
     if footer.num_rows * ROW_BYTES > max_bytes or sum(group.total_byte_size for group in groups) > max_bytes:
         raise too_large
-    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-    largest = max((column.total_uncompressed_size for column in columns), default=0)
+    columns = [(group, group.column(number)) for group in groups for number in range(group.num_columns)]
+    # A single row may hold any number of values in its lists, which are all unpacked with it.
+    in_lists = sum(max(0, column.num_values - group.num_rows) for group, column in columns)
+    if in_lists * VALUE_BYTES > max_bytes:
+        raise too_large
+    largest = max((column.total_uncompressed_size for _, column in columns), default=0)
     return min(BATCH_ROWS, max(1, max_bytes // max(1, largest)))
 
 

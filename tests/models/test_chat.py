@@ -71,6 +71,9 @@ def test_a_template_keeps_its_text_and_closes_as_it_says(name: str) -> None:
 
 
 REFUSED = {
+    "escapes": (TURN + "{{ m.content | e }}<|im_end|>{% endfor %}", "loses the text"),
+    "changes case": (TURN + "{{ m.content | upper }}<|im_end|>{% endfor %}", "loses the text"),
+    "cuts a request, but not a list": ("{{ messages[0].content[:5] }}", "loses the text"),
     "loses every text": (TURN + "<|im_end|>{% endfor %}", "loses the text"),
     "only defines a macro": (
         "{% macro f(messages) %}{{ messages[0].content }}{% endmacro %}",

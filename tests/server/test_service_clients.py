@@ -241,12 +241,12 @@ def test_prompts_are_scored_one_at_a_time(tiny_llama: Path, tmp_path: Path) -> N
     service, http = small(tiny_llama, tmp_path / "r", max_open_a_key=4)
     own, running, most = service.runner.prompt_scores, [], []
 
-    def scores(request: Request) -> Any:
+    def scores(request: Request, wanted: Any) -> Any:
         running.append(request)
         most.append(len(running))
         time.sleep(0.05)
         try:
-            return own(request)
+            return own(request, wanted)
         finally:
             running.pop()
 

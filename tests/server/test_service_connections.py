@@ -30,6 +30,31 @@ def test_a_client_that_goes_away_frees_its_place(running: Any) -> None:
     assert outcomes._value.get() >= 2
 
 
+def test_a_client_that_goes_away_ends_the_scoring_of_its_prompts(serve: Any, tiny_llama: Path) -> None:
+    slow, passes = load_backbone(str(tiny_llama)), []
+
+    def count(*_: object) -> None:
+        passes.append(None)
+        time.sleep(0.3)
+
+    slow.model.get_submodule(slow.shape.targets[0].name).register_forward_pre_hook(count)
+    asked = {"prompt": ["ab", "cd"] * 4, "echo": True, "logprobs": 0, "max_tokens": 3}
+    with serve(backbone=slow, **FREELY) as running:
+        for stream in (False, True):
+            passes.clear()
+            body = json.dumps({**asked, "model": running.model, "stream": stream})
+            sent = post_of(running.ada, body.encode())
+            with socket.create_connection(("127.0.0.1", running.port)) as connection:
+                connection.sendall(sent.replace(b"/v1/chat/completions", b"/v1/completions"))
+                wait_until(lambda: bool(passes))
+            before = -1
+            while before < len(passes):
+                before = len(passes)
+                time.sleep(1)
+            assert len(passes) < 8  # of the 8 prompts alone
+            running.wait_until_idle()
+
+
 def test_a_body_without_a_length_is_cut_off(http: TestClient) -> None:
     read = 0
 

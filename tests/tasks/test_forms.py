@@ -103,6 +103,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ("Ada",),
     ),
     "text and label": ({"text": "a", "label": "x"}, "a", ("x",)),
+    "flan": ({"inputs": "a", "targets": "x"}, "a", ("x",)),
     "capitals": ({"Text": "a", " Label ": "x"}, "a", ("x",)),
     "article": ({"article": "a", "highlights": "x"}, "a", ("x",)),
     "numbers beside": (
@@ -202,6 +203,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an empty answer": ({"input": "a", "output": ""}, "output is empty; write the right answer"),
     "half a pair": ({"input": "a", "output": "\ud83d"}, "not valid Unicode"),
     "a number": ({"input": 5, "output": "x"}, "input: 5 is of type int"),
+    "turns as a text": (
+        {"messages": '[{"role": "user"}]'},
+        "messages: .* is one text; write a list of turns",
+    ),
 }
 
 
@@ -303,6 +308,17 @@ def test_empty_members_of_a_gzip_are_read_in_linear_time(tmp_path: Path) -> None
 def test_a_small_parquet_does_not_become_large(columns: dict[str, list], tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table(columns), path := tmp_path / "a.parquet", compression="zstd")
     assert path.stat().st_size < 10**5
+    with pytest.raises(ShoalError, match="unpacks to more than 5000000 bytes"):
+        read_table(path, max_bytes=5 * 10**6)
+
+
+@pytest.mark.parametrize("value", [0, "", {"role": "user"}])
+def test_values_in_lists_are_counted_before_they_are_unpacked(
+    value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pyarrow.table({"input": [[value] * 10**6], "output": ["x"]})
+    parquet.write_table(table, path := tmp_path / "a.parquet", compression="zstd")
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", lambda *_: pytest.fail("it is unpacked"))
     with pytest.raises(ShoalError, match="unpacks to more than 5000000 bytes"):
         read_table(path, max_bytes=5 * 10**6)
 

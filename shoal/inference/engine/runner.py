@@ -36,8 +36,8 @@ class Runner(Protocol):
     def submit(self, request: Request, *, numbers_checked: bool = False) -> Stream:
         """Ask; raises what `EngineRunner.submit` raises."""
 
-    def prompt_scores(self, request: Request) -> tuple[TokenScore, ...]:
-        """Scores of all tokens of a prompt; raises what `EngineRunner.prompt_scores` raises."""
+    def prompt_scores(self, request: Request, wanted: Callable[[], bool]) -> tuple[TokenScore, ...]:
+        """Scores of all tokens of a prompt; see `EngineRunner.prompt_scores`."""
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Call a function while nothing else uses the model."""
@@ -101,8 +101,12 @@ class EngineRunner:
             self._wanted.notify()
         return stream
 
-    def prompt_scores(self, request: Request) -> tuple[TokenScore, ...]:
+    def prompt_scores(self, request: Request, wanted: Callable[[], bool]) -> tuple[TokenScore, ...]:
         """Scores of all tokens of a prompt; nothing predicts the first, and steps run between its passes.
+
+        Args:
+            request: of the prompt.
+            wanted: asked before every pass; False ends the work with the scores of the passes before it.
 
         Raises:
             UsageError: the request is outside the limits of the engine or the model.
@@ -112,7 +116,7 @@ class EngineRunner:
         self._engine.check_adapter(request)
         pieces = self._engine.prompt_scores(request)
         found = list(next(pieces))
-        while piece := self.run(lambda: next(pieces, [])):
+        while wanted() and (piece := self.run(lambda: next(pieces, []))):
             found += piece
         return tuple(found)
 

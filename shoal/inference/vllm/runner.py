@@ -141,7 +141,7 @@ class VllmRunner:
             undone.pop_all()
         return stream
 
-    def prompt_scores(self, request: Request) -> tuple[TokenScore, ...]:
+    def prompt_scores(self, request: Request, wanted: Callable[[], bool]) -> tuple[TokenScore, ...]:
         """Refuse to score a prompt.
 
         Raises:
