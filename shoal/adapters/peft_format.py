@@ -7,24 +7,23 @@ float dtype. Knows dictionaries and tensors, no files; `source` names in errors 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shoal.adapters.foreign_names import cause, factor_name, module_in, plain_module, rests
+from shoal.adapters.foreign_names import factor_name, plain_module
 from shoal.adapters.lora import LoRA, LoraFactors
-from shoal.adapters.parameters import factor_sizes
+from shoal.adapters.matching import check_targets
 from shoal.adapters.peft_parameters import StatedParameters, is_router, stacked, unstacked, wrapped_names
 from shoal.adapters.peft_scalings import Scalings
-from shoal.adapters.per_expert import stack_experts
 from shoal.config import MAX_ALPHA
 from shoal.errors import ShoalError, UsageError
 from shoal.models.ends import EndModule
 from shoal.models.modules import TargetModule
-from shoal.models.parameters import ParameterSizes, TargetParameter, check_sizes
+from shoal.models.parameters import TargetParameter
 from shoal.models.shapes import BackboneShape
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -243,9 +242,7 @@ def _check_numbers(tensors: Mapping[str, Tensor], source: object) -> None:
     """See that factors are finite matrices of floats."""
     for key, tensor in tensors.items():
         if tensor.dim() != 2 or 0 in tensor.shape:
-            named = factor_name(key)
-            why = cause(named.module) if named and "experts" in key else "a factor is a matrix"
-            raise ShoalError(f"{source}: {key[:120]} has shape {tuple(tensor.shape)}; {why}")
+            raise ShoalError(f"{source}: {key[:120]} has shape {tuple(tensor.shape)}; a factor is a matrix")
     dtypes = {t.dtype for t in tensors.values()}
     if not dtypes <= set(DTYPES):
         names = ", ".join(sorted(map(str, dtypes)))
@@ -271,40 +268,3 @@ def _short_names(types: set[str], all_types: set[str]) -> tuple[str, ...]:
         return [".".join(parts[i:]) for i in reversed(range(len(parts)))]
 
     return tuple(sorted({next(e for e in endings(kind) if matches(e) <= types) for kind in types}))
-
-
-def check_targets(shape: BackboneShape, lora: LoRA) -> None:
-    """See that a base model has all that an adapter changes.
-
-    Raises:
-        UsageError: it has no such module or parameter, or one of another size.
-    """
-    known = {t.name: t for t in shape.adaptable}
-    for name, factors in lora.factors.items():
-        target = known.get(name)
-        if target is None:
-            raise UsageError(
-                f"the adapter has {name[:120]}, and {shape.base_model} no such module: {cause(name)}"
-            )
-        own = (
-            target.sizes
-            if isinstance(target, TargetParameter)
-            else ParameterSizes(0, target.in_features, target.out_features)
-        )
-        check_sizes(name, factor_sizes(factors), own, shape.base_model)
-
-
-def named_as(lora: LoRA, shape: BackboneShape) -> LoRA:
-    """The adapter under the names of a base model, where parts before the layers, or experts, have others.
-
-    Raises:
-        ShoalError: two of its modules are one of the model's, or some experts are missing.
-    """
-    known = {t.name for t in shape.adaptable}
-    if lora.factors.keys() <= known:
-        return lora
-    by_rest = rests(known)
-    renamed = {module_in(name, by_rest) or name: factors for name, factors in lora.factors.items()}
-    if len(renamed) < len(lora.factors):
-        raise ShoalError("the adapter has two names for one module of the base model; keep one of them")
-    return stack_experts(replace(lora, factors=renamed), shape)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import CONFIG_FILE, FACTS_FILE, StoredAdapter, load_adapter
-from shoal.adapters.peft_format import check_targets, named_as
+from shoal.adapters.matching import check_targets, named_as
 from shoal.adapters.screening import screen
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.models.known import KNOWN_MODELS

@@ -12,6 +12,7 @@ from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.errors import UsageError
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone, load_backbone
+from tests.fixtures.experts import MOE_FAMILIES
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "opt", "phi"]
 REQUESTS = ["ab", "a longer request than the first", "z", "some words", "Which is it?", "0123456789" * 3]
@@ -43,7 +44,7 @@ def plainest_ids(backbone: Backbone, request: str, lora: LoRA | None = None, lim
     with attach(backbone.model, lora) if lora else nullcontext():
         while len(ids) < start + limit:
             token = int(backbone.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
-            if token == backbone.end_of_turn:
+            if token in (backbone.end_of_turn, backbone.tokenizer.eos_token_id):
                 break
             ids.append(token)
     return ids[start:]
@@ -61,7 +62,7 @@ def end_answers_early(monkeypatch: pytest.MonkeyPatch, backbone: Backbone, loras
     monkeypatch.setattr(Backbone, "end_of_turn", property(lambda self: token))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MOE_FAMILIES])
 def test_batched_is_one_by_one(
     family: str, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,15 @@ def test_layers_that_the_model_has_not(shape: BackboneShape, layers: int) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_experts_are_no_target_modules(tiny_models: dict[str, Path]) -> None:
+    shape = load_shape(str(tiny_models["mixtral"]))
+    for name in ("down_proj", "mlp.experts.down_proj", "mlp.gate"):
+        with pytest.raises(
+            UsageError, match=f"'{name}' .its experts are not trained here.; choose from self"
+        ):
+            shape.select((name,), None)
+
+
 def test_modules_that_the_model_has_not(shape: BackboneShape) -> None:
     with pytest.raises(UsageError, match="no target module 'nope'; choose from .*self_attn.q_proj.* q_proj"):
         shape.select(("q_proj", "nope"), None)

@@ -23,7 +23,7 @@ from shoal.training.batches import tokenise
 from shoal.training.loop import Interrupted, run
 from shoal.training.lora import LoraObjective, set_for_training, train_lora
 
-FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi")
+FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi", "qwen3_moe", "gpt_oss", "deepseek_v3")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
@@ -42,7 +42,9 @@ def started(targets: Any, seed: int = 0) -> LoRA:
 
 
 def objective(toy: ModuleType, backbone: Backbone, layers: int | None, **changes: Any) -> LoraObjective:
-    targets = backbone.shape.select(("q_proj", "v_proj", "down_proj"), layers)
+    # Of a model with several experts in a layer, attention is trained.
+    modules = ("q_proj", "v_proj") if backbone.shape.parameters else ("q_proj", "v_proj", "down_proj")
+    targets = backbone.shape.select(modules, layers)
     corpus = tokenise(toy.toy_tasks(), backbone, 512)
     return LoraObjective(backbone, corpus, targets, started(targets), config(**changes))
 

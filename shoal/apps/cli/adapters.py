@@ -138,7 +138,7 @@ def merge_into_model(source: Source, place: Place, registry_place: registry.Plac
     """
     from shoal.adapters.export import MODEL_FILES, export_merged
     from shoal.adapters.files import load_adapter
-    from shoal.adapters.peft_format import check_targets
+    from shoal.adapters.matching import check_targets
     from shoal.files import check_place
     from shoal.models.shapes import load_shape
 

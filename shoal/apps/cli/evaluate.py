@@ -201,7 +201,7 @@ def _adapter_row(name: str, directory: Path, base: str, tasks: Sequence[Task]) -
 
 def _fitting_lora(directory: Path, base: str) -> LoRA:
     from shoal.adapters.files import load_adapter
-    from shoal.adapters.peft_format import check_targets
+    from shoal.adapters.matching import check_targets
     from shoal.models.backbone import load_shape
 
     stored = load_adapter(directory)
