@@ -177,6 +177,15 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
         description="solved examples that are read behind a description, at most; each time 0 to so many are "
         "drawn",
     )
+    inner_steps: int = Field(
+        0,
+        ge=0,
+        le=4,
+        description="steps on other examples of its task that an adapter takes before its loss is asked, so "
+        "that the network learns a start to be refined; 1 or 4",
+    )
+    inner_examples: int = Field(4, ge=1, le=32, description="of these other examples")
+    inner_rate: float = Field(1e-3, ge=1e-6, le=1e-1, description="learning rate of these steps")
     fresh_share: float = Field(
         0.0,
         ge=0,

@@ -11,7 +11,7 @@ from typing import IO, Any
 from shoal.adapters.archive import pack, unpack
 from shoal.adapters.files import check_name
 from shoal.adapters.lora import LoRA
-from shoal.config import ServiceConfig
+from shoal.config import MIN_EXAMPLES, ServiceConfig
 from shoal.errors import ConflictError, UnavailableError, UsageError
 from shoal.models.known import DEFAULT_HUB_ID, KNOWN_MODELS
 from shoal.models.sources import DEFAULT_MODEL
@@ -79,7 +79,7 @@ class Adapters:
         """
         self._registry.check(new.name, owner, quota=self._quota)
         if new.examples:
-            check_examples(new.solved)
+            check_examples(new.solved, MIN_EXAMPLES if new.refine else 1)
         adapter = self._trained(new) if _is_more_than_a_sentence(new) else self._fast(new)
         return self._keep(new, adapter, owner), adapter
 
@@ -134,6 +134,7 @@ class Adapters:
                     sample_inputs=new.sample_inputs,
                     refine=new.refine,
                     careful=new.careful,
+                    suggest=new.suggest,
                 )
         finally:
             self._training.release()
@@ -253,6 +254,7 @@ def judgement(adapter: GeneratedAdapter) -> dict[str, Any]:
         "confidence": facts.get("confidence"),
         "nonsense": facts.get("nonsense", False),
         "notes": list(adapter.notes),
+        **{name: facts.get(name) for name in ("shots", "few_shot", "next_examples")},
     }
 
 

@@ -97,6 +97,9 @@ class Client:
         examples: Sequence[tuple[str, str | Sequence[str]]] = (),
         inputs: Sequence[str] = (),
         sample_inputs: bool = False,
+        refine: bool = True,
+        careful: bool = False,
+        suggest: int = 0,
     ) -> GeneratedAdapter:
         """Generate an adapter and keep it.
 
@@ -108,10 +111,14 @@ class Client:
                 trained.
             inputs: 4 or more without answers, by which a closed label set is calibrated.
             sample_inputs: take those that the package ships instead.
+            refine: train on the examples; False only lets a network read them that was trained to.
+            careful: hold a quarter of the examples out and stop by them.
+            suggest: so many of `inputs` are named that are worth labelling next.
         """
         new: dict[str, Any] = {"name": name, "description": description, "public": public}
         new["examples"] = [{"input": given, "output": answer} for given, answer in examples]
         new |= {"inputs": list(inputs), "sample_inputs": sample_inputs}
+        new |= {"refine": refine, "careful": careful, "suggest": suggest}
         patience = {"timeout": TRAINING_SECONDS} if examples or inputs or sample_inputs else {}
         return self._ask("POST", "/v1/adapters", read_generated, json=new, **patience)
 

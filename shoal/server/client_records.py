@@ -48,6 +48,10 @@ class GeneratedAdapter:
         confidence: share of a trained LoRA's score to be expected, in [0, 1]; None where that is unknown.
         nonsense: the description reads as random letters or words.
         notes: plain sentences on what to know before relying on it, each with what to do about it.
+        curve: (steps, loss in nats per token) while it was refined on examples; empty where it was not.
+        more: solved examples that would pay, by what they promise; 0 where they would not, or nobody knows.
+        promised: by how much they would lower the loss, nats per token.
+        to_label: inputs without answers that are worth labelling first.
     """
 
     adapter: Adapter
@@ -55,6 +59,10 @@ class GeneratedAdapter:
     confidence: float | None
     nonsense: bool
     notes: tuple[str, ...]
+    curve: tuple[tuple[int, float], ...] = ()
+    more: int = 0
+    promised: float = 0.0
+    to_label: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,12 +100,17 @@ def read_adapter(body: Mapping[str, Any]) -> Adapter:
 def read_generated(body: Mapping[str, Any]) -> GeneratedAdapter:
     """A new adapter from the service's JSON."""
     confidence = body["confidence"]
+    refined, following = (body.get(name) or {} for name in ("few_shot", "next_examples"))
     return GeneratedAdapter(
         adapter=read_adapter(body),
         trained=bool(body["trained"]),
         confidence=None if confidence is None else float(confidence),
         nonsense=bool(body["nonsense"]),
         notes=tuple(map(str, body["notes"])),
+        curve=tuple((int(step), float(loss)) for step, loss in refined.get("curve", ())),
+        more=int(following["examples"]) if following.get("pays") else 0,
+        promised=float(following.get("gain", 0.0)),
+        to_label=tuple(map(str, following.get("inputs", ()))),
     )
 
 

@@ -206,10 +206,20 @@ class NewAdapter(_Body):
     examples: list[SolvedExample] = Field(
         [], max_length=256, description="4 or more solved ones, to train the adapter on"
     )
-    refine: bool = Field(True, description="train on the examples; without, they are checked alone")
+    refine: bool = Field(
+        True,
+        description="train on the examples; without, only a network that was trained to read examples uses "
+        "them, in one forward pass",
+    )
     careful: bool = Field(
         False,
         description="hold a quarter of the examples out and stop by them, even where refining was learned",
+    )
+    suggest: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="with examples and inputs: so many of the inputs are named that are worth labelling next",
     )
     inputs: list[Text | Unsolved] = Field(
         [],

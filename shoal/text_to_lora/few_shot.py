@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 from shoal.adapters.lora import LoRA
 from shoal.config import MIN_EXAMPLES, LoraTrainingConfig
@@ -23,6 +24,7 @@ from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.records import divide
 from shoal.tasks.texts import normalise
+from shoal.text_to_lora.gain import Gain, gain_of
 from shoal.text_to_lora.lengths import short_ones
 from shoal.text_to_lora.refining import LOOK, Refining, Seen, averaged_since
 from shoal.training.batches import tokenise
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 REFINING = LoraTrainingConfig(steps=20, batch_size=8, learning_rate=1e-3)
 STEPS_BETWEEN_LOOKS = 4
+LEFT_OUT = 8  # examples, at most, whose gain is measured as learned
 MAX_TOKENS = 10_000  # of training; long examples get fewer steps, so that two cores need no half minute
 MOST_TOKENS = 20_000  # of training as learned, where no example is spent on looking
 
@@ -53,6 +56,11 @@ class Refinement:
         seconds: how long all of it took.
         tokens: that training read.
         rates: SHA-256 of the learned refining, in hex; None where constants of this module were used.
+        curve: (steps, loss) on the way, in nats per token: where examples are held out their mean loss, else
+            that of the examples of each step, which the step is then trained on.
+        gain: of examples that were not learned from: those held out, which also chose the step, or as learned
+            the first `LEFT_OUT`, each left out in its turn. None where the start had read the examples.
+        others: adapters that leave one of these out each, where that was followed.
     """
 
     lora: LoRA
@@ -64,6 +72,9 @@ class Refinement:
     seconds: float
     tokens: int
     rates: str | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    gain: Gain | None = None
+    others: tuple[LoRA, ...] = ()
 
 
 def refine(
@@ -74,6 +85,7 @@ def refine(
     description: str,
     config: LoraTrainingConfig = REFINING,
     learned: Refining | None = None,
+    start_read_them: bool = False,
 ) -> Refinement:
     """Train an adapter a little on a few examples of its task.
 
@@ -87,6 +99,7 @@ def refine(
             `MAX_TOKENS` tokens. Of these, `learned` keeps `max_length` and `seed`.
         learned: rates, decay and steps for all the examples; with None, or with fewer examples than it
             knows steps for, some are held out, and they say where to stop.
+        start_read_them: the adapter was generated from the examples too, so no gain on them says anything.
 
     Raises:
         UsageError: fewer than `MIN_EXAMPLES` fit into `config.max_length` tokens; longer ones are left out.
@@ -99,8 +112,10 @@ def refine(
     examples = [examples[i] for i in short_ones("examples", lengths, config.max_length, MIN_EXAMPLES)]
     _say_contradictions(examples)
     if learned is None or len(examples) < min(learned.steps):
-        return _stopped_by_held_out(backbone, lora, examples, description, config, started)
-    return _as_learned(backbone, lora, examples, description, config, learned, started)
+        found = _stopped_by_held_out(backbone, lora, examples, description, config, started)
+    else:
+        found = _as_learned(backbone, lora, examples, description, config, learned, started)
+    return replace(found, gain=None) if start_read_them else found
 
 
 def _stopped_by_held_out(
@@ -120,8 +135,8 @@ def _stopped_by_held_out(
     targets = [t for t in backbone.shape.targets if t.name in lora.factors]
     corpus = tokenise([_task(description, fit)], backbone, config.max_length)
     objective = LoraObjective(backbone, corpus, targets, lora, config)
-    before = after = _loss(backbone, held_out, lora)
-    best, kept, tokens = lora, 0, 0
+    first = losses = _losses(backbone, held_out, lora)
+    best, kept, tokens, curve = lora, 0, 0, [(0, fmean(first))]
     steps = optimise(
         backbone, objective, config.steps, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
@@ -129,13 +144,26 @@ def _stopped_by_held_out(
         tokens += taken.tokens
         last = step == config.steps or tokens >= MAX_TOKENS
         if step % STEPS_BETWEEN_LOOKS == 0 or last:
-            loss = _loss(backbone, held_out, candidate := objective.lora())
-            if loss < after:
-                best, kept, after = candidate, step, loss
+            found = _losses(backbone, held_out, candidate := objective.lora())
+            curve.append((step, fmean(found)))
+            if fmean(found) < fmean(losses):
+                best, kept, losses = candidate, step, found
         if last:
             break
     seconds = time.perf_counter() - started
-    return Refinement(best, len(fit), len(held_out), kept, before, after, seconds, tokens)
+    gain = gain_of(first, losses)
+    return Refinement(
+        best,
+        len(fit),
+        len(held_out),
+        kept,
+        gain.loss_before,
+        gain.loss_after,
+        seconds,
+        tokens,
+        curve=tuple(curve),
+        gain=gain,
+    )
 
 
 def _as_learned(
@@ -150,8 +178,8 @@ def _as_learned(
     targets = [t for t in backbone.shape.targets if t.name in lora.factors]
     shots = tokenise([_task(description, examples)], backbone, config.max_length).examples[0]
     rates = learned.module_rates(targets)
-    run = RefiningRun(backbone, lora, shots, rates, decay=learned.decay, seed=config.seed)
-    before = _loss(backbone, examples, lora)
+    run = RefiningRun(backbone, lora, shots, rates, decay=learned.decay, seed=config.seed, left_out=LEFT_OUT)
+    before = _losses(backbone, examples, lora)
     wanted = LOOK if learned.rule is not None else learned.steps_for(len(examples))
     taken, tokens = 0, 0
     losses: list[float] = []
@@ -164,10 +192,38 @@ def _as_learned(
             run.marks.add(averaged_since(wanted))
         if taken >= wanted or tokens >= MOST_TOKENS:
             break
-    refined = run.mean(averaged_since(wanted) if taken > averaged_since(wanted) else 0)
-    after = _loss(backbone, examples, refined)
+    since = averaged_since(wanted) if taken > averaged_since(wanted) else 0
+    refined = run.mean(since)
+    after = fmean(_losses(backbone, examples, refined))
+    left_out = run.left_out_losses(since)
     seconds = time.perf_counter() - started
-    return Refinement(refined, len(examples), 0, taken, before, after, seconds, tokens, learned.sha256)
+    return Refinement(
+        refined,
+        len(examples),
+        0,
+        taken,
+        fmean(before),
+        after,
+        seconds,
+        tokens,
+        learned.sha256,
+        tuple(enumerate(losses)),
+        gain_of(before[: len(left_out)], left_out),
+        tuple(run.left_out_loras(since)),
+    )
+
+
+def left_out_loras(
+    backbone: Backbone, lora: LoRA, examples: Sequence[Example], description: str, steps: int
+) -> list[LoRA]:
+    """Adapters that leave out one of the first examples each, after steps at the rate of `REFINING`."""
+    shots = tokenise([_task(description, examples)], backbone, REFINING.max_length).examples[0]
+    rates = dict.fromkeys(lora.factors, REFINING.learning_rate)
+    run = RefiningRun(backbone, lora, shots, rates, seed=REFINING.seed, left_out=LEFT_OUT)
+    run.marks.add(steps - 1)
+    for _ in run.steps(steps):
+        pass
+    return run.left_out_loras(steps - 1)
 
 
 def _task(description: str, examples: Sequence[Example]) -> Task:
@@ -183,6 +239,5 @@ def _say_contradictions(examples: Sequence[Example]) -> None:
         log.warning("%d inputs are given with outputs that contradict each other; all are kept", several)
 
 
-def _loss(backbone: Backbone, examples: Sequence[Example], lora: LoRA) -> float:
-    losses = reference_losses(backbone, [e.input for e in examples], [e.outputs[0] for e in examples], lora)
-    return sum(losses) / len(losses)
+def _losses(backbone: Backbone, examples: Sequence[Example], lora: LoRA) -> list[float]:
+    return reference_losses(backbone, [e.input for e in examples], [e.outputs[0] for e in examples], lora)

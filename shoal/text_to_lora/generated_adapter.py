@@ -18,6 +18,8 @@ from shoal.adapters.lora import LoRA
 from shoal.config import MIN_EXAMPLES
 from shoal.models.backbone import BackboneShape
 from shoal.tasks.inputs import MIN_INPUTS
+from shoal.text_to_lora.gain import Gain, gain_note
+from shoal.text_to_lora.next_examples import next_note
 from shoal.text_to_lora.skills import SkillDetection
 
 log = logging.getLogger(__name__)
@@ -33,9 +35,10 @@ class GeneratedAdapter:
         skills: skills that the description asks for.
         hypernetwork: facts of its generator; `trained` is False where the adapter is the identity, else there
             are also `nearest_tasks` (name -> distance), `distance`, `confidence`, `far` and `nonsense`: see
-            `shoal.text_to_lora.familiarity`. `shots`, `few_shot`, `self_training` and `distilled` say what
-            examples and inputs did: the numbers of `shots.ShotsRead`, `few_shot.Refinement`,
-            `self_training.SelfTraining` and `distillation.Distillation`.
+            `shoal.text_to_lora.familiarity`. `shots`, `few_shot`, `next_examples`, `self_training` and
+            `distilled` say what examples and inputs did: the numbers of `shots.ShotsRead`,
+            `few_shot.Refinement`, `next_examples.NextExamples`, `self_training.SelfTraining` and
+            `distillation.Distillation`.
         duration: seconds that generating took, of several made at once its share; 0 from the cache.
         shape: of the base model.
         label_set: the answers that it chooses from, read from the description or given; None where they are
@@ -149,16 +152,17 @@ def _shots_note(facts: Mapping[str, Any]) -> str:
 
 def _few_shot_note(facts: Mapping[str, Any]) -> str:
     """`few_shot` of an adapter's facts, as a sentence."""
+    done = f"Refined on {facts['examples']} examples for {facts['steps']} steps"
     if facts["rates"]:
-        return (
-            f"Refined on {facts['examples']} examples for {facts['steps']} steps at the learned rates "
-            f"{facts['rates'][:12]}; loss on the same {facts['loss_before']:.2f} -> "
-            f"{facts['loss_after']:.2f} nats per token."
+        done += (
+            f" at the learned rates {facts['rates'][:12]}; loss on the same {facts['loss_before']:.2f} -> "
+            f"{facts['loss_after']:.2f} nats per token"
         )
-    return (
-        f"Refined on {facts['examples']} examples for {facts['steps']} steps; loss on {facts['held_out']} "
-        f"others {facts['loss_before']:.2f} -> {facts['loss_after']:.2f} nats per token."
-    )
+    elif facts["gain"] is None:
+        done += (
+            f"; loss on {facts['held_out']} others {facts['loss_before']:.2f} -> {facts['loss_after']:.2f}"
+        )
+    return f"{done}; {gain_note(Gain(**facts['gain']))}" if facts["gain"] else f"{done}."
 
 
 def _self_training_note(facts: Mapping[str, Any]) -> str:
@@ -186,6 +190,7 @@ def _distilled_note(facts: Mapping[str, Any]) -> str:
 _MATERIAL_NOTES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "shots": ("examples read", _shots_note),
     "few_shot": ("examples", _few_shot_note),
+    "next_examples": ("next examples", next_note),
     "self_training": ("inputs", _self_training_note),
     "distilled": ("distilled", _distilled_note),
 }

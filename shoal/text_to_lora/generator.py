@@ -40,8 +40,10 @@ from shoal.text_to_lora.material import (
     adapted_to,
     check_material,
     check_needs_no_adapter,
+    check_suggestion,
     described_label_set,
     distilled,
+    say_unused,
     with_sample_inputs,
 )
 from shoal.text_to_lora.refining import Refining
@@ -164,6 +166,7 @@ class TextToLoRA:
         sample_inputs: bool = False,
         refine: bool = True,
         careful: bool = False,
+        suggest: int = 0,
     ) -> GeneratedAdapter:
         """One adapter; a description asked before comes from the cache.
 
@@ -182,6 +185,8 @@ class TextToLoRA:
                 was trained to read examples uses them, then also fewer than 4.
             careful: hold a quarter of the examples out and stop by them, even where the network's directory
                 says how to refine on all of them.
+            suggest: so many of `inputs` are named that are worth labelling next, in the adapter's facts as
+                `next_examples`; see `shoal.text_to_lora.next_examples`.
 
         Raises:
             UsageError: the description is empty, too short or long, or not English; examples or inputs are
@@ -192,18 +197,16 @@ class TextToLoRA:
             UnavailableError: the generator was closed while it trained.
         """
         fewest = 1 if self._reads_shots and not refine else MIN_EXAMPLES
-        material = check_material(description, examples, inputs, labels, min_examples=fewest)
+        material = check_material(description, examples, inputs, labels, min_examples=fewest, suggest=suggest)
+        check_suggestion(material, refine=refine)
         if sample_inputs:
             material = with_sample_inputs(material, self.skills.encoder)
         if self.checkpoint is None:
             check_needs_no_adapter(material, self.shape.base_model)
         adapter = self._first(material)
+        say_unused(material, examples=not refine and not self._reads_shots)
         if not refine:
-            if material.examples and not self._reads_shots:
-                log.warning("the hypernetwork reads no examples: without refining they change nothing")
             material = replace(material, examples=())
-        if material.inputs and material.label_set is None:
-            log.warning("inputs teach an adapter of open answers nothing; name the labels if they are closed")
         if not material.needs_weights:
             return noted(replace(adapter, label_set=material.label_set))
         with self._weights.training() as backbone:

@@ -163,12 +163,19 @@ class Hypernetwork(nn.Module):
 
     def offset_lora(self) -> LoRA:
         """The shared adapter that a zero difference leaves: the multi-task LoRA."""
+        factors = {
+            name: LoraFactors(a.detach().clone(), b.detach().clone())
+            for name, (a, b) in self.shared_factors().items()
+        }
+        return LoRA(factors, self.architecture.alpha)
+
+    def shared_factors(self) -> dict[str, LoraFactors]:
+        """The parameters of the shared adapter by module."""
         factors = {}
         for group, offset in zip(self._groups, self.offsets, strict=True):
             for position, target in enumerate(group):
-                a, b = offset.a[position].detach().clone(), offset.b[position].detach().clone()
-                factors[target.name] = LoraFactors(a, b)
-        return LoRA({t.name: factors[t.name] for t in self.targets}, self.architecture.alpha)
+                factors[target.name] = LoraFactors(offset.a[position], offset.b[position])
+        return {t.name: factors[t.name] for t in self.targets}
 
     def check_fits(self, lora: LoRA) -> None:
         """Raises UsageError where a LoRA's targets, rank or alpha are not those of this network."""

@@ -8,10 +8,11 @@ what they are taught by; nothing of how they were generated.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
@@ -21,13 +22,21 @@ from shoal.inference.labels import content_free_priors
 from shoal.models.backbone import Backbone
 from shoal.tasks.inputs import check_inputs
 from shoal.tasks.records import Example, Solved, check_examples
+from shoal.tasks.texts import normalise
 from shoal.text_to_lora.encoders.sentence import TaskEncoder, check_description
+from shoal.text_to_lora.gain import Gain
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.label_sets import check_labels, read_label_set
+from shoal.text_to_lora.next_examples import NextExamples, most_telling, promise
 from shoal.text_to_lora.refining import Refining
 from shoal.text_to_lora.sample_inputs import nearest_kind
 
+if TYPE_CHECKING:
+    from shoal.text_to_lora.few_shot import Refinement
+
 log = logging.getLogger(__name__)
+
+_TENSORS = ("lora", "others", "label_set")
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Material:
         examples: solved ones; may be none.
         inputs: without answers; may be none.
         label_set: given, or read from the description; None where answers are open.
+        suggest: inputs that are to be suggested for labelling; 0 for none.
         labels_given: the labels were given, so their priors are worth measuring now.
         sample_kind: name of the kind of inputs, where they are the package's own.
     """
@@ -49,6 +59,7 @@ class Material:
     label_set: LabelSet | None
     labels_given: bool
     sample_kind: str | None = None
+    suggest: int = 0
 
     @property
     def needs_weights(self) -> bool:
@@ -66,6 +77,7 @@ def check_material(
     *,
     needs_inputs: bool = False,
     min_examples: int = MIN_EXAMPLES,
+    suggest: int = 0,
 ) -> Material:
     """What was given, checked before any work; `needs_inputs` refuses none of them.
 
@@ -82,6 +94,7 @@ def check_material(
         check_inputs(inputs) if len(inputs) or needs_inputs else (),
         described_label_set(description) if labels is None else given,
         given is not None,
+        suggest=suggest,
     )
 
 
@@ -102,6 +115,30 @@ def check_needs_no_adapter(material: Material, base_model: str) -> None:
             f"{len(material.inputs)} inputs have no adapter to train: {untrained}; distil the prompted "
             "model with them (shoal generate --distil)"
         )
+
+
+def check_suggestion(material: Material, *, refine: bool) -> None:
+    """See that inputs to label next can be suggested.
+
+    Raises:
+        UsageError: fewer than none are asked for, or there are no inputs, or no examples to refine on.
+    """
+    if material.suggest < 0:
+        raise UsageError(f"suggest {material.suggest}: 0 inputs is the least; give 4, or 0 for none")
+    if material.suggest and not (material.inputs and material.examples and refine):
+        raise UsageError(
+            f"suggest {material.suggest} chooses among inputs by adapters that are refined on examples; got "
+            f"{len(material.inputs)} inputs and {len(material.examples)} examples"
+            + ("; give both" if refine else " with refine=False; refine on them")
+        )
+
+
+def say_unused(material: Material, *, examples: bool) -> None:
+    """Log what teaches an adapter nothing: the examples where they are not used, inputs of open answers."""
+    if examples and material.examples:
+        log.warning("the hypernetwork reads no examples: without refining they change nothing")
+    if material.inputs and material.label_set is None and not material.suggest:
+        log.warning("inputs teach an adapter of open answers nothing; name the labels if they are closed")
 
 
 def with_sample_inputs(material: Material, encoder: TaskEncoder) -> Material:
@@ -159,8 +196,10 @@ def adapted_to(
             material.examples,
             description=material.description,
             learned=refining,
+            start_read_them="shots" in adapter.hypernetwork,
         )
-        adapter = _taught(adapter, refined.lora, "few_shot", refined)
+        start, adapter = adapter, _taught(adapter, refined.lora, "few_shot", refined)
+        adapter = _with_next(backbone, start.lora, adapter, refined, material)
     if label_set is not None and material.inputs:
         with _training("inputs"):
             from shoal.text_to_lora.self_training import self_train
@@ -178,6 +217,38 @@ def adapted_to(
         priors = content_free_priors(backbone, label_set.labels, adapter.lora)
         label_set = label_set.calibrated(priors, "content-free texts")
     return replace(adapter, label_set=label_set)
+
+
+def _with_next(
+    backbone: Backbone, start: LoRA, adapter: GeneratedAdapter, refined: Refinement, material: Material
+) -> GeneratedAdapter:
+    """The refined adapter with the value of more examples among its facts, and the inputs to label first."""
+    from shoal.text_to_lora.few_shot import left_out_loras
+
+    started = time.perf_counter()
+    count, held_out = len(material.examples), refined.held_out
+    value = None
+    if refined.gain is not None:
+        value = promise(refined.gain, count - (held_out or 1), count)
+    if material.suggest:
+        known = {normalise(example.input) for example in material.examples}
+        inputs = [text for text in material.inputs if normalise(text) not in known]
+        others = refined.others or left_out_loras(
+            backbone, start, material.examples, material.description, max(refined.steps, 1)
+        )
+        found = most_telling(backbone, refined.lora, others, inputs, material.suggest) if inputs else []
+        value = replace(
+            value or NextExamples(material.suggest, 0.0, False),
+            inputs=tuple(text for text, _ in found),
+            spreads=tuple(spread for _, spread in found),
+        )
+    if value is None:
+        return adapter
+    return replace(
+        adapter,
+        hypernetwork={**adapter.hypernetwork, "next_examples": asdict(value)},
+        duration=adapter.duration + time.perf_counter() - started,
+    )
 
 
 def distilled(
@@ -212,7 +283,8 @@ def _taught(adapter: GeneratedAdapter, lora: LoRA, fact: str, record: Any) -> Ge
 
 
 def _numbers(record: Any) -> dict[str, Any]:
-    return {f.name: getattr(record, f.name) for f in fields(record) if f.name not in ("lora", "label_set")}
+    numbers = {f.name: getattr(record, f.name) for f in fields(record) if f.name not in _TENSORS}
+    return {name: asdict(value) if isinstance(value, Gain) else value for name, value in numbers.items()}
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from shoal.text_to_lora.descriptions import Descriptions
 from shoal.text_to_lora.encoders.reader import description_reader
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
+from shoal.text_to_lora.inner_steps import InnerSteps
 from shoal.text_to_lora.shots import draw_shots, with_shots
 from shoal.text_to_lora.steering import SteeringMonitor
 from shoal.training.batches import BatchOrder, Corpus, LengthWeights, TokenisedExample, tokenise
@@ -127,6 +128,7 @@ class SftObjective:
         self._siblings = siblings(corpus.tasks) if config.contrastive_siblings else {}
         self._labels = LabelMass(backbone, corpus) if config.label_mass_weight else None
         self._prefix = PrefixCache(backbone, min(t.layer for t in network.targets))
+        self._inner = InnerSteps(corpus, self._prefix, config)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The network at its own learning rate, the shared adapter at another."""
@@ -152,7 +154,12 @@ class SftObjective:
         embeddings = self._embed(texts, kept + [True] * len(others))
         compared = [row * group + i for row in others for i in range(group)]
         read = [*examples, *(examples[i] for i in compared)]
-        logits, batch = self._prefix.answer_logits(read, self._emit(embeddings), config)
+        adapters, inner = self._emit(embeddings), None
+        if config.inner_steps:
+            asked = [examples[row * group : (row + 1) * group] for row in [*range(len(tasks)), *others]]
+            inner = self._inner.refined(self.module, adapters, asked, forward_pass)
+            adapters = inner.adapters
+        logits, batch = self._prefix.answer_logits(read, adapters, config)
         losses = losses_of(logits, batch, config.label_smoothing)
         right = losses[: len(examples)]
         total = (right * self._weigh(examples).to(right.device)).mean()
@@ -163,12 +170,15 @@ class SftObjective:
             missing = self._labels.missing(logits, examples)
             total = total + config.label_mass_weight * missing
             metrics["label_mass_missing"] = float(missing.detach())
+        tokens = batch.tokens
+        if inner is not None:
+            total, tokens = total + inner.pull, tokens + inner.tokens
         if not others:
-            return StepLoss(total, batch.tokens, metrics)
+            return StepLoss(total, tokens, metrics)
         margins = losses[len(examples) :] - right[torch.tensor(compared, device=losses.device)]
         contrast = F.relu(config.contrastive_margin - margins).mean()
         metrics["train_margin"] = float(margins.detach().mean())
-        return StepLoss(total + config.contrastive_weight * contrast, batch.tokens, metrics)
+        return StepLoss(total + config.contrastive_weight * contrast, tokens, metrics)
 
     def fingerprint(self) -> str:
         """Names base model, data, descriptions, architecture and the weights at the start."""
@@ -236,6 +246,8 @@ class SftObjective:
         """The adapters, computed in the backbone's dtype where that is shorter than float32."""
         short = self._backbone.dtype
         with torch.autocast(embeddings.device.type, short, enabled=short == torch.bfloat16):
+            if self._config.inner_steps:
+                return self._inner.emit(self.module, embeddings)
             return self.module(embeddings)
 
 

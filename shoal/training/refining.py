@@ -17,17 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
 from shoal.training.batches import TokenisedExample
+from shoal.training.left_out import LeftOutFactors
 from shoal.training.loop import StepLoss
 from shoal.training.lora import TrainableLora, set_for_training
 from shoal.training.prefix_cache import PrefixCache
 from shoal.training.short_runs import optimise, places_of
 
 BATCH_SIZE = 8
+CLIP_NORM = 1.0
 PLAIN = LoraTrainingConfig()  # no smoothing, no recomputing
 
 
@@ -68,6 +70,7 @@ class RefiningRun:
         decay: float = 0.0,
         batch_size: int = BATCH_SIZE,
         seed: int = 0,
+        left_out: int = 0,
     ) -> None:
         """Copy the factors of the adapter, in float32, to the backbone's device.
 
@@ -79,6 +82,8 @@ class RefiningRun:
             decay: share of the way back to the start after every step, in [0, 1).
             batch_size: examples per step, at most.
             seed: of the order.
+            left_out: examples, the first ones, for each of which an adapter is followed that leaves it out;
+                see `shoal.training.left_out`.
 
         Raises:
             UsageError: no examples, or other modules in `rates` than in `lora`.
@@ -102,8 +107,15 @@ class RefiningRun:
         layers = {t.layer for t in backbone.shape.targets if t.name in lora.factors}
         self._first_layer = min(layers)
         self._prefix = PrefixCache(backbone, self._first_layer)
-        self._sum = [torch.zeros_like(factor) for factor in self._start]
-        self._sums = {0: [torch.zeros_like(factor) for factor in self._start]}
+        self._left_out = examples[:left_out]
+        self._others: LeftOutFactors | None = None
+        self._passed: list[tuple[list[int], list[Tensor]]] = []  # examples of a step, with their own factors
+        if left_out:
+            by_factor = [rates[name] for name in lora.factors for _ in "ab"]
+            numbers = [e.index for e in self._left_out]
+            self._others = LeftOutFactors(list(self.module), by_factor, numbers, decay)
+        self._sum = [torch.zeros_like(factor) for factor in self._states()]
+        self._sums = {0: [torch.zeros_like(total) for total in self._sum]}
         self.taken = 0
         self.marks: set[int] = set()
         self.agreement = 1.0
@@ -133,8 +145,9 @@ class RefiningRun:
 
     def steps(self, count: int) -> Iterator[StepLoss]:
         """Take steps, one each time that the next loss is asked for."""
-        for taken in optimise(self._backbone, self, count):
+        for taken in optimise(self._backbone, self, count, clip_norm=CLIP_NORM):
             self._decayed()
+            self._follow()
             self._summed()
             yield taken
 
@@ -149,14 +162,27 @@ class RefiningRun:
 
     def mean(self, since: int) -> LoRA:
         """The mean of the states after step `since`, which is 0 or one of `marks`; float32 on the CPU."""
-        factors = [
-            (now - before) / (self.taken - since)
-            for now, before in zip(self._sum, self._sums[since], strict=True)
-        ]
+        factors = self._means(since)[: len(self._start)]
         own = self.lora()
         pairs = zip(factors[::2], factors[1::2], strict=True)
         means = {name: LoraFactors(a.cpu(), b.cpu()) for name, (a, b) in zip(own.factors, pairs, strict=True)}
         return replace(own, factors=means)
+
+    def left_out_loras(self, since: int) -> list[LoRA]:
+        """The adapters that leave an example out each, as `mean`."""
+        if self._others is None:
+            return []
+        adapters = self._batched([factor.cpu() for factor in self._means(since)[len(self._start) :]])
+        return [adapters.row(row) for row in range(len(adapters))]
+
+    @torch.no_grad()
+    def left_out_losses(self, since: int) -> list[float]:
+        """The loss of each example that is left out under its own of `left_out_loras`, nats per token."""
+        if self._others is None:
+            return []
+        adapters = self._batched(self._means(since)[len(self._start) :])
+        losses, _ = self._prefix.answer_losses(self._left_out, adapters, PLAIN)
+        return [float(loss) for loss in losses]
 
     def sensitivity(self, asked: Sequence[TokenisedExample], batch_size: int = BATCH_SIZE) -> Sensitivity:
         """The loss on other examples, and how it follows from rates and decay, by one backward pass.
@@ -191,16 +217,47 @@ class RefiningRun:
             if self._decay:
                 factor.copy_(start + (1 - self._decay) * moved)
 
+    def _states(self) -> list[Tensor]:
+        """All factors that take steps: the adapter's, then those of adapters that leave an example out."""
+        return [*self.module, *(self._others.factors if self._others is not None else ())]
+
+    def _means(self, since: int) -> list[Tensor]:
+        taken = self.taken - since
+        return [(now - before) / taken for now, before in zip(self._sum, self._sums[since], strict=True)]
+
     @torch.no_grad()
     def _summed(self) -> None:
         self.taken += 1
-        for total, factor in zip(self._sum, self.module, strict=True):
+        for total, factor in zip(self._sum, self._states(), strict=True):
             total += factor
         if self.taken in self.marks:
             self._sums[self.taken] = [total.clone() for total in self._sum]
 
     def _losses(self, examples: Sequence[TokenisedExample]) -> tuple[Tensor, int]:
-        return self._prefix.answer_losses(examples, self._lora.current(), PLAIN)
+        if self._others is None:
+            return self._prefix.answer_losses(examples, self._lora.current(), PLAIN)
+        own = [factor.expand(len(examples), *factor.shape) for factor in self.module]
+        for factor in own:
+            factor.retain_grad()
+        self._passed.append(([e.index for e in examples], own))
+        return self._prefix.answer_losses(examples, self._batched(own), PLAIN)
+
+    def _follow(self) -> None:
+        """Take the step that was taken with every adapter that leaves an example out."""
+        if self._others is None:
+            return
+        batch = [number for numbers, _ in self._passed for number in numbers]
+        parts = zip(*(own for _, own in self._passed), strict=True)
+        gradients = [torch.cat([f.grad for f in part if f.grad is not None]) * len(batch) for part in parts]
+        self._others.step(batch, gradients, CLIP_NORM)
+        self._passed.clear()
+
+    def _batched(self, factors: Sequence[Tensor]) -> BatchedLoRA:
+        """An adapter for each row of the factors."""
+        lora = self._lora.current()
+        pairs = zip(factors[::2], factors[1::2], strict=True)
+        own = {name: LoraFactors(a, b) for name, (a, b) in zip(lora.factors, pairs, strict=True)}
+        return BatchedLoRA(own, lora.alpha)
 
     def _cosine(self, one: Tensor, other: Tensor) -> float:
         """Cosine of the gradients of two losses, whose graphs stay."""

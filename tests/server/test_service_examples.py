@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from shoal.server.adapters import MAX_TRAINING
+from shoal.server.client import Client
 from shoal.server.schemas import NewAdapter
 from shoal.text_to_lora import few_shot
 from tests.fixtures.service import ASK, wait_until
@@ -41,6 +42,9 @@ def test_an_adapter_is_refined_on_solved_examples(http: httpx2.Client) -> None:
     body = refined.json()
     assert body["version"] == 2 and body["sha256"] != plain["sha256"]
     assert any(note.startswith("Refined on 5 examples") for note in body["card"]["notes"])
+    assert body["few_shot"]["gain"]["examples"] == 1 and body["few_shot"]["gain"]["spread"] is None
+    assert body["next_examples"]["examples"] == 4 and body["next_examples"]["inputs"] == []
+    assert plain["few_shot"] is None and body["shots"] is None
     assert http.post("/v1/chat/completions", json={**ASK, "model": "plural"}).status_code == 200
 
 
@@ -50,6 +54,17 @@ def test_examples_are_only_checked_where_the_adapter_is_not_to_be_refined(http: 
     assert checked.status_code == 201 and checked.json()["sha256"] == plain["sha256"]
     few = http.post("/v1/adapters", json={**PLURAL, "examples": EXAMPLES[:3], "refine": False})
     assert "3 different inputs" in refused(few)
+
+
+def test_the_client_takes_what_python_takes(http: httpx2.Client) -> None:
+    pairs = [(example["input"], example["output"]) for example in EXAMPLES]
+    with Client(str(http.base_url), http.headers["authorization"].removeprefix("Bearer ")) as client:
+        said = client.create(
+            "plural", PLURAL["description"], examples=pairs, inputs=["fox", "ox", "goose", "ape"], suggest=2
+        )
+        assert said.curve[0][0] == 0 and len(said.to_label) == 2
+        plain = client.create("plain", PLURAL["description"], examples=pairs, refine=False)
+    assert plain.curve == () and plain.more == 0
 
 
 def test_an_output_may_be_a_list_of_right_ones(http: httpx2.Client) -> None:

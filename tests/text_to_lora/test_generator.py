@@ -386,6 +386,32 @@ def test_examples_refine_as_was_learned_unless_care_is_asked_for(
     assert "few_shot" not in plain.hypernetwork and plain.lora == generator.generate("Sort").lora
 
 
+def test_the_value_of_more_examples_is_said(tiny_llama: Path, trained: Path, tmp_path: Path) -> None:
+    checkpoint = replace(load_hypernetwork(trained), base_model=str(tiny_llama))
+    rates = dict.fromkeys(group_modules(checkpoint.network.targets).values(), 1e-2)
+    learned = Refining(checkpoint.base_model, "", rates, 0.0, {8: 3})
+    save_hypernetwork(replace(checkpoint, refining=learned), tmp_path / "learned")
+    generator = TextToLoRA(str(tiny_llama), hypernetwork=tmp_path / "learned")
+    inputs = [EXAMPLES[0][0], "kiwi", "lemon", "mango", "nut"]
+    for careful in (False, True):  # which has no adapters that leave examples out, and makes some
+        adapter = generator.generate("Sort", EXAMPLES, inputs=inputs, suggest=2, careful=careful)
+        facts = adapter.hypernetwork["next_examples"]
+        assert facts["examples"] == 4 and facts["pays"] == (facts["gain"] >= 0.05)
+        assert len(facts["inputs"]) == 2 and set(facts["inputs"]) < set(inputs[1:])
+        assert facts["spreads"][0] >= facts["spreads"][1] >= 0
+        assert any("4 more solved examples" in note for note in adapter.card().notes)
+        assert not any(text in note for text in inputs for note in adapter.card().notes)
+        few_shot = adapter.hypernetwork["few_shot"]
+        assert few_shot["gain"]["examples"] == (2 if careful else 8)
+        assert json.loads(json.dumps(adapter.hypernetwork))["few_shot"]["curve"][0][0] == 0
+    with pytest.raises(UsageError, match="got 5 inputs and 0 examples; give both"):
+        generator.generate("Sort", inputs=inputs, suggest=4)
+    with pytest.raises(UsageError, match="8 examples with refine=False; refine on them"):
+        generator.generate("Sort", EXAMPLES, inputs=inputs, suggest=4, refine=False)
+    with pytest.raises(UsageError, match="suggest -1: 0 inputs is the least"):
+        generator.generate("Sort", EXAMPLES, inputs=inputs, suggest=-1)
+
+
 def test_examples_need_a_trained_hypernetwork(base: str) -> None:
     with pytest.raises(UsageError, match="8 examples have no adapter to refine: .* use `shoal train lora`"):
         TextToLoRA(base, SIZES.model_copy(update={"adapter_rank": 3})).generate("Sort", EXAMPLES)

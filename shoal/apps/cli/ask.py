@@ -24,6 +24,7 @@ from shoal.apps.cli.model import (
 )
 from shoal.apps.cli.settings import Output
 from shoal.apps.cli.tasks import solved_examples
+from shoal.config import MIN_EXAMPLES
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,15 @@ class Asking(BaseModel):
     examples: Path | None = Field(
         None,
         description="with --describe: JSONL of 4 to 16 solved examples (`input`, `output`)",
+    )
+    refine: bool = Field(
+        True,
+        description="train on the examples; without, only a network that was trained to read examples uses "
+        "them, in one forward pass",
+    )
+    careful: bool = Field(
+        False,
+        description="hold a quarter of the examples out and stop by them, even where refining was learned",
     )
     adapter: Path | None = Field(None, description="answer with the adapter of any kind in this directory")
     expert: Path | None = Field(None, description="answer with the expert or mixture in this directory")
@@ -80,7 +90,9 @@ def ask(
         raise UsageError(
             f"the request {text!r} is blank; at least 1 visible character is needed, ask something"
         )
-    solved = solved_examples(choice.examples, choice.describe) if choice.examples and choice.describe else ()
+    solved: Sequence[Example] = ()
+    if choice.examples and choice.describe:
+        solved = solved_examples(choice.examples, choice.describe, MIN_EXAMPLES if choice.refine else 1)
     from shoal.inference.generate import generate_greedy
     from shoal.inference.labels import choose_labels
     from shoal.text_to_lora.material import given_label_set
@@ -132,6 +144,8 @@ def _check_choice(choice: Asking) -> None:
         raise UsageError("--hypernetwork makes adapters of descriptions; give --describe, or leave it out")
     if choice.examples is not None and choice.describe is None:
         raise UsageError("--examples refine the adapter of a description; give --describe, or leave it out")
+    if choice.examples is None and not {"refine", "careful"}.isdisjoint(choice.model_fields_set):
+        raise UsageError("--no-refine and --careful say what --examples are for; give these, or leave it out")
     if choice.experts is not None and not choice.transformer2:
         raise UsageError("--experts is what --transformer2 chooses from; give both, or leave it out")
     if "strength" in choice.model_fields_set and not choice.transformer2 and choice.expert is None:
@@ -200,7 +214,7 @@ def _chosen(place: Place, choice: Asking, solved: Sequence[Example]) -> _Chosen:
         generator = TextToLoRA(
             place.base, device=chosen.device, dtype=chosen.dtype, hypernetwork=choice.hypernetwork
         )
-        adapter = generator.generate(choice.describe, solved)
+        adapter = generator.generate(choice.describe, solved, refine=choice.refine, careful=choice.careful)
         return _Chosen(
             generator.backbone, adapter.lora, facts=adapter.hypernetwork, label_set=adapter.label_set
         )

@@ -13,7 +13,8 @@ from pydantic import Field
 from shoal.apps.cli.model import HYPERNETWORK_HELP, GeneratedSizes, Place, check_directories, usable_place
 from shoal.apps.cli.settings import Output
 from shoal.apps.cli.tasks import better, solved_examples
-from shoal.errors import ShoalError, UsageError
+from shoal.config import MIN_EXAMPLES
+from shoal.errors import ShoalError, UsageError, shorten
 
 if TYPE_CHECKING:
     from shoal.tasks.loading import Example
@@ -35,10 +36,20 @@ class Generating(Place):
         description="JSONL of at least 4 solved examples (`input`, `output`) to train the adapter on; "
         "loads the base model",
     )
-    refine: bool = Field(True, description="train on the examples; without, they are checked alone")
+    refine: bool = Field(
+        True,
+        description="train on the examples; without, only a network that was trained to read examples uses "
+        "them, in one forward pass",
+    )
     careful: bool = Field(
         False,
         description="hold a quarter of the examples out and stop by them, even where refining was learned",
+    )
+    suggest: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="with --examples and --inputs: name so many of the inputs that are worth labelling next",
     )
     inputs: Path | None = Field(
         None,
@@ -93,6 +104,7 @@ def generate(
             sample_inputs=files.sample_inputs,
             refine=files.refine,
             careful=files.careful,
+            suggest=files.suggest,
         )
     _write(adapter, files)
     written = {name: str(path) for name, path in (("gguf", files.gguf), ("out", files.out)) if path}
@@ -128,7 +140,8 @@ def _read(files: Generating, description: str) -> tuple[Sequence[Example], Seque
         check_place(files.out, ADAPTER_FILES)
     if files.gguf is not None:
         check_writable(files.gguf)
-    solved = solved_examples(files.examples, description) if files.examples else ()
+    fewest = MIN_EXAMPLES if files.refine else 1  # a network may read fewer
+    solved = solved_examples(files.examples, description, fewest) if files.examples else ()
     return solved, read_inputs(files.inputs) if files.inputs else ()
 
 
@@ -172,6 +185,7 @@ def _about(adapter: GeneratedAdapter, written: dict[str, Any], examples: int) ->
         "nearest task": _nearest(facts),
         "labels": ", ".join(adapter.label_set.labels) if adapter.label_set else None,
         **material_notes(facts),
+        "label next": " | ".join(map(shorten, facts.get("next_examples", {}).get("inputs", ()))),
         "generated in": f"{adapter.duration * 1000:.0f} ms",
         "written to": ", ".join(written.values()) or "nowhere; give --out DIR",
         "better": better(examples, uncalibrated=uncalibrated) if adapter.trained else None,

@@ -150,8 +150,8 @@ def divided(data: Data) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     return remove_leaks((*own, *made), held_out) if procedural or made else filed, held_out
 
 
-def solved_examples(path: Path, description: str) -> Sequence[Example]:
-    """The solved examples of a JSONL file, for an adapter of this description.
+def solved_examples(path: Path, description: str, least: int = MIN_EXAMPLES) -> Sequence[Example]:
+    """The solved examples of a JSONL file, at least so many, for an adapter of this description.
 
     Raises:
         UsageError: there is no such file, or as `shoal.tasks.records.check_examples`.
@@ -163,7 +163,7 @@ def solved_examples(path: Path, description: str) -> Sequence[Example]:
     check_extra("examples", "train", "accelerate", "tensorboard", "tqdm")
     examples = load_jsonl(path, definition=description, test_size=0).train
     try:
-        return check_examples(examples)
+        return check_examples(examples, least)
     except UsageError as error:
         raise UsageError(f"--examples {path}: {error}") from None
 

@@ -37,6 +37,7 @@ ANSWERS_ALONE = (
     "embedding_noise",
     "token_dropout",
     "shots",
+    "inner_steps",
     "label_smoothing",
     "length_exponent",
     "label_mass_weight",

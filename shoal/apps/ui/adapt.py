@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from shoal.apps.ui.charts import PLAIN, heat_map
+from shoal.apps.ui.charts import PLAIN, falling_line, heat_map
 from shoal.apps.ui.chat import Asked, Style, stream_together, style_box, with_description
 from shoal.apps.ui.typed_data import parse_examples, parse_inputs
 from shoal.apps.ui.widgets import (
@@ -47,6 +47,7 @@ EXAMPLES_HELP = (
     "One a line: input => output. Or JSON lines with input and output, which may be a list where several "
     "answers are right. 4 at least, 4 to 16 do well."
 )
+SUGGESTED = 4  # inputs that are worth labelling next
 TRAINED = ("Refined on", "Calibrated on")  # how notes on training begin
 INPUTS_HELP = (
     "One a line, 4 at least. Where the answers are a closed set, such as positive or negative, they are "
@@ -176,6 +177,7 @@ def _generate(name: str, description: str, public: bool, data: _Data) -> None:
             examples=solved,
             inputs=unsolved,
             sample_inputs=data.sample_inputs,
+            suggest=SUGGESTED if solved and unsolved else 0,
         )
     st.session_state.current = generated.adapter
     st.session_state.generated = generated
@@ -218,9 +220,25 @@ def _picture(current: Adapter | None) -> None:
     for note in current.card.get("notes") or ():
         if str(note).startswith(TRAINED):
             plain_line(str(note))
+    if new is not None:
+        _refined(new)
     plain_line("Norm of the delta weight per layer and module: how much it changes each")
     with show_errors():
         st.plotly_chart(heat_map(client().norms(current.name), height=215), config=PLAIN, key="picture")
+
+
+def _refined(new: GeneratedAdapter) -> None:
+    """The loss as it fell, and the examples that would make the adapter better still."""
+    if new.curve:
+        plain_line("Loss while it was refined on the examples, in nats per token")
+        st.plotly_chart(falling_line(new.curve), config=PLAIN, key="falling")
+    if new.more:
+        warning_line(
+            f"{new.more} more solved examples promise {new.promised:.2f} nats per token less; add them and "
+            "generate again."
+        )
+    if new.to_label:
+        plain_line("Label these first, where the adapter is least sure: " + " | ".join(new.to_label))
 
 
 def _kept_notes(adapter: Adapter) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -43,6 +43,16 @@ def heat_map(norms: Mapping[str, float], *, top: float | None = None, height: in
     figure.update_layout(height=height, margin=_MARGIN)
     figure.update_xaxes(title_text="layer", dtick=1 if len(layers) <= 16 else 2, showgrid=False)
     figure.update_yaxes(showgrid=False, autorange="reversed")
+    return figure
+
+
+def falling_line(curve: Sequence[tuple[int, float]], *, height: int = 150) -> go.Figure:
+    """Loss by steps of refining, nats per token."""
+    steps, losses = zip(*curve, strict=True)
+    figure = go.Figure(go.Scatter(x=steps, y=losses, mode="lines+markers", line={"color": SHADES[0]}))
+    figure.update_layout(height=height, margin=_MARGIN, showlegend=False)
+    figure.update_xaxes(title_text="steps", showgrid=False)
+    figure.update_yaxes(title_text="loss", rangemode="tozero")
     return figure
 
 

@@ -47,6 +47,15 @@ def test_generate_with_examples(
     ended = shoal("generate", DESCRIPTION, *where, "--examples", data / "capitals.jsonl", "--json")
     assert ended.code == 0, ended.err
     assert ended.record["hypernetwork"]["few_shot"]["examples"] == len(WORDS) - len(WORDS) // 4
+    inputs = tmp_path / "inputs.txt"
+    inputs.write_text("ant\nbear\ncrow\ndeer\n")
+    more = ("--examples", data / "capitals.jsonl", "--inputs", inputs, "--suggest", 2)
+    ended = shoal("generate", DESCRIPTION, *where, *more)
+    assert ended.code == 0, ended.err
+    assert "more solved examples promise" in ended.out and "label next:" in ended.out
+    ended = shoal("ask", "apple", *where, "--describe", DESCRIPTION, *more[:2], "--no-refine", "--json")
+    assert ended.code == 0 and "few_shot" not in ended.record["hypernetwork"], ended.err
+    assert_one_line(shoal("ask", "apple", *where, "--describe", "Shout.", "--no-refine"), 2, "--examples")
     few = tmp_path / "few.jsonl"
     few.write_text('{"input": "a", "output": "A"}\n')
     assert_one_line(

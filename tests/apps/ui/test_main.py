@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,24 @@ def test_examples_go_along_with_the_description(running: Any, sent: dict[str, An
         next(b for b in app.button if b.label == "Generate adapter").click().run()
         assert any("stop here" in line for line in lines(app))
     assert sent["examples"] == [("a joy", ("positive",)), ("a bore", ("negative",))]
-    assert sent["inputs"] == ["it was long"] and sent["sample_inputs"] is False
+    assert sent["inputs"] == ["it was long"] and sent["sample_inputs"] is False and sent["suggest"] == 4
+
+
+def test_the_loss_is_seen_to_fall_and_more_examples_are_asked_for(running: Any) -> None:
+    with Client(running.url, running.ada) as client:
+        new = replace(
+            client.create("ui-refined", "Answer in one word."),
+            curve=((0, 2.0), (4, 1.5)),
+            more=4,
+            promised=0.31,
+            to_label=("<b>it was long</b>",),
+        )
+        state = {"base": running.model, "current": new.adapter, "generated": new}
+        with page("adapt", running.url, running.ada, **state) as app:
+            assert any("4 more solved examples promise 0.31" in line for line in lines(app, "warning"))
+            assert any("&lt;b&gt;it was long" in h.proto.body for h in app.get("html"))
+            assert len(app.get("plotly_chart")) == 2
+        client.delete("ui-refined")
 
 
 def test_sample_inputs_stand_in_for_inputs(running: Any, sent: dict[str, Any]) -> None:
