@@ -50,7 +50,7 @@ def adapted_parameters(model: nn.Module, lora: LoRA | BatchedLoRA) -> dict[str, 
         UsageError: a parameter is of other sizes or of numbers that nothing can be added to.
     """
     places = {name: place for name in lora.factors if (place := parameter_place(model, name)) is not None}
-    one = lora.row(0) if isinstance(lora, BatchedLoRA) else lora
+    one = lora.row(0) if places and isinstance(lora, BatchedLoRA) else lora
     for name, place in places.items():
         check_sizes(name, factor_sizes(one.factors[name]), place.sizes, "the model")
         weight = getattr(place.module, place.name)
@@ -143,11 +143,10 @@ def _with_delta(module: nn.Module, name: str, own: ModuleFactors, hit: Tensor | 
     few = weight if hit is None else weight[hit]
     if name not in own.factors:
         return few
-    a, b = own.factors[name].to(weight.device, weight.dtype)
+    factors = own.factors[name] if hit is None else LoraFactors(*(x[hit] for x in own.factors[name]))
+    a, b = factors.to(weight.device, weight.dtype)
     if a.dim() == 2:
         return torch.addmm(few, b, a, alpha=own.scaling)
-    if hit is not None:
-        a, b = a[hit], b[hit]
     left, right = (a.mT, b.mT) if _is_transposed(module) else (b, a)
     return torch.baddbmm(few, left, right, alpha=own.scaling)
 
