@@ -45,12 +45,14 @@ class Choice:
         self._echo = echo or Echo()
         self._text: list[str] = [self._echo.text]
         self._scores: list[TokenScore] = []
+        self._end: tuple[TokenScore, ...] = ()
         self._finish: str | None = None
 
     def add(self, delta: Delta) -> None:
         """Append the next piece."""
         self._text.append(delta.text)
         self._scores += delta.tokens
+        self._end = _end(delta)
         self.tokens = delta.completion_tokens
         self.labels = delta.probabilities or self.labels
         self._finish = delta.finish_reason or self._finish
@@ -61,7 +63,8 @@ class Choice:
         if chat:
             message = {"role": "assistant", "content": text, "refusal": None}
             return self._finished({"message": message, "logprobs": chat_logprobs(self._scores)})
-        return self._finished({"text": text, "logprobs": _joined(self._echo.logprobs, self._scores)})
+        scores = [*self._scores, *self._end]
+        return self._finished({"text": text, "logprobs": _joined(self._echo.logprobs, scores)})
 
     def _finished(self, content: dict[str, Any]) -> dict[str, Any]:
         return {"index": self.index, **content, "finish_reason": self._finish or "length"}
@@ -83,9 +86,14 @@ def piece(chat: bool, index: int, delta: Delta) -> dict[str, Any]:
     return {
         "index": index,
         "text": delta.text,
-        "logprobs": text_logprobs(delta.tokens),
+        "logprobs": text_logprobs([*delta.tokens, *_end(delta)]),
         "finish_reason": finish,
     }
+
+
+def _end(delta: Delta) -> tuple[TokenScore, ...]:
+    """The end-of-turn token, which a completion's scores hold and a chat's do not: one for each drawn token."""
+    return () if delta.end is None else (delta.end,)
 
 
 def echo_piece(index: int, echo: Echo, *, last: bool) -> dict[str, Any]:

@@ -286,6 +286,15 @@ def test_the_official_client_talks_over_several_turns(openai_client: openai.Open
     ).choices
 
 
+def test_a_completions_scores_hold_its_end_too(as_ada: httpx2.Client, running: Running) -> None:
+    """Evaluation suites leave out the last score, which is that of the one token they had to ask for."""
+    drawn = {"n": 8, "max_tokens": 100, "temperature": 1.0, "seed": 1, "logprobs": 0}
+    answer = complete(as_ada, running, prompt="Say", **drawn).json()
+    scores = [choice["logprobs"] for choice in answer["choices"]]
+    assert "stop" in {choice["finish_reason"] for choice in answer["choices"]}
+    assert sum(len(s["token_logprobs"]) for s in scores) == answer["usage"]["completion_tokens"]
+
+
 def test_an_evaluation_suite_scores_through_the_service_as_in_its_own_process(
     running: Running, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

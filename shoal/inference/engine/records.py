@@ -122,6 +122,7 @@ class Delta:
         finish_reason: of the last piece: `stop` for a stop string or the end of turn, else `length`.
         completion_tokens: generated for this answer until now, with the end-of-turn token.
         probabilities: of every label, where the request has labels.
+        end: score of the end-of-turn token, whose text is not the answer's, where the request asks for scores.
     """
 
     index: int
@@ -130,6 +131,7 @@ class Delta:
     finish_reason: Finish | None = None
     completion_tokens: int = 0
     probabilities: Mapping[str, float] | None = None
+    end: TokenScore | None = None
 
 
 class Event(NamedTuple):

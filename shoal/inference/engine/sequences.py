@@ -123,8 +123,11 @@ class Answer:
         self._count += 1
         self.job.tokens += 1
         finish: Finish | None = None
+        end: TokenScore | None = None
         if request.stop_at_end and token in ends:
             finish, released = "stop", self._text.finish()
+            if scores is not None and not released.stopped:
+                end = with_text(scores, texts)
         else:
             if scores is not None:
                 self._scores.append(scores)
@@ -140,7 +143,7 @@ class Answer:
         self._scores = self._scores[released.tokens :]
         if not released.text and not shown and finish is None:
             return None
-        return Delta(self.index, released.text, shown, finish, self._count)
+        return Delta(self.index, released.text, shown, finish, self._count, end=end)
 
 
 def with_text(scores: Scores, texts: TokenTexts) -> TokenScore:
