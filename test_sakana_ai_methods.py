@@ -5,17 +5,21 @@
 The same functions run under pytest.
 """
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from shoal import ShoalError, TextToLoRA, attach, load_backbone
+from shoal.apps.cli.main import main as shoal_command
 from src.core.training.sakana_ai_methods import SakanaAIIntegration, TextToLoRAConfig, Transformer2Config
 
 PROMPTS = {
@@ -145,20 +149,27 @@ def test_an_adapter_at_work() -> None:
 
 def test_command_line() -> None:
     """The command for a sentence, a comparison, and one line for a mistake."""
-    whole = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def shoal(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "shoal.apps.cli.main", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=whole, timeout=300)
-
-    made = json.loads(shoal("generate", next(iter(PROMPTS)), "--json").stdout)
+    made = shoal_says("generate", next(iter(PROMPTS)), "--json")
     assert made["skills"].keys() == {"code_generation", "debugging"}
-    compared = json.loads(shoal("compare", "--models", "gpt2,gpt2-medium", "--json").stdout)
+    compared = shoal_says("compare", "--models", "gpt2,gpt2-medium", "--json")
     assert [row["base_model"] for row in compared["models"]] == ["gpt2", "gpt2-medium"]
-    mistake = shoal("generate", "x")
+    command = [sys.executable, "-m", "shoal.apps.cli.main", "generate", "x"]
+    whole = {**os.environ, "PYTHONPATH": str(ROOT)}
+    mistake = subprocess.run(command, capture_output=True, text=True, env=whole, timeout=600)
     *stages, error = mistake.stderr.splitlines()  # a stage that lasts is said, such as loading libraries
     assert mistake.returncode == 2 and error.startswith("error: ")
     assert all(stage.endswith(" ...") for stage in stages)
+
+
+def shoal_says(*arguments: str) -> dict[str, Any]:
+    """The JSON that a command prints, run in this process."""
+    argv, sys.argv, printed = sys.argv, ["shoal", *arguments], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+            shoal_command()
+    finally:
+        sys.argv = argv
+    return json.loads(printed.getvalue())
 
 
 def main() -> None:

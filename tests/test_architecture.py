@@ -93,18 +93,14 @@ def test_what_scripts_take_from_shoal_is_there(path: Path) -> None:
 
 
 def run_python(code: str) -> None:
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=600)
 
 
 def test_the_documented_path_is_the_library() -> None:
-    run_python(
-        "from src.core.training.sakana_ai_methods import "
-        "SakanaAIIntegration, TextToLoRAConfig, Transformer2Config\n"
-        "import shoal.config, shoal.integration\n"
-        "assert SakanaAIIntegration is shoal.integration.SakanaAIIntegration\n"
-        "assert TextToLoRAConfig is shoal.config.TextToLoRAConfig\n"
-        "assert Transformer2Config is shoal.config.Transformer2Config\n"
-    )
+    documented = importlib.import_module("src.core.training.sakana_ai_methods")
+    assert documented.SakanaAIIntegration is shoal.integration.SakanaAIIntegration
+    assert documented.TextToLoRAConfig is shoal.config.TextToLoRAConfig
+    assert documented.Transformer2Config is shoal.config.Transformer2Config
 
 
 def test_importing_shoal_loads_no_library() -> None:

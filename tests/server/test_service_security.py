@@ -232,9 +232,12 @@ def test_logs_hold_no_prompts_and_no_keys(tiny_llama: Path, tmp_path: Path) -> N
     secret, said = "tangerine", "Write the plural of the word tangerine."
     ask = {"model": str(tiny_llama), "max_tokens": 2}
     out = subprocess.DEVNULL  # what the command says; its log is on standard error
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=out, stderr=log) as process:
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context((tmp_path / "log").open("wb"))
+        process = stack.enter_context(subprocess.Popen(command, stdout=out, stderr=log))
+        stack.callback(process.kill)  # a failure waits for nothing
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as http:
-            until = time.monotonic() + 120
+            until = time.monotonic() + 300
             while True:
                 with contextlib.suppress(httpx2.TransportError):
                     http.get("/health")
@@ -266,6 +269,7 @@ def test_logs_hold_no_prompts_and_no_keys(tiny_llama: Path, tmp_path: Path) -> N
                 assert time.monotonic() < until
                 time.sleep(0.2)
         process.terminate()
+        process.wait(60)
     assert statuses == [200, 200, 400, 200, 200, 201, 200, 200, 400, 201, 200, 202, 400, 404, 401]
     text = (tmp_path / "log").read_text()
     assert secret not in text and "sk-shoal" not in text

@@ -57,7 +57,7 @@ def looped(own: Any, toy: ModuleType, backbone: Backbone, candidates: Tensor, va
     return results
 
 
-@pytest.mark.parametrize("count", [4, 16, 100])
+@pytest.mark.parametrize("count", [4, 66])
 def test_expected_rewards_are_sums_over_labels(count: int, toy: ModuleType, backbone: Backbone) -> None:
     task = toy.label_task()
 

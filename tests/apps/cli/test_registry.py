@@ -54,18 +54,15 @@ def shoal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return run
 
 
-def shoal_at(hub: str, folder: Path, *arguments: object) -> str:
-    """The same in a process of its own: the hub's client reads where its hub is when it is imported."""
-    there = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf")}
-    ended = subprocess.run(
-        [sys.executable, "-m", "shoal.apps.cli.main", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **there},
-        capture_output=True,
-        text=True,
-    )
-    if ended.returncode == 0:
-        return ended.stdout
-    return ended.stderr.splitlines()[-1]  # before it stands what took long
+COMMANDS_OF_LINES = """
+import contextlib, io, json, sys
+from shoal.apps.cli.main import main
+for line in sys.stdin:
+    sys.argv, out, err = ["shoal", *json.loads(line)], io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
+        main()
+    print(json.dumps(out.getvalue() or err.getvalue().splitlines()[-1]), flush=True)
+"""
 
 
 def test_an_adapter_goes_in_and_comes_out(
@@ -201,24 +198,52 @@ def hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
     server.server_close()
 
 
+@pytest.fixture
+def shoal_at_hub(
+    shoal: Shoal, hub: tuple[str, dict[str, dict[str, bytes]]], tmp_path: Path
+) -> Iterator[Shoal]:
+    """The same in a process of its own: the hub's client reads where its hub is when it is imported."""
+    there = {
+        "HF_ENDPOINT": hub[0],
+        "HF_TOKEN": "hf_x",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMANDS_OF_LINES],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **there},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+
+        def run(*arguments: object) -> str:
+            assert process.stdin is not None and process.stdout is not None
+            print(json.dumps([*map(str, arguments)]), file=process.stdin, flush=True)
+            return str(json.loads(process.stdout.readline()))
+
+        yield run
+
+
 def test_an_adapter_goes_to_a_hub_and_back(
     shoal: Shoal,
     directory: Path,
     tiny_llama: Path,
     tmp_path: Path,
     hub: tuple[str, dict[str, dict[str, bytes]]],
+    shoal_at_hub: Shoal,
 ) -> None:
     endpoint, repositories = hub
     shoal("adapters", "import", "plural", directory, "--base", tiny_llama)
-    pushed = shoal_at(endpoint, tmp_path, "adapters", "push", "plural", "ada/plural-lora")
+    pushed = shoal_at_hub("adapters", "push", "plural", "ada/plural-lora")
     assert pushed == f"plural pushed: {endpoint}/ada/plural-lora/commit/{'a' * 40}\n"
     assert set(repositories["ada/plural-lora"]) == {p.name for p in directory.iterdir()}
     repositories["ada/plural-lora"]["../evil.py"] = b"import os"
     pull = ("adapters", "pull", "back", "ada/plural-lora", "--base", tiny_llama)
-    assert shoal_at(endpoint, tmp_path, *pull) == "back kept as version 1\n"
+    assert shoal_at_hub(*pull) == "back kept as version 1\n"
     registry = Registry(tmp_path / "registry")
     assert registry.get("back", None).sha256 == registry.get("plural", None).sha256
     registry.close()
     del repositories["ada/plural-lora"]["adapter_model.safetensors"]
-    assert "has no adapter_model.safetensors, so it is no PEFT adapter" in shoal_at(endpoint, tmp_path, *pull)
+    assert "has no adapter_model.safetensors, so it is no PEFT adapter" in shoal_at_hub(*pull)
     assert "is no hub id" in shoal("adapters", "pull", "x", "../../etc", code=2)

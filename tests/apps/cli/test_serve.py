@@ -58,18 +58,20 @@ def served(
         stderr=subprocess.PIPE,
         text=True,
     )
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS
-    while True:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until, "the service does not start"
-        try:
-            with socket.create_connection(("127.0.0.1", port), 1):
-                break
-        except OSError:
-            time.sleep(0.1)
-    yield process, url
-    process.kill()
-    process.communicate()
+    try:
+        url, until = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS
+        while True:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < until, "the service does not start"
+            try:
+                with socket.create_connection(("127.0.0.1", port), 1):
+                    break
+            except OSError:
+                time.sleep(0.1)
+        yield process, url
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_the_command_serves_and_ends_when_it_is_told_to(
