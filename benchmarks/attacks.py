@@ -72,7 +72,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def served(base: str) -> Iterator[tuple[psutil.Process, Target]]:
+def served(base: str, *options: str) -> Iterator[tuple[psutil.Process, Target]]:
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,7 +94,7 @@ def served(base: str) -> Iterator[tuple[psutil.Process, Target]]:
             "1000",
         ]
         limits += ["--max-open-a-key", "500", "--max-waiting", "1000"]
-        flags = ["--port", str(port), "--base", base, *place, *limits]
+        flags = ["--port", str(port), "--base", base, *place, *limits, *options]
         with (Path(folder) / "log").open("wb") as log:
             process = subprocess.Popen([*shoal, "serve", *flags], stderr=log, stdout=log)
             try:
