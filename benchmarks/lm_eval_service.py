@@ -1,11 +1,11 @@
-"""The LM evaluation harness through the service's API beside its own `hf` backend, on one task of likelihoods.
+"""The LM evaluation harness through the service beside its own `hf` backend, on one task of likelihoods.
 
     python benchmarks/lm_eval_service.py [--examples 100]
 
-The task is a YAML file over a local JSON file, as anyone writes one. `local-completions` asks `shoal serve` for
-the log probabilities of each choice, `hf` computes them from the same model directory, both in float32. Exits
-with 1 where the accuracies differ by more than --tolerance, with a line where the data are missing. Needs
-`pip install 'shoal[harness,serve]'`.
+The task is a YAML file over a local JSON file, as anyone writes one. `local-completions` asks `shoal serve`
+for the log probabilities of each choice, `hf` computes them from the same model directory, both in float32.
+Exits with 1 where the accuracies differ by more than --tolerance, with a line where the data are missing.
+Needs `pip install 'shoal[harness,serve]'`.
 """
 
 from __future__ import annotations
@@ -63,17 +63,18 @@ def main() -> None:
         os.environ["HF_DATASETS_CACHE"] = folder  # read when `datasets` is imported
         task = write_task(Path(folder), args.task, read_json(source)["test"][: args.examples])
         own = {"pretrained": find_model(args.base).location, "dtype": "float32"}
-        expected = scores(task, "hf", own, batch_size=args.batch_size, device="cpu")
+        expected, own_scores = scores(task, "hf", own, batch_size=args.batch_size, device="cpu")
         with served(args.base, "--dtype", "float32") as (_, target):
             os.environ["OPENAI_API_KEY"] = target.other
             api = {"base_url": f"{target.url}/v1/completions", "model": target.model}
             api |= {"tokenizer": own["pretrained"], "tokenizer_backend": "huggingface"}
-            found = scores(task, "local-completions", api, batch_size=args.batch_size)
+            found, api_scores = scores(task, "local-completions", api, batch_size=args.batch_size)
     print(f"{args.base}, {args.examples} questions of {args.task}; {machine(torch.float32)}\n")
     rows = [[name, f"{expected[name]:.2f}", f"{found[name]:.2f}"] for name in METRICS]
     print(table(["metric", "lm-eval's hf", "lm-eval through the service"], rows))
     apart = max(abs(expected[name] - found[name]) for name in METRICS)
-    print(f"\nlargest difference: {apart:.2f} points")
+    nats = max(abs(a - b) for a, b in zip(own_scores, api_scores, strict=True))
+    print(f"\nlargest difference: {apart:.2f} points; of {len(own_scores)} log-likelihoods: {nats:.4f} nats")
     sys.exit(apart > args.tolerance)
 
 
@@ -85,8 +86,10 @@ def write_task(folder: Path, name: str, records: list[dict[str, Any]]) -> Path:
     return folder / f"{name}.yaml"
 
 
-def scores(task: Path, model: str, options: dict[str, Any], **settings: Any) -> dict[str, float]:
-    """The harness's figures, in points of 100."""
+def scores(
+    task: Path, model: str, options: dict[str, Any], **settings: Any
+) -> tuple[dict[str, float], list[float]]:
+    """(the harness's figures, in points of 100, the log-likelihood of every choice)."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -95,7 +98,9 @@ def scores(task: Path, model: str, options: dict[str, Any], **settings: Any) -> 
     found = simple_evaluate(
         model=model, model_args=options, tasks=[name], task_manager=known, bootstrap_iters=0, **settings
     )
-    return {metric: 100 * float(found["results"][name][f"{metric},none"]) for metric in METRICS}
+    samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+    figures = {metric: 100 * float(found["results"][name][f"{metric},none"]) for metric in METRICS}
+    return figures, [score for sample in samples for ((score, _),) in sample["resps"]]
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def piece(chat: bool, index: int, delta: Delta) -> dict[str, Any]:
 
 
 def _end(delta: Delta) -> tuple[TokenScore, ...]:
-    """The end-of-turn token, which a completion's scores hold and a chat's do not: one for each drawn token."""
+    """The end-of-turn token: a completion has a score for each drawn token, a chat for those of its text."""
     return () if delta.end is None else (delta.end,)
 
 

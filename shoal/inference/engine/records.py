@@ -122,7 +122,7 @@ class Delta:
         finish_reason: of the last piece: `stop` for a stop string or the end of turn, else `length`.
         completion_tokens: generated for this answer until now, with the end-of-turn token.
         probabilities: of every label, where the request has labels.
-        end: score of the end-of-turn token, whose text is not the answer's, where the request asks for scores.
+        end: score of the end-of-turn token, where the request asks for scores; its text is not the answer's.
     """
 
     index: int
