@@ -31,6 +31,7 @@ def test_several_outputs_may_be_right() -> None:
         ([*PAIRS, ("half \ud83d", "x")], "not valid Unicode at character 5"),
         ([*PAIRS, ("", "nothing")], "is blank"),
         ([*PAIRS, ("bee", [])], "outputs: 0 entries"),
+        ([*PAIRS, ("bee", " ")], "is blank"),
         ([*PAIRS, "bee"], "'bee' is no pair"),
         ([*PAIRS, ("bee", "bees", "swarm")], "is no pair"),
     ],

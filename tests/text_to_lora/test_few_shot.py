@@ -55,12 +55,15 @@ def test_steps_that_harm_are_not_kept(sharp: Backbone, start: LoRA) -> None:
     assert equal(refinement.lora, good)
 
 
-def test_examples_that_are_too_long(sharp: Backbone, start: LoRA) -> None:
+def test_examples_that_are_too_long_are_left_out_and_counted(
+    sharp: Backbone, start: LoRA, caplog: pytest.LogCaptureFixture
+) -> None:
     long = [Example(f"{i} " + "word " * 400, ("yes",)) for i in range(8)]
     with pytest.raises(UsageError, match="0 of 8 examples have at most 256 tokens, at least 4"):
         refine(sharp, start, long, description="Answer yes.")
     refinement = refine(sharp, start, [*long, *SAME[:8]], description="Answer yes.")
     assert (refinement.examples, refinement.held_out) == (6, 2)
+    assert "left out 8 of 16 examples of more than 256 tokens" in caplog.text
 
 
 def test_long_examples_get_fewer_steps(sharp: Backbone, start: LoRA, monkeypatch: pytest.MonkeyPatch) -> None:
