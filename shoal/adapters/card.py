@@ -55,6 +55,12 @@ class AdapterCard(BaseModel):
     description: str | None = Field(None, description="the task description that it was made from")
     checkpoint_sha256: str | None = Field(None, description="hash of the hypernetwork, in hex")
     seed: int | None = Field(None, description="seed of its training or generation")
+    start_sha256: str | None = Field(
+        None, description="fingerprint of the adapter that its training started from, in hex"
+    )
+    parents: Mapping[str, str] = Field(
+        default_factory=dict, description="of a merge: name of each parent -> its fingerprint, in hex"
+    )
     label_set: LabelSet | None = Field(
         None, description="the answers that it chooses from, if they are closed"
     )
@@ -115,6 +121,8 @@ def render_card(card: AdapterCard, facts: AdapterFacts) -> str:
         "Rank, alpha": f"{facts.rank}, {facts.alpha:g}",
         "Target modules": ", ".join(facts.target_modules),
         "Layers": _layers_row(facts),
+        **({"Start (SHA-256)": card.start_sha256} if card.start_sha256 else {}),
+        **{f"Parent: {name} (SHA-256)": sha for name, sha in card.parents.items()},
         **({"Labels": ", ".join(card.label_set.labels)} if card.label_set else {}),
         **{f"Score: {name}": f"{value:.4g}" for name, value in sorted(card.scores.items())},
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +67,7 @@ def save_adapter(
     revision: str | None = None,
     dtype: torch.dtype | None = None,
     pad_layers: bool = False,
+    beside: Mapping[str, str] | None = None,
 ) -> None:
     """Write an adapter that every LoRA tool loads, whole or not at all; an old one there is replaced.
 
@@ -78,6 +79,7 @@ def save_adapter(
         revision: version of the base model.
         dtype: float32, float16 or bfloat16; by default the adapter's own.
         pad_layers: also write the layers that the adapter leaves alone, with B zero, as LoRAX needs.
+        beside: file name -> text of more files.
 
     Raises:
         UsageError: the adapter does not fit the shape, is not finite in this dtype, or has no alpha above 0.
@@ -108,6 +110,8 @@ def save_adapter(
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / FACTS_FILE).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
         (folder / CARD_FILE).write_text(render_card(card, facts), encoding="utf-8")
+        for name, text in (beside or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
 
     write_directory(directory, write)
 

@@ -101,3 +101,33 @@ def parse_input(line: str) -> str:
             f"{shorten(line, 40)} has no input; a string is needed, alone or as {' or '.join(FIELDS)}"
         )
     return row
+
+
+def inputs_by_name(
+    given: Sequence[str], names: Sequence[str], *, least: int = MIN_INPUTS
+) -> dict[str, tuple[str, ...]]:
+    """Checked inputs for every name, from `FILE` for all of them or `NAME=FILE` for each.
+
+    Raises:
+        UsageError: a name without inputs, a file for an unknown name, or fewer than `least` different inputs.
+        ShoalError: as `read_inputs`.
+    """
+    files: dict[str, str] = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not equals:
+            files |= dict.fromkeys(names, text)
+        elif name not in names:
+            raise UsageError(f"inputs {shorten(text)}: no adapter is named {name}; use {', '.join(names)}")
+        else:
+            files[name] = file
+    missing = next((name for name in names if name not in files), None)
+    if missing is not None:
+        raise UsageError(f"{missing} has no inputs; give FILE for all adapters, or {missing}=FILE")
+    found = {name: check_inputs(read_inputs(files[name])) for name in names}
+    for name, inputs in found.items():
+        if len(inputs) < least:
+            raise UsageError(
+                f"{files[name]} has {len(inputs)} different inputs, the least is {least}; add some"
+            )
+    return found

@@ -65,6 +65,7 @@ def make_lora(
     """
     check_lora_training(backbone.shape, directory, sizes=sizes, run=run, start=start)
     targets = backbone.shape.select(sizes.target_modules, sizes.num_layers_to_adapt)
+    first = lora_of(start)
     lora, summary = train_lora(
         backbone,
         tasks,
@@ -73,7 +74,7 @@ def make_lora(
         training,
         rank=sizes.adapter_rank,
         alpha=sizes.adapter_alpha,
-        start=lora_of(start),
+        start=first,
         held_out=held_out,
         show_progress=show_progress,
     )
@@ -86,6 +87,7 @@ def make_lora(
         trained=True,
         description=tasks[0].definition if one else None,
         seed=training.seed,
+        start_sha256=first.fingerprint() if first else None,
         scores=_measured(summary),
         notes=tuple(notes),
     )

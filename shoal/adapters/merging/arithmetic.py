@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -70,7 +71,7 @@ def compose(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
     Raises:
         UsageError: no adapters, as many weights as adapters are not given, or modules of different sizes.
     """
-    _check_sizes(loras)
+    check_sizes(loras)
     if not loras or len(loras) != len(weights):
         raise UsageError(
             f"composition needs one weight for each of {len(loras)} adapters (at least 1), got {len(weights)}"
@@ -104,14 +105,30 @@ def truncate(lora: LoRA, rank: int) -> LoRA:
         raise UsageError(f"cannot truncate a rank-{lora.rank} adapter to rank {rank}; choose 1..{lora.rank}")
     factors = {}
     for name, f in lora.factors.items():
-        q_b, r_b = torch.linalg.qr(f.b.float() * lora.scaling)
-        q_a, r_a = torch.linalg.qr(f.a.float().mT)
-        u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
-        root = s[..., :rank].sqrt()
-        a = root[..., None] * (vh[..., :rank, :] @ q_a.mT)
-        b = (q_b @ u[..., :rank]) * root[..., None, :]
-        factors[name] = LoraFactors(a.to(f.a.dtype).contiguous(), b.to(f.b.dtype).contiguous())
+        kept = truncate_factors(LoraFactors(f.a.float(), f.b.float() * lora.scaling), rank).factors
+        factors[name] = LoraFactors(kept.a.to(f.a.dtype), kept.b.to(f.b.dtype))
     return LoRA(factors, alpha=float(rank))
+
+
+class TruncatedFactors(NamedTuple):
+    """One module's factors of a smaller rank, and squared Frobenius norms of what was dropped and of all."""
+
+    factors: LoraFactors
+    dropped: float
+    whole: float
+
+
+def truncate_factors(factors: LoraFactors, rank: int) -> TruncatedFactors:
+    """The nearest factors of at most a rank, as `truncate` finds them; scaling is 1."""
+    q_b, r_b = torch.linalg.qr(factors.b)
+    q_a, r_a = torch.linalg.qr(factors.a.mT)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+    root = s[..., :rank].sqrt()
+    a = root[..., None] * (vh[..., :rank, :] @ q_a.mT)
+    b = (q_b @ u[..., :rank]) * root[..., None, :]
+    squares = s.double().square()
+    dropped, whole = float(squares[..., rank:].sum()), float(squares.sum())
+    return TruncatedFactors(LoraFactors(a.contiguous(), b.contiguous()), dropped, whole)
 
 
 def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
@@ -120,7 +137,7 @@ def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
     Raises:
         UsageError: no adapters, or adapters of different modules or sizes.
     """
-    _check_sizes(loras)
+    check_sizes(loras)
     if not loras or any(lora.factors.keys() != loras[0].factors.keys() for lora in loras):
         raise UsageError("adapters of one batch must adapt the same modules, and there must be one at least")
     rank = max(lora.rank for lora in loras)
@@ -132,7 +149,12 @@ def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
     return BatchedLoRA(factors, alpha=float(rank))
 
 
-def _check_sizes(loras: Sequence[LoRA]) -> None:
+def check_sizes(loras: Sequence[LoRA]) -> None:
+    """See that adapters are of one size where they have a module in common.
+
+    Raises:
+        UsageError: they are not.
+    """
     sizes: dict[str, tuple[int, ...]] = {}
     for lora in loras:
         for name, f in lora.factors.items():

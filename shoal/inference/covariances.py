@@ -1,0 +1,77 @@
+"""Covariances of the inputs of a model's modules under an adapter, from texts alone.
+
+For every adapted module the mean of x x^T over the tokens of some prompts. No answers are needed: what a
+module is given is all that closed-form merging asks for. Knows nothing of merging.
+
+Source: Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", arXiv 2212.09849,
+section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA
+from shoal.errors import UsageError
+from shoal.models.backbone import Backbone
+from shoal.models.modules import module_sizes
+
+MAX_TOKENS = 512  # of one prompt; the rest of a longer one is left out
+
+
+@torch.no_grad()
+def input_covariances(
+    backbone: Backbone, lora: LoRA, inputs: Sequence[str], modules: Iterable[str] | None = None
+) -> dict[str, Tensor]:
+    """Covariances under one adapter.
+
+    Args:
+        backbone: the base model.
+        lora: attached while the prompts are read.
+        inputs: texts, each worded as a request.
+        modules: names of those to measure, as of all adapters that will be merged; None is the adapter's own.
+
+    Returns:
+        Module name -> (in, in) in float32 on the CPU: the mean of x x^T over tokens, uncentred.
+
+    Raises:
+        UsageError: no such module, one of another shape, or one that is no linear map.
+    """
+    names = list(lora.factors if modules is None else modules)
+    for name in names:
+        if module_sizes(_module(backbone.model, name)) is None:
+            raise UsageError(f"{name} is no linear map with inputs to measure; merge by another method")
+    sums: dict[str, Tensor] = {}
+    tokens = 0
+    weight = next(backbone.model.parameters())
+    with ExitStack() as stack:
+        stack.enter_context(attach(backbone.model, lora.to(weight.device, weight.dtype)))
+        for name in names:
+            module = _module(backbone.model, name)
+            stack.callback(module.register_forward_pre_hook(_adding(sums, name)).remove)
+        for prompt in backbone.encode_prompts(inputs):
+            ids = torch.tensor([prompt[:MAX_TOKENS]], device=backbone.device)
+            backbone.model.base_model(input_ids=ids, use_cache=False)
+            tokens += ids.numel()
+    return {name: sums[name].cpu() / tokens for name in names}
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:  # experts' weights are one parameter, and no module
+        return model
+
+
+def _adding(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach().flatten(0, -2).float()
+        own = x.T @ x
+        sums[name] = own if name not in sums else sums[name] + own
+
+    return add

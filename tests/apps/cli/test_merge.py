@@ -1,0 +1,118 @@
+"""`shoal merge`: adapters and recipes in, one adapter with its recipe and report out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoal.adapters.card import AdapterCard
+from shoal.adapters.files import load_adapter, save_adapter
+from shoal.adapters.merging import compose
+from shoal.adapters.merging.mergekit_yaml import read_recipe
+from shoal.models.shapes import load_shape
+from tests.fixtures.cli import Shoal, assert_one_line
+from tests.fixtures.merging import distance, random_lora
+
+INPUTS = [f"text number {i} of a task" for i in range(20)]
+
+
+@pytest.fixture
+def adapters(tiny_llama: Path, tmp_path: Path) -> dict[str, Path]:
+    """Two adapters that were trained on from a third."""
+    shape = load_shape(str(tiny_llama))
+    sizes = {t.name: (t.in_features, t.out_features) for t in shape.select(("q_proj", "down_proj"), None)}
+    start = random_lora(9, sizes) * 0.1
+    values = {
+        "start": start,
+        **{n: compose([start, random_lora(s, sizes) * 0.1], [1, 1]) for s, n in enumerate("ab")},
+    }
+    for name, lora in values.items():
+        own = None if name == "start" else start.fingerprint()
+        card = AdapterCard(generator="test", trained=True, start_sha256=own)
+        save_adapter(tmp_path / name, lora, shape=shape, card=card)
+    return {name: tmp_path / name for name in values}
+
+
+def named(adapters: dict[str, Path]) -> list[str]:
+    return [word for name in "ab" for word in ("--adapter", f"{name}={adapters[name]}")]
+
+
+def test_the_mean_with_its_recipe_and_report(shoal: Shoal, adapters: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    ended = shoal("merge", *named(adapters), "--out", out, "--json")
+    assert ended.code == 0, ended.err
+    a, b, merged = (load_adapter(path) for path in (adapters["a"], adapters["b"], out))
+    assert distance(merged.lora, compose([a.lora, b.lora], [0.5, 0.5])) < 1e-5
+    report = json.loads((out / "report.json").read_text("utf-8"))
+    assert report["parents"] == {"a": a.lora.fingerprint(), "b": b.lora.fingerprint()} == merged.card.parents
+    assert {**ended.record, **report} == ended.record and "as start" in merged.card.notes[1]
+    again = shoal("merge", out / "merge.yml", "--out", tmp_path / "again")
+    assert again.code == 0, again.err
+    assert distance(load_adapter(tmp_path / "again").lora, merged.lora) < 1e-5
+
+
+def test_regmean_reads_inputs_under_every_parent(
+    shoal: Shoal, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("\n".join(f"{name} {text}" for text in INPUTS), "utf-8")
+    given = [word for name in "ab" for word in ("--inputs", f"{name}={tmp_path / name}.txt")]
+    start = ("--start", adapters["start"], "--rank", "4")
+    ended = shoal("merge", *named(adapters), *given, *start, "--out", tmp_path / "merged", "--json")
+    assert ended.code == 0, ended.err
+    merged = load_adapter(tmp_path / "merged")
+    assert ended.record["method"] == "regmean" and merged.lora.rank == 4
+    assert merged.card.start_sha256 == load_adapter(adapters["start"]).lora.fingerprint()
+    assert 0 < ended.record["truncation_error"] < 1
+
+
+def test_parameters_are_numbers_and_switches(shoal: Shoal, adapters: dict[str, Path], tmp_path: Path) -> None:
+    flags = ("--method", "ties", "--weights", "1,2", "--parameters", "density=0.5,normalize=false")
+    ended = shoal("merge", *named(adapters), *flags, "--out", tmp_path / "merged")
+    assert ended.code == 0, ended.err
+    values = read_recipe(tmp_path / "merged" / "merge.yml").values("q")
+    assert values["density"].tolist() == [0.5, 0.5] and values["normalize"] is False
+    assert values["weight"].tolist() == [1, 2]
+
+
+def test_the_dtype_of_a_recipe_is_that_of_the_adapter(
+    shoal: Shoal, adapters: dict[str, Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    models = [{"model": f"{tiny_llama}+{adapters[name]}", "parameters": {"weight": 1}} for name in "ab"]
+    recipe = {"merge_method": "linear", "models": models, "dtype": "bfloat16"}
+    (tmp_path / "recipe.yml").write_text(json.dumps(recipe), "utf-8")
+    ended = shoal("merge", tmp_path / "recipe.yml", "--out", tmp_path / "merged")
+    assert ended.code == 0, ended.err
+    assert next(iter(load_adapter(tmp_path / "merged").lora.factors.values())).a.dtype == torch.bfloat16
+
+
+def test_mistakes_end_in_one_line(shoal: Shoal, adapters: dict[str, Path], tmp_path: Path) -> None:
+    merge = ("merge", *named(adapters), "--out", tmp_path / "merged")
+    (tmp_path / "few.txt").write_text("\n".join(INPUTS[:9]), "utf-8")
+    few = ("--inputs", tmp_path / "few.txt")
+    assert_one_line(shoal("merge", "--out", tmp_path / "x"), 2, "RECIPE or by --adapter")
+    assert_one_line(shoal(*merge, *few), 2, "9 different inputs, the least is 16")
+    assert_one_line(shoal(*merge, *few, "--method", "ties"), 2, "ties reads no inputs")
+    assert_one_line(shoal(*merge, "--method", "regmean"), 2, "a has no inputs")
+    assert_one_line(shoal(*merge, "--inputs", "c=few.txt"), 2, "no adapter is named c")
+    assert_one_line(shoal(*merge, "--parameters", "density"), 2, "is no NAME=NUMBER")
+    assert_one_line(shoal(*merge, "--start", adapters["a"]), 2, "a was trained on from")
+    assert_one_line(shoal("merge", tmp_path / "no.yml", "--out", tmp_path / "x"), 1, "no.yml")
+
+
+def test_adapters_of_other_base_models_are_refused(
+    shoal: Shoal, adapters: dict[str, Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    shape = replace(load_shape(str(tiny_llama)), base_model="another")
+    other = load_adapter(adapters["b"])
+    save_adapter(tmp_path / "other", other.lora, shape=shape, card=other.card)
+    ended = shoal(
+        "merge",
+        *("--adapter", f"a={adapters['a']}", "--adapter", f"b={tmp_path / 'other'}"),
+        *("--out", tmp_path / "x"),
+    )
+    assert_one_line(ended, 2, "is for another, not")
