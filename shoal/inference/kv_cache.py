@@ -128,6 +128,10 @@ class _KeysAndValues(CacheLayerMixin):
         self.values[:rows, :, begin:end] = value_states
         return self.keys[:rows, :, first:end], self.values[:rows, :, first:end]
 
+    def get_max_cache_shape(self) -> int:
+        """-1, which stands for no limit; transformers 5.0 wants the method."""
+        return -1
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(columns that the queries see, offset of the first)."""
         return self._place.width + query_length, 0
