@@ -13,6 +13,10 @@ from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import load_adapter, save_adapter
 from shoal.adapters.merging import compose
 from shoal.adapters.merging.mergekit_yaml import read_recipe
+from shoal.adapters.svf import ExpertVector
+from shoal.adapters.svf_cache import decompose_model
+from shoal.adapters.svf_files import StoredExpert, read_expert, save_expert
+from shoal.models.backbone import load_backbone
 from shoal.models.shapes import load_shape
 from tests.fixtures.cli import Shoal, assert_one_line
 from tests.fixtures.merging import distance, random_lora
@@ -116,3 +120,18 @@ def test_adapters_of_other_base_models_are_refused(
         *("--out", tmp_path / "x"),
     )
     assert_one_line(ended, 2, "is for another, not")
+
+
+def test_one_expert_is_written_of_two(shoal: Shoal, tiny_llama: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(str(tiny_llama), dtype=torch.float32)
+    names = [t.name for t in backbone.shape.select(("q_proj",), None)]
+    basis = decompose_model(backbone.model, names, components=4)
+    values = {name: ExpertVector({n: torch.rand(4) for n in names}) for name in "ab"}
+    for name, value in values.items():
+        save_expert(tmp_path / name, StoredExpert(value, backbone.shape.base_model, name), basis)
+    parents = [word for name in "ab" for word in ("--adapter", f"{name}={tmp_path / name}")]
+    ended = shoal("merge", *parents, "--dtype", "float32", "--out", tmp_path / "merged")
+    assert ended.code == 0, ended.err
+    merged = read_expert(tmp_path / "merged").expert
+    for name in names:
+        torch.testing.assert_close(merged.z[name], (values["a"].z[name] + values["b"].z[name]) / 2)
