@@ -225,7 +225,26 @@ class RefiningTrainingConfig(_Frozen):
     seed: int = Field(0, lt=2**63, ge=0, description="of tasks, examples and their order")
 
 
-class ExpertTrainingConfig(LoraTrainingConfig):
+class EvolutionConfig(LoraTrainingConfig):
+    """Training without gradients: a strategy proposes candidates and learns from what they earn."""
+
+    population: int = Field(16, le=MAX_WIDTH, ge=4, description="of evolution: candidates per step")
+    sigma: float = Field(0.02, gt=0, le=1, description="of evolution: first standard deviation of z")
+
+
+class MergeSearchConfig(EvolutionConfig):
+    """The search for the weights of a merge."""
+
+    steps: int = Field(12, le=MAX_COUNT, ge=1, description="generations")
+    batch_size: int = Field(30, le=MAX_WIDTH, ge=1, description="examples that judge a generation")
+    sigma: float = Field(0.2, gt=0, le=1, description="first standard deviation of the weights")
+    layer_groups: int = Field(
+        3, le=MAX_WIDTH, ge=1, description="groups of neighbouring layers with weights of their own"
+    )
+    checkpoint_every: int = Field(1, le=MAX_COUNT, ge=1, description="generations between checkpoints")
+
+
+class ExpertTrainingConfig(EvolutionConfig):
     """Optimisation of an expert's z by reinforcement learning, or on the right answers as a control."""
 
     objective: Literal["rloo", "expected_reward", "evolution", "sft"] = Field(
@@ -244,8 +263,6 @@ class ExpertTrainingConfig(LoraTrainingConfig):
     kl_weight: float = Field(
         0.02, ge=0, description="weight of the divergence from the base model; evolution knows none"
     )
-    population: int = Field(16, le=MAX_WIDTH, ge=4, description="of evolution: candidates per step")
-    sigma: float = Field(0.02, gt=0, le=1, description="of evolution: first standard deviation of z")
     least_success: float = Field(0.05, ge=0, le=1, description="mean reward that the base must have to begin")
     most_success: float = Field(0.95, ge=0, le=1, description="mean reward above which there is no lesson")
 

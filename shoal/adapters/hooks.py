@@ -8,10 +8,11 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +44,43 @@ def attach(model: nn.Module, lora: LoRA | BatchedLoRA) -> Attachment:
             for module, change in parameter_changes(model, rows):
                 undo.callback(begin(module, change))
         return Attachment(undo.pop_all())
+
+
+def attach_scaled(
+    model: nn.Module, lora: LoRA, scales: Mapping[str, Float[Tensor, "samples rank"]]
+) -> Attachment:
+    """Add an adapter of linear modules whose ranks every sample scales, `W x + scaling * B (c * (A x))`.
+
+    The two products are shared by all samples. The number of samples must divide the model's batch
+    (consecutive rows share one).
+
+    Args:
+        model: to attach to.
+        lora: the adapter.
+        scales: module name -> scale of every rank for every sample, for every module of the adapter.
+
+    Raises:
+        UsageError: a module is missing or has another shape.
+    """
+    modules = adapted_modules(model, lora)
+    with ExitStack() as undo:
+        for name, module in modules.items():
+            hook = _scaled_hook(lora.factors[name], lora.scaling, scales[name])
+            undo.callback(begin(module, hook))
+        return Attachment(undo.pop_all())
+
+
+def _scaled_hook(factors: LoraFactors, scaling: float, scales: Float[Tensor, "samples rank"]) -> Hook:
+    """The forward hook that adds one module's delta, with the scales of every sample between A and B."""
+    a, b = factors
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        low = F.linear(x, a.to(x.dtype)).view(len(scales), -1, a.shape[0])
+        scaled = low * (scales * scaling).to(x.dtype)[:, None]
+        return output + F.linear(scaled, b.to(x.dtype)).view_as(output)
+
+    return add
 
 
 def delta_hook(module: nn.Module, factors: LoraFactors, scaling: float) -> Hook:

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from shoal.config import ExpertTrainingConfig
+from shoal.config import EvolutionConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.training.checkpoints import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
 from shoal.training.loop import RunSummary, drive, identity_of, moved_on, start_together, summed
@@ -60,7 +60,7 @@ class Population(Protocol):
 
 
 def evolve(
-    population: Population, config: ExpertTrainingConfig, folder: Path, *, show_progress: bool = True
+    population: Population, config: EvolutionConfig, folder: Path, *, show_progress: bool = True
 ) -> RunSummary:
     """Evolve until `config.steps` or `config.minutes`, from the checkpoint in `folder` if it holds one.
 
@@ -189,7 +189,7 @@ def _put(numbers: Float[Tensor, " parameters"], module: nn.Module) -> None:
 def _generation(
     population: Population,
     strategy: Strategy,
-    config: ExpertTrainingConfig,
+    config: EvolutionConfig,
     accelerator: Accelerator,
     progress: Progress,
     interrupts: list[int],

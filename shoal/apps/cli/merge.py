@@ -1,4 +1,4 @@
-"""`shoal merge`: one adapter from several by a closed form, or as a recipe of mergekit says."""
+"""`shoal merge`: one adapter from several by a closed form, a search, or as a recipe of mergekit says."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from shoal.errors import UsageError
 if TYPE_CHECKING:
     from shoal.adapters.base import LoadedAdapter
     from shoal.adapters.lora import LoRA
+    from shoal.adapters.merging import Merged
     from shoal.adapters.merging.recipe import Recipe
     from shoal.models.shapes import BackboneShape
 
@@ -47,7 +48,16 @@ class Merging(BaseModel):
         None, description="adapter that the parents were trained on from; deltas count from it"
     )
     rank: int = Field(16, ge=1, description="of the result at most; vLLM serves 16 without a flag")
-    seed: int = Field(0, description="of random masks")
+    evolve: bool = Field(
+        False, description="search for weights by groups of layers with --tasks, instead of a closed form"
+    )
+    tasks: str | None = Field(None, description="for --evolve: the tasks whose training examples judge")
+    generations: int = Field(12, ge=1, le=10_000, description="of --evolve")
+    minutes: float | None = Field(None, gt=0, description="of --evolve, instead of generations")
+    run: Path | None = Field(
+        None, description="of --evolve: folder of the search, which goes on there; none means OUT.run"
+    )
+    seed: int = Field(0, description="of random masks and of the search")
     out: Path = Field(description="directory to write")
 
 
@@ -58,7 +68,7 @@ def merge(
         Path | None, typer.Argument(metavar="[RECIPE]", help="YAML of mergekit, with models BASE+DIR")
     ] = None,
 ) -> Output:
-    """Merge adapters into one by a closed form.
+    """Merge adapters into one by a closed form, or by a search for weights.
 
     RECIPE or --adapter says which. Beside the adapter are merge.yml, the recipe as mergekit takes it, and
     report.json.
@@ -87,6 +97,8 @@ def merge(
     kinds = {type(parent.adapter) for parent in parents}
     if len(kinds) != 1:
         raise UsageError("the parents are LoRAs and experts; merge adapters of one kind")
+    if merging.evolve:
+        return _evolve(place, merging, plan, parents, shape)
     if LoRA not in kinds:
         return _merge_experts(place, merging, plan, parents, shape)
     return _merge_loras(place, merging, plan, parents, shape)
@@ -99,11 +111,8 @@ def _merge_loras(
     parents: Sequence[LoadedAdapter[LoRA]],
     shape: BackboneShape,
 ) -> Output:
-    import torch
-
-    from shoal.adapters.files import load_adapter, save_adapter
+    from shoal.adapters.files import load_adapter
     from shoal.adapters.merging import run_recipe
-    from shoal.adapters.merging.mergekit_yaml import write_recipe
     from shoal.adapters.merging.starts import check_start
     from shoal.inference.covariances import input_covariances
 
@@ -132,14 +141,63 @@ def _merge_loras(
         seed=merging.seed,
         num_layers=shape.num_layers,
     )
+    return _written(merging, replace(merged, recipe=plan), shape)
+
+
+def _evolve(
+    place: Place,
+    merging: Merging,
+    plan: Recipe,
+    parents: Sequence[LoadedAdapter[Any]],
+    shape: BackboneShape,
+) -> Output:
+    from shoal.adapters.lora import LoRA
+    from shoal.apps.cli.tasks import read_tasks
+    from shoal.config import MergeSearchConfig
+    from shoal.merging.search import evolve_merge
+
+    if merging.tasks is None:
+        raise UsageError("--evolve needs examples that judge; name the parents' tasks with --tasks")
+    fixed = ("method", "weights", "parameters", "inputs", "start")
+    if given := next((name for name in fixed if getattr(merging, name)), None):
+        raise UsageError(f"--evolve finds the weights of a plain sum itself; leave --{given} out")
+    values = {
+        name: parent.adapter
+        for name, parent in zip(plan.labels, parents, strict=True)
+        if isinstance(parent.adapter, LoRA)
+    }
+    if len(values) < len(parents):
+        raise UsageError("--evolve searches among LoRAs, and a parent is an expert; merge by a closed form")
+    split = read_tasks(merging.tasks, definition=None)
+    found = evolve_merge(
+        load(place, shape.base_model if place.base is None else None),
+        values,
+        split.train,
+        merging.run or merging.out.with_name(f"{merging.out.name}.run"),
+        MergeSearchConfig(steps=merging.generations, minutes=merging.minutes, seed=merging.seed),
+        rank=merging.rank,
+        held_out=split.held_out,
+    )
+    recipe = replace(found.merged.recipe, parents=plan.parents, names=plan.labels)
+    return _written(merging, replace(found.merged, recipe=recipe), shape)
+
+
+def _written(merging: Merging, merged: Merged, shape: BackboneShape) -> Output:
+    """Write a merge with its recipe and report."""
+    import torch
+
+    from shoal.adapters.files import save_adapter
+    from shoal.adapters.merging.mergekit_yaml import write_recipe
+
+    dtype = merged.recipe.dtype
     save_adapter(
         merging.out,
         merged.lora,
         shape=shape,
         card=merged.card,
-        dtype=getattr(torch, plan.dtype) if plan.dtype else None,
+        dtype=getattr(torch, dtype) if dtype else None,
         beside={
-            RECIPE_FILE: write_recipe(plan, shape.base_model),
+            RECIPE_FILE: write_recipe(merged.recipe, shape.base_model),
             REPORT_FILE: json.dumps(merged.report, indent=2) + "\n",
         },
     )

@@ -135,3 +135,28 @@ def test_one_expert_is_written_of_two(shoal: Shoal, tiny_llama: Path, tmp_path: 
     merged = read_expert(tmp_path / "merged").expert
     for name in names:
         torch.testing.assert_close(merged.z[name], (values["a"].z[name] + values["b"].z[name]) / 2)
+
+
+def test_weights_are_searched_for_on_the_parents_tasks(
+    shoal: Shoal, adapters: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.merging.population.LEAST_GAIN", 1e-4)  # the adapters are random
+    search = ("merge", *named(adapters), "--evolve", "--out", tmp_path / "merged")
+    ended = shoal(*search, "--tasks", data, "--generations", 2, "--rank", 8, "--json")
+    assert ended.code == 0, ended.err
+    a, b, merged = (load_adapter(path).lora for path in (adapters["a"], adapters["b"], tmp_path / "merged"))
+    assert ended.record["generations"] == 2 and set(ended.record["weights"]) == {"a", "b"}
+    again = shoal("merge", tmp_path / "merged" / "merge.yml", "--rank", 8, "--out", tmp_path / "again")
+    assert again.code == 0, again.err
+    assert distance(load_adapter(tmp_path / "again").lora, merged) < 1e-4
+    assert distance(compose([a, b], [0.5, 0.5]), merged) > 1e-2
+
+
+def test_mistakes_of_a_search_are_one_line(
+    shoal: Shoal, adapters: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    search = ("merge", *named(adapters), "--evolve", "--out", tmp_path / "x")
+    assert_one_line(shoal(*search), 2, "name the parents' tasks with --tasks")
+    assert_one_line(shoal(*search, "--tasks", data, "--method", "ties"), 2, "leave --method out")
+    alone = ("merge", "--adapter", f"a={adapters['a']}", "--evolve", "--tasks", data, "--out", tmp_path / "x")
+    assert_one_line(shoal(*alone), 2, "2")
