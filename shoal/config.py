@@ -32,7 +32,9 @@ def first_mistake(error: ValidationError) -> tuple[str, str]:
     return str(first["loc"][0]), f"{first['input']}: {limit}"
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Settings that are checked once and never change."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
@@ -53,7 +55,7 @@ class _Frozen(BaseModel):
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
-class TextToLoRAConfig(_Frozen):
+class TextToLoRAConfig(Frozen):
     """Shape of the adapters that a hypernetwork emits and of the hypernetwork itself."""
 
     hyper_network_size: int = Field(
@@ -84,7 +86,7 @@ class TextToLoRAConfig(_Frozen):
     offset: bool = Field(True, description="learn one shared adapter and emit differences from it")
 
 
-class Transformer2Config(_Frozen):
+class Transformer2Config(Frozen):
     """Shape of singular-value experts and of their mixture."""
 
     expert_vector_dim: int | None = Field(
@@ -95,7 +97,7 @@ class Transformer2Config(_Frozen):
     adaptation_layers: tuple[int, ...] | None = Field(None, description="layers to adapt; none means all")
 
 
-class LoraTrainingConfig(_Frozen):
+class LoraTrainingConfig(Frozen):
     """Optimisation of LoRA factors, for one task or for many at once."""
 
     steps: int = Field(300, le=MAX_COUNT, ge=1, description="optimiser steps")
@@ -197,7 +199,7 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
     )
 
 
-class RefiningTrainingConfig(_Frozen):
+class RefiningTrainingConfig(Frozen):
     """Learning how to refine on few examples: curves that tell when to stop, then rates and decay."""
 
     shots: tuple[int, ...] = Field(
@@ -267,7 +269,7 @@ class ExpertTrainingConfig(EvolutionConfig):
     most_success: float = Field(0.95, ge=0, le=1, description="mean reward above which there is no lesson")
 
 
-class MixtureSearchConfig(_Frozen):
+class MixtureSearchConfig(Frozen):
     """Search for a mixture of experts by the cross-entropy method."""
 
     population: int = Field(32, le=MAX_WIDTH, ge=2, description="candidates per iteration")
@@ -279,7 +281,7 @@ class MixtureSearchConfig(_Frozen):
     seed: int = Field(0, lt=2**63, ge=0, description="seed of the sampling")
 
 
-class ServiceConfig(_Frozen):
+class ServiceConfig(Frozen):
     """Limits of the service; each is checked before anything is allocated for a request."""
 
     max_body_bytes: int = Field(2**20, ge=1024, description="bytes of a request's body, uploads aside")
@@ -332,7 +334,7 @@ class ServiceConfig(_Frozen):
     retry_seconds: int = Field(5, ge=1, description="what Retry-After says where nothing better is known")
 
 
-class EngineConfig(_Frozen):
+class EngineConfig(Frozen):
     """The engine that answers."""
 
     engine: Literal["own", "vllm"] = Field("own", description="answer here, or by a vLLM server")
@@ -343,28 +345,3 @@ class EngineConfig(_Frozen):
     dtype: DtypeName | None = Field(
         None, description="of the own engine's weights; none means what the device is fast in"
     )
-
-
-class BenchmarkConfig(_Frozen):
-    """Methods that are compared, their tasks and their effort."""
-
-    base: str = Field(DEFAULT_MODEL, description="base model: alias, directory or hub id")
-    methods: tuple[str, ...] = Field(
-        ("base", "lora", "text-to-lora", "transformer2"),
-        min_length=1,
-        description="what is compared; base alone is what the others are measured against",
-    )
-    tasks: str | None = Field(
-        None, description="directory of task data, whose validation tasks are used; none means tasks in code"
-    )
-    num_tasks: int = Field(16, le=MAX_COUNT, ge=1, description="tasks, evenly chosen from all there are")
-    examples: int = Field(20, le=MAX_COUNT, ge=1, description="test examples per task")
-    lora_steps: int = Field(40, le=MAX_COUNT, ge=1, description="optimiser steps of each classic LoRA")
-    lora_batch: int = Field(8, le=MAX_WIDTH, ge=1, description="examples per step of it")
-    max_new_tokens: int = Field(40, le=MAX_WIDTH, ge=1, description="limit of an answer, in tokens")
-    single_requests: int = Field(4, le=MAX_COUNT, ge=1, description="requests per task that are timed singly")
-    base_questions: int = Field(
-        32, le=32, ge=1, description="general questions that say what an adapter made the model forget"
-    )
-    shapes: bool = Field(True, description="also measure adapters for the shapes of larger models")
-    seed: int = Field(0, lt=2**63, ge=0, description="of tasks made in code and of LoRA training")

@@ -10,7 +10,6 @@ import pytest
 from pydantic import ValidationError
 
 from shoal.config import (
-    BenchmarkConfig,
     DtypeName,
     HeadName,
     HypernetworkTrainingConfig,
@@ -20,6 +19,7 @@ from shoal.config import (
     Transformer2Config,
 )
 from shoal.errors import UsageError
+from shoal.evaluation.benchmark.config import BenchmarkConfig
 from shoal.evaluation.benchmark.methods import METHODS
 from shoal.models.backbone import DTYPES
 from shoal.tasks.rewards import REWARDS

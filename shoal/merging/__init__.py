@@ -1,4 +1,4 @@
-"""The search for a merge: weights of several adapters, by layers, that an evolution strategy finds.
+"""The search for a merge: weights of several adapters, found by evolution.
 
 Knows adapters, tasks and training; the closed forms of merging are `shoal.adapters.merging`.
 """

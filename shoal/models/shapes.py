@@ -165,7 +165,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
+        if isinstance(module, nn.ModuleList) and 0 < len(module) == count
     ]
     if not lists:
         raise ShoalError(

@@ -46,7 +46,6 @@ from shoal.text_to_lora.material import (
     say_unused,
     with_sample_inputs,
 )
-from shoal.text_to_lora.refining import Refining
 from shoal.text_to_lora.shipped import config_of, find_hypernetwork
 from shoal.text_to_lora.skills import SkillDetector
 
@@ -209,8 +208,9 @@ class TextToLoRA:
             material = replace(material, examples=())
         if not material.needs_weights:
             return noted(replace(adapter, label_set=material.label_set))
+        learned = None if careful or self.checkpoint is None else self.checkpoint.refining
         with self._weights.training() as backbone:
-            return noted(adapted_to(backbone, adapter, material, None if careful else self._refining))
+            return noted(adapted_to(backbone, adapter, material, learned))
 
     def distil(
         self,
@@ -326,10 +326,6 @@ class TextToLoRA:
             ShoalError: it is missing or damaged.
         """
         return cls(base_model or load_hypernetwork(Path(directory)).base_model, hypernetwork=directory)
-
-    @property
-    def _refining(self) -> Refining | None:
-        return self.checkpoint.refining if self.checkpoint else None
 
     def _generated(
         self, texts: Sequence[str], examples: Sequence[Sequence[Example]] = ()

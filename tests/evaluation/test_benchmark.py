@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.evaluation.benchmark import run as running
 from shoal.evaluation.benchmark.cells import Cell, CellFolder
+from shoal.evaluation.benchmark.config import BenchmarkConfig
 from shoal.evaluation.benchmark.device_use import DeviceUse
 from shoal.evaluation.benchmark.measuring import measure_method
 from shoal.evaluation.benchmark.methods import METHODS, method

@@ -176,7 +176,7 @@ def test_modules_that_the_model_has_not(shape: BackboneShape) -> None:
         ({"hidden_size": "abc"}, "expected int, got str"),
         ({"num_attention_heads": 0}, "zero"),
         ({"hidden_act": "nope"}, "'nope'"),
-        ({"num_hidden_layers": 0}, "no list of 0 equal decoder layers"),
+        ({"num_hidden_layers": 0}, "no list of 0 decoder layers"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,8 +98,10 @@ def test_an_adapter_with_labels_still_loads_in_peft(
 def test_notes_are_those_of_the_finished_adapter(
     generator: TextToLoRA, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    far, emit = Familiarity({"plurals": 0.9}, 0.9, 0.25, True, False), generator._emit
-    monkeypatch.setattr(generator, "_emit", lambda texts: (emit(texts)[0], [far] * len(texts)))
+    far, emit = Familiarity({"plurals": 0.9}, 0.9, 0.25, True, False), generator.emitter.emit
+    monkeypatch.setattr(
+        generator.emitter, "emit", lambda *given: replace(emit(*given), familiarities=[far] * len(given[0]))
+    )
     generator.generate(
         "Name the colour.", [("apple", "red"), ("grass", "green"), ("sea", "blue"), ("fog", "grey")]
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.cli.settings import Output
-from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError
+from shoal.evaluation.benchmark.config import BenchmarkConfig
 
 log = logging.getLogger(__name__)
 

@@ -58,7 +58,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "adapt": Entry("experts:adapt", "Find a mixture of experts from a few solved examples."),
     "evaluate": Entry("evaluate:evaluate", "Score the model, adapters and Text-to-LoRA."),
     "benchmark": Entry("benchmark:benchmark", "Compare classic LoRA, Text-to-LoRA and Transformer²."),
-    "merge": Entry("merge:merge", "Merge adapters into one by a closed form."),
+    "merge": Entry("merge:merge", "Merge adapters into one by a closed form, or by a search for weights."),
     "compare": Entry("compare:compare", "Compare base models on the same descriptions."),
     "scaling": Entry("compare:scaling", "Measure what an adapter costs as base models grow."),
     "models": Entry("listing:models", "Show the base models and their modules."),

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError, UsageError
+from shoal.evaluation.benchmark.config import BenchmarkConfig
 from shoal.evaluation.environment import commit
 from shoal.evaluation.reports import Answer
 from shoal.file_formats import read_json

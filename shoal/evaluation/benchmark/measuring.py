@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError, reason
 from shoal.evaluation.benchmark.cells import Cell, CellFolder
+from shoal.evaluation.benchmark.config import BenchmarkConfig
 from shoal.evaluation.benchmark.device_use import DeviceUse, utilisation_counter
 from shoal.evaluation.benchmark.methods import Adapted, method
 from shoal.evaluation.benchmark.tasks import benchmark_tasks

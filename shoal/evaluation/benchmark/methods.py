@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from shoal.config import BenchmarkConfig, LoraTrainingConfig, TextToLoRAConfig, Transformer2Config
+from shoal.config import LoraTrainingConfig, TextToLoRAConfig, Transformer2Config
 from shoal.errors import ShoalError, UsageError
+from shoal.evaluation.benchmark.config import BenchmarkConfig
 from shoal.evaluation.evaluate import described
 from shoal.evaluation.predictors import Predictor
 from shoal.integration import SakanaAIIntegration

@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shoal.config import BenchmarkConfig
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.evaluation.benchmark.cells import CELLS, IDENTITY_FILE, Cell, CellFolder
+from shoal.evaluation.benchmark.config import BenchmarkConfig
 from shoal.evaluation.benchmark.methods import method
 from shoal.evaluation.benchmark.page import render_html, render_markdown
 from shoal.evaluation.benchmark.plots import draw

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from shoal.config import BenchmarkConfig
 from shoal.errors import UsageError
+from shoal.evaluation.benchmark.config import BenchmarkConfig
 from shoal.tasks.loading import Task, load_split
 from shoal.tasks.procedural.catalogue import FAMILIES, procedural_tasks
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shoal.apps.cli import main as cli
-from shoal.config import BenchmarkConfig
 from shoal.evaluation.benchmark.cells import Cell
+from shoal.evaluation.benchmark.config import BenchmarkConfig
 from shoal.evaluation.benchmark.summary import BenchmarkReport, summarise_method
 
 Run = Callable[..., tuple[int, str, str]]
