@@ -18,13 +18,7 @@ from shoal.models.modules import module_sizes
 
 
 class ParameterSizes(NamedTuple):
-    """Sizes of the linear maps in one parameter.
-
-    Attributes:
-        experts: that share it; 0 where it is the one matrix of a router.
-        in_features: of each.
-        out_features: of each.
-    """
+    """Sizes of the linear maps in one parameter: `experts` maps, 0 where it is the one matrix of a router."""
 
     experts: int
     in_features: int

@@ -35,7 +35,7 @@ class LeftOutFactors:
 
     @property
     def factors(self) -> list[Tensor]:
-        """For every factor of the trained adapter, (left out, *shape)."""
+        """For every factor of the trained adapter, `(left out, *shape)`."""
         return self._adam.factors
 
     @torch.no_grad()
@@ -44,7 +44,7 @@ class LeftOutFactors:
 
         Args:
             batch: numbers of its examples.
-            gradients: for every factor, those of the examples' own losses, (examples, *shape).
+            gradients: for every factor, those of the examples' own losses, `(examples, *shape)`.
             clip_norm: limit of the norm of each adapter's gradient.
         """
         seen = (torch.tensor(list(batch)) != self._left_out[:, None]).float()  # (left out, examples)

@@ -17,14 +17,14 @@ class RowAdam:
     """Factors that take steps.
 
     Attributes:
-        factors: each (rows, *shape); changed in place.
+        factors: each `(rows, *shape)`; changed in place.
     """
 
     def __init__(self, factors: Sequence[Tensor], rates: Sequence[float], decay: float = 0.0) -> None:
         """Begin at these factors.
 
         Args:
-            factors: each (rows, *shape); copied.
+            factors: each `(rows, *shape)`; copied.
             rates: learning rate of each factor.
             decay: share of the way back to the beginning after every step.
         """
