@@ -229,10 +229,10 @@ def test_a_process_of_its_own(config: BenchmarkConfig, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_ends_its_process_and_goes_on(config: BenchmarkConfig, tmp_path: Path) -> None:
-    wanted = config.model_copy(update={"methods": ("base", "lora"), "num_tasks": 3, "lora_steps": 60})
+    wanted = config.model_copy(update={"methods": ("base", "lora"), "num_tasks": 2, "lora_steps": 60})
     code = (
         "import sys; from pathlib import Path; from shoal.evaluation.benchmark.run import run_benchmark\n"
-        "from shoal.config import BenchmarkConfig\n"
+        "from shoal.evaluation.benchmark.config import BenchmarkConfig\n"
         "run_benchmark(BenchmarkConfig.model_validate_json(sys.argv[2]), Path(sys.argv[1]))"
     )
     folder = tmp_path / "run"
@@ -245,7 +245,7 @@ def test_a_killed_run_ends_its_process_and_goes_on(config: BenchmarkConfig, tmp_
         whole.kill()
     measuring.wait(30)
     kept = {path: path.read_bytes() for path in (folder / "cells").iterdir() if not path.name.startswith(".")}
-    assert len(kept) < 6
+    assert len(kept) < 4
     one, other = run_benchmark(wanted, folder), run_benchmark(wanted, tmp_path / "other")
     assert all(path.read_bytes() == content for path, content in kept.items())
     for a, b in zip(one.methods, other.methods, strict=True):
