@@ -22,6 +22,11 @@ MAX_ALPHA = 1e9  # of a LoRA
 MIN_EXAMPLES = 4  # solved ones that refine a generated adapter
 MOST_SHOTS = 8  # solved ones that a hypernetwork can be trained to read behind a description
 DEFAULT_MODEL = "smollm2-135m-instruct"  # an alias of `shoal.models.sources`
+REFINE_HELP = (
+    "train on the examples; without, only a network that was trained to read examples uses them, in one "
+    "forward pass"
+)
+CAREFUL_HELP = "hold a quarter of the examples out and stop by them, even where refining was learned"
 GUIDE_TARGET_MODULES: TargetModules = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -232,18 +237,6 @@ class EvolutionConfig(LoraTrainingConfig):
 
     population: int = Field(16, le=MAX_WIDTH, ge=4, description="of evolution: candidates per step")
     sigma: float = Field(0.02, gt=0, le=1, description="of evolution: first standard deviation of z")
-
-
-class MergeSearchConfig(EvolutionConfig):
-    """The search for the weights of a merge."""
-
-    steps: int = Field(12, le=MAX_COUNT, ge=1, description="generations")
-    batch_size: int = Field(30, le=MAX_WIDTH, ge=1, description="examples that judge a generation")
-    sigma: float = Field(0.2, gt=0, le=1, description="first standard deviation of the weights")
-    layer_groups: int = Field(
-        3, le=MAX_WIDTH, ge=1, description="groups of neighbouring layers with weights of their own"
-    )
-    checkpoint_every: int = Field(1, le=MAX_COUNT, ge=1, description="generations between checkpoints")
 
 
 class ExpertTrainingConfig(EvolutionConfig):

@@ -50,9 +50,8 @@ class _ChangedForward:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._replaced = vars(module).get(
-            "forward"
-        )  # set where another library has replaced the class's method
+        # Set where another library has replaced the class's method.
+        self._replaced = vars(module).get("forward")
         self._forward = module.forward
         self.changes: list[ForwardChange] = []
 

@@ -24,9 +24,9 @@ from shoal.adapters.hooks import attach_scaled
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import compose
 from shoal.adapters.merging.recipe import Recipe, Slice, constant
-from shoal.config import MergeSearchConfig
 from shoal.errors import UsageError
 from shoal.inference.forward import Sequences, answer_losses, pad_sequences
+from shoal.merging.config import MergeSearchConfig
 from shoal.models.backbone import Backbone
 from shoal.training.batches import Corpus, TokenisedExample
 from shoal.training.evolution import Fitness

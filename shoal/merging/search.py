@@ -21,8 +21,8 @@ from torch import Tensor
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import Merged, run_recipe
 from shoal.adapters.merging.closed_form import RANK
-from shoal.config import MergeSearchConfig
 from shoal.errors import UsageError
+from shoal.merging.config import MergeSearchConfig
 from shoal.merging.population import MergePopulation, Mixture, TaskLevels
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task, check_no_leakage

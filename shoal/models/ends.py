@@ -6,7 +6,6 @@ of one-hot tokens, whose weight is stored (in, out). Knows nothing of adapters.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import nn
@@ -37,11 +36,13 @@ def end_modules(model: nn.Module) -> tuple[EndModule, ...]:
     """The ends of a model that an adapter may change; none for a module that is no language model."""
     found: dict[str, nn.Module] = {}
     for getter in ("get_input_embeddings", "get_output_embeddings"):
-        with suppress(AttributeError, NotImplementedError):  # of a module that has no such end
+        try:
             end = getattr(model, getter)()
-            name = next((name for name, module in model.named_modules() if module is end), None)
-            if name and isinstance(end, nn.Module) and any_sizes(end):
-                found[name] = end
+        except (AttributeError, NotImplementedError):  # as transformers says that a module has no such end
+            continue
+        name = next((name for name, module in model.named_modules() if module is end), None)
+        if name and isinstance(end, nn.Module) and any_sizes(end):
+            found[name] = end
     tied = len(found) == 2 and len({id(getattr(end, "weight", end)) for end in found.values()}) == 1
     return tuple(
         EndModule(name, *(any_sizes(end) or (0, 0)), embedding=is_embedding(end), tied=tied)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from shoal.config import CAREFUL_HELP, REFINE_HELP
 from shoal.server.neutral import MEANT_IN_TURNS, is_neutral, without_neutral
 from shoal.tasks.forms import OUTPUT_FIELDS
 from shoal.tasks.inputs import FIELDS as INPUT_FIELDS
@@ -206,15 +207,8 @@ class NewAdapter(_Body):
     examples: list[SolvedExample] = Field(
         [], max_length=256, description="4 or more solved ones, to train the adapter on"
     )
-    refine: bool = Field(
-        True,
-        description="train on the examples; without, only a network that was trained to read examples uses "
-        "them, in one forward pass",
-    )
-    careful: bool = Field(
-        False,
-        description="hold a quarter of the examples out and stop by them, even where refining was learned",
-    )
+    refine: bool = Field(True, description=REFINE_HELP)
+    careful: bool = Field(False, description=CAREFUL_HELP)
     suggest: int = Field(
         0,
         ge=0,

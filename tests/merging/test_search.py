@@ -13,9 +13,10 @@ import torch
 from shoal.adapters.hooks import attach, attach_scaled
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.merging import compose, run_recipe
-from shoal.config import LoraTrainingConfig, MergeSearchConfig
+from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
+from shoal.merging.config import MergeSearchConfig
 from shoal.merging.population import MergePopulation, Mixture
 from shoal.merging.search import evolve_merge
 from shoal.models.backbone import Backbone

@@ -24,7 +24,7 @@ from shoal.apps.cli.model import (
 )
 from shoal.apps.cli.settings import Output
 from shoal.apps.cli.tasks import solved_examples
-from shoal.config import MIN_EXAMPLES
+from shoal.config import CAREFUL_HELP, MIN_EXAMPLES, REFINE_HELP
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,15 +47,8 @@ class Asking(BaseModel):
         None,
         description="with --describe: JSONL of 4 to 16 solved examples (`input`, `output`)",
     )
-    refine: bool = Field(
-        True,
-        description="train on the examples; without, only a network that was trained to read examples uses "
-        "them, in one forward pass",
-    )
-    careful: bool = Field(
-        False,
-        description="hold a quarter of the examples out and stop by them, even where refining was learned",
-    )
+    refine: bool = Field(True, description=REFINE_HELP)
+    careful: bool = Field(False, description=CAREFUL_HELP)
     adapter: Path | None = Field(None, description="answer with the adapter of any kind in this directory")
     expert: Path | None = Field(None, description="answer with the expert or mixture in this directory")
     transformer2: bool = Field(

@@ -13,7 +13,7 @@ from pydantic import Field
 from shoal.apps.cli.model import HYPERNETWORK_HELP, GeneratedSizes, Place, check_directories, usable_place
 from shoal.apps.cli.settings import Output
 from shoal.apps.cli.tasks import better, solved_examples
-from shoal.config import MIN_EXAMPLES
+from shoal.config import CAREFUL_HELP, MIN_EXAMPLES, REFINE_HELP
 from shoal.errors import ShoalError, UsageError, shorten
 
 if TYPE_CHECKING:
@@ -36,15 +36,8 @@ class Generating(Place):
         description="JSONL of at least 4 solved examples (`input`, `output`) to train the adapter on; "
         "loads the base model",
     )
-    refine: bool = Field(
-        True,
-        description="train on the examples; without, only a network that was trained to read examples uses "
-        "them, in one forward pass",
-    )
-    careful: bool = Field(
-        False,
-        description="hold a quarter of the examples out and stop by them, even where refining was learned",
-    )
+    refine: bool = Field(True, description=REFINE_HELP)
+    careful: bool = Field(False, description=CAREFUL_HELP)
     suggest: int = Field(
         0,
         ge=0,

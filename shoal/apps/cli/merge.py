@@ -153,7 +153,7 @@ def _evolve(
 ) -> Output:
     from shoal.adapters.lora import LoRA
     from shoal.apps.cli.tasks import read_tasks
-    from shoal.config import MergeSearchConfig
+    from shoal.merging.config import MergeSearchConfig
     from shoal.merging.search import evolve_merge
 
     if merging.tasks is None:
