@@ -31,7 +31,9 @@ class LabelSet(BaseModel):
         description="mean log-probability of each label under this adapter over texts whose labels are not "
         "known, in nats; None: measured on content-free texts when it first answers",
     )
-    source: Literal["description", "given"] = Field("given", description="where the labels were named")
+    source: Literal["description", "given", "examples"] = Field(
+        "given", description="where the labels were named"
+    )
     calibrated_on: str | None = Field(None, description="the texts of the priors, for people")
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from shoal.errors import UsageError, check_unicode, shorten
 from shoal.text_to_lora import label_cues
 
 MAX_LABEL_LENGTH = 200  # characters
-_MAX_WORDS = 4  # of a label that is read
+MAX_WORDS = 4  # of a label that is read
 
 
 def read_label_set(description: str) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def read_label_set(description: str) -> tuple[str, ...]:
         found = [labels] if labels and "not" not in labels else []
     if not found:
         return ()
-    sets = {frozenset(map(_key, labels)) for labels in found}
+    sets = {frozenset(map(label_key, labels)) for labels in found}
     if len(sets) != 1 or _unlike_labels(found[0], text):
         return ()
     return found[0]
@@ -48,7 +48,7 @@ def read_label_set(description: str) -> tuple[str, ...]:
 def _unlike_labels(labels: tuple[str, ...], text: str) -> bool:
     """Signs that a list is not the set of answers: blanks to fill, other answers in quotes, uneven pairs."""
     words = [label.split() for label in labels]
-    keys = {_key(label) for label in labels}
+    keys = {label_key(label) for label in labels}
     if (
         keys & {"none", "unknown"}
         and len(keys) < 4
@@ -59,7 +59,7 @@ def _unlike_labels(labels: tuple[str, ...], text: str) -> bool:
         return True
     if any(label_cues.ORDERS & {*key.split()} for key in keys) or keys <= label_cues.KINDS_ALONE:
         return True
-    quoted = {_key(q) for q in _hide_quotes(text)[1]}
+    quoted = {label_key(q) for q in _hide_quotes(text)[1]}
     if quoted and not quoted <= keys:
         return True
     return len(labels) == 2 and not quoted and abs(len(words[0]) - len(words[1])) > 1
@@ -86,14 +86,15 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
         raise UsageError(
             f"{len(stripped)} labels are no choice: 2 to {MAX_LABELS} are needed; give all answers"
         )
-    keys = [_key(label) for label in stripped]
+    keys = [label_key(label) for label in stripped]
     twice = next((label for label, key in zip(stripped, keys, strict=True) if keys.count(key) > 1), None)
     if twice is not None:
         raise UsageError(f"label {shorten(twice)} is given twice (case does not count); give each one once")
     return stripped
 
 
-def _key(label: str) -> str:
+def label_key(label: str) -> str:
+    """A label without regard to case and whitespace: what tells labels apart."""
     return " ".join(label.casefold().split())
 
 
@@ -109,13 +110,13 @@ def _listed(text: str) -> tuple[str, ...]:
     if not found:
         return ()
     longest = max(found, key=len)
-    if any(not {*map(_key, labels)} <= {*map(_key, longest)} for labels in found):
+    if any(not {*map(label_key, labels)} <= {*map(label_key, longest)} for labels in found):
         return ()
     stated = [
         label_cues.NUMBERS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in label_cues.NUMBERS
     ]
     stated += [int(n) for n in re.findall(rf"\b(\d+) (?:\w+ )?{label_cues.KINDS}", text)]
-    numbers = {_key(label) for label in longest} & label_cues.NUMBERS.keys()
+    numbers = {label_key(label) for label in longest} & label_cues.NUMBERS.keys()
     if stated and not numbers and len(longest) not in stated:
         return ()
     return longest
@@ -159,7 +160,7 @@ def _items(rest: str, *, weak: bool, cue: str, before: str) -> tuple[str, ...]:
         labels = [re.sub(r"^(?:an?|either) (?=\S)", "", part) for part in parts]
         if not all(_clean(labels, place, cue) for place in range(len(labels))):
             return ()
-    return tuple(labels) if len({*map(_key, labels)}) == len(labels) else ()
+    return tuple(labels) if len({*map(label_key, labels)}) == len(labels) else ()
 
 
 def _enough(
@@ -187,7 +188,7 @@ def _clean(labels: Sequence[str], place: int, cue: str) -> bool:
     trusted = len(labels) >= 6 and (place or "as" in cue.split()) and not cue.startswith((":", "?")) and cue
     negation = label in (f"not {other}" for other in labels)
     fits = re.fullmatch(r"[A-Z]", label) or trusted or negation or not label_cues.PROSE.search(label)
-    return bool(fits) and len(label.split()) <= _MAX_WORDS and _plain(label)
+    return bool(fits) and len(label.split()) <= MAX_WORDS and _plain(label)
 
 
 def _divided(clause: str) -> tuple[list[str], bool]:
@@ -226,10 +227,10 @@ def _conditions(text: str) -> tuple[str, ...]:
     named += re.findall(r"\b(?:otherwise|else|if not|not,)[ ,]+(?:\w+ ){0,2}\x00(\d+)\x00", hidden)
     named += re.findall(r"\bwith \x00(\d+)\x00", hidden)
     labels = list(dict.fromkeys(held[int(n)] for n in named))
-    others = {_key(h) for h in held} - {_key(label) for label in labels}
-    if len(labels) < 2 or others or any(len(label.split()) > _MAX_WORDS for label in labels):
+    others = {label_key(h) for h in held} - {label_key(label) for label in labels}
+    if len(labels) < 2 or others or any(len(label.split()) > MAX_WORDS for label in labels):
         return ()
-    return tuple(labels) if len({*map(_key, labels)}) == len(labels) else ()
+    return tuple(labels) if len({*map(label_key, labels)}) == len(labels) else ()
 
 
 def _polar(text: str) -> tuple[str, ...]:

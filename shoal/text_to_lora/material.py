@@ -24,6 +24,7 @@ from shoal.tasks.inputs import check_inputs
 from shoal.tasks.records import Example, Solved, check_examples
 from shoal.tasks.texts import normalise
 from shoal.text_to_lora.encoders.sentence import TaskEncoder, check_description
+from shoal.text_to_lora.example_labels import closed_in_examples, given_in_examples
 from shoal.text_to_lora.gain import Gain
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.label_sets import check_labels, read_label_set
@@ -47,7 +48,7 @@ class Material:
         description: of the task, stripped.
         examples: solved ones; may be none.
         inputs: without answers; may be none.
-        label_set: given, or read from the description; None where answers are open.
+        label_set: given, read from the description or shown by the examples; None where answers are open.
         suggest: inputs that are to be suggested for labelling; 0 for none.
         labels_given: the labels were given, so their priors are worth measuring now.
         sample_kind: name of the kind of inputs, where they are the package's own.
@@ -84,15 +85,19 @@ def check_material(
     Of examples, where there are any, `min_examples` inputs must differ.
 
     Raises:
-        UsageError: as `check_description`, `check_examples`, `check_inputs` and `check_labels`.
+        UsageError: as `check_description`, `check_examples`, `check_inputs`, `check_labels` and
+            `given_in_examples`.
     """
     description = check_description(description)
     given = given_label_set(labels)
+    solved = tuple(check_examples(examples, min_examples)) if len(examples) else ()
     return Material(
         description,
-        tuple(check_examples(examples, min_examples)) if len(examples) else (),
+        solved,
         check_inputs(inputs) if len(inputs) or needs_inputs else (),
-        described_label_set(description) if labels is None else given,
+        given_in_examples(given, solved)
+        if labels is not None
+        else closed_in_examples(described_label_set(description), solved),
         given is not None,
         suggest=suggest,
     )
