@@ -6,7 +6,8 @@
 Every row with "labels" answers by likelihood, calibrated on the same unlabelled inputs (the first `--inputs`
 of the task's `train` list, answers unseen); the label set is what the description names, else what the task
 has (told apart in the table). "Plain" rows decode greedily. The wrong description is another closed task's.
-With --distil the hypernetwork is set aside: a LoRA learns from the prompted base model.
+With --solved N the adapter is also refined on N solved examples first, as the package does by default. With
+--distil the hypernetwork is set aside: a LoRA learns from the prompted base model.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from shoal.tasks.loading import Example, Task
 from shoal.tasks.metrics import bootstrap_interval, exact_match, rouge_l
 from shoal.tasks.texts import prompted_input
 from shoal.text_to_lora.distillation import distil
+from shoal.text_to_lora.few_shot import refine
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.label_sets import read_label_set
 from shoal.text_to_lora.sample_inputs import nearest_kind
@@ -48,6 +50,7 @@ from shoal.text_to_lora.self_training import SelfTraining, self_train
 DESCRIBED, SHARED, WRONG = "base + description", "no description (shared adapter)", "wrong description"
 T2L, TRAINED, WRONG_TRAINED = "Text-to-LoRA", "self-trained", "self-trained, wrong description"
 SAMPLED = "self-trained on sample inputs"
+REFINED = "refined on solved examples"
 TEACHER, STUDENT = "prompted base model (teacher)", "distilled adapter"
 MOST_LABELS = 16  # larger sets are open answers in practice
 
@@ -63,10 +66,8 @@ def main() -> None:
     run = distilled if args.distil else closed
     found: list[dict[str, Any]] = []
     for number, task in enumerate(tasks):
-        kept = (
-            args.work
-            / f"{'distil' if args.distil else 'closed'}-{task.name}-{args.examples}-{args.inputs}.json"
-        )
+        kind = "distil" if args.distil else "closed"
+        kept = args.work / f"{kind}-{task.name}-{args.examples}-{args.inputs}-{args.solved}.json"
         if not kept.exists():
             wrong = tasks[(number + len(tasks) // 2) % len(tasks)].descriptions[0]
             started = time.perf_counter()
@@ -105,6 +106,8 @@ def closed(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Namespa
     rows[f"{DESCRIBED}, labels"] = scorer.labelled(None, prefix=prompted_input(description, ""))
     rows[f"{SHARED}, labels"] = scorer.labelled(generator.emitter.fallback)
     rows[f"{WRONG}, labels"] = scorer.labelled(other)
+    if args.solved:
+        rows |= refined(generator, own, task, inputs, label_set, scorer, args)
     if args.plain:
         rows[f"{DESCRIBED}, plain"] = scorer.plain(None, prefix=prompted_input(description, ""))
         rows[f"{SHARED}, plain"] = scorer.plain(generator.emitter.fallback)
@@ -116,6 +119,31 @@ def closed(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Namespa
     facts = {"labels": len(label_set.labels), "labels_from": known, "largest_reference_share": largest}
     guards = {"self_training": guard(trained), "on_sample_inputs": {"kind": kind.kind, **guard(sampled)}}
     return {"task": task.name, **facts, **guards, "rows": rows}
+
+
+def refined(
+    generator: TextToLoRA,
+    lora: LoRA,
+    task: Task,
+    inputs: Sequence[str],
+    label_set: LabelSet,
+    scorer: Scorer,
+    args: argparse.Namespace,
+) -> dict[str, dict[str, float]]:
+    """Rows of the adapter after solved examples, and after the inputs on top of them."""
+    backbone, description = generator.backbone, task.descriptions[0]
+    assert generator.checkpoint is not None
+    learned = generator.checkpoint.refining
+    half = [e for e in task.train[: len(task.train) // 2] if e.input not in set(inputs)]
+    solved = random.Random(2).sample(half, args.solved)
+    found = refine(backbone, lora, solved, description=description, learned=learned).lora
+    trained = self_train(backbone, found, label_set, inputs, description=description)
+    return {
+        f"{REFINED}, plain": scorer.plain(found),
+        f"{REFINED}, labels": scorer.labelled(found),
+        f"{REFINED}, labels, content-free": scorer.labelled(found, content_free=True),
+        f"{REFINED}, then {TRAINED}, plain": scorer.plain(trained.lora),
+    }
 
 
 def guard(trained: SelfTraining) -> dict[str, Any]:
@@ -248,6 +276,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--task", nargs="*", default=[], help="names; by default all that fit")
     parser.add_argument("--examples", type=int, default=20)
     parser.add_argument("--inputs", type=int, default=16)
+    parser.add_argument("--solved", type=int, default=0, help="examples to refine on, in rows of their own")
     parser.add_argument("--steps", type=int, default=60, help="of distillation")
     parser.add_argument("--distil", action="store_true")
     parser.add_argument("--plain", action="store_true", help="also greedy answers of the other rows")

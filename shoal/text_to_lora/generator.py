@@ -178,7 +178,7 @@ class TextToLoRA:
             inputs: at least 4 different ones without answers, on which a closed label set is calibrated and
                 the adapter trained; see `shoal.text_to_lora.self_training`.
             labels: the answers that there are, 2 to 256; none of them ([]) where answers are open; None reads
-                them from the description.
+                them from the description, else from 8 examples or more whose answers all come again.
             sample_inputs: take inputs that the package ships, of the kind that fits the description best.
             refine: train on the examples. False leaves it at one forward pass, in which only a network that
                 was trained to read examples uses them, then also fewer than 4.

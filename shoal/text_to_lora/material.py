@@ -141,7 +141,7 @@ def check_suggestion(material: Material, *, refine: bool) -> None:
 def say_unused(material: Material, *, examples: bool) -> None:
     """Log what teaches an adapter nothing: the examples where they are not used, inputs of open answers."""
     if examples and material.examples:
-        log.warning("the hypernetwork reads no examples: without refining they change nothing")
+        log.warning("the hypernetwork reads no examples: without refining they teach the adapter nothing")
     if material.inputs and material.label_set is None and not material.suggest:
         log.warning("inputs teach an adapter of open answers nothing; name the labels if they are closed")
 

@@ -495,7 +495,7 @@ def test_examples_that_nothing_uses_are_warned_of(
 ) -> None:
     generator = TextToLoRA.load(reading(tmp_path / "network", tiny_llama))
     assert generator.generate("Sort", EXAMPLES, refine=False).lora == generator.generate("Sort").lora
-    assert "reads no examples: without refining they change nothing" in caplog.text
+    assert "reads no examples: without refining they teach the adapter nothing" in caplog.text
 
 
 def test_generators_that_share_an_encoder_read_their_own_base_models(

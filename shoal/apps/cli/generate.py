@@ -51,8 +51,8 @@ class Generating(Place):
     )
     labels: tuple[str, ...] | None = Field(
         None,
-        description="the answers that there are, separated by commas; by default what the description names; "
-        "none leaves the answers open",
+        description="the answers that there are, separated by commas; by default what the description names, "
+        "else what at least 8 examples show; none leaves the answers open",
     )
     sample_inputs: bool = Field(
         False,
