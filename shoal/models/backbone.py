@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -39,6 +38,7 @@ from shoal.models.shapes import (
     shape_of,
 )
 from shoal.models.sources import DEFAULT_MODEL, ModelSource, find_model, quietly, read_config
+from shoal.models.tokenizer import read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ def load_wording(model: str = DEFAULT_MODEL) -> Backbone:
         empty.generation_config = GenerationConfig.from_pretrained(
             source.location, local_files_only=source.local_only
         )
-    return Backbone(empty, _read_tokenizer(source), shape_of(empty, source.name))
+    return Backbone(empty, read_tokenizer(source), shape_of(empty, source.name))
 
 
 def pick_device() -> torch.device:
@@ -309,7 +309,7 @@ def _finite(weight: torch.Tensor) -> bool:
 def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer; safetensors only."""
     where, local = source.location, source.local_only
-    tokenizer = _read_tokenizer(source)
+    tokenizer = read_tokenizer(source)
     try:
         with quietly():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -333,14 +333,3 @@ def _read(source: ModelSource, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
             f"its config.json says, the first is {wrong[0]}; {source.repair}"
         )
     return model, tokenizer
-
-
-def _read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    where, local = source.location, source.local_only
-    try:
-        with quietly():
-            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
-    except Exception as error:  # as above
-        raise ShoalError(f"cannot load {source.name!r}: {reason(error)}; {source.repair}") from error
-    probe_chat(tokenizer, source.name)  # refuses a template that loses text, before weights are read
-    return tokenizer

@@ -105,9 +105,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled": (lambda m: (m / WEIGHTS).rename(m / "pytorch_model.bin"), "weights as safetensors"),
     "truncated": (
         lambda m: (m / WEIGHTS).write_bytes((m / WEIGHTS).read_bytes()[:9000]),
-        "not fully covered",
+        "not fully covered|MetadataIncompleteBuffer",
     ),
-    "only begun": (lambda m: (m / WEIGHTS).write_bytes(b"\x09"), "header too small"),
+    "only begun": (lambda m: (m / WEIGHTS).write_bytes(b"\x09"), "(?i)header ?too ?small"),
     "a weight missing": (change_weights(lambda w: w.pop(QUERY)), f"1 of its weights .* {QUERY}"),
     "another shape": (change_weights(lambda w: w.update({QUERY: w[QUERY][:5].clone()})), f"1 of .* {QUERY}"),
     "not finite": (change_weights(lambda w: w[QUERY].fill_(torch.nan)), f"weight {QUERY} holds NaN"),
