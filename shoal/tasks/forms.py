@@ -6,18 +6,16 @@ a dropped instruction makes every example wrong in silence. Knows rows, nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from shoal.errors import ShoalError, UsageError, shorten
 from shoal.tasks.records import Example
-from shoal.tasks.texts import normalise
+from shoal.tasks.texts import has_text, joined
+from shoal.tasks.turns import are_turns, of_turns, turns_of
 
 OUTPUT_FIELDS = ("output", "outputs")
-_USERS, _ASSISTANTS = ("user", "human"), ("assistant", "gpt", "model", "bot", "chatgpt")
-_SYSTEMS = ("system", "developer")
-_SPEAKERS = dict.fromkeys(_USERS, "User") | dict.fromkeys(_ASSISTANTS, "Assistant")
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Columns:
     Attributes:
         input: of the request, joined in this order; none for those of a form.
         output: of the answer; None for that of a form.
-        ignored: columns of text that are left out on purpose.
+        ignored: columns of text, and keys of turns, that are left out on purpose.
     """
 
     input: tuple[str, ...] = ()
@@ -145,7 +143,7 @@ def understand(
     """
     rows, asked = list(rows), columns or Columns()
     present = dict.fromkeys(name for row in rows for name in row.values)
-    form, names = _form_of(present, asked, source, rows[0].place)
+    form, names = _form_of(present, asked, source, rows[0].place, _keys_of_turns(rows, asked.ignored))
     inputs = tuple(names[column] for column in form.inputs if column in names)
     outputs = tuple(names[column] for column in form.outputs if column in names)
     left_out = tuple(name for name in present if name not in (*inputs, *outputs))
@@ -159,10 +157,10 @@ def understand(
             skipped += 1
             continue
         try:
-            request, answers = _example(row.values, form, names, definition)
+            request, answers = _example(row.values, form, names, definition, asked.ignored)
         except UsageError as error:
             raise ShoalError(f"{source} {row.place}: {error}; repair the {row.place.split()[0]}") from None
-        rest = repr([(name, row.values.get(name)) for name in apart if _has_text(row.values.get(name))])
+        rest = repr([(name, row.values.get(name)) for name in apart if has_text(row.values.get(name))])
         merged.setdefault((request, rest), (request, {}))[1].update(dict.fromkeys(answers))
     examples = tuple(Example(request, tuple(answers)) for request, answers in merged.values())
     output = outputs[0] if outputs else None
@@ -178,11 +176,11 @@ def _filled(row: Row, names: Sequence[str], optional: Sequence[str] = ()) -> boo
 
 
 def _form_of(
-    present: Mapping[str, None], asked: Columns, source: object, place: str
+    present: Mapping[str, None], asked: Columns, source: object, place: str, in_turns: Set[str]
 ) -> tuple[Form, dict[str, str]]:
     """The form, and its columns as the rows name them, in any case."""
     for name in (*asked.input, *([asked.output] if asked.output else []), *asked.ignored):
-        if name not in present:
+        if name not in present and not (name in asked.ignored and name in in_turns):
             raise UsageError(f"column {shorten(name)}: {source} has {', '.join(present)}; name one of these")
     names = {name.strip().casefold(): name for name in present if name not in asked.ignored}
     if asked.input and asked.output:
@@ -209,9 +207,21 @@ def _form_of(
     return found, names
 
 
+def _keys_of_turns(rows: Sequence[Row], wanted: Sequence[str]) -> Set[str]:
+    """Keys of the turns in some rows, where any are wanted."""
+    lists = [value for row in rows if wanted for value in row.values.values() if are_turns(value)]
+    return {key for turns in lists for turn in turns for key in turn}
+
+
 def _check_left_out(rows: Sequence[Row], left_out: Sequence[str], source: object) -> None:
     for name in left_out:
-        row = next((row for row in rows if _has_text(row.values.get(name))), None)
+        wrong = next((row for row in rows if row.values.get(name) is False), None)
+        if wrong is not None and name.strip().casefold() in ("label", "labels"):
+            raise ShoalError(
+                f"{source} {wrong.place}: {name} is false, which says that the answer is wrong; keep the "
+                f"rows whose answers are right, or name it with --ignore-column {name}"
+            )
+        row = next((row for row in rows if has_text(row.values.get(name))), None)
         if row is not None:
             raise ShoalError(
                 f"{source} {row.place}: the text of column {shorten(name)}, {shorten(row.values[name], 30)}, "
@@ -220,23 +230,20 @@ def _check_left_out(rows: Sequence[Row], left_out: Sequence[str], source: object
             )
 
 
-def _has_text(value: object) -> bool:
-    """True where a value holds visible text that is no number."""
-    if isinstance(value, str):
-        return bool(value.strip()) and not value.strip().replace(".", "", 1).lstrip("+-").isdigit()
-    if isinstance(value, Mapping):
-        return any(map(_has_text, value.values()))
-    return isinstance(value, Sequence) and any(map(_has_text, value))
-
-
 def _example(
-    row: Mapping[str, Any], form: Form, names: Mapping[str, str], definition: str | None
+    row: Mapping[str, Any],
+    form: Form,
+    names: Mapping[str, str],
+    definition: str | None,
+    ignored: Sequence[str],
 ) -> tuple[str, tuple[str, ...]]:
     """(request, right answers) of a row."""
     outputs = [names[name] for name in form.outputs if name in names and names[name] in row]
     given = [name for name in outputs if row[name] not in (None, "")]
+    if len(given) > 1:  # a number beside its word says the same
+        given = [name for name in given if has_text(row[name])] or given
     parts = {name: row.get(names[name]) if name in names else None for name in form.inputs}
-    talk_part = next((name for name, value in parts.items() if _is_talk(value)), None)
+    talk_part = next((name for name, value in parts.items() if are_turns(value)), None)
     talked = form.turns or talk_part is not None
     if outputs and not given and not talked:
         raise UsageError(f"{outputs[0]} is empty; write the right answer")
@@ -244,16 +251,16 @@ def _example(
         wanted = f"{', '.join(form.inputs)} and one of {', '.join(form.outputs)}"
         raise UsageError(f"the fields are {', '.join(row)}; {wanted} are needed, rename them")
     if talked:
-        talk = _talk(parts, talk_part or form.inputs[-1])
+        talk = turns_of(parts, talk_part or form.inputs[-1])
         answers = None
-        if given and _is_talk(row[given[0]]):
+        if given and are_turns(row[given[0]]):
             talk += row[given[0]]
         elif given:
             answers = _answers(row[given[0]], given[0])
-        request, answers = _of_talk(talk, answers, definition)
+        request, answers = of_turns(talk, answers, definition, ignored)
     else:
         texts = [_text(parts[name], name, optional=name in form.optional) for name in form.inputs]
-        request = _joined(texts, definition)
+        request = joined(texts, definition)
         answers = _answers(row[given[0]], given[0])
     Example(request, answers)  # checks both
     return request, answers
@@ -271,14 +278,6 @@ def _text(value: object, name: str, *, optional: bool) -> str:
     return value
 
 
-def _joined(texts: Sequence[str], definition: str | None) -> str:
-    """One request of several texts, without the instruction that the adapter replaces."""
-    kept = [text for text in texts if text.strip()]
-    if definition is not None and len(kept) > 1 and normalise(kept[0]) == normalise(definition):
-        kept = kept[1:]
-    return "\n\n".join(kept) if len(kept) > 1 else "".join(kept or texts)
-
-
 def _answers(value: object, name: str) -> tuple[str, ...]:
     """A string, a list of them, or SQuAD's object with a list under `text`."""
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):
@@ -291,60 +290,3 @@ def _answers(value: object, name: str) -> tuple[str, ...]:
                 "quote it"
             )
     return tuple(dict.fromkeys(values))
-
-
-def _is_talk(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
-
-
-def _talk(parts: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """The turns of a part after the system prompt; UsageError where another part would be dropped."""
-    for other, value in parts.items():
-        if other not in ("system", name) and value not in (None, "", [], {}):
-            raise UsageError(
-                f"{other}: {shorten(value, 30)} would be dropped beside the turns of {name}; make it a turn"
-            )
-    system, turns = parts.get("system"), parts[name]
-    first = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
-    if isinstance(turns, str) and turns:
-        raise UsageError(f"{name}: {shorten(turns, 30)} is one text; write a list of turns")
-    return [*first, *(turns if _is_talk(turns) else [])]
-
-
-def _of_talk(
-    turns: Sequence[Mapping[str, Any]], answers: tuple[str, ...] | None, definition: str | None
-) -> tuple[str, tuple[str, ...]]:
-    """What is said before the answers as the request; without answers the last turn is the one."""
-    before = [(_role(turn), _content(turn)) for turn in turns]
-    if answers is None:
-        if len(before) < 2 or before[-1][0] != "Assistant":
-            raise UsageError(
-                f"the last of {len(before)} turns is not the assistant's; it has to be the answer"
-            )
-        answers = (before.pop()[1],)
-    if not before or before[-1][0] != "User":
-        raise UsageError("the turn before the answer is not the user's; it has to be the request")
-    instructions = [text for role, text in before if role == "System"]
-    talk = [(role, text) for role, text in before if role != "System"]
-    lines = [text if len(talk) == 1 else f"{role}: {text}" for role, text in talk]
-    return _joined([*instructions, "\n\n".join(lines)], definition), answers
-
-
-def _role(turn: Mapping[str, Any]) -> str:
-    role = str(turn.get("role", turn.get("from", ""))).strip().casefold()
-    if role in _SYSTEMS:
-        return "System"
-    if role not in _SPEAKERS:
-        raise UsageError(f"a turn has the role {shorten(role)}; system, user and assistant are read")
-    return _SPEAKERS[role]
-
-
-def _content(turn: Mapping[str, Any]) -> str:
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise UsageError("a turn calls tools; turns of text alone are read")
-    content = turn.get("content", turn.get("value"))
-    if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-        content = "".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str):
-        raise UsageError(f"a turn holds {shorten(content)}; turns of text alone are read")
-    return content

@@ -6,7 +6,6 @@ Content decides, and the ending where content does not. Knows nothing of what th
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
 import io
 import json
@@ -17,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import ShoalError, UsageError, reason, shorten
+from shoal.tasks.delimited import delimited_rows
 from shoal.tasks.forms import Row
+from shoal.tasks.turns import are_turns
 
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz")  # of files that hold rows, not a task
 MAX_BYTES = 2**30  # of a file, and of what a compressed one unpacks to
@@ -27,9 +28,10 @@ BATCH_ROWS = 1000  # of a Parquet file that are unpacked at once, at most
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP or Excel file; unpack it or save it as CSV",
-    b"(\xb5/\xfd": "a Zstandard file",
+    b"(\xb5/\xfd": "a Zstandard file; unpack it",
+    b"BZh": "a bzip2 file; unpack it",
+    b"\xfd7zXZ": "an xz file; unpack it",
 }
-_FOREIGN |= {b"BZh": "a bzip2 file; unpack it", b"\xfd7zXZ": "an xz file; unpack it"}
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -37,7 +39,6 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_DELIMITERS = "\t,;|"
 _WRAPPERS = ("data", "rows", "examples", "instances", "train")  # keys under which one object holds all rows
 
 
@@ -55,13 +56,34 @@ class Table:
 
 
 def holds_rows(path: Path) -> bool:
-    """True for a file of rows, by its ending, or of `.json` by its content: an array."""
+    """True for a file of rows, by its ending, or of `.json` by its content, where that is no task."""
     if path.suffix.lower() in ENDINGS:
         return True
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
-    with path.open("rb") as file:
-        return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    try:
+        text = read_text(path).strip()
+        return text.startswith("[") or _is_of_rows(json.loads(text))
+    except (ShoalError, RecursionError):  # which is said when it is read
+        return False
+    except ValueError:
+        return _is_object(text.split("\n", 1)[0])  # a line for each row
+
+
+def _is_of_rows(whole: object) -> bool:
+    """True for an object that holds rows under one key, and no instruction."""
+    return (
+        isinstance(whole, dict)
+        and "definition" not in map(str.casefold, whole)
+        and any(are_turns(whole.get(key)) for key in _WRAPPERS)
+    )
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_table(path: Path, *, max_bytes: int = MAX_BYTES) -> Table:
@@ -76,6 +98,8 @@ def read_table(path: Path, *, max_bytes: int = MAX_BYTES) -> Table:
         ShoalError: it is too large, broken (the line is given), of no form that is read, or without rows.
     """
     content = _content(path, max_bytes)
+    if foreign := next((what for magic, what in _FOREIGN.items() if content.startswith(magic)), None):
+        raise ShoalError(f"{path}: {foreign}; JSON Lines, JSON, CSV, TSV and Parquet are read")
     if content.startswith(_PARQUET):
         table = Table("Parquet", tuple(_parquet_rows(path, content, max_bytes)))
     else:
@@ -145,15 +169,11 @@ def _unzipped(content: bytes, path: Path, max_bytes: int) -> bytes:
 def _text_table(path: Path, text: str) -> Table:
     ending = next((s for s in reversed(path.suffixes) if s.lower() != ".gz"), "").lower()
     begin = text.lstrip()[:1]
-    if foreign := next(
-        (what for magic, what in _FOREIGN.items() if text.encode()[:8].startswith(magic)), None
-    ):
-        raise ShoalError(f"{path}: {foreign}; JSON Lines, JSON, CSV, TSV and Parquet are read")
     if ending in (".csv", ".tsv"):
-        return Table(ending[1:].upper(), tuple(_delimited_rows(path, text, ending)))
+        return Table(ending[1:].upper(), tuple(delimited_rows(path, text, tabs=ending == ".tsv")))
     if begin == "[" and (rows := _array_rows(path, text)) is not None:
         return Table("a JSON array", rows)
-    if begin == "{" and (rows := _wrapped_rows(text)) is not None:
+    if begin == "{" and (rows := _wrapped_rows(path, text)) is not None:
         return Table("a JSON object of rows", rows)
     return Table("JSON Lines", tuple(_line_rows(path, text)))
 
@@ -162,7 +182,7 @@ def _line_rows(path: Path, text: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                row = _object(json.loads(line))
+                row = _object(json.loads(line, object_pairs_hook=_once))
             except (ValueError, RecursionError) as error:
                 why = (
                     str(error)
@@ -176,7 +196,7 @@ def _line_rows(path: Path, text: str) -> Iterator[Row]:
 def _array_rows(path: Path, text: str) -> tuple[Row, ...] | None:
     """The rows of a whole JSON array; None where lines hold arrays."""
     try:
-        entries = json.loads(text)
+        entries = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         if "\n" in text.strip() and text.lstrip().split("\n")[0].rstrip().endswith("]"):
             return None
@@ -190,48 +210,37 @@ def _array_rows(path: Path, text: str) -> tuple[Row, ...] | None:
     return tuple(rows)
 
 
-def _wrapped_rows(text: str) -> tuple[Row, ...] | None:
+def _wrapped_rows(path: Path, text: str) -> tuple[Row, ...] | None:
     """The rows of one object that holds them all under one key; None where each line is an object."""
     try:
-        whole = json.loads(text)
+        whole = json.loads(text, object_pairs_hook=_once)
+    except UsageError as error:
+        raise ShoalError(f"{path}: {error}; repair it") from None
     except (ValueError, RecursionError):
         return None
     if not isinstance(whole, dict):
         return None
-    lists = [whole[key] for key in _WRAPPERS if isinstance(whole.get(key), list)]
-    if len(lists) == 1 and lists[0] and all(isinstance(entry, dict) for entry in lists[0]):
-        return tuple(Row(f"entry {number}", entry) for number, entry in enumerate(lists[0], start=1))
+    lists = [key for key, value in whole.items() if are_turns(value)]
+    if len(lists) > 1 and any(key in _WRAPPERS for key in lists):
+        raise ShoalError(f"{path}: rows are under {' and '.join(map(shorten, lists))}; keep one of these")
+    if lists and lists[0] in _WRAPPERS:
+        return tuple(Row(f"entry {number}", entry) for number, entry in enumerate(whole[lists[0]], start=1))
     return (Row("line 1", whole),)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ: of two equal ones the first would be dropped."""
+    if len(found := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"an object has {shorten(twice)} twice; keep one")
+    return found
 
 
 def _object(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{shorten(value)} is not an object; one with input and output is needed")
     return value
-
-
-def _delimited_rows(path: Path, text: str, ending: str) -> Iterator[Row]:
-    head = text.lstrip("\r\n").split("\n", 1)[0]
-    delimiter = "\t" if ending == ".tsv" else max(_DELIMITERS, key=head.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names: list[str] = []
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not names:
-                names = [cell.strip() for cell in cells]
-                if len(set(names)) < len(names):
-                    raise ShoalError(f"{path}: two columns have one name; the first line names the columns")
-                continue
-            if len(cells) != len(names):
-                raise ShoalError(
-                    f"{path} line {reader.line_num}: {len(cells)} cells, the first line names {len(names)} "
-                    f"columns; quote cells that hold {delimiter!r} or line breaks"
-                )
-            yield Row(f"line {reader.line_num}", dict(zip(names, cells, strict=True)))
-    except csv.Error as error:
-        raise ShoalError(f"{path} line {reader.line_num}: {reason(error)}; repair the line") from None
 
 
 def _parquet_rows(path: Path, content: bytes, max_bytes: int) -> Iterator[Row]:
@@ -247,6 +256,8 @@ def _parquet_rows(path: Path, content: bytes, max_bytes: int) -> Iterator[Row]:
     size, number = 0, 0
     try:
         with parquet.ParquetFile(io.BytesIO(content)) as file:
+            if len(set(names := file.schema_arrow.names)) < len(names):
+                raise ShoalError(f"{path}: two columns have one name; rename one")
             for batch in file.iter_batches(_rows_at_once(file.metadata, max_bytes, too_large)):
                 for values in batch.to_pylist():
                     number += 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 
 from shoal.errors import UsageError, check_unicode, shorten
 
@@ -21,6 +22,25 @@ def prompted_input(description: str, text: str) -> str:
 def normalise(text: str) -> str:
     """NFKC, case folded, each run of whitespace one space: the form in which examples are compared."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def joined(texts: Sequence[str], definition: str | None) -> str:
+    """One request of several texts, without the instruction that the adapter replaces."""
+    kept = [text for text in texts if text.strip()]
+    if definition is not None and len(kept) > 1 and normalise(kept[0]) == normalise(definition):
+        kept = kept[1:]
+    return "\n\n".join(kept) if len(kept) > 1 else "".join(kept or texts)
+
+
+def has_text(value: object) -> bool:
+    """True where a value holds visible text that is no number, or bytes, which may be text or an image."""
+    if isinstance(value, str):
+        return bool(value.strip()) and not value.strip().replace(".", "", 1).lstrip("+-").isdigit()
+    if isinstance(value, bytes):
+        return bool(value)
+    if isinstance(value, Mapping):
+        return any(map(has_text, value.values()))
+    return isinstance(value, Sequence) and any(map(has_text, value))
 
 
 def check_task_name(name: object) -> str:
