@@ -35,8 +35,9 @@ _READ_OR_HARMLESS = frozenset(
 _PLAIN_NAME = re.compile(r"\^?[A-Za-z0-9_.-]{1,200}")
 MAX_EXPRESSIONS, MAX_EXPRESSION = 32, 200
 FREE_SECONDS, MATCH_SECONDS = 20e-6, 0.25
-# Ways of initialising A and B that leave the base weights alone; PiSSA, OLoRA, CorDA and LoftQ change them.
-_HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "lora_ga")
+# Ways of initialising A and B that leave the base weights alone. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ
+# change them: their factors mean nothing beside the base as it is, unless PEFT has converted them.
+_HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
 
 
 class Scalings:
@@ -150,7 +151,7 @@ def _check_plain(config: Mapping[str, Any], source: object) -> None:
         raise ShoalError(f"{source} has peft_type {kind}; only LORA is supported")
     extra = [key for key in config if key not in _READ_OR_HARMLESS and config[key]]
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init not in _HARMLESS_INITS:
+    if isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
         extra.append("init_lora_weights")
     if config.get("bias", "none") != "none":
         extra.append("bias")

@@ -279,6 +279,20 @@ def error_of(directory: Path) -> str:
         ({"bias": "all"}, 'sets bias to "all"'),
         ({"lora_bias": True}, "sets lora_bias"),
         ({"init_lora_weights": "pissa"}, 'init_lora_weights to "pissa"'),
+        ({"init_lora_weights": "PiSSA_niter_16"}, 'init_lora_weights to "PiSSA_niter_16"'),
+        ({"init_lora_weights": "olora"}, 'init_lora_weights to "olora"'),
+        ({"init_lora_weights": "corda"}, 'init_lora_weights to "corda"'),
+        ({"init_lora_weights": "lora_ga"}, 'init_lora_weights to "lora_ga"'),
+        ({"init_lora_weights": "loftq"}, 'init_lora_weights to "loftq"'),
+        ({"peft_type": "IA3"}, 'peft_type "IA3"; only LORA'),
+        ({"peft_type": "PROMPT_TUNING"}, 'peft_type "PROMPT_TUNING"; only LORA'),
+        ({"peft_type": "lora"}, 'peft_type "lora"; only LORA'),
+        ({"bias": "lora_only"}, 'sets bias to "lora_only"'),
+        ({"trainable_token_indices": [1, 2]}, "sets trainable_token_indices"),
+        ({"alora_invocation_tokens": [1, 2]}, "sets alora_invocation_tokens"),
+        ({"arrow_config": {"top_k": 2}}, "sets arrow_config"),
+        ({"kasa_config": {"beta": 1}}, "sets kasa_config"),
+        ({"use_qalora": True}, "sets use_qalora"),
         ({"layer_replication": [[0, 2]]}, "sets layer_replication"),
         ({"of_the_year_2030": 1}, "sets of_the_year_2030 to 1"),
         ({"r": 0}, "sets r to 0; a rank is"),
@@ -295,6 +309,28 @@ def error_of(directory: Path) -> str:
 def test_more_than_plain_lora_is_named(directory: Path, changes: dict[str, Any], message: str) -> None:
     (directory / CONFIG_FILE).write_text(json.dumps(read_config(directory) | changes))
     assert message in error_of(directory)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "MiCA"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
+        {"use_dora": False, "lora_bias": False, "use_qalora": False},
+        {"layers_to_transform": [0], "layers_pattern": "layers", "exclude_modules": ["lm_head"]},
+        {"trainable_token_indices": None, "alora_invocation_tokens": None, "modules_to_save": None},
+        {"target_modules": "all-linear", "auto_mapping": {"base_model_class": "X"}, "peft_version": "9.9"},
+        {"lora_dropout": 0.5, "megatron_core": "megatron.core", "runtime_config": {"ephemeral": True}},
+    ],
+)
+def test_settings_of_a_training_change_nothing_of_what_it_made(
+    directory: Path, changes: dict[str, Any]
+) -> None:
+    before = load_adapter(directory).lora
+    (directory / CONFIG_FILE).write_text(json.dumps(read_config(directory) | changes))
+    assert load_adapter(directory).lora == before
 
 
 def drop_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
