@@ -81,6 +81,12 @@ def _failure(error: Exception, retry_seconds: int) -> Failure:
         return Failure(400, message, param=field)
     if isinstance(error.__cause__, Failure):  # raised while the body was read, which FastAPI words anew
         return error.__cause__
+    if isinstance(error.__cause__, ValueError | RecursionError):
+        about = (
+            "the body cannot be read: it is compressed, not UTF-8, nested too deep, or a number in it has "
+            "thousands of digits; send plain JSON"
+        )
+        return Failure(400, about)
     if isinstance(error, HTTPException) and not disk_full(error):  # else of a body that was to be kept
         return Failure(
             error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None

@@ -93,16 +93,34 @@ MEANT_IN_TURNS: dict[str, tuple[Any, ...]] = {
 
 
 def without_neutral(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a request that ask for something."""
-    return {
+    """The options of a request that ask for something.
+
+    Tools that must not be called are not asked for, a bias of 0 is none, and -1 tokens are no limit.
+    """
+    asked = {
         name: value
         for name, value in body.items()
         if value is not None and name not in IGNORED and not is_neutral(NEUTRAL.get(name, ()), value)
     }
+    for choice, names in (("tool_choice", "tools"), ("function_call", "functions")):
+        if body.get(choice) == "none":
+            asked.pop(names, None)
+    for limit in ("max_tokens", "max_completion_tokens"):
+        if is_neutral((-1,), asked.get(limit)):
+            del asked[limit]
+    bias = asked.get("logit_bias")
+    if isinstance(bias, dict) and all(is_neutral((0,), value) for value in bias.values()):
+        del asked["logit_bias"]
+    return asked
 
 
 def is_neutral(values: tuple[Any, ...], value: Any) -> bool:
-    """True for one of these values; numbers may be of any type, but truth is no number."""
+    """True for one of these values; numbers may be of any type, but truth is no number.
+
+    Null in an object is not given.
+    """
+    if isinstance(value, dict):
+        value = {name: part for name, part in value.items() if part is not None}
     return any(value == own and isinstance(value, bool) == isinstance(own, bool) for own in values)
 
 

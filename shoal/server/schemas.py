@@ -142,7 +142,7 @@ class _Generation(_Body):
             return given
         asked = without_neutral(given)
         if isinstance(asked.get("stop"), list):
-            asked["stop"] = [stop for stop in asked["stop"] if stop != ""]
+            asked["stop"] = [stop for stop in asked["stop"] if stop not in ("", None)]
         if "best_of" in asked and asked["best_of"] == asked.get("n"):
             del asked["best_of"]
         return asked
