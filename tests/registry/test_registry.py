@@ -497,6 +497,9 @@ def test_killed_writers_lose_nothing_acknowledged(
         registry.load(record)
     registry.sweep()
     assert files(registry) == sorted({r.sha256 for r in records})
+    for name in added:  # whose owner was killed in whatever step
+        with pytest.raises(ConflictError, match="is taken"):
+            registry.check(name, "eve")
     registry.close()
 
 
