@@ -18,7 +18,8 @@ Message = Mapping[str, str]
 
 _TEXTS = {
     "system": "Probe of the system.",
-    "user": "Probe of the user: 1 < 2 & 3.",  # which a template may escape
+    # What a template may escape, and more than one may cut.
+    "user": "Probe of the user: 1 < 2 & 3." + 400 * " And more." + " The end.",
     "assistant": "Probe of the answer.",
     "last": "Probe of the last turn.",
 }

@@ -73,6 +73,13 @@ def test_a_template_keeps_its_text_and_closes_as_it_says(name: str) -> None:
 REFUSED = {
     "escapes": (TURN + "{{ m.content | e }}<|im_end|>{% endfor %}", "loses the text"),
     "changes case": (TURN + "{{ m.content | upper }}<|im_end|>{% endfor %}", "loses the text"),
+    "cuts long requests": (TURN + "{{ m.content | truncate }}<|im_end|>{% endfor %}", "loses the text"),
+    "cuts what is very long": (TURN + "{{ m.content[:2000] }}<|im_end|>{% endfor %}", "loses the text"),
+    "words tools alone": ("{% for t in tools or [] %}{{ t.name }}{% endfor %}", "loses the text"),
+    "wants tools": ("{% for t in tools %}{{ t.name }}{% endfor %}{{ messages[0].content }}", "fails: "),
+    "wants its own variable": ("{{ messages[0].content }}{{ date_of_training.year }}", "fails: "),
+    "includes a file": ("{% include 'turn.jinja' %}{{ messages[0].content }}", "fails: "),
+    "looks behind the text": ("{{ messages[0].content.__class__.__mro__ }}", "fails: |loses the text"),
     "cuts a request, but not a list": ("{{ messages[0].content[:5] }}", "loses the text"),
     "loses every text": (TURN + "<|im_end|>{% endfor %}", "loses the text"),
     "only defines a macro": (
@@ -138,6 +145,34 @@ def test_any_failure_of_a_template_on_a_message_is_one_line(error: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+HALVES = {"tool_use": "{{ tools[0] }}", "default": CHATML, "rag": "{{ documents[0] }}"}
+# name -> what is written into a model's directory beside its own template
+FILES: dict[str, dict[str, object]] = {
+    "a template in a file of its own": {"chat_template.jinja": CHATML},
+    "others beside it": {
+        "chat_template.jinja": CHATML,
+        "additional_chat_templates/tool_use.jinja": HALVES["tool_use"],
+    },
+    "a list of named ones": {
+        "tokenizer_config.json": [{"name": name, "template": text} for name, text in HALVES.items()]
+    },
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_the_template_for_chats_is_found_wherever_it_is(kind: str, model: Path) -> None:
+    expected = load_wording(str(model)).end_of_turn
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    change(model / "tokenizer_config.json", chat_template="{{ nothing }}")
+    for name, content in FILES[kind].items():
+        (model / name).parent.mkdir(exist_ok=True)
+        if isinstance(content, str):
+            (model / name).write_text(content)
+        else:
+            change(model / name, chat_template=content)
+    assert load_wording(str(model)).end_of_turn == expected
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return save_tiny_model("llama", tmp_path / "model")
@@ -151,6 +186,8 @@ ENDS: dict[str, tuple[str, object]] = {
     "a list for generation": ("generation_config.json", [257, 65]),
     "a number for generation": ("generation_config.json", 65),
     "a list in the configuration": ("config.json", [65, 66]),
+    "a list of one": ("generation_config.json", [66]),
+    "a token twice": ("config.json", [65, 65]),
 }
 
 
