@@ -14,47 +14,27 @@ import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from shoal.adapters.hooks import attach_scaled
 from shoal.adapters.lora import LoRA
-from shoal.adapters.merging import compose
 from shoal.adapters.merging.recipe import Recipe, Slice, constant
+from shoal.adapters.merging.regmean import Covariances
 from shoal.errors import UsageError
-from shoal.inference.forward import Sequences, answer_losses, pad_sequences
+from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.merging.config import MergeSearchConfig
+from shoal.merging.levels import TaskLevels
+from shoal.merging.terms import terms_of
 from shoal.models.backbone import Backbone
 from shoal.training.batches import Corpus, TokenisedExample
 from shoal.training.evolution import Fitness
 from shoal.training.lora import fingerprint
 
 ROWS_AT_ONCE = 64
-JUDGED = 16  # examples of a task that say which parent it belongs to
-LEAST_GAIN = 0.05  # nats per token by which some parent must beat the base model
-
-
-@dataclass(frozen=True)
-class TaskLevels:
-    """Where a task stands without a merge, in nats per token on its first examples.
-
-    Attributes:
-        base: loss of the base model.
-        parent: name of the parent with the least loss.
-        best: that loss.
-    """
-
-    base: float
-    parent: str
-    best: float
-
-    @property
-    def gain(self) -> float:
-        """Nats that the best parent gains; at least `LEAST_GAIN`, so that a share of it stays finite."""
-        return max(self.base - self.best, LEAST_GAIN)
 
 
 class Mixture:
@@ -62,27 +42,41 @@ class Mixture:
 
     Attributes:
         names: of the parents.
-        joined: all of them as one LoRA of the summed rank.
+        joined: their terms and the start as one LoRA of the summed rank.
         groups: of neighbouring layers.
         layers: of every group, the first one and the one behind the last.
+        balanced: the weight of every parent that a search starts from.
     """
 
-    def __init__(self, backbone: Backbone, parents: Mapping[str, LoRA], groups: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        parents: Mapping[str, LoRA],
+        groups: int,
+        *,
+        start: LoRA | None = None,
+        covariances: Mapping[str, Covariances] | None = None,
+    ) -> None:
         """Put the parents' ranks into one LoRA.
 
         Args:
             backbone: the frozen model, on whose device the factors go.
             parents: name -> adapter; at least 2.
             groups: of neighbouring layers, at most; each has weights of its own.
+            start: adapter that deltas count from; it is in every candidate, with weight 1.
+            covariances: name -> those of its inputs; weights then scale the parts of RegMean's sum.
 
         Raises:
-            UsageError: fewer than 2 parents, parents of different sizes, or a module outside the layers.
+            UsageError: fewer than 2 parents, parents of different sizes, a module outside the layers, or
+                covariances that lack a parent or a module.
         """
         if len(parents) < 2:
             raise UsageError(f"a merge needs 2 parents or more, got {len(parents)}; name others")
+        if covariances is not None and (missing := sorted(parents.keys() - covariances.keys())):
+            raise UsageError(f"{missing[0]} has no covariances of inputs; measure those of every parent")
         self.names = tuple(parents)
-        loras = list(parents.values())
-        self.joined = compose(loras, [1.0] * len(loras)).to(backbone.device)
+        terms = terms_of(parents, start, covariances and [covariances[name] for name in parents])
+        self.joined = terms.joined.to(backbone.device)
         layer_of = {t.name: t.layer for t in backbone.shape.targets}
         if odd := sorted(self.joined.factors.keys() - layer_of.keys()):
             raise UsageError(
@@ -95,59 +89,60 @@ class Mixture:
         begins = [min(layer for layer in layers if place[layer] == group) for group in range(self.groups)]
         self.layers = tuple(itertools.pairwise([0, *begins[1:], backbone.shape.num_layers]))
         self._group = {name: place[layer_of[name]] for name in self.joined.factors}
-        ranks = torch.tensor([lora.rank for lora in loras])
-        self._parent = torch.arange(len(loras)).repeat_interleave(ranks).to(backbone.device)
+        self._owner = {name: owner.to(backbone.device) for name, owner in terms.owner.items()}
+        self._by_inputs = covariances is not None
+        self.balanced = 1.0 if self._by_inputs else 1 / math.sqrt(len(parents))
 
     def scales(
         self, weights: Float[Tensor, "candidates parents groups"]
     ) -> dict[str, Float[Tensor, "candidates rank"]]:
         """Module name -> the scale of every rank of the joined LoRA, for every candidate."""
-        by_group = [weights[:, self._parent, group] for group in range(self.groups)]
-        return {name: by_group[group] for name, group in self._group.items()}
+        padded = F.pad(weights, (0, 0, 0, 1), value=1.0)  # of the start
+        return {name: padded[:, self._owner[name], group] for name, group in self._group.items()}
 
     def recipe(self, weights: Float[Tensor, "parents groups"]) -> Recipe:
-        """The merge with these weights: a sum of the parents, a slice for every group of layers."""
+        """The merge with these weights: a sum over the parents, a slice for every group of layers."""
+        method, parameter = ("regmean", "scale") if self._by_inputs else ("task_arithmetic", "weight")
         slices = tuple(
-            Slice(layers, tuple({"weight": constant(float(row[group]))} for row in weights))
+            Slice(layers, tuple({parameter: constant(float(row[group]))} for row in weights))
             for group, layers in enumerate(self.layers)
         )
-        return Recipe("task_arithmetic", self.names, slices)
+        return Recipe(method, self.names, slices)
 
 
 class MergePopulation:
     """Tries candidates on examples that choose, fresh ones in every generation.
 
     A reward is the share of the best parent's gain that a candidate keeps: 1 where it is as good as the best
-    parent on every task, 0 where it is as good as the base model.
+    parent on every task, 0 where it is as good as the start.
     """
 
     def __init__(
-        self, backbone: Backbone, mixture: Mixture, corpus: Corpus, config: MergeSearchConfig, start: float
+        self,
+        backbone: Backbone,
+        mixture: Mixture,
+        corpus: Corpus,
+        config: MergeSearchConfig,
+        levels: Sequence[TaskLevels],
     ) -> None:
-        """Measure what every parent does on the first examples of every task.
+        """Start from the mixture's balanced weights.
 
         Args:
             backbone: the frozen model.
             mixture: the parents.
             corpus: the examples that choose.
             config: settings.
-            start: weight of every parent at first.
-
-        Raises:
-            UsageError: no parent does better than the base model on any task.
+            levels: of every task of the corpus, as `levels_of` measures them.
         """
         self._backbone, self._mixture, self._corpus = backbone, mixture, corpus
         self._a_task = max(1, config.batch_size // len(corpus.tasks))
         self._seed = config.seed
-        weights = torch.full((len(mixture.names), mixture.groups), start)
+        weights = torch.full((len(mixture.names), mixture.groups), mixture.balanced)
         self.module = nn.ParameterList([nn.Parameter(weights, requires_grad=False)])
-        self.levels = tuple(self._level(examples) for examples in corpus.examples)
-        if all(level.base - level.best < LEAST_GAIN for level in self.levels):
-            raise UsageError(
-                f"no parent is {LEAST_GAIN} nats per token better than the base model on any of "
-                f"{len(self.levels)} tasks, so there is nothing to keep; give the tasks that they were "
-                "trained for"
-            )
+        self.levels = tuple(levels)
+        cut = [self._a_task if len(own) >= 2 * self._a_task else 0 for own in corpus.examples]
+        self._kept = [own[-n:] if n else own for own, n in zip(corpus.examples, cut, strict=True)]
+        self._pools = [own[:-n] if n else own for own, n in zip(corpus.examples, cut, strict=True)]
 
     @property
     def weights(self) -> Float[Tensor, "parents groups"]:
@@ -161,19 +156,21 @@ class MergePopulation:
 
     def examples(self, forward_pass: int) -> list[TokenisedExample]:
         """As many of every task, drawn by the seed and the number of the forward pass; short ones first."""
-        drawn = [
-            example
-            for task, own in zip(self._corpus.tasks, self._corpus.examples, strict=True)
-            for example in random.Random(f"{self._seed}/{forward_pass}/{task.name}").sample(
-                own, min(self._a_task, len(own))
-            )
-        ]
-        return sorted(drawn, key=lambda example: example.length)
+        return self._drawn(str(forward_pass), self._pools)
 
-    @torch.no_grad()
+    def kept_back(self) -> list[TokenisedExample]:
+        """Examples that no generation sees, as many as judge one; all where a task has too few for that."""
+        return self._drawn("kept back", self._kept)
+
     def fitness(self, candidates: Float[Tensor, "candidates parameters"], forward_pass: int) -> Fitness:
         """Mean share of the gain that every candidate keeps on one batch."""
-        examples = self.examples(forward_pass)
+        return self.judge(candidates, self.examples(forward_pass))
+
+    @torch.no_grad()
+    def judge(
+        self, candidates: Float[Tensor, "candidates parameters"], examples: Sequence[TokenisedExample]
+    ) -> Fitness:
+        """Mean share of the gain that every candidate keeps on some examples."""
         count = len(candidates)
         weights = candidates.view(count, len(self._mixture.names), self._mixture.groups)
         scales = self._mixture.scales(weights.to(self._backbone.device))
@@ -181,7 +178,8 @@ class MergePopulation:
         at_once = max(1, ROWS_AT_ONCE // count)
         for begin in range(0, len(examples), at_once):
             part = examples[begin : begin + at_once]
-            batch = self._padded(part * count)  # consecutive rows for each candidate
+            pairs = [(e.prompt, e.completion) for e in part] * count  # consecutive rows for each candidate
+            batch = pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
             with attach_scaled(self._backbone.model, self._mixture.joined, scales):
                 losses = answer_losses(self._backbone, batch).double().cpu().view(count, -1)
             levels = [self.levels[e.task] for e in part]
@@ -191,23 +189,12 @@ class MergePopulation:
             tokens += batch.tokens
         return Fitness((total / len(examples)).tolist(), tokens)
 
-    @torch.no_grad()
-    def _level(self, examples: Sequence[TokenisedExample]) -> TaskLevels:
-        batch = self._padded(examples[:JUDGED])
-        model, mixture = self._backbone.model, self._mixture
-        base = float(answer_losses(self._backbone, batch).mean())
-        losses = {}
-        for alone, name in zip(torch.eye(len(mixture.names)), mixture.names, strict=True):
-            scales = mixture.scales(
-                alone[None, :, None].expand(1, -1, mixture.groups).to(self._backbone.device)
+    def _drawn(self, what: str, pools: Sequence[Sequence[TokenisedExample]]) -> list[TokenisedExample]:
+        drawn = [
+            example
+            for task, pool in zip(self._corpus.tasks, pools, strict=True)
+            for example in random.Random(f"{self._seed}/{what}/{task.name}").sample(
+                pool, min(self._a_task, len(pool))
             )
-            with attach_scaled(model, mixture.joined, scales):
-                losses[name] = float(answer_losses(self._backbone, batch).mean())
-        if not all(map(math.isfinite, [base, *losses.values()])):
-            raise UsageError("a loss is not finite under the base model or a parent; use bfloat16 or float32")
-        best = min(losses, key=lambda name: losses[name])
-        return TaskLevels(base, best, losses[best])
-
-    def _padded(self, examples: Sequence[TokenisedExample]) -> Sequences:
-        pairs = [(e.prompt, e.completion) for e in examples]
-        return pad_sequences(pairs, self._backbone.end_of_turn, self._backbone.device)
+        ]
+        return sorted(drawn, key=lambda example: example.length)

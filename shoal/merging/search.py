@@ -9,7 +9,6 @@ Source: Akiba et al., "Evolutionary Optimization of Model Merging Recipes", arXi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +20,11 @@ from torch import Tensor
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import Merged, run_recipe
 from shoal.adapters.merging.closed_form import RANK
+from shoal.adapters.merging.regmean import Covariances
 from shoal.errors import UsageError
 from shoal.merging.config import MergeSearchConfig
-from shoal.merging.population import MergePopulation, Mixture, TaskLevels
+from shoal.merging.levels import TaskLevels, levels_of
+from shoal.merging.population import MergePopulation, Mixture
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task, check_no_leakage
 from shoal.training.batches import tokenise
@@ -38,10 +39,11 @@ class FoundMerge:
     Attributes:
         merged: the adapter, its recipe, report and card.
         weights: of every parent in every group of layers.
-        levels: task name -> what base model and best parent do on its first examples.
-        kept_before: mean share of the best parents' gain that equal weights keep, on one batch.
-        kept_after: the same of what was found, before its rank was cut, on the same batch; no generation was
-            tried on it.
+        levels: task name -> what start and best parent do on its first examples.
+        kept_before: mean share of the best parents' gain that the first weights keep, on examples that no
+            generation saw.
+        kept_after: the same of what was found, before its rank was cut.
+        optimism: what was found keeps so much more of it on the examples of the last generation.
         run: how the search went.
     """
 
@@ -50,6 +52,7 @@ class FoundMerge:
     levels: Mapping[str, TaskLevels]
     kept_before: float
     kept_after: float
+    optimism: float
     run: RunSummary
 
 
@@ -61,6 +64,8 @@ def evolve_merge(
     config: MergeSearchConfig | None = None,
     *,
     rank: int = RANK,
+    start: LoRA | None = None,
+    covariances: Mapping[str, Covariances] | None = None,
     held_out: Sequence[Task] = (),
     show_progress: bool = True,
 ) -> FoundMerge:
@@ -73,13 +78,16 @@ def evolve_merge(
         folder: of this run; a search that was stopped goes on there, bit for bit.
         config: settings; None means the defaults.
         rank: of the result, at most.
+        start: adapter that every parent was trained on from; deltas count from it, and it is in the result.
+        covariances: name -> those of the parent's inputs (`shoal.inference.covariances`); the search then
+            goes on from RegMean, and weighs the parts of its sum.
         held_out: tasks that must share no example with `tasks`.
         show_progress: a progress bar on standard error.
 
     Raises:
         LeakageError: a held-out task, or a `test` example, is among the examples that judge.
         UsageError: no tasks, fewer than 2 parents, parents that do not fit the model or each other, none that
-            is better than the base model on a task, a rank below 1, or the folder of another search.
+            is better than the start on a task, a rank below 1, or the folder of another search.
         Interrupted: Ctrl-C; calling again goes on.
     """
     config = config or MergeSearchConfig()
@@ -88,33 +96,41 @@ def evolve_merge(
     if rank < 1:
         raise UsageError(f"a merge cannot have rank {rank}; choose 1 or more")
     check_no_leakage(tasks, held_out)
-    mixture = Mixture(backbone, parents, config.layer_groups)
+    mixture = Mixture(backbone, parents, config.layer_groups, start=start, covariances=covariances)
     corpus = tokenise(tasks, backbone, config.max_length)
-    population = MergePopulation(backbone, mixture, corpus, config, 1 / math.sqrt(len(parents)))
+    levels = levels_of(backbone, parents, corpus, start)
+    population = MergePopulation(backbone, mixture, corpus, config, levels)
     before = population.weights
     run = evolve(population, config, folder, show_progress=show_progress)
     weights = population.weights
-    fresh = max(run.steps, config.steps) * config.accumulation
     pair = torch.stack([before.flatten(), weights.flatten()])
-    kept_before, kept_after = population.fitness(pair, fresh).rewards
+    kept_before, kept_after = population.judge(pair, population.kept_back()).rewards
+    last = population.examples(max(0, run.steps * config.accumulation - 1))
+    optimism = population.judge(pair[1:], last).rewards[0] - kept_after
     merged = run_recipe(
-        mixture.recipe(weights), list(parents.values()), rank=rank, num_layers=backbone.shape.num_layers
+        mixture.recipe(weights),
+        list(parents.values()),
+        rank=rank,
+        covariances=None if covariances is None else [covariances[name] for name in parents],
+        start=start,
+        num_layers=backbone.shape.num_layers,
     )
-    levels = {task.name: level for task, level in zip(tasks, population.levels, strict=True)}
+    by_task = {task.name: level for task, level in zip(tasks, levels, strict=True)}
     note = (
         f"The weights were searched for in {run.steps} generations on {len(tasks)} tasks; on other examples "
-        f"of them the sum keeps {kept_after:.0%} of the best parents' gain in loss, equal weights "
-        f"{kept_before:.0%}."
+        f"of them the sum keeps {kept_after:.0%} of the best parents' gain in loss, the first "
+        f"weights {kept_before:.0%}."
     )
     report = {
         **merged.report,
         "weights": dict(zip(mixture.names, weights.tolist(), strict=True)),
         "layers": mixture.layers,
-        "tasks": {name: asdict(level) for name, level in levels.items()},
+        "tasks": {name: asdict(level) for name, level in by_task.items()},
         "kept_before": kept_before,
         "kept_after": kept_after,
+        "optimism": optimism,
         "generations": run.steps,
     }
     card = merged.card.model_copy(update={"notes": (*merged.card.notes, note)})
     merged = replace(merged, card=card, report=report)
-    return FoundMerge(merged, weights, levels, kept_before, kept_after, run)
+    return FoundMerge(merged, weights, by_task, kept_before, kept_after, optimism, run)

@@ -17,12 +17,14 @@ from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.merging.config import MergeSearchConfig
+from shoal.merging.levels import levels_of
 from shoal.merging.population import MergePopulation, Mixture
 from shoal.merging.search import evolve_merge
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import LeakageError, Task
 from shoal.training.batches import tokenise
 from shoal.training.lora import train_lora
+from tests.fixtures.merging import covariances
 
 RULES = ("upper", "double")
 TRAINED: dict[str, LoRA] = {}
@@ -85,6 +87,41 @@ def test_scaled_ranks_are_the_weighted_composition(toy: ModuleType, backbone: Ba
         assert torch.allclose(losses_of(backbone, merged.lora, examples), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("by_inputs", [False, True])
+def test_terms_count_from_the_start_and_are_those_of_the_closed_form(
+    by_inputs: bool, backbone: Backbone
+) -> None:
+    parents, start = random_parents(backbone, 2, 3), random_parents(backbone, 2)["parent 0"]
+    measured = {name: covariances(lora) for name, lora in parents.items()} if by_inputs else None
+    if measured is not None:  # a module that a parent lacks has inputs too
+        measured["parent 0"] |= {n: g for n, g in measured["parent 1"].items() if "down" in n}
+    mixture = Mixture(backbone, parents, 2, start=start, covariances=measured)
+    weights = torch.tensor([[0.5, 1.0], [2.0, -0.5]])
+    values = list(parents.values())
+    merged = run_recipe(
+        mixture.recipe(weights),
+        values,
+        rank=99,
+        start=start,
+        covariances=None if measured is None else [measured[name] for name in parents],
+        num_layers=backbone.shape.num_layers,
+    ).lora
+    for name, scale in mixture.scales(weights[None]).items():
+        a, b = mixture.joined.factors[name]
+        assert torch.allclose((b * scale) @ a, merged.delta_weight(name), atol=1e-4)
+
+
+def test_examples_that_no_generation_sees_are_kept_back(
+    toy: ModuleType, sharp: Backbone, parents: dict[str, LoRA]
+) -> None:
+    corpus = tokenise([toy.toy_task(rule) for rule in RULES], sharp, 64)
+    levels, mixture = levels_of(sharp, parents, corpus), Mixture(sharp, parents, 2)
+    population = MergePopulation(sharp, mixture, corpus, MergeSearchConfig(**QUICK), levels)
+    kept = {(e.task, e.place) for e in population.kept_back()}
+    seen = {(e.task, e.place) for number in range(40) for e in population.examples(number)}
+    assert kept and not kept & seen
+
+
 def test_layers_have_weights_of_their_own(backbone: Backbone) -> None:
     parents = random_parents(backbone, 2, 2)
     mixture = Mixture(backbone, parents, 99)
@@ -106,8 +143,9 @@ def test_candidates_of_a_population_are_judged_as_alone(
 ) -> None:
     mixture = Mixture(sharp, parents, 2)
     corpus = tokenise([toy.toy_task(rule) for rule in RULES], sharp, 64)
-    population = MergePopulation(sharp, mixture, corpus, MergeSearchConfig(**QUICK), 0.5)
-    assert [level.parent for level in population.levels] == list(RULES)
+    levels = levels_of(sharp, parents, corpus)
+    assert [level.parent for level in levels] == list(RULES)
+    population = MergePopulation(sharp, mixture, corpus, MergeSearchConfig(**QUICK), levels)
     candidates = torch.rand(count, 4, generator=torch.Generator().manual_seed(1))
     tried = population.fitness(candidates, 0)
     examples = population.examples(0)
@@ -116,8 +154,8 @@ def test_candidates_of_a_population_are_judged_as_alone(
         layers = sharp.shape.num_layers
         merged = run_recipe(recipe, list(parents.values()), rank=8, num_layers=layers)
         losses = losses_of(sharp, merged.lora, examples).tolist()
-        levels = [population.levels[e.task] for e in examples]
-        shares = [(level.base - loss) / level.gain for level, loss in zip(levels, losses, strict=True)]
+        own = [levels[e.task] for e in examples]
+        shares = [(level.base - loss) / level.gain for level, loss in zip(own, losses, strict=True)]
         assert tried.rewards[row] == pytest.approx(sum(shares) / len(shares), rel=1e-3, abs=1e-4)
     assert tried == population.fitness(candidates, 0) != population.fitness(candidates, 1)
 

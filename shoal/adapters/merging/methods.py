@@ -181,6 +181,7 @@ METHODS: dict[str, Method] = {
         "RegMean, arXiv 2212.09849",
         (
             Parameter("weight", 1.0, (0, 1e6), each=True, above=True),
+            Parameter("scale", 1.0, each=True),
             Parameter("shrink", 0.95, (0, 1)),
             Parameter("ridge", 1e-3, (0, 1), above=True),
             LAMBDA,

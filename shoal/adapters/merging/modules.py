@@ -67,12 +67,12 @@ def merge_by_inputs(
         UsageError: a covariance is missing or of another size, or as `conditioned`.
     """
     sums = RegMeanSums()
-    weights = values.pop("weight").tolist()
-    for own, covariance, weight in zip(factors, covariances, weights, strict=True):
+    each = zip(values.pop("weight").tolist(), values.pop("scale").tolist(), strict=True)
+    for own, covariance, (weight, scale) in zip(factors, covariances, each, strict=True):
         if covariance is None or covariance.shape != (own.a.shape[1],) * 2:
             size = own.a.shape[1]
             raise UsageError(f"{name} has no covariance of {size} x {size}; measure those of every module")
-        sums.add(own, covariance, weight=weight, **values)
+        sums.add(own, covariance, weight=weight, scale=scale, **values)
     return sums.solve()
 
 

@@ -36,12 +36,28 @@ class RegMeanSums:
     rows: list[LoraFactors] = field(default_factory=list)
 
     def add(
-        self, factors: LoraFactors, covariance: Tensor, *, weight: float, shrink: float, ridge: float
+        self,
+        factors: LoraFactors,
+        covariance: Tensor,
+        *,
+        weight: float,
+        scale: float = 1.0,
+        shrink: float,
+        ridge: float,
     ) -> None:
-        """Take one more parent; errors as `conditioned`."""
+        """Take one more parent; errors as `conditioned`.
+
+        Args:
+            factors: of its delta weight.
+            covariance: of its inputs.
+            weight: of its inputs, in both sums.
+            scale: of its part of the first sum alone, which a search moves.
+            shrink: as `conditioned`.
+            ridge: as `conditioned`.
+        """
         own = weight * conditioned(covariance, shrink, ridge)
         self.weights = own if self.weights is None else self.weights + own
-        self.rows.append(LoraFactors(factors.a.double() @ own, factors.b.double()))
+        self.rows.append(LoraFactors(factors.a.double() @ own, factors.b.double() * scale))
 
     def solve(self) -> LoraFactors:
         """Factors of the merged delta, in float32, at the summed rank.

@@ -1,0 +1,88 @@
+"""Where tasks stand without a merge: under the start, and under the parent that is best at each of them.
+
+Candidates are judged between the two. Knows a backbone, LoRA values and tokenised examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from shoal.adapters.hooks import attach
+from shoal.adapters.lora import LoRA
+from shoal.errors import UsageError
+from shoal.inference.forward import answer_losses, pad_sequences
+from shoal.models.backbone import Backbone
+from shoal.training.batches import Corpus, TokenisedExample
+
+JUDGED = 16  # examples of a task that say which parent it belongs to
+LEAST_GAIN = 0.05  # nats per token by which some parent must beat the start
+
+
+@dataclass(frozen=True)
+class TaskLevels:
+    """Where a task stands without a merge, in nats per token on its first examples.
+
+    Attributes:
+        base: loss of the start, or of the base model where there is none.
+        parent: name of the parent with the least loss.
+        best: that loss.
+    """
+
+    base: float
+    parent: str
+    best: float
+
+    @property
+    def gain(self) -> float:
+        """Nats that the best parent gains; at least `LEAST_GAIN`, so that a share of it stays finite."""
+        return max(self.base - self.best, LEAST_GAIN)
+
+
+def levels_of(
+    backbone: Backbone, parents: Mapping[str, LoRA], corpus: Corpus, start: LoRA | None = None
+) -> tuple[TaskLevels, ...]:
+    """What start and parents do on the first examples of every task.
+
+    Args:
+        backbone: the frozen model.
+        parents: name -> adapter.
+        corpus: the examples that choose.
+        start: that the parents were trained on from; None is the base model.
+
+    Raises:
+        UsageError: no parent does better than the start on any task, or a loss is not finite.
+    """
+    levels = tuple(_level(backbone, parents, examples[:JUDGED], start) for examples in corpus.examples)
+    if all(level.base - level.best < LEAST_GAIN for level in levels):
+        raise UsageError(
+            f"no parent is {LEAST_GAIN} nats per token better than the {'start' if start else 'base model'} "
+            f"on any of {len(levels)} tasks, so there is nothing to keep; give the tasks that they were "
+            "trained for"
+        )
+    return levels
+
+
+@torch.no_grad()
+def _level(
+    backbone: Backbone,
+    parents: Mapping[str, LoRA],
+    examples: Sequence[TokenisedExample],
+    start: LoRA | None,
+) -> TaskLevels:
+    pairs = [(e.prompt, e.completion) for e in examples]
+    batch = pad_sequences(pairs, backbone.end_of_turn, backbone.device)
+
+    def loss(lora: LoRA | None) -> float:
+        with attach(backbone.model, lora.to(backbone.device)) if lora else nullcontext():
+            return float(answer_losses(backbone, batch).mean())
+
+    base, losses = loss(start), {name: loss(lora) for name, lora in parents.items()}
+    if not all(map(math.isfinite, [base, *losses.values()])):
+        raise UsageError("a loss is not finite under the start or a parent; use bfloat16 or float32")
+    best = min(losses, key=lambda name: losses[name])
+    return TaskLevels(base, best, losses[best])
