@@ -1,0 +1,101 @@
+"""Cost of a candidate: beside a plain forward pass of the same rows, and beside mergekit's write and load.
+
+Run alone (`--parts cost`), its peak memory is that of a search.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from _merging_apart import Apart
+from _merging_bench import Bench
+from transformers import AutoModelForCausalLM
+
+from shoal.adapters.hooks import attach
+from shoal.adapters.merging.mergekit_yaml import write_recipe
+from shoal.adapters.merging.recipe import Recipe
+from shoal.inference.forward import answer_losses, pad_sequences
+
+POPULATION, REPEATS = 16, 3
+
+
+def cost(bench: Bench, seed: int) -> None:
+    """Measure a generation of 16 candidates, what one costs, and mergekit where `SHOAL_MERGEKIT` names it."""
+    own = Apart(bench, seed)
+    bench.cell("cost/generation", lambda: _generation(own))
+    bench.cell("cost/candidate", lambda: _candidate(own))
+    if program := os.environ.get("SHOAL_MERGEKIT"):
+        bench.cell("cost/mergekit", lambda: _mergekit(own, Path(program).with_name("mergekit-yaml")))
+
+
+def _generation(own: Apart) -> dict[str, Any]:
+    """Seconds of 16 candidates on 30 examples, and the process's peak memory."""
+    _, population = own.population(own.parents)
+    candidates = population.weights.flatten()[None].repeat(POPULATION, 1)
+    seconds = _elapsed(lambda: population.fitness(candidates, 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"generation_seconds": seconds, "candidates": POPULATION, "peak_bytes": peak}
+
+
+def _candidate(own: Apart) -> dict[str, Any]:
+    """Median seconds of 16 candidates on 4 examples, and of the same rows under one LoRA of their rank."""
+    mixture, population = own.population(own.parents)
+    backbone, examples = own.bench.backbone, population.examples(0)[:4]
+    candidates = population.weights.flatten()[None].repeat(POPULATION, 1)
+    rows = [(e.prompt, e.completion) for e in examples] * POPULATION
+
+    @torch.no_grad()
+    def plain() -> None:
+        batch = pad_sequences(rows, backbone.end_of_turn, backbone.device)
+        with attach(backbone.model, mixture.joined):
+            answer_losses(backbone, batch)
+
+    ways: Mapping[str, Callable[[], object]] = {
+        "population": lambda: population.judge(candidates, examples),
+        "plain": plain,
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(REPEATS + 1):
+        for name, way in ways.items():
+            times[name].append(_elapsed(way))
+    found = {name: statistics.median(taken[1:]) for name, taken in times.items()}
+    return {**found, "rows": len(rows), "ratio": found["population"] / found["plain"]}
+
+
+def _mergekit(own: Apart, program: Path) -> dict[str, Any]:
+    """Seconds of one merge of the parents by mergekit, from its start to a loaded model."""
+    from shoal.models.sources import find_model
+
+    bench, names = own.bench, [f"{t.name}-{own.seed}" for t in own.tasks]
+    base = str(find_model(bench.args.base).location)
+    recipe = Recipe.of("task_arithmetic", [str((bench.args.out / "loras" / n).resolve()) for n in names])
+    with tempfile.TemporaryDirectory(dir=bench.args.out) as folder:
+        path, out = Path(folder, "merge.yml"), Path(folder, "merged")
+        path.write_text(write_recipe(recipe, base), "utf-8")
+        flags = ["--lora-merge-cache", Path(folder, "cache"), "--lora-merge-dtype", "float32"]
+        clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        command = [program, path, out, *flags, "--no-copy-tokenizer", "--quiet"]
+        # The second merge finds every parent merged into a copy, as an evolution does.
+        seconds = []
+        for _ in range(2):
+            started = time.perf_counter()
+            subprocess.run(command, env=clean, check=True, capture_output=True)
+            AutoModelForCausalLM.from_pretrained(out)
+            seconds.append(time.perf_counter() - started)
+        written = sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors"))
+    return {"first_seconds": seconds[0], "seconds_again": seconds[1], "bytes_written": written}
+
+
+def _elapsed(way: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    way()
+    return time.perf_counter() - started

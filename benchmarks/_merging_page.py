@@ -1,0 +1,230 @@
+"""The page of measured merges, from the cells that are there."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from _machine import table
+from _merging_bench import Cell
+
+from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
+
+Cells = Mapping[str, Cell]
+ROWS = {
+    "base": "base model",
+    "start": "S, the start",
+    "mean": "mean of the deltas",
+    "arithmetic": "task arithmetic, weight chosen",
+    "ties": "TIES, density and lambda chosen",
+    "regmean 16": "RegMean, 16 inputs",
+    "regmean 48": "RegMean, 48 inputs",
+    "regmean 48, shrink chosen": "RegMean, 48 inputs, shrinkage chosen",
+    "evolved": "evolved from RegMean",
+    "evolved sum": "evolved from the plain sum",
+    "random search": "random search, as many candidates",
+    "random parents": "the same evolution, parents random, norms equal",
+    "new LoRA on selection": "new LoRA on the selection examples, seconds of the search",
+    "joint LoRA": "joint LoRA, tokens of all parents",
+}
+CUT = ", rank 16"
+GAPS = (
+    ("evolved, rank 16", "arithmetic, rank 16"),
+    ("evolved", "arithmetic"),
+    ("evolved", "regmean 48"),
+    ("evolved", "random search"),
+    ("evolved", "random parents"),
+    ("evolved", "new LoRA on selection"),
+    ("evolved", "joint LoRA"),
+    ("regmean 48", "arithmetic"),
+    ("regmean 48, rank 16", "regmean 48"),
+    ("evolved, rank 16", "evolved"),
+)
+
+
+def page(cells: Cells, facts: Mapping[str, Any]) -> str:
+    """All of it, as Markdown."""
+    seeds = sorted({int(key.split("/")[1]) for key in cells if key.startswith("apart/")})
+    parts = [_head(facts)]
+    for seed in seeds:
+        parts += _apart(cells, seed, facts)
+    parts += _composed(cells) + _experts(cells) + _cost(cells)
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(facts: Mapping[str, Any]) -> str:
+    return f"# Merging, measured\n\n```console\n$ {facts['command']}\n```\n\nOn {facts['machine']}."
+
+
+def _means(cell: Cell, metric: str = "rouge_l") -> dict[str, float]:
+    return {task: 100 * statistics.mean(of[metric]) for task, of in cell["scores"].items()}
+
+
+def _apart(cells: Cells, seed: int, facts: Mapping[str, Any]) -> list[str]:
+    of = {k.split("/", 2)[2]: v for k, v in cells.items() if k.startswith(f"apart/{seed}/")}
+    if "start" not in of or not any(name.startswith("parent ") for name in of):
+        return []
+    start = _means(of["start"])
+    tasks = list(start)
+    matrix = {name.removeprefix("parent "): _means(c) for name, c in of.items() if name.startswith("parent ")}
+    if set(matrix) != set(tasks):
+        return []
+    routed = {task: matrix[task][task] for task in tasks}
+    best = max(matrix, key=lambda name: statistics.mean(matrix[name].values()))
+    named = {"every parent on its own task (routing)": routed, f"best single parent ({best})": matrix[best]}
+    for key, title in ROWS.items():
+        named |= {title + cut: _means(of[key + cut]) for cut in ("", CUT) if key + cut in of}
+    rows = []
+    for title, scores in named.items():
+        interval = bootstrap_interval([scores[t] for t in tasks])
+        kept = retention(scores, start, routed)
+        shown = "" if title == ROWS["base"] else _interval(kept, 0)
+        rows.append([title, _interval(interval), *(f"{scores[t]:.0f}" for t in tasks), shown])
+    header = ["ROUGE-L, rows of test examples", "mean", *tasks, "% of the parents' gain kept"]
+    blocks = [
+        f"## Six tasks apart, seed {seed}",
+        f"Parents go on from S for {facts['steps']} steps of {facts['batch']} examples; "
+        f"{facts['examples']} test examples a task; 95% bootstrap intervals over tasks.",
+        table(header, rows),
+    ]
+    matrix_rows = [[name, *(f"{scores[t]:.0f}" for t in tasks)] for name, scores in matrix.items()]
+    blocks += ["Every parent on every task:", table(["parent", *tasks], matrix_rows)]
+    lines = [*_gaps(of, tasks), *_facts(cells, seed)]
+    return [*blocks, "\n".join(lines)]
+
+
+def _gaps(of: Cells, tasks: list[str]) -> list[str]:
+    lines = []
+    for one, other in GAPS:
+        if one in of and other in of:
+            a, b = _means(of[one]), _means(of[other])
+            gap = bootstrap_difference([a[t] for t in tasks], [b[t] for t in tasks])
+            lines.append(f"* {one} over {other}: {_interval(gap)} points")
+    return lines
+
+
+def _facts(cells: Cells, seed: int) -> list[str]:
+    """What the rows rest on: searches, choices, general questions, and training."""
+    lines = []
+    for key, cell in cells.items():
+        name = key.split("/")[-1]
+        if key.startswith(f"search/{seed}/"):
+            own = {
+                k: cell[k] for k in ("kept_before", "kept_after", "optimism", "search_seconds") if k in cell
+            }
+            said = ", ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in own.items())
+            lines.append(f"* {name}, share of the gain in loss: {said}")
+        elif key.startswith(f"choice/{seed}/"):
+            tried = ", ".join(f"{k}: {v:.2f}" for k, v in cell["losses"].items())
+            lines.append(f"* {name} chosen on the selection: {cell['chosen']} ({tried} nats per token)")
+        elif key.startswith(f"general/{seed}/"):
+            lines.append(
+                f"* general questions, {name}: accuracy {100 * cell['accuracy']:.0f}%, "
+                f"perplexity {cell['perplexity']:,.0f}"
+            )
+        elif key.startswith("train/") and key.endswith(f"-{seed}"):
+            lines.append(f"* trained {name}: {cell['tokens']:,} tokens, {cell['training_seconds']:.0f} s")
+    return lines
+
+
+def retention(
+    scores: Mapping[str, float], start: Mapping[str, float], routed: Mapping[str, float]
+) -> Interval:
+    """Share of the parents' gain that a merge keeps, in %, tasks resampled."""
+    own, low, high = (np.array([of[t] for t in start]) for of in (scores, start, routed))
+    draws = np.random.default_rng(0).integers(len(own), size=(2000, len(own)))
+    gained, there = (own - low)[draws].mean(1), (high - low)[draws].mean(1)
+    shares = 100 * gained[there > 0] / there[there > 0]
+    mean = 100 * (own - low).mean() / (high - low).mean()
+    if not len(shares):
+        return Interval(float(mean), None, None, len(own))
+    first, last = np.quantile(shares, [0.025, 0.975])
+    return Interval(float(mean), float(first), float(last), len(own))
+
+
+def _composed(cells: Cells) -> list[str]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for key, cell in cells.items():
+        if key.startswith("composed/"):
+            _, _, pair, row = key.split("/")
+            found.setdefault(pair, {})[row] = next(iter(cell["scores"].values()))["strict"]
+    if not found:
+        return []
+    rows, above, gaps = [], 0, []
+    for pair, of in found.items():
+        parts = [of[name] for name in pair.split(" and ") if name in of]
+        if len(parts) < 2 or "sum" not in of:
+            continue
+        better = max(parts, key=statistics.mean)
+        merges = {row: of[row] for row in ("mean", "sum", "regmean") if row in of}
+        best = max(merges, key=lambda row: statistics.mean(merges[row]))
+        gap = bootstrap_difference(merges["sum"], better)
+        above += 100 * gap.mean >= 10
+        gaps += [a - b for a, b in zip(merges["sum"], of["sum of random adapters"], strict=True)]
+        shown = ("start", *pair.split(" and "), "mean", "regmean", "sum", "sum of random adapters")
+        values = [f"{100 * statistics.mean(of[r]):.0f}" if r in of else "" for r in shown]
+        new = of.get("new LoRA on selection")
+        rows.append([pair, *values, f"{100 * statistics.mean(new):.0f}" if new else "", best])
+    header = ["pair", "S", "first part", "second part", "mean", "RegMean", "sum, weight chosen"]
+    header += ["sum of random adapters", "new LoRA on the selection", "best merge"]
+    said = f"The sum is 10 points or more above the better part on {above} of {len(rows)} pairs"
+    if gaps:
+        said += (
+            f", and above random adapters by {_interval(bootstrap_interval([100 * g for g in gaps]))} points"
+        )
+    return [
+        "## Two skills on one input",
+        "Share of answers right to the letter, in %.",
+        table(header, rows),
+        said + ".",
+    ]
+
+
+def _experts(cells: Cells) -> list[str]:
+    of = {k.split("/", 1)[1]: v for k, v in cells.items() if k.startswith("experts/")}
+    if "uniform mixture" not in of:
+        return []
+    base = of["uniform mixture"]["scores"]
+    rows = []
+    for name, cell in of.items():
+        own = cell["scores"]
+        gap = bootstrap_difference([100 * v for v in own], [100 * v for v in base])
+        settings = ", ".join(f"{k} {v:g}" for k, v in cell["parameters"].items())
+        mean = _interval(bootstrap_interval([100 * v for v in own]))
+        rows.append([name, settings, mean, "" if name == "uniform mixture" else _interval(gap)])
+    return [
+        "## Eight experts as one z",
+        "Points on 80 requests of all skills; parameters chosen by loss on 24 requests of training lists.",
+        table(["merge", "parameters", "points", "over the uniform mixture"], rows),
+    ]
+
+
+def _cost(cells: Cells) -> list[str]:
+    lines = []
+    if cell := cells.get("cost/candidate"):
+        lines.append(
+            f"* {cell['rows']} rows of 16 candidates take {cell['ratio']:.2f} x the same rows under one LoRA "
+            f"of the summed rank ({cell['population']:.1f} and {cell['plain']:.1f} s, medians of turns)."
+        )
+    if cell := cells.get("cost/generation"):
+        each = cell["generation_seconds"] / cell["candidates"]
+        lines.append(
+            f"* A candidate on 30 examples takes {each:.2f} s, 64 take {64 * each / 60:.1f} minutes on one "
+            f"core; peak memory {cell['peak_bytes'] / 1e9:.2f} GB."
+        )
+        if other := cells.get("cost/mergekit"):
+            lines.append(
+                f"* mergekit's write and load take {other['seconds_again']:.0f} s "
+                f"({other['first_seconds']:.0f} s with the parents' merged copies), "
+                f"{other['seconds_again'] / each:.0f} x a candidate; it wrote "
+                f"{other['bytes_written'] / 1e9:.1f} GB."
+            )
+    return ["## Cost", "\n".join(lines)] if lines else []
+
+
+def _interval(found: Interval, digits: int = 1) -> str:
+    if found.low is None or found.high is None:
+        return f"{found.mean:.{digits}f}"
+    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"

@@ -1,0 +1,86 @@
+"""Merges of adapters beside every control: retention, composition, one expert of eight, and cost.
+
+    python benchmarks/merging.py
+
+Every cell is kept as a JSON line in --out, adapters beside it, so a run that was stopped goes on; --parts
+measures some of them. The page is made of the cells that are there. `SHOAL_MERGEKIT` names the mergekit-multi
+of an environment with mergekit 0.1.5; without it that row is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from _machine import DATA, ROOT, machine
+from _merging_apart import closed_forms, controls, plain_search, searches, ties
+from _merging_bench import Bench
+from _merging_composed import composed
+from _merging_cost import cost
+from _merging_experts import experts
+from _merging_page import page
+
+from shoal.files import write_file
+from shoal.models.backbone import DEFAULT_MODEL
+
+PARTS: Mapping[str, Callable[[Bench, int], None]] = {
+    "closed_forms": closed_forms,
+    "searches": searches,
+    "ties": ties,
+    "composed": composed,
+    "experts": experts,
+    "cost": cost,
+    "controls": controls,
+    "plain_search": plain_search,
+}
+
+
+def main() -> None:
+    args = parse()
+    bench = Bench(args)
+    facts = {
+        **{name: getattr(args, name) for name in ("steps", "batch", "examples")},
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine(bench.backbone.dtype),
+    }
+    for seed in args.seeds:
+        for part in args.parts:
+            PARTS[part](bench, seed)
+            write_file(args.page, page(bench.cells, facts))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="in this order; default all")
+    add("--base", default=DEFAULT_MODEL)
+    add(
+        "--start",
+        type=Path,
+        help="PEFT directory that parents go on from; default the shipped multi-task LoRA",
+    )
+    add("--data", type=Path, default=DATA)
+    add("--tasks", type=int, help="take the first N of the six")
+    add("--pairs", type=int, help="take the first N of the six")
+    add("--seeds", type=int, nargs="+", default=[0], help="of the parents")
+    add("--steps", type=int, default=30, help="of each parent")
+    add(
+        "--new-steps",
+        type=int,
+        default=10,
+        help="of a new LoRA on a pair's selection examples; 0 leaves it out",
+    )
+    add("--batch", type=int, default=6)
+    add("--examples", type=int, default=15, help="test examples a task")
+    add("--max-new-tokens", type=int, default=24)
+    add("--selection-a-candidate", type=int, default=10, help="selection examples a task, for each candidate")
+    add("--out", type=Path, default=ROOT / "runs" / "merging", help="cells, adapters and runs")
+    add("--page", type=Path, default=ROOT / "docs" / "results" / "merging.md")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
