@@ -35,7 +35,7 @@ TASKS = (
 )
 SELECTION = 30  # examples of every task that parents never see
 WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-SHRINK = (0.8, 0.9, 0.95, 0.99)
+LAMBDAS = (1.0, 1.2, 1.4, 1.6)
 SEARCH = {"steps": 8, "population": 8, "batch_size": 18}  # 64 candidates
 
 
@@ -169,9 +169,14 @@ class Apart:
         return self.found(mixture, parents, population.weights)
 
 
+def of_seed(bench: Bench, seed: int) -> Apart:
+    """What parts share of one seed, inputs' covariances among it."""
+    return bench.kept.setdefault(seed, Apart(bench, seed))
+
+
 def closed_forms(bench: Bench, seed: int) -> None:
     """Base, start, parents and what no search is needed for."""
-    own = Apart(bench, seed)
+    own = of_seed(bench, seed)
     own.score("base", None)
     own.score("start", bench.start)
     for name, lora in own.parents.items():
@@ -182,15 +187,15 @@ def closed_forms(bench: Bench, seed: int) -> None:
     weight = float(bench.chosen(f"{seed}/arithmetic", own.selection, tried))
     own.merge("arithmetic", lambda: bench.sum_of(parents, weight), cut=True)
     own.merge("mean", lambda: bench.sum_of(parents, 1 / len(parents)))
+    tried = {str(x): partial(own.regmean, 48, **{"lambda": x}) for x in LAMBDAS}
+    scale = float(bench.chosen(f"{seed}/lambda of RegMean", own.selection, tried))
+    own.merge("regmean 48, lambda chosen", partial(own.regmean, 48, **{"lambda": scale}), cut=True)
     own.merge("regmean 16", partial(own.regmean, 16))
-    tried = {str(x): partial(own.regmean, 48, shrink=x) for x in SHRINK}
-    shrink = float(bench.chosen(f"{seed}/shrink", own.selection, tried))
-    own.merge("regmean 48, shrink chosen", partial(own.regmean, 48, shrink=shrink))
 
 
 def ties(bench: Bench, seed: int) -> None:
     """TIES, with density and lambda chosen."""
-    own = Apart(bench, seed)
+    own = of_seed(bench, seed)
 
     @cache
     def made(density: float, scale: float) -> LoRA:
@@ -204,7 +209,7 @@ def ties(bench: Bench, seed: int) -> None:
 
 def searches(bench: Bench, seed: int) -> None:
     """What evolution finds, and a new LoRA on its examples for the same seconds."""
-    own = Apart(bench, seed)
+    own = of_seed(bench, seed)
     own.merge("evolved", lambda: own.search("evolved", True), cut=True)
     minutes = max(0.05, bench.cells[f"search/{seed}/evolved"]["search_seconds"] / 60)
     settings: dict[str, Any] = {"minutes": minutes, "checkpoint_every": 1000, "seed": seed}
@@ -215,7 +220,7 @@ def searches(bench: Bench, seed: int) -> None:
 
 def controls(bench: Bench, seed: int) -> None:
     """As many random candidates; random parents; one LoRA of all tasks; general questions."""
-    own = Apart(bench, seed)
+    own = of_seed(bench, seed)
     own.merge("random search", own.random_search)
     own.merge("random parents", own.random_parents)
     steps = bench.args.steps * len(own.tasks)
@@ -232,5 +237,5 @@ def controls(bench: Bench, seed: int) -> None:
 
 def plain_search(bench: Bench, seed: int) -> None:
     """Evolution over the plain sum instead of RegMean's."""
-    own = Apart(bench, seed)
+    own = of_seed(bench, seed)
     own.merge("evolved sum", lambda: own.search("evolved_sum", False))

@@ -46,6 +46,7 @@ class Bench:
             factors = {n: LoraFactors(f.a.float(), f.b.float()) for n, f in shipped.factors.items()}
             self.start = LoRA(factors, shipped.alpha)
         self.targets = [t for t in self.backbone.shape.targets if t.name in self.start.factors]
+        self.kept: dict[int, Any] = {}
         self._lines = args.out / "cells.jsonl"
         self.cells: dict[str, Cell] = read_cells(self._lines)
 

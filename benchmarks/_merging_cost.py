@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _merging_apart import Apart
+from _merging_apart import Apart, of_seed
 from _merging_bench import Bench
 from transformers import AutoModelForCausalLM
 
@@ -30,7 +30,7 @@ POPULATION, REPEATS = 16, 3
 
 def cost(bench: Bench, seed: int) -> None:
     """Measure a generation of 16 candidates, what one costs, and mergekit where `SHOAL_MERGEKIT` names it."""
-    own = Apart(bench, seed)
+    own = of_seed(bench, seed)
     bench.cell("cost/generation", lambda: _generation(own))
     bench.cell("cost/candidate", lambda: _candidate(own))
     if program := os.environ.get("SHOAL_MERGEKIT"):

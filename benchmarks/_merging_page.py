@@ -21,7 +21,7 @@ ROWS = {
     "ties": "TIES, density and lambda chosen",
     "regmean 16": "RegMean, 16 inputs",
     "regmean 48": "RegMean, 48 inputs",
-    "regmean 48, shrink chosen": "RegMean, 48 inputs, shrinkage chosen",
+    "regmean 48, lambda chosen": "RegMean, 48 inputs, lambda chosen",
     "evolved": "evolved from RegMean",
     "evolved sum": "evolved from the plain sum",
     "random search": "random search, as many candidates",
@@ -38,7 +38,9 @@ GAPS = (
     ("evolved", "random parents"),
     ("evolved", "new LoRA on selection"),
     ("evolved", "joint LoRA"),
+    ("evolved", "regmean 48, lambda chosen"),
     ("regmean 48", "arithmetic"),
+    ("regmean 48, lambda chosen", "arithmetic"),
     ("regmean 48, rank 16", "regmean 48"),
     ("evolved, rank 16", "evolved"),
 )

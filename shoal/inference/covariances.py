@@ -9,6 +9,7 @@ section 3.2.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
@@ -28,7 +29,10 @@ MAX_TOKENS = 512  # of one prompt; the rest of a longer one is left out
 def input_covariances(
     backbone: Backbone, lora: LoRA, inputs: Sequence[str], modules: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
-    """Covariances under one adapter.
+    """Covariances under one adapter, over the tokens behind what all prompts begin with.
+
+    The template's first tokens are the same for every task: in a merge they would outweigh what tells tasks
+    apart.
 
     Args:
         backbone: the base model.
@@ -51,13 +55,16 @@ def input_covariances(
     weight = next(backbone.model.parameters())
     with ExitStack() as stack:
         stack.enter_context(attach(backbone.model, lora.to(weight.device, weight.dtype)))
+        prompts = backbone.encode_prompts(inputs)
+        different = len({tuple(prompt) for prompt in prompts}) > 1
+        shared = min(len(os.path.commonprefix(prompts)), MAX_TOKENS - 1) if different else 0
         for name in names:
             module = _module(backbone.model, name)
-            stack.callback(module.register_forward_pre_hook(_adding(sums, name)).remove)
-        for prompt in backbone.encode_prompts(inputs):
+            stack.callback(module.register_forward_pre_hook(_adding(sums, name, shared)).remove)
+        for prompt in prompts:
             ids = torch.tensor([prompt[:MAX_TOKENS]], device=backbone.device)
             backbone.model.base_model(input_ids=ids, use_cache=False)
-            tokens += ids.numel()
+            tokens += max(0, ids.numel() - shared)
     return {name: sums[name].cpu() / tokens for name in names}
 
 
@@ -68,9 +75,11 @@ def _module(model: nn.Module, name: str) -> nn.Module:
         return model
 
 
-def _adding(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _adding(
+    sums: dict[str, Tensor], name: str, shared: int
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].detach().flatten(0, -2).float()
+        x = inputs[0].detach().flatten(0, -2)[shared:].float()
         own = x.T @ x
         sums[name] = own if name not in sums else sums[name] + own
 

@@ -75,7 +75,8 @@ class Mixture:
         if covariances is not None and (missing := sorted(parents.keys() - covariances.keys())):
             raise UsageError(f"{missing[0]} has no covariances of inputs; measure those of every parent")
         self.names = tuple(parents)
-        terms = terms_of(parents, start, covariances and [covariances[name] for name in parents])
+        measured = None if covariances is None else [covariances[name] for name in parents]
+        terms = terms_of(parents, start, measured)
         self.joined = terms.joined.to(backbone.device)
         layer_of = {t.name: t.layer for t in backbone.shape.targets}
         if odd := sorted(self.joined.factors.keys() - layer_of.keys()):

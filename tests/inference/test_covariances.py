@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,25 @@ def test_the_first_layer_sees_the_same_under_any_adapter_and_the_last_does_not(t
     torch.testing.assert_close(after[first], before[first])
     assert not torch.allclose(after[last], before[last])
     assert float(before[last].diagonal().min()) > 0 and torch.equal(before[last], before[last].T)
+
+
+def test_what_all_prompts_begin_with_does_not_count(tiny_llama: Path) -> None:
+    backbone = load_backbone(str(tiny_llama), dtype=torch.float32)
+    lora = LoRA.identity(backbone.shape.select(("q_proj",), None)[:1], 2, 4.0)
+    (name,) = lora.factors
+    prompts = backbone.encode_prompts(TEXTS)
+    shared = len(os.path.commonprefix(prompts))
+    inputs = []
+    with torch.no_grad():
+        hook = backbone.model.get_submodule(name).register_forward_pre_hook(
+            lambda module, given: inputs.append(given[0][0, shared:])
+        )
+        for prompt in prompts:
+            backbone.model(input_ids=torch.tensor([prompt]))
+        hook.remove()
+    own = torch.cat(inputs)
+    assert 0 < shared < min(map(len, prompts))
+    torch.testing.assert_close(input_covariances(backbone, lora, TEXTS)[name], own.T @ own / len(own))
 
 
 def test_what_is_no_linear_map_is_refused(tiny_llama: Path) -> None:

@@ -182,7 +182,7 @@ METHODS: dict[str, Method] = {
         (
             Parameter("weight", 1.0, (0, 1e6), each=True, above=True),
             Parameter("scale", 1.0, each=True),
-            Parameter("shrink", 0.95, (0, 1)),
+            Parameter("shrink", 0.8, (0, 1)),
             Parameter("ridge", 1e-3, (0, 1), above=True),
             LAMBDA,
         ),

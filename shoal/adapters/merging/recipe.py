@@ -191,7 +191,7 @@ class Recipe:
                 continue
             if layer is None or end is None:
                 return part, None
-            return part, (layer - first) / max(1, end - first - 1)
+            return part, (layer - first) / (end - first - 1) if end - first > 1 else 1.0
         raise UsageError(f"no slice of the recipe has the layer of {module}; let its layer_range end later")
 
 

@@ -80,6 +80,12 @@ def test_slices_keep_layer_numbers_and_have_gradients_of_their_own() -> None:
         recipe.values(q(4), num_layers=5)
 
 
+def test_a_slice_of_one_layer_has_the_last_value_of_a_gradient_as_mergekit_has() -> None:
+    part = Slice((1, 2), shared={"lambda": (Clause((0.2, 0.9)),)})
+    recipe = Recipe("task_arithmetic", ("a", "b"), (Slice((0, 1)), part))
+    assert recipe.values(q(1), num_layers=2)["lambda"] == 0.9
+
+
 def test_slerp_goes_from_the_base_model_to_the_other() -> None:
     recipe = parse_recipe(
         "{merge_method: slerp, base_model: m+b, models: [{model: m+a}], parameters: {t: 0.3}}"

@@ -140,7 +140,7 @@ def test_one_expert_is_written_of_two(shoal: Shoal, tiny_llama: Path, tmp_path: 
 def test_weights_are_searched_for_on_the_parents_tasks(
     shoal: Shoal, adapters: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.merging.population.LEAST_GAIN", 1e-4)  # the adapters are random
+    monkeypatch.setattr("shoal.merging.levels.LEAST_GAIN", 1e-4)  # the adapters are random
     search = ("merge", *named(adapters), "--evolve", "--out", tmp_path / "merged")
     ended = shoal(*search, "--tasks", data, "--generations", 2, "--rank", 8, "--json")
     assert ended.code == 0, ended.err
