@@ -21,7 +21,7 @@ from _merging_bench import Bench
 from transformers import AutoModelForCausalLM
 
 from shoal.adapters.hooks import attach
-from shoal.adapters.merging.mergekit_yaml import write_recipe
+from shoal.adapters.merging.mergekit_writer import write_recipe
 from shoal.adapters.merging.recipe import Recipe
 from shoal.inference.forward import answer_losses, pad_sequences
 

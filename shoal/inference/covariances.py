@@ -27,18 +27,19 @@ MAX_TOKENS = 512  # of one prompt; the rest of a longer one is left out
 
 @torch.no_grad()
 def input_covariances(
-    backbone: Backbone, lora: LoRA, inputs: Sequence[str], modules: Iterable[str] | None = None
+    backbone: Backbone, lora: LoRA | None, inputs: Sequence[str], modules: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
-    """Covariances under one adapter, over the tokens behind what all prompts begin with.
+    """Covariances under one adapter, or of the model alone, of tokens behind what all prompts begin with.
 
     The template's first tokens are the same for every task: in a merge they would outweigh what tells tasks
     apart.
 
     Args:
         backbone: the base model.
-        lora: attached while the prompts are read.
+        lora: attached while the prompts are read; None for none.
         inputs: texts, each worded as a request.
-        modules: names of those to measure, as of all adapters that will be merged; None is the adapter's own.
+        modules: names of those to measure, as of all adapters that will be merged; None is the adapter's own,
+            and without one every module of the layers.
 
     Returns:
         Module name -> (in, in) in float32 on the CPU: the mean of x x^T over tokens, uncentred.
@@ -46,7 +47,8 @@ def input_covariances(
     Raises:
         UsageError: no such module, one of another shape, or one that is no linear map.
     """
-    names = list(lora.factors if modules is None else modules)
+    own = (t.name for t in backbone.shape.targets) if lora is None else lora.factors
+    names = list(own if modules is None else modules)
     for name in names:
         if module_sizes(_module(backbone.model, name)) is None:
             raise UsageError(f"{name} is no linear map with inputs to measure; merge by another method")
@@ -54,7 +56,8 @@ def input_covariances(
     tokens = 0
     weight = next(backbone.model.parameters())
     with ExitStack() as stack:
-        stack.enter_context(attach(backbone.model, lora.to(weight.device, weight.dtype)))
+        if lora is not None:
+            stack.enter_context(attach(backbone.model, lora.to(weight.device, weight.dtype)))
         prompts = backbone.encode_prompts(inputs)
         different = len({tuple(prompt) for prompt in prompts}) > 1
         shared = min(len(os.path.commonprefix(prompts)), MAX_TOKENS - 1) if different else 0

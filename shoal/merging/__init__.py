@@ -1,4 +1,4 @@
-"""The search for a merge: weights of several adapters, found by evolution.
+"""Merges that need more than adapters: the search for weights, whole models, and whether to merge at all.
 
 Knows adapters, tasks and training; the closed forms of merging are `shoal.adapters.merging`.
 """

@@ -163,19 +163,39 @@ class MergePopulation:
         """Examples that no generation sees, as many as judge one; all where a task has too few for that."""
         return self._drawn("kept back", self._kept)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that judge."""
+        return tuple(task.name for task in self._corpus.tasks)
+
     def fitness(self, candidates: Float[Tensor, "candidates parameters"], forward_pass: int) -> Fitness:
         """Mean share of the gain that every candidate keeps on one batch."""
         return self.judge(candidates, self.examples(forward_pass))
 
-    @torch.no_grad()
     def judge(
         self, candidates: Float[Tensor, "candidates parameters"], examples: Sequence[TokenisedExample]
     ) -> Fitness:
         """Mean share of the gain that every candidate keeps on some examples."""
+        shares, tokens = self._tried(candidates, examples)
+        return Fitness(shares.mean(1).tolist(), tokens)
+
+    def shares(
+        self, candidates: Float[Tensor, "candidates parameters"], examples: Sequence[TokenisedExample]
+    ) -> Float[Tensor, "candidates tasks"]:
+        """Share of every task's gain that every candidate keeps on some examples, float64."""
+        shares, _ = self._tried(candidates, examples)
+        of_task = torch.tensor([e.task for e in examples])
+        return torch.stack([shares[:, of_task == task].mean(1) for task in range(len(self.tasks))], dim=1)
+
+    @torch.no_grad()
+    def _tried(
+        self, candidates: Float[Tensor, "candidates parameters"], examples: Sequence[TokenisedExample]
+    ) -> tuple[Float[Tensor, "candidates examples"], int]:
+        """Share of the gain on every example, float64, and real tokens."""
         count = len(candidates)
         weights = candidates.view(count, len(self._mixture.names), self._mixture.groups)
         scales = self._mixture.scales(weights.to(self._backbone.device))
-        total, tokens = torch.zeros(count, dtype=torch.float64), 0
+        shares, tokens = [], 0
         at_once = max(1, ROWS_AT_ONCE // count)
         for begin in range(0, len(examples), at_once):
             part = examples[begin : begin + at_once]
@@ -186,9 +206,9 @@ class MergePopulation:
             levels = [self.levels[e.task] for e in part]
             base = torch.tensor([level.base for level in levels], dtype=torch.float64)
             gain = torch.tensor([level.gain for level in levels], dtype=torch.float64)
-            total += ((base - losses) / gain).sum(1)
+            shares.append((base - losses) / gain)
             tokens += batch.tokens
-        return Fitness((total / len(examples)).tolist(), tokens)
+        return torch.cat(shares, dim=1), tokens
 
     def _drawn(self, what: str, pools: Sequence[Sequence[TokenisedExample]]) -> list[TokenisedExample]:
         drawn = [

@@ -10,7 +10,7 @@ Source: Akiba et al., "Evolutionary Optimization of Model Merging Recipes", arXi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,8 +23,10 @@ from shoal.adapters.merging.closed_form import RANK
 from shoal.adapters.merging.regmean import Covariances
 from shoal.errors import UsageError
 from shoal.merging.config import MergeSearchConfig
+from shoal.merging.front import FrontMember, pareto_front
 from shoal.merging.levels import TaskLevels, levels_of
 from shoal.merging.population import MergePopulation, Mixture
+from shoal.merging.verdict import Verdict, judge, with_verdict
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task, check_no_leakage
 from shoal.training.batches import tokenise
@@ -45,6 +47,8 @@ class FoundMerge:
         kept_after: the same of what was found, before its rank was cut.
         optimism: what was found keeps so much more of it on the examples of the last generation.
         run: how the search went.
+        verdict: merge, mix or route; None where a task has no test examples.
+        front: other trade-offs between the tasks, each as an adapter by its niche.
     """
 
     merged: Merged
@@ -54,6 +58,8 @@ class FoundMerge:
     kept_after: float
     optimism: float
     run: RunSummary
+    verdict: Verdict | None = None
+    front: Mapping[str, Merged] = field(default_factory=dict)
 
 
 def evolve_merge(
@@ -74,7 +80,8 @@ def evolve_merge(
     Args:
         backbone: the frozen model.
         parents: name -> adapter; at least 2.
-        tasks: whose `train` lists judge candidates; what the parents are for.
+        tasks: whose `train` lists judge candidates; what the parents are for. Their `test` lists, where all
+            have one, decide between merging, mixing and routing.
         folder: of this run; a search that was stopped goes on there, bit for bit.
         config: settings; None means the defaults.
         rank: of the result, at most.
@@ -107,22 +114,31 @@ def evolve_merge(
     kept_before, kept_after = population.judge(pair, population.kept_back()).rewards
     last = population.examples(max(0, run.steps * config.accumulation - 1))
     optimism = population.judge(pair[1:], last).rewards[0] - kept_after
-    merged = run_recipe(
-        mixture.recipe(weights),
-        list(parents.values()),
-        rank=rank,
-        covariances=None if covariances is None else [covariances[name] for name in parents],
-        start=start,
-        num_layers=backbone.shape.num_layers,
-    )
+
+    def run_weights(own: Tensor) -> Merged:
+        return run_recipe(
+            mixture.recipe(own),
+            list(parents.values()),
+            rank=rank,
+            covariances=None if covariances is None else [covariances[name] for name in parents],
+            start=start,
+            num_layers=backbone.shape.num_layers,
+        )
+
+    merged = run_weights(weights)
     by_task = {task.name: level for task, level in zip(tasks, levels, strict=True)}
     note = (
         f"The weights were searched for in {run.steps} generations on {len(tasks)} tasks; on other examples "
         f"of them the sum keeps {kept_after:.0%} of the best parents' gain in loss, the first "
         f"weights {kept_before:.0%}."
     )
+    front = pareto_front(population, mixture, last, config.seed)
     report = {
         **merged.report,
+        "front": [
+            {"niche": m.niche, "kept": dict(m.kept), "weights": m.weights.tolist(), "dominated": m.dominated}
+            for m in front
+        ],
         "weights": dict(zip(mixture.names, weights.tolist(), strict=True)),
         "layers": mixture.layers,
         "tasks": {name: asdict(level) for name, level in by_task.items()},
@@ -133,4 +149,20 @@ def evolve_merge(
     }
     card = merged.card.model_copy(update={"notes": (*merged.card.notes, note)})
     merged = replace(merged, card=card, report=report)
-    return FoundMerge(merged, weights, by_task, kept_before, kept_after, optimism, run)
+    verdict = None
+    if all(task.test for task in tasks):
+        verdict = judge(backbone, parents, merged.lora, tasks)
+        merged = with_verdict(merged, verdict)
+    members = {m.niche: _described(m, run_weights(m.weights)) for m in front}
+    return FoundMerge(merged, weights, by_task, kept_before, kept_after, optimism, run, verdict, members)
+
+
+def _described(member: FrontMember, merged: Merged) -> Merged:
+    """One trade-off, whose card has what it keeps of every task."""
+    kept = ", ".join(f"{share:.0%} of {task}" for task, share in member.kept.items())
+    note = f"The trade-off {member.niche} of a search; before rank was cut it keeps {kept} on other examples."
+    scores = {f"kept_{task}": share for task, share in member.kept.items()}
+    card = merged.card.model_copy(
+        update={"notes": (*merged.card.notes, note), "scores": {**merged.card.scores, **scores}}
+    )
+    return replace(merged, card=card, report={**merged.report, "kept": dict(member.kept)})

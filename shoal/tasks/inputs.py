@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoal.errors import ShoalError, UsageError, check_unicode, shorten
+from shoal.tasks.files import load_task_json
 from shoal.tasks.tables import read_text
 from shoal.tasks.texts import normalise
 
@@ -108,6 +109,8 @@ def inputs_by_name(
 ) -> dict[str, tuple[str, ...]]:
     """Checked inputs for every name, from `FILE` for all of them or `NAME=FILE` for each.
 
+    A file is of inputs, as `read_inputs` takes it, or of a task (`.json`), whose training examples have them.
+
     Raises:
         UsageError: a name without inputs, a file for an unknown name, or fewer than `least` different inputs.
         ShoalError: as `read_inputs`.
@@ -124,10 +127,17 @@ def inputs_by_name(
     missing = next((name for name in names if name not in files), None)
     if missing is not None:
         raise UsageError(f"{missing} has no inputs; give FILE for all adapters, or {missing}=FILE")
-    found = {name: check_inputs(read_inputs(files[name])) for name in names}
+    found = {name: check_inputs(_inputs_of(files[name])) for name in names}
     for name, inputs in found.items():
         if len(inputs) < least:
             raise UsageError(
                 f"{files[name]} has {len(inputs)} different inputs, the least is {least}; add some"
             )
     return found
+
+
+def _inputs_of(file: str) -> list[str]:
+    """The inputs in a file, of a task file those of its training examples."""
+    if file.endswith(".json"):
+        return [example.input for example in load_task_json(file).train]
+    return read_inputs(file)

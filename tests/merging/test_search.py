@@ -13,7 +13,6 @@ import torch
 from shoal.adapters.hooks import attach, attach_scaled
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.merging import compose, run_recipe
-from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.merging.config import MergeSearchConfig
@@ -23,11 +22,9 @@ from shoal.merging.search import evolve_merge
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import LeakageError, Task
 from shoal.training.batches import tokenise
-from shoal.training.lora import train_lora
 from tests.fixtures.merging import covariances
 
 RULES = ("upper", "double")
-TRAINED: dict[str, LoRA] = {}
 QUICK: dict[str, Any] = {"steps": 3, "batch_size": 6, "population": 4, "layer_groups": 2}
 
 
@@ -44,25 +41,6 @@ def random_parents(backbone: Backbone, *ranks: int) -> dict[str, LoRA]:
         }
         parents[f"parent {number}"] = LoRA(factors, 2.0 * rank)
     return parents
-
-
-@pytest.fixture
-def parents(toy: ModuleType, sharp: Backbone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoRA]:
-    """One adapter a rule, trained once for all tests."""
-    settings = {"steps": 16, "batch_size": 4, "learning_rate": 2e-2, "checkpoint_every": 16}
-    for rule in RULES:
-        if rule not in TRAINED:
-            TRAINED[rule], _ = train_lora(
-                sharp,
-                [toy.toy_task(rule)],
-                sharp.shape.select(("q_proj", "v_proj", "down_proj"), None),
-                tmp_path_factory.mktemp(rule),
-                LoraTrainingConfig(**settings),
-                rank=4,
-                alpha=8.0,
-                show_progress=False,
-            )
-    return dict(TRAINED)
 
 
 def losses_of(backbone: Backbone, lora: LoRA, examples: Any) -> torch.Tensor:
@@ -187,7 +165,11 @@ def test_a_search_keeps_more_than_equal_weights_and_goes_on_bit_for_bit(
     cut = evolve_merge(sharp, parents, tasks, tmp_path / "whole", config, rank=4, show_progress=False)
     assert cut.merged.lora.rank == 4 and 0 < cut.merged.report["truncation_error"] < 1
     assert set(cut.merged.report["weights"]) == set(RULES) == set(cut.merged.card.parents)
-    assert "searched for in 6 generations" in cut.merged.card.notes[-1]
+    assert cut.verdict is not None and cut.merged.report["verdict"]["choice"] == cut.verdict.choice
+    assert set(cut.front) == {*RULES, "balanced"} and whole.front["upper"].lora == resumed.front["upper"].lora
+    for niche, other in (RULES, RULES[::-1]):  # what leans to a task keeps more of it
+        assert cut.front[niche].report["kept"][niche] > cut.front[other].report["kept"][niche]
+    assert "searched for in 6 generations" in cut.merged.card.notes[-2]
 
 
 @pytest.mark.parametrize(

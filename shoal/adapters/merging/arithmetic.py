@@ -1,7 +1,7 @@
 """Arithmetic of several adapters: their weighted sum, the best approximation of smaller rank, and batches.
 
 Exact where it can be: A and B are never averaged apart, since the product of means is not the mean of
-products. Knows LoRA values and how a card says what was summed; nothing of files.
+products. Knows LoRA values.
 
 Source: Hu et al., "LoRA", arXiv 2106.09685, section 4.1; truncation: Eckart and Young, 1936.
 """
@@ -9,57 +9,13 @@ Source: Hu et al., "LoRA", arXiv 2106.09685, section 4.1; truncation: Eckart and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from shoal.adapters.card import AdapterCard
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.errors import UsageError
-
-
-@dataclass(frozen=True, eq=False)
-class WeightedSum:
-    """Several adapters as one.
-
-    Attributes:
-        lora: their sum.
-        weights: of each.
-        card: its provenance, with the names and weights.
-    """
-
-    lora: LoRA
-    weights: tuple[float, ...]
-    card: AdapterCard
-
-
-def weighted_sum(
-    loras: Sequence[LoRA], names: Sequence[str], weights: Sequence[float] = (), rank: int | None = None
-) -> WeightedSum:
-    """The weighted sum of named adapters.
-
-    Args:
-        loras: at least one.
-        names: of each, for the card.
-        weights: of each; none mean equal shares.
-        rank: of the result at most, as `truncate` reaches it; None keeps the sum exact, at the summed rank.
-
-    Raises:
-        UsageError: there is not one weight for each adapter, or as `compose` and `truncate`.
-    """
-    shares = tuple(weights) or (1 / max(1, len(loras)),) * len(loras)
-    if len(shares) != len(loras):
-        raise UsageError(
-            f"{len(shares)} weights for {len(loras)} adapters; give one for each, or none for equal shares"
-        )
-    merged = compose(loras, shares)
-    if rank is not None and rank < merged.rank:
-        merged = truncate(merged, rank)
-    parts = ", ".join(f"{share:g} of {name}" for share, name in zip(shares, names, strict=True))
-    card = AdapterCard(generator="merging", trained=True, notes=(f"The weighted sum: {parts}.",))
-    return WeightedSum(merged, shares, card)
 
 
 def compose(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:

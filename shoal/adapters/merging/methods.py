@@ -190,6 +190,10 @@ METHODS: dict[str, Method] = {
     ),
 }
 
+# Of whole models, as mergekit has it: these need no base model that deltas count from,
+WITHOUT_BASE = ("linear", "regmean", "slerp", "nuslerp", "multislerp", "karcher")
+FROM_ZERO = ("linear", "slerp", "karcher")  # and these ignore one.
+
 
 def method_of(name: str) -> Method:
     """The method of a name.

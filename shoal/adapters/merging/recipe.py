@@ -87,6 +87,7 @@ class Recipe:
         dtype: of the result, `float32`, `float16` or `bfloat16`; None is the parents' own.
         notes: on how it was read, for people.
         names: of the parents, where `parents` are paths.
+        whole: True where the parents are whole models, not adapters.
     """
 
     method: str
@@ -98,6 +99,7 @@ class Recipe:
     dtype: str | None = None
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    whole: bool = False
 
     @classmethod
     def of(
@@ -135,7 +137,8 @@ class Recipe:
         method, count = method_of(self.method), len(self.parents)
         if count < 2 or count > (method.most or count):
             limit = "2" if method.most == 2 else "2 or more"
-            raise UsageError(f"{self.method} merges {limit} adapters, got {count}; name others")
+            what = "models" if self.whole else "adapters"
+            raise UsageError(f"{self.method} merges {limit} {what}, got {count}; name others")
         for settings in (self.settings, *(s for part in self.slices for s in (part.shared, *part.each))):
             for name, setting in settings.items():
                 known = method.parameter(name)
@@ -145,18 +148,22 @@ class Recipe:
                 for value in (v for clause in setting for v in clause.values):
                     known.check(value)
 
-    def values(self, module: str, num_layers: int | None = None) -> dict[str, Any]:
+    def values(
+        self, module: str, num_layers: int | None = None, behind: bool | None = None
+    ) -> dict[str, Any]:
         """Parameter -> value for one module: a tensor (parents,) in float64, or one number.
 
         Args:
             module: its full name.
             num_layers: of the model; only gradients need it.
+            behind: of a module outside the layers, True behind them and False before; there a gradient has
+                its first value, as in mergekit. None is neither.
 
         Raises:
             UsageError: no slice has the module's layer, a gradient where the layers are not known, weights
                 that sum to 0 where they are divided by their sum, or a density and epsilon that leave (0, 1).
         """
-        part, place = self._place(module, num_layers)
+        part, place = self._place(module, num_layers, behind)
         found: dict[str, Any] = {}
         for known in method_of(self.method).parameters:
             if known.each:
@@ -179,9 +186,11 @@ class Recipe:
                     return clause.at(place)
         return known.default
 
-    def _place(self, module: str, num_layers: int | None) -> tuple[Slice, float | None]:
+    def _place(self, module: str, num_layers: int | None, behind: bool | None) -> tuple[Slice, float | None]:
         found = _LAYER.search(module)
         layer = int(found[1]) if found else None
+        if layer is None and behind is not None:
+            return self.slices[-1 if behind else 0], 0.0
         for part in self.slices:
             if part.layers is None:
                 first, end = 0, num_layers

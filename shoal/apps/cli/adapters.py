@@ -1,9 +1,8 @@
-"""`shoal adapters export`, `merge` and `merge-into-model`: what becomes of adapters that are there."""
+"""`shoal adapters export` and `merge-into-model`: what becomes of adapters that are there."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,15 +11,14 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.cli import registry
-from shoal.apps.cli.model import Place, load, warn_of_another_base
+from shoal.apps.cli.model import Place, load
 from shoal.apps.cli.settings import Output
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.adapters.files import StoredAdapter
 
-SOURCE_HELP = "name in the registry, or an adapter directory"
-Source = Annotated[str, typer.Argument(metavar="NAME|DIR", help=SOURCE_HELP)]
+Source = Annotated[str, typer.Argument(metavar="NAME|DIR", help=registry.SOURCE_HELP)]
 
 
 class Export(BaseModel):
@@ -35,23 +33,6 @@ class Export(BaseModel):
     base: str | None = Field(
         None, description="for GGUF: the base model, where the adapter names none that can be found"
     )
-
-
-class Merging(BaseModel):
-    """Weights and rank of a merge, and its target."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    weights: tuple[float, ...] = Field(
-        (), description="of each adapter, in their order; none means equal shares"
-    )
-    rank: int | None = Field(
-        None,
-        ge=1,
-        description="rank of the result, by singular value decomposition; none means the sum of the ranks",
-    )
-    base: str | None = Field(None, description="base model, where the adapters name none")
-    out: Path = Field(description="PEFT directory to write")
 
 
 class Model(BaseModel):
@@ -87,7 +68,7 @@ def export_adapter(source: Source, place: registry.Place, export: Export) -> Out
             pack(directory, file)
 
     with ExitStack() as stack:
-        directory = _directory(stack, source, place)
+        directory = registry.adapter_directory(stack, source, place)
         stored = load_adapter(directory)  # nothing damaged leaves
         for file in as_gguf:
             _write_gguf(stored, file, source, export.base)
@@ -97,38 +78,6 @@ def export_adapter(source: Source, place: registry.Place, export: Export) -> Out
             write_directory(out, lambda f: shutil.copytree(directory, f, dirs_exist_ok=True))
     written = [str(path) for path in (*as_gguf, out) if path is not None]
     return Output({"adapter": source, "written": written}, f"{source} written to {', '.join(written)}")
-
-
-def merge_adapters(
-    sources: Annotated[list[str], typer.Argument(metavar="NAME|DIR...", help=SOURCE_HELP)],
-    place: registry.Place,
-    merging: Merging,
-) -> Output:
-    """Merge adapters into one, the weighted sum of them.
-
-    The sum is exact, at the sum of their ranks; --rank gives the nearest adapter of a smaller rank.
-    """
-    from shoal.adapters.files import ADAPTER_FILES, load_adapter, save_adapter
-    from shoal.adapters.merging import weighted_sum
-    from shoal.files import check_place
-    from shoal.models.shapes import load_shape
-
-    check_place(merging.out, ADAPTER_FILES)
-    with ExitStack() as stack:
-        stored = [load_adapter(_directory(stack, source, place)) for source in sources]
-    shape = load_shape(merging.base or _common_base(sources, stored))
-    for source, one in zip(sources, stored, strict=True):
-        warn_of_another_base(one.base_model, merging.base, source)
-    merged = weighted_sum([one.lora for one in stored], sources, merging.weights, merging.rank)
-    save_adapter(merging.out, merged.lora, shape=shape, card=merged.card)
-    record = {
-        "adapters": sources,
-        "weights": merged.weights,
-        "rank": merged.lora.rank,
-        "base_model": shape.base_model,
-        "out": str(merging.out),
-    }
-    return Output(record, f"{merged.card.notes[0]} Rank {merged.lora.rank}, written to {merging.out}")
 
 
 def merge_into_model(source: Source, place: Place, registry_place: registry.Place, model: Model) -> Output:
@@ -144,7 +93,7 @@ def merge_into_model(source: Source, place: Place, registry_place: registry.Plac
 
     check_place(model.out, MODEL_FILES)
     with ExitStack() as stack:
-        stored = load_adapter(_directory(stack, source, registry_place))
+        stored = load_adapter(registry.adapter_directory(stack, source, registry_place))
     base = place.base or _named_base(source, stored)
     check_targets(load_shape(base), stored.lora)
     backbone = load(place, base)
@@ -153,39 +102,10 @@ def merge_into_model(source: Source, place: Place, registry_place: registry.Plac
     return Output(record, f"{backbone.shape.base_model} with {source} in its weights written to {model.out}")
 
 
-def _directory(stack: ExitStack, source: str, place: registry.Place) -> Path:
-    """The files of an adapter: a directory where the text is a path, else of the registry, else a directory.
-
-    Raises:
-        UsageError: there is neither.
-    """
-    path = Path(source).expanduser()
-    if len(path.parts) > 1 or source.startswith((".", "~")):
-        if not path.is_dir():
-            raise UsageError(f"{source} is no directory; check the path")
-        return path
-    try:
-        kept = stack.enter_context(registry.opened(place))
-        return kept.directory(kept.get(source, None))
-    except UsageError:
-        if path.is_dir():
-            return path
-        raise
-
-
 def _named_base(source: str, stored: StoredAdapter) -> str:
     if stored.base_model is None:
         raise UsageError(f"{source} names no base model; give it with --base")
     return stored.base_model
-
-
-def _common_base(sources: Sequence[str], stored: Sequence[StoredAdapter]) -> str:
-    """The base model that all adapters name."""
-    bases = {_named_base(source, one): source for source, one in zip(sources, stored, strict=True)}
-    if len(bases) > 1:
-        (one, first), (other, second) = list(bases.items())[:2]
-        raise UsageError(f"{first} is for {one} and {second} for {other}; merge adapters of one base model")
-    return next(iter(bases))
 
 
 def _write_gguf(stored: StoredAdapter, file: Path, name: str, base: str | None) -> None:

@@ -94,7 +94,7 @@ COMMANDS: dict[str, Entry | Group] = {
             "show": Entry("registry:show_adapter", "Show one adapter."),
             "import": Entry("registry:import_adapter", "Keep a PEFT LoRA under a name; it is checked first."),
             "export": Entry("adapters:export_adapter", "Write an adapter as a PEFT directory, ZIP or GGUF."),
-            "merge": Entry("adapters:merge_adapters", "Merge adapters into one, the weighted sum of them."),
+            "merge": Entry("merge:merge_exactly", "Merge adapters into one, the weighted sum of them."),
             "merge-into-model": Entry(
                 "adapters:merge_into_model", "Write the base model with an adapter in its weights."
             ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, typer.Argument(help="name of the adapter")]
 OPERATOR = "operator"
+SOURCE_HELP = "name in the registry, NAME@VERSION for an older version, or an adapter directory"
 
 
 class Place(BaseModel):
@@ -220,3 +221,26 @@ def _facts(record: AdapterRecord) -> dict[str, Any]:
 
 def _day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
+
+
+def adapter_directory(stack: ExitStack, source: str, place: Place) -> Path:
+    """The files of an adapter: a directory where the text is a path, else of the registry, else a directory.
+
+    Raises:
+        UsageError: there is neither, or a version that is no number.
+    """
+    path = Path(source).expanduser()
+    if len(path.parts) > 1 or source.startswith((".", "~")):
+        if not path.is_dir():
+            raise UsageError(f"{source} is no directory; check the path")
+        return path
+    try:
+        kept = stack.enter_context(opened(place))
+        name, at, version = source.partition("@")
+        if at and not version.isdecimal():
+            raise UsageError(f"{source} is no NAME@VERSION; write for example {name}@2")
+        return kept.directory(kept.get(name, None, int(version) if at else None))
+    except UsageError:
+        if path.is_dir():
+            return path
+        raise

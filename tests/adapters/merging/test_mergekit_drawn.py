@@ -20,7 +20,8 @@ from torch import Tensor
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import load_adapter, save_adapter
 from shoal.adapters.merging import run_recipe
-from shoal.adapters.merging.mergekit_yaml import parse_recipe, write_recipe
+from shoal.adapters.merging.mergekit_reader import parse_recipe
+from shoal.adapters.merging.mergekit_writer import write_recipe
 from shoal.adapters.merging.methods import METHODS
 from shoal.adapters.merging.recipe import Clause, Recipe, Setting, Slice, constant
 from shoal.models.shapes import load_shape

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.adapters.merging.mergekit_yaml import parse_recipe, read_recipe, write_recipe
+from shoal.adapters.merging.mergekit_reader import parse_recipe, read_recipe
+from shoal.adapters.merging.mergekit_writer import write_recipe
 from shoal.adapters.merging.recipe import Clause, Recipe, Slice, constant
 from shoal.errors import ShoalError, UsageError
 
@@ -136,7 +137,7 @@ def test_a_slice_writes_every_setting() -> None:
 
 PAIR = "models: [{model: m+a}, {model: m+b}]"
 REFUSED = {
-    "merge_method: passthrough\n" + PAIR: "passthrough is not merged here, which concerns whole checkpoints",
+    "merge_method: passthrough\n" + PAIR: "passthrough is not merged here, which makes another model",
     "merge_method: nearswap\n" + PAIR: "nearswap is not merged here",
     "merge_method: linear\ntokenizer_source: union\n" + PAIR: "tokenizer_source is not merged here",
     "base_model: m\ngate_mode: hidden\nexperts: []": "gate_mode is not merged here",

@@ -82,7 +82,8 @@ def test_the_merged_adapter_is_the_weighted_sum(
         torch.testing.assert_close(
             delta(merged.lora, name), 0.25 * delta(one.lora, name) + 2 * delta(two.lora, name)
         )
-    assert merged.card is not None and merged.card.notes[0].startswith("The weighted sum: 0.25 of ")
+    assert ended.record["weights"] == [0.25, 2] and "task_arithmetic" in merged.card.notes[0]
+    assert set(merged.card.parents) == set(map(str, adapters.values()))
 
 
 def test_a_merged_adapter_of_smaller_rank(shoal: Shoal, adapters: dict[str, Path], tmp_path: Path) -> None:

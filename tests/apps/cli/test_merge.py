@@ -12,7 +12,7 @@ import torch
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.files import load_adapter, save_adapter
 from shoal.adapters.merging import compose
-from shoal.adapters.merging.mergekit_yaml import read_recipe
+from shoal.adapters.merging.mergekit_reader import read_recipe
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_files import StoredExpert, read_expert, save_expert
@@ -98,7 +98,7 @@ def test_mistakes_end_in_one_line(shoal: Shoal, adapters: dict[str, Path], tmp_p
     merge = ("merge", *named(adapters), "--out", tmp_path / "merged")
     (tmp_path / "few.txt").write_text("\n".join(INPUTS[:9]), "utf-8")
     few = ("--inputs", tmp_path / "few.txt")
-    assert_one_line(shoal("merge", "--out", tmp_path / "x"), 2, "RECIPE or by --adapter")
+    assert_one_line(shoal("merge", "--out", tmp_path / "x"), 2, "RECIPE, by --adapter")
     assert_one_line(shoal(*merge, *few), 2, "9 different inputs, the least is 16")
     assert_one_line(shoal(*merge, *few, "--method", "ties"), 2, "ties reads no inputs")
     assert_one_line(shoal(*merge, "--method", "regmean"), 2, "a has no inputs")
@@ -142,14 +142,61 @@ def test_weights_are_searched_for_on_the_parents_tasks(
 ) -> None:
     monkeypatch.setattr("shoal.merging.levels.LEAST_GAIN", 1e-4)  # the adapters are random
     search = ("merge", *named(adapters), "--evolve", "--out", tmp_path / "merged")
-    ended = shoal(*search, "--tasks", data, "--generations", 2, "--rank", 8, "--json")
+    front = tmp_path / "front"
+    ended = shoal(*search, "--tasks", data, "--generations", 2, "--rank", 8, "--front", front, "--json")
     assert ended.code == 0, ended.err
     a, b, merged = (load_adapter(path).lora for path in (adapters["a"], adapters["b"], tmp_path / "merged"))
     assert ended.record["generations"] == 2 and set(ended.record["weights"]) == {"a", "b"}
+    assert set(ended.record["verdict"]["ways"]) == {"merge", "mix", "route"}
+    assert {path.name for path in front.iterdir()} == {"upper", "reverse", "balanced"}
+    assert load_adapter(front / "upper").card.parents == {"a": a.fingerprint(), "b": b.fingerprint()}
     again = shoal("merge", tmp_path / "merged" / "merge.yml", "--rank", 8, "--out", tmp_path / "again")
     assert again.code == 0, again.err
     assert distance(load_adapter(tmp_path / "again").lora, merged) < 1e-4
     assert distance(compose([a, b], [0.5, 0.5]), merged) > 1e-2
+
+
+def test_a_closed_form_with_tasks_says_whether_to_merge(
+    shoal: Shoal, adapters: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    ended = shoal("merge", *named(adapters), "--tasks", data, "--out", tmp_path / "merged")
+    assert ended.code == 0, ended.err
+    for line in ("merge: keeps", "mix: keeps", "route: keeps", "Optimism"):
+        assert line in ended.out
+    report = json.loads((tmp_path / "merged" / "report.json").read_text("utf-8"))
+    assert report["verdict"]["sentence"] in ended.out
+
+
+def test_parents_are_named_in_the_registry_or_described(
+    shoal: Shoal, adapters: dict[str, Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    place = ("--registry", tmp_path / "registry")
+    for name in "ab":  # two versions of one name
+        kept = shoal("adapters", "import", "mine", adapters[name], "--base", tiny_llama, *place)
+        assert kept.code == 0, kept.err
+    parents = (
+        "--adapter",
+        "old=mine@1",
+        "--adapter",
+        "new=mine",
+        "--adapter",
+        "upper=describe: Answer in capitals.",
+    )
+    ended = shoal("merge", *parents, *place, "--base", tiny_llama, "--out", tmp_path / "merged", "--json")
+    assert ended.code == 0, ended.err
+    found = {name: load_adapter(adapters[name]).lora.fingerprint() for name in "ab"}
+    assert ended.record["parents"]["old"] == found["a"] and ended.record["parents"]["new"] == found["b"]
+    sentence = load_adapter(tmp_path / "merged.parents" / "upper")
+    assert sentence.card.description == "Answer in capitals."
+    again = ("merge", *parents[:4], "--adapter", "x=mine@9", *place, "--out", tmp_path / "x")
+    assert_one_line(shoal(*again), 2, "of version 9")
+
+
+def test_inputs_may_be_those_of_a_task_file(
+    shoal: Shoal, adapters: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    merge = ("merge", *named(adapters), "--inputs", data / "tasks" / "upper.json", "--out", tmp_path / "x")
+    assert_one_line(shoal(*merge), 2, "6 different inputs, the least is 16")
 
 
 def test_mistakes_of_a_search_are_one_line(

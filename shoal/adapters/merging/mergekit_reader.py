@@ -1,6 +1,6 @@
-"""mergekit's YAML, in and out: recipes whose models are `BASE+ADAPTER` and whose slices keep layer numbers.
+"""mergekit's YAML: recipes of `BASE+ADAPTER` or whole models, whose slices keep layer numbers.
 
-Read with bounds: no aliases, no tags, no unknown keys. What mergekit does to whole checkpoints (assembling
+Read with bounds: no aliases, no tags, no unknown keys. What makes another model of several (assembling
 layers, tokenizers, mixtures of experts) is refused by name. Knows recipes and text, no tensors.
 
 Source: mergekit's documented configuration, https://github.com/arcee-ai/mergekit (LGPL; none of its code).
@@ -9,22 +9,19 @@ Source: mergekit's documented configuration, https://github.com/arcee-ai/mergeki
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
-from shoal.adapters.merging.methods import METHODS, method_of
+from shoal.adapters.merging.methods import FROM_ZERO, method_of
 from shoal.adapters.merging.plain_yaml import as_list, as_mapping, as_text, plain_yaml
-from shoal.adapters.merging.recipe import Clause, Recipe, Setting, Settings, Slice, constant
+from shoal.adapters.merging.recipe import Clause, Recipe, Setting, Settings, Slice
 from shoal.errors import UsageError, shorten
 from shoal.file_errors import failures_named
 
 MAX_BYTES = 256 * 2**10
 DTYPES = ("float32", "float16", "bfloat16")
-_CHECKPOINTS = "which concerns whole checkpoints; run mergekit for it"
-REFUSED = {  # keys and methods of mergekit -> why an adapter has none
+_CHECKPOINTS = "which makes another model of several; run mergekit for it"
+REFUSED = {  # keys and methods of mergekit -> why there are none here
     **dict.fromkeys(("tokenizer", "tokenizer_source", "chat_template"), _CHECKPOINTS),
     **dict.fromkeys(("experts", "gate_mode", "modules", "name"), _CHECKPOINTS),
     **dict.fromkeys(("passthrough", "nearswap", "arcee_fusion", "merge_method_script"), _CHECKPOINTS),
@@ -55,8 +52,7 @@ def parse_recipe(text: str) -> Recipe:
     """The recipe in a text.
 
     Raises:
-        UsageError: it is no YAML, has aliases or unknown keys, or is a document of mergekit that concerns
-            more than adapters of one base model.
+        UsageError: it is no YAML, has aliases or unknown keys, or makes another model of several.
     """
     document = as_mapping(plain_yaml(text), "the recipe")
     known = {"merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype"}
@@ -71,104 +67,31 @@ def parse_recipe(text: str) -> Recipe:
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype {shorten(dtype)} is none of {', '.join(DTYPES)}; choose one")
     named = as_text(document["base_model"], "base_model") if "base_model" in document else None
+    whole = _is_of_whole_models(document, named)
+    counted_from = None if whole and method in FROM_ZERO and method != "slerp" else named
     if "slices" in document:
-        parts = [_slice(each, named, method) for each in as_list(document["slices"], "slices")]
+        parts = [_slice(each, counted_from, method) for each in as_list(document["slices"], "slices")]
     else:
-        parts = [_whole(document["models"], named, method)]
+        parts = [_all_layers(document["models"], counted_from, method)]
     models = parts[0][0]
     if any(own != models for own, _ in parts):
         raise UsageError("the slices have different models, or in another order; give all the same")
     _check_contiguous([part for _, part in parts])
-    base, start = _base_and_start(models, named, method)
+    base, start = (named, None) if whole else _base_and_start(models, named, method)
     return Recipe(
         method=method,
-        parents=tuple(_adapter(model)[1] for model in models),
+        parents=tuple(models if whole else (_adapter(model)[1] for model in models)),
         slices=tuple(part for _, part in parts),
         settings=_settings(document.get("parameters"), method),
         base_model=base,
         start=start,
         dtype=dtype,
-        notes=_notes(method, named),
+        notes=() if whole else _notes(method, named),
+        whole=whole,
     )
 
 
-def write_recipe(recipe: Recipe, base_model: str) -> str:
-    """A recipe as YAML; what mergekit has a method for, it runs unchanged.
-
-    `slerp` becomes `nuslerp`, and `linear` without `normalize` becomes `task_arithmetic`: with a base model
-    these count from it, as Shoal does.
-
-    Raises:
-        UsageError: a parent whose path has a `+`.
-    """
-    recipe = _counting_from_base(recipe)
-    method = recipe.method
-    comment = f"# {_DIFFERENT[method]}\n" if method in _DIFFERENT else ""
-    if not METHODS[method].mergekit:
-        comment = f"# mergekit has no {method}; `shoal merge` reads this.\n"
-    document: dict[str, Any] = {"merge_method": method}
-    origin = []
-    if method not in ("linear", "karcher"):
-        document["base_model"] = base_model if recipe.start is None else f"{base_model}+{recipe.start}"
-        origin = [{"model": document["base_model"]}]  # mergekit wants it in every slice
-    shared = _written_all(recipe.settings)
-    if len(recipe.slices) == 1 and recipe.slices[0].layers is None:
-        document["models"] = _models(recipe, recipe.slices[0], base_model)
-        shared |= _written_all(recipe.slices[0].shared)
-    else:
-        document["slices"] = [
-            {
-                "sources": [
-                    {**source, "layer_range": list(part.layers or ())}
-                    for source in (*origin, *_models(recipe, part, base_model))
-                ],
-                **({"parameters": _written_all(part.shared)} if part.shared else {}),
-            }
-            for part in recipe.slices
-        ]
-    if METHODS[method].parameter("weight"):
-        shared.setdefault("weight", 1.0)  # which mergekit wants named
-    if shared:
-        document["parameters"] = shared
-    document["dtype"] = recipe.dtype or "float32"
-    return comment + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-
-
-_DIFFERENT = {
-    "karcher": "mergekit takes this mean of whole weights, Shoal of deltas.",
-    "multislerp": "mergekit stops at tensors that no parent changes.",
-}
-
-
-def _counting_from_base(recipe: Recipe) -> Recipe:
-    """The same merge by a method that counts from a base model in mergekit as well."""
-    if recipe.method == "linear" and recipe.settings.get("normalize", ())[:1] == constant(False):
-        return replace(recipe, method="task_arithmetic")
-    if recipe.method != "slerp":
-        return recipe
-    parts = []
-    for part in recipe.slices:
-        t = (*part.shared.get("t", ()), *recipe.settings.get("t", ()), *constant(0.5))
-        first = tuple(Clause(tuple(1 - value for value in own.values), own.filter) for own in t)
-        parts.append(Slice(part.layers, ({"weight": first}, {"weight": t})))
-    return replace(recipe, method="nuslerp", slices=tuple(parts), settings={})
-
-
-def _models(recipe: Recipe, part: Slice, base_model: str) -> list[dict[str, Any]]:
-    models = []
-    for parent, own in zip(recipe.parents, part.each or ({},) * len(recipe.parents), strict=True):
-        if "+" in parent:
-            raise UsageError(f"{parent} has a '+', which parts BASE+ADAPTER in a recipe; rename it")
-        written = {"parameters": _written_all(own)} if own else {}
-        models.append({"model": f"{base_model}+{parent}", **written})
-    return models
-
-
-def _written_all(settings: Settings) -> dict[str, Any]:
-    return {name: _written(setting) for name, setting in settings.items()}
-
-
-def _whole(value: object, base: str | None, method: str) -> tuple[list[str], Slice]:
+def _all_layers(value: object, base: str | None, method: str) -> tuple[list[str], Slice]:
     models, each = _sources(as_list(value, "models"), {"model", "parameters"}, base, method)
     return models, Slice(each=each)
 
@@ -223,6 +146,19 @@ def _check_contiguous(parts: list[Slice]) -> None:
         expected = end
 
 
+def _is_of_whole_models(document: Mapping[str, Any], base: str | None) -> bool:
+    """True where models are named and none of them is `BASE+ADAPTER`; malformed rows are found later."""
+    parts = document["slices"] if "slices" in document else [{"sources": document["models"]}]
+    rows = [
+        row
+        for part in (parts if isinstance(parts, list) else [])
+        for row in (part.get("sources") or () if isinstance(part, dict) else ())
+    ]
+    names = [row.get("model") for row in rows if isinstance(row, dict)] + [base]
+    texts = [name for name in names if isinstance(name, str)]
+    return bool(texts) and not any("+" in name for name in texts)
+
+
 def _base_and_start(models: list[str], named: str | None, method: str) -> tuple[str, str | None]:
     bases = {_adapter(model)[0] for model in models}
     start = None
@@ -241,7 +177,7 @@ def _adapter(model: str) -> tuple[str, str]:
     base, plus, adapter = model.partition("+")
     if not plus or not base or not adapter:
         raise UsageError(
-            f"model {shorten(model)} is no BASE+ADAPTER; Shoal merges adapters, run mergekit for whole models"
+            f"model {shorten(model)} is no BASE+ADAPTER, and another one is; name adapters, or whole models"
         )
     return base, adapter
 
@@ -286,16 +222,6 @@ def _numbers(value: object, name: str) -> tuple[float | bool, ...]:
             f"{name} {shorten(value)} is no number, list of numbers, or list of filters; correct it"
         )
     return tuple(v if isinstance(v, bool) else float(v) for v in values)
-
-
-def _written(setting: Setting) -> Any:
-    rows = [clause.values[0] if len(clause.values) == 1 else [*clause.values] for clause in setting]
-    if len(rows) == 1 and setting[0].filter is None:
-        return rows[0]
-    return [
-        {**({"filter": clause.filter} if clause.filter else {}), "value": row}
-        for clause, row in zip(setting, rows, strict=True)
-    ]
 
 
 def _check_keys(value: Mapping[str, Any], known: set[str], where: str) -> None:

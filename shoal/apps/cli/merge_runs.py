@@ -1,0 +1,179 @@
+"""The ways of `shoal merge` for adapters: a closed form, a search, and experts; each writes one adapter."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shoal.apps.cli.merge_parents import Parents
+from shoal.apps.cli.merge_settings import Merging
+from shoal.apps.cli.model import Place, load
+from shoal.apps.cli.settings import Output
+from shoal.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoal.adapters.merging import Merged
+    from shoal.adapters.merging.recipe import Recipe
+    from shoal.merging.verdict import Verdict
+    from shoal.models.shapes import BackboneShape
+
+log = logging.getLogger(__name__)
+
+RECIPE_FILE, REPORT_FILE = "merge.yml", "report.json"
+
+
+def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
+    """Merge LoRAs by a closed form, and with tasks say whether to."""
+    from shoal.adapters.files import load_adapter
+    from shoal.adapters.merging import run_recipe
+    from shoal.adapters.merging.starts import check_start
+    from shoal.apps.cli.tasks import read_tasks
+    from shoal.inference.covariances import input_covariances
+    from shoal.merging.verdict import judge, with_verdict
+    from shoal.tasks.loading import check_no_leakage
+
+    plan, parents, shape = found.plan, found.adapters, found.shape
+    loras = [parent.adapter for parent in parents]
+    start = load_adapter(plan.start).lora if plan.start else None
+    cards = {name: parent.card for name, parent in zip(plan.labels, parents, strict=True)}
+    notes = check_start(cards, start)
+    for note in notes:
+        log.warning("%s", note)
+    plan = replace(plan, notes=(*plan.notes, *notes))
+    inputs = inputs_of(merging, plan)
+    covariances, backbone = None, None
+    if inputs is not None:
+        modules = {name: None for lora in (*loras, *([start] if start else [])) for name in lora.factors}
+        backbone = load(place, shape.base_model if place.base is None else None)
+        covariances = [
+            input_covariances(backbone, lora, inputs[name], modules)
+            for name, lora in zip(plan.labels, loras, strict=True)
+        ]
+    split = None if merging.tasks is None else read_tasks(merging.tasks, definition=None)
+    merged = run_recipe(
+        plan,
+        loras,
+        rank=merging.rank,
+        covariances=covariances,
+        start=start,
+        seed=merging.seed,
+        num_layers=shape.num_layers,
+    )
+    merged, verdict = replace(merged, recipe=plan), None
+    if split is not None:
+        check_no_leakage(split.train, split.held_out)
+        backbone = backbone or load(place, shape.base_model if place.base is None else None)
+        verdict = judge(backbone, dict(zip(plan.labels, loras, strict=True)), merged.lora, split.train)
+        merged = with_verdict(merged, verdict)
+    return _written(merging, merged, shape, verdict)
+
+
+def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
+    """Search for the weights of LoRAs."""
+    from shoal.adapters.files import save_adapter
+    from shoal.adapters.lora import LoRA
+    from shoal.apps.cli.tasks import read_tasks
+    from shoal.merging.config import MergeSearchConfig
+    from shoal.merging.search import evolve_merge
+
+    plan, shape = parents.plan, parents.shape
+    if merging.tasks is None:
+        raise UsageError("--evolve needs examples that judge; name the parents' tasks with --tasks")
+    fixed = ("method", "weights", "parameters", "inputs", "start")
+    if given := next((name for name in fixed if getattr(merging, name)), None):
+        raise UsageError(f"--evolve finds the weights of a plain sum itself; leave --{given} out")
+    values = {
+        name: parent.adapter
+        for name, parent in zip(plan.labels, parents.adapters, strict=True)
+        if isinstance(parent.adapter, LoRA)
+    }
+    if len(values) < len(parents.adapters):
+        raise UsageError("--evolve searches among LoRAs, and a parent is an expert; merge by a closed form")
+    split = read_tasks(merging.tasks, definition=None)
+    found = evolve_merge(
+        load(place, shape.base_model if place.base is None else None),
+        values,
+        split.train,
+        merging.run or merging.out.with_name(f"{merging.out.name}.run"),
+        MergeSearchConfig(steps=merging.generations, minutes=merging.minutes, seed=merging.seed),
+        rank=merging.rank,
+        held_out=split.held_out,
+    )
+    recipe = replace(found.merged.recipe, parents=plan.parents, names=plan.labels)
+    if merging.front is not None:
+        for niche, member in found.front.items():
+            save_adapter(merging.front / niche, member.lora, shape=shape, card=member.card)
+    return _written(merging, replace(found.merged, recipe=recipe), shape, found.verdict)
+
+
+def merge_experts(place: Place, merging: Merging, found: Parents) -> Output:
+    """Merge experts over z - 1."""
+    from shoal.adapters.card import AdapterCard
+    from shoal.adapters.kinds import basis_for, save
+    from shoal.adapters.merging.experts import merge_experts as merged_experts
+
+    plan, parents, shape = found.plan, found.adapters, found.shape
+    if plan.start is not None or merging.inputs or merging.tasks:
+        raise UsageError("experts are merged over z - 1, without a start, inputs or tasks; leave these out")
+    expert = merged_experts(
+        plan, [parent.adapter for parent in parents], seed=merging.seed, num_layers=shape.num_layers
+    )
+    backbone = load(place, shape.base_model if place.base is None else None)
+    for parent in parents:
+        basis = basis_for(backbone.model, parent)
+    prints = {name: one.adapter.fingerprint() for name, one in zip(plan.labels, parents, strict=True)}
+    note = f"Merged by {plan.method} from the experts {', '.join(plan.labels)}."
+    card = AdapterCard(generator="merging", trained=True, seed=merging.seed, parents=prints, notes=(note,))
+    save(merging.out, expert, shape=shape, card=card, basis=basis)
+    record = {
+        "method": plan.method,
+        "parents": prints,
+        "base_model": shape.base_model,
+        "out": str(merging.out),
+    }
+    return Output(record, f"{note} Written to {merging.out}")
+
+
+def inputs_of(merging: Merging, plan: Recipe) -> Mapping[str, Sequence[str]] | None:
+    """The inputs of each parent by name, where the method needs them."""
+    from shoal.adapters.merging.methods import METHODS
+    from shoal.adapters.merging.regmean import MIN_INPUTS
+    from shoal.tasks.inputs import inputs_by_name
+
+    needed = METHODS[plan.method].form == "covariances"
+    if not needed and merging.inputs:
+        raise UsageError(f"{plan.method} reads no inputs; leave --inputs out, or take --method regmean")
+    return inputs_by_name(merging.inputs, plan.labels, least=MIN_INPUTS) if needed else None
+
+
+def _written(merging: Merging, merged: Merged, shape: BackboneShape, verdict: Verdict | None) -> Output:
+    """Write a merge with its recipe and report."""
+    import torch
+
+    from shoal.adapters.files import save_adapter
+    from shoal.adapters.merging.mergekit_writer import write_recipe
+    from shoal.merging.verdict import table
+
+    dtype = merged.recipe.dtype
+    save_adapter(
+        merging.out,
+        merged.lora,
+        shape=shape,
+        card=merged.card,
+        dtype=getattr(torch, dtype) if dtype else None,
+        beside={
+            RECIPE_FILE: write_recipe(merged.recipe, shape.base_model),
+            REPORT_FILE: json.dumps(merged.report, indent=2) + "\n",
+        },
+    )
+    record = {**merged.report, "base_model": shape.base_model, "out": str(merging.out)}
+    text = (
+        f"{' '.join(merged.card.notes)} Rank {merged.lora.rank} keeps all but "
+        f"{merged.report['truncation_error']:.1%} of the change, written to {merging.out}"
+    )
+    if verdict is not None:
+        text += f"\n{table(verdict)}"
+    return Output(record, text)
