@@ -180,6 +180,11 @@ class Client:
         files = {"file": ("examples.jsonl", examples, "application/jsonl")}
         return self._ask("POST", "/v1/jobs", read_job, data=form, files=files)
 
+    def merge(self, name: str, parents: Sequence[str], **settings: Any) -> TrainingJob:
+        """Merge adapters by name, in the background; settings as `shoal.server.merge_requests.NewMerge`."""
+        body = {"name": name, "parents": list(parents), **settings}
+        return self._ask("POST", "/v1/jobs/merge", read_job, json=body)
+
     def jobs(self) -> tuple[TrainingJob, ...]:
         """The newest jobs."""
         return self._ask("GET", "/v1/jobs", lambda body: tuple(map(read_job, body["data"])))

@@ -1,4 +1,4 @@
-"""Training a LoRA on uploaded examples, as a job in a process of its own, with progress and cancel.
+"""Training and merging as jobs, each in a process of its own, with progress and cancel.
 
 Jobs are rows of the registry's database, so every service process sees them; the one that took a job on runs
 it, and holds a lock in its folder as long as it lives. A job's process ends with its service, also where that
@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import queue
+import re
 import secrets
 import shutil
 import signal
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,12 @@ from shoal.registry.importing import keep_foreign
 from shoal.registry.registry import Registry
 from shoal.registry.schema import JOBS, check_row
 from shoal.server.adapters import quota_of
-from shoal.tasks.loading import load_jsonl
+from shoal.server.job_folders import read_command, write_command, write_training
+from shoal.server.merge_requests import NewMerge
 
 log = logging.getLogger(__name__)
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
-SETTINGS = "settings.json"
 LOOK_SECONDS, LOST_SECONDS, STOP_SECONDS = 0.5, 60.0, 10.0
 LOST, STOPPED = "its service ended; ask for it again", "the service was stopped; ask for it again"
 _J = JOBS.c
@@ -47,14 +49,14 @@ _J = JOBS.c
 
 @dataclass(frozen=True)
 class Job:
-    """One training.
+    """One training or merge.
 
     Attributes:
         id: 32 hex digits.
         owner: who asked for it.
         adapter: name that the result gets.
         state: queued, running, succeeded, failed or cancelled.
-        step: optimiser steps that are done.
+        step: optimiser steps, or generations of a merge's search, that are done.
         steps: of how many.
         loss: of the last step, None before it.
         error: why it failed.
@@ -81,6 +83,8 @@ class Jobs:
         """Start the thread that runs jobs; `base` is the base model as `--base` takes it."""
         self._registry = registry
         self._shape = shape
+        own = TextToLoRAConfig().num_layers_to_adapt or shape.num_layers
+        self._layers = min(own, shape.num_layers)
         self._base = base
         self._config = config
         self._database = registry.database
@@ -125,13 +129,33 @@ class Jobs:
             raise UsageError(
                 f"steps {steps} and rank {rank} must be 1 to {config.max_steps} and 1 to {config.max_rank}"
             )
-        self._registry.check(adapter, owner, quota=quota_of(config))
+
+        def prepare(folder: Path) -> None:
+            write_training(
+                folder, examples, definition, steps, rank, base=self._base, layers=self._layers, config=config
+            )
+
+        return self._take_on(adapter, owner, steps, prepare)
+
+    def merge(self, new: NewMerge, owner: str) -> Job:
+        """Take a merge on; errors as `submit` and `NewMerge.check`."""
+        directories = new.check(self._registry, owner, self._config)
+
+        def prepare(folder: Path) -> None:
+            settings = new.write(folder, directories, self._base)
+            write_command(folder, ("merge",), settings)
+
+        return self._take_on(new.name, owner, new.steps, prepare)
+
+    def _take_on(self, adapter: str, owner: str, steps: int, prepare: Callable[[Path], None]) -> Job:
+        """Enter a job whose folder `prepare` fills."""
+        self._registry.check(adapter, owner, quota=quota_of(self._config))
         with self._database.reading() as connection:  # before anything is written
             self._check_room(connection, owner)
         now = time.time()
         job = Job(secrets.token_hex(16), owner, adapter, QUEUED, 0, steps, None, None, now, now)
         try:
-            self._prepare(job.id, examples, definition, steps, rank)
+            self._prepare(job.id, prepare)
             with self._database.writing(alone="jobs") as connection:
                 self._check_room(connection, owner)
                 connection.execute(insert(JOBS).values(check_row(JOBS, vars(job))))
@@ -210,43 +234,16 @@ class Jobs:
         if lock is not None:
             lock.release()
 
-    def _prepare(self, identity: str, examples: bytes, definition: str, steps: int, rank: int) -> None:
+    def _prepare(self, identity: str, prepare: Callable[[Path], None]) -> None:
         folder = self._root / identity
         try:
             folder.mkdir(parents=True)
             lock = _lock(folder)
             lock.acquire()
             self._mine[identity] = lock
-            (folder / "examples.jsonl").write_bytes(examples)
+            prepare(folder)
         except OSError as error:
-            raise UnavailableError(f"the examples cannot be kept: {reason(error)}") from error
-        try:
-            load_jsonl(
-                folder / "examples.jsonl",
-                definition=definition,
-                test_size=0,
-                max_bytes=self._config.max_training_bytes,
-            )
-        except UsageError:
-            raise
-        except ShoalError as error:
-            raise UsageError(str(error).replace(f"{folder}/", "")) from None
-        settings: dict[str, Any] = {
-            "base": self._base,
-            "tasks": str(folder / "examples.jsonl"),
-            "definition": definition,
-            "test_size": 0,
-        }
-        settings |= {
-            "steps": steps,
-            "adapter_rank": rank,
-            "adapter_alpha": 2 * rank,
-            "checkpoint_every": steps,
-        }
-        layers = TextToLoRAConfig().num_layers_to_adapt or self._shape.num_layers
-        settings["num_layers_to_adapt"] = min(layers, self._shape.num_layers)
-        settings |= {"out": str(folder / "adapter"), "run": str(folder / "run")}
-        (folder / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+            raise UnavailableError(f"the job's files cannot be kept: {reason(error)}") from error
 
     def _work(self) -> None:
         while (identity := self._queue.get()) is not None and not self._closing.is_set():
@@ -261,8 +258,7 @@ class Jobs:
                 self._forget(identity)
 
     def _train(self, identity: str, folder: Path) -> None:
-        settings = str(folder / SETTINGS)
-        command = [sys.executable, "-m", "shoal.apps.cli.child", "train", "lora", "--config", settings]
+        command = [sys.executable, "-m", "shoal.apps.cli.child", *read_command(folder)]
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith(("SHOAL_DATABASE", "HF_TOKEN"))
         }
@@ -291,15 +287,18 @@ class Jobs:
 
     def _finish(self, identity: str, folder: Path) -> None:
         job = self.get(identity, None)
-        keep_foreign(
-            self._registry,
-            job.adapter,
-            folder / "adapter",
-            self._shape,
-            owner=job.owner,
-            quota=quota_of(self._config),
-        )
-        self._change(identity, state=SUCCEEDED, **_progress(folder))
+        self._keep(job, job.adapter, folder / "adapter")
+        for member in sorted(folder.glob("front/*")):  # trade-offs of a search, as far as there is room
+            name = re.sub(r"[^a-z0-9._-]", "-", f"{job.adapter}.{member.name.lower()}")[:64]
+            try:
+                self._keep(job, name, member)
+            except ConflictError as error:
+                log.warning("job %s: %s is not kept: %s", identity, name, error)
+        self._change(identity, state=SUCCEEDED, **({"step": job.steps} | _progress(folder)))
+
+    def _keep(self, job: Job, name: str, folder: Path) -> None:
+        quota = quota_of(self._config)
+        keep_foreign(self._registry, name, folder, self._shape, owner=job.owner, quota=quota)
 
     def _change(self, identity: str, **values: Any) -> bool:
         """Update a job that waits or runs; whether it still does."""

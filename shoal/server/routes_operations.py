@@ -11,6 +11,7 @@ from shoal.adapters.files import check_name
 from shoal.models.sources import DEFAULT_MODEL
 from shoal.server.dependencies import Open, Owner
 from shoal.server.jobs import Job
+from shoal.server.merge_requests import NewMerge
 from shoal.server.pools import run_in
 from shoal.server.schemas import CustomSkill, SkillText
 
@@ -89,6 +90,13 @@ async def create_job(
     submit, uploads = service.jobs.submit, service.pools.uploads
     job = await run_in(uploads, submit, check_name(name), definition, examples, owner, steps=steps, rank=rank)
     return _shown(job)
+
+
+@router.post("/v1/jobs/merge", status_code=202)
+async def create_merge(new: NewMerge, service: Open, owner: Owner) -> dict[str, Any]:
+    """Merge adapters into one, in the background."""
+    check_name(new.name)
+    return _shown(await run_in(service.pools.uploads, service.jobs.merge, new, owner))
 
 
 @router.get("/v1/jobs")

@@ -24,7 +24,9 @@ Phrase = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A body or a part of one; nulls and unknown fields are as the module says."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -35,21 +37,21 @@ class _Body(BaseModel):
         return {name: value for name, value in given.items() if value is not None}
 
 
-class Weighted(_Body):
+class Weighted(Body):
     """One adapter of a mix."""
 
     name: Name
     weight: float = Field(1.0, ge=-10, le=10, description="factor of its delta weight")
 
 
-class AdapterChoice(_Body):
+class AdapterChoice(Body):
     """The adapter that answers, where `model` names none: exactly one of these."""
 
     describe: Description | None = None
     mix: list[Weighted] | None = Field(None, min_length=1, max_length=64)
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """A part of a message; keys besides its text are not used."""
 
     model_config = ConfigDict(extra="ignore")
@@ -70,7 +72,7 @@ class TextPart(_Body):
         return given
 
 
-class Message(_Body):
+class Message(Body):
     """One turn of a chat; keys on which its meaning does not depend are not used."""
 
     model_config = ConfigDict(extra="ignore")
@@ -98,7 +100,7 @@ class Message(_Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """Parts of a stream besides the answer."""
 
     model_config = ConfigDict(extra="ignore")
@@ -106,7 +108,7 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
-class _Generation(_Body):
+class _Generation(Body):
     """Fields that chats and completions have in common."""
 
     model: Annotated[
@@ -183,13 +185,13 @@ class CompletionRequest(_Generation):
         return prompt if several else [prompt]
 
 
-class Unsolved(_Body):
+class Unsolved(Body):
     """An input in an object, under a name that files of inputs may use too."""
 
     input: Text = Field(validation_alias=AliasChoices(*INPUT_FIELDS))
 
 
-class SolvedExample(_Body):
+class SolvedExample(Body):
     """A request of a task, and the answer that is right, or several that are."""
 
     input: Text
@@ -198,7 +200,7 @@ class SolvedExample(_Body):
     )
 
 
-class NewAdapter(_Body):
+class NewAdapter(Body):
     """An adapter to be generated and kept."""
 
     name: Name
@@ -243,25 +245,25 @@ class NewAdapter(_Body):
         return [given if isinstance(given, str) else given.input for given in self.inputs]
 
 
-class NewAdapters(_Body):
+class NewAdapters(Body):
     """`POST /v1/adapters/batch`."""
 
     adapters: list[NewAdapter] = Field(min_length=1, max_length=1024)
 
 
-class Publicity(_Body):
+class Publicity(Body):
     """`PATCH /v1/adapters/{name}`."""
 
     public: bool
 
 
-class SkillText(_Body):
+class SkillText(Body):
     """`POST /v1/skills/detect`."""
 
     text: Annotated[str, StringConstraints(max_length=20_000)]
 
 
-class CustomSkill(_Body):
+class CustomSkill(Body):
     """`POST /v1/skills`."""
 
     name: Skill

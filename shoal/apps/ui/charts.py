@@ -82,3 +82,39 @@ def layer_lines(adapters: Mapping[str, Mapping[str, float]], *, height: int = 23
     figure.update_xaxes(title_text="layer", showgrid=False)
     figure.update_yaxes(title_text="norm", rangemode="tozero")
     return figure
+
+
+def kept_bars(kept: Mapping[str, float], *, height: int = 240) -> go.Figure:
+    """Share of the parents' gain that a merge keeps, a bar for each task; 1 is as good as routing."""
+    figure = go.Figure(go.Bar(x=list(kept.values()), y=list(kept), orientation="h", marker_color=SHADES[0]))
+    figure.add_vline(x=1, line_dash="dot", line_color=SHADES[5])
+    figure.update_layout(height=height, margin=_MARGIN, showlegend=False)
+    figure.update_xaxes(title_text="share kept", tickformat=".0%", rangemode="tozero", showgrid=False)
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def trade_offs(members: Mapping[str, Mapping[str, float]], *, height: int = 240) -> go.Figure:
+    """What the merges of one search keep of two tasks; those on the Pareto front are joined."""
+    one, two = list(next(iter(members.values())))[:2]
+    points = {name: (kept.get(one, 0.0), kept.get(two, 0.0)) for name, kept in members.items()}
+    front = sorted(
+        (x, y)
+        for x, y in points.values()
+        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points.values())
+    )
+    figure = go.Figure()
+    figure.add_scatter(x=[x for x, _ in front], y=[y for _, y in front], mode="lines", line_color=SHADES[0])
+    figure.add_scatter(
+        x=[x for x, _ in points.values()],
+        y=[y for _, y in points.values()],
+        text=[name.partition(".")[2] or name for name in points],
+        mode="markers+text",
+        textposition="top center",
+        marker={"color": SHADES[1], "size": 10},
+        cliponaxis=False,
+    )
+    figure.update_layout(height=height, margin=_MARGIN, showlegend=False)
+    figure.update_xaxes(title_text=f"kept of {one}", tickformat=".0%", showgrid=False)
+    figure.update_yaxes(title_text=f"kept of {two}", tickformat=".0%", showgrid=False)
+    return figure

@@ -41,7 +41,8 @@ def jobs_page() -> None:
     with left.container(border=True):
         _new()
     with right.container(border=True):
-        _watched()
+        st.subheader("Trainings")
+        show_jobs()
 
 
 def _new() -> None:
@@ -72,8 +73,8 @@ def _new() -> None:
 
 
 @st.fragment(run_every=LOOK_SECONDS)
-def _watched() -> None:
-    st.subheader("Trainings")
+def show_jobs() -> None:
+    """The newest jobs, drawn anew while they run."""
     with show_errors():
         jobs = client().jobs()
         if not jobs:

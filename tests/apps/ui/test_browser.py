@@ -293,6 +293,34 @@ def test_compare_and_mix(site: Site, tab: Tab, make_loud: Callable[[int], bytes]
     is_shown(tab, MIXED, 1, mixed[0], *mixed[1:], *answers)  # so the sliders' weights were asked for
 
 
+def test_a_merge_is_started_and_shows_what_it_keeps(
+    site: Site, tab: Tab, make_loud: Callable[[int], bytes], tmp_path: Path
+) -> None:
+    page, names = tab.page, ("merge-one", "merge-two")
+    with Client(site.service.url, site.service.ada) as client:
+        for seed, name in enumerate(names):
+            client.upload(name, make_loud(seed))
+    files = []
+    for task in ("letters", "digits"):
+        lines = [json.dumps({"input": f"{task} {i}", "output": f"{i}"}) for i in range(10)]
+        files.append(tmp_path / f"{task}.jsonl")
+        files[-1].write_text("\n".join(lines))
+    tab.go("Merge")
+    tab.choose(*names)
+    page.locator("input[type=file]").set_input_files(files)
+    expect(page.get_by_text("digits.jsonl")).to_be_visible()
+    tab.write("Name of the merge", "merge-both")
+    tab.idle()
+    tab.press("Merge")
+    expect(page.get_by_text("The merge merge-both is queued")).to_be_visible()
+    expect(page.get_by_text("succeeded")).to_be_visible()
+    tab.go("Adapters")
+    tab.go("Merge")
+    expect(page.get_by_text("Parents: merge-one, merge-two")).to_be_visible()
+    expect(page.get_by_text(re.compile("^(Merge: one file|Mix them|Keep them apart)"))).to_be_visible()
+    expect(page.locator(".js-plotly-plot .bars path")).to_have_count(2)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_registry(site: Site, tab: Tab, tmp_path: Path, tiny_llama: Path) -> None:
     page = tab.page

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from shoal.adapters.card import AdapterCard
 from shoal.apps.cli.ui import PAGE, Page, flags, ui
-from shoal.apps.ui.charts import heat_map, layer_lines
+from shoal.apps.ui.charts import heat_map, layer_lines, trade_offs
 from shoal.apps.ui.widgets import code_name, suggested_name
 from shoal.errors import UsageError
+from shoal.models.shapes import load_shape
 from shoal.server.client import Client
 from shoal.server.client_records import GeneratedAdapter
+from tests.fixtures.merging import random_lora
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -80,10 +83,40 @@ def test_a_right_key_connects_and_is_not_shown(
         assert running.ada not in str([element.value for element in shown] + lines(app, "quiet"))
 
 
-@pytest.mark.parametrize("name", ["adapt", "compare", "mix", "registry", "jobs", "monitoring"])
+@pytest.mark.parametrize("name", ["adapt", "compare", "mix", "merge", "registry", "jobs", "monitoring"])
 def test_every_page_says_that_the_service_is_gone(name: str) -> None:
     with page(name, NOBODY, "sk") as app:
         assert all("cannot be reached" in line for line in lines(app)) and lines(app)
+
+
+def test_a_merge_shows_its_verdict_its_parents_and_its_trade_offs(running: Any) -> None:
+    shape, registry = load_shape(running.model), running.service.registry
+    sizes = {t.name: (t.in_features, t.out_features) for t in shape.select(("q_proj",), None)}
+    kept = {"ui-both": (0.6, 0.7), "ui-both.upper": (0.9, 0.2), "ui-both.lower": (0.1, 0.8)}
+    for seed, (name, shares) in enumerate(kept.items()):
+        card = AdapterCard(
+            generator="merging",
+            trained=True,
+            parents={"one": "a" * 64, "two": "b" * 64},
+            scores={"kept_upper": shares[0], "kept_lower": shares[1], "optimism": 0.05},
+            notes=("Keep them apart and route: one file keeps 65%.",),
+        )
+        registry.add(name, random_lora(seed, sizes), shape=shape, card=card, owner="ada")
+    with page("merge", running.url, running.ada, base=running.model) as app:
+        said = lines(app, "quiet")
+        assert any("Keep them apart" in line for line in said) and any("one, two" in line for line in said)
+        assert any("Optimism: +5%" in line for line in said)
+        assert len(app.get("plotly_chart")) == 2
+    for name in kept:
+        registry.delete(name, "ada")
+
+
+def test_the_pareto_front_joins_what_no_other_merge_beats() -> None:
+    found = {"m": (0.6, 0.7), "m.upper": (0.9, 0.2), "m.worse": (0.5, 0.1), "m.lower": (0.1, 0.8)}
+    figure = trade_offs({name: {"upper": x, "lower": y} for name, (x, y) in found.items()})
+    front, points = figure.data
+    assert [*zip(front.x, front.y, strict=True)] == [(0.1, 0.8), (0.6, 0.7), (0.9, 0.2)]
+    assert list(points.text) == ["m", "upper", "worse", "lower"]
 
 
 def test_a_vanished_adapter_is_404(running: Any) -> None:

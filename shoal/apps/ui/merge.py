@@ -1,0 +1,130 @@
+"""Several adapters as one: start a merge, and see what each merge keeps, its verdict and its trade-offs."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+import streamlit as st
+
+from shoal.apps.ui.charts import PLAIN, kept_bars, trade_offs
+from shoal.apps.ui.jobs import show_jobs
+from shoal.apps.ui.typed_data import parse_examples
+from shoal.apps.ui.widgets import (
+    MAX_NAME,
+    choose_adapters,
+    client,
+    code_name,
+    done_line,
+    plain_line,
+    show_errors,
+)
+from shoal.server.client_records import Adapter
+
+MOST, MAX_MEGABYTES = 16, 8
+SEARCH = "search for weights (needs tasks)"
+METHODS = (
+    "linear",
+    "task_arithmetic",
+    "ties",
+    "dare_ties",
+    "breadcrumbs",
+    "model_stock",
+    "knots_ties",
+    "tsv",
+    "iso_c",
+)
+KEPT = "kept_"  # how scores of a card begin that say what a merge keeps of a task
+
+
+def merge_page() -> None:
+    """The page."""
+    st.title("Merge adapters")
+    plain_line(
+        "Several adapters become one file. With solved examples of each one's task, the merge says what it "
+        "keeps of every skill, and whether to keep them apart: the service answers with many at once."
+    )
+    left, right = st.columns([5, 6], gap="medium")
+    with left.container(border=True):
+        _new()
+    with right.container(border=True):
+        st.subheader("Merges and trainings")
+        show_jobs()
+    with st.container(border=True), show_errors():
+        _results()
+
+
+def _new() -> None:
+    parents = choose_adapters("Parents", "merge", MOST)
+    method = st.selectbox("Method", [*METHODS, SEARCH], key="merge_method")
+    files = st.file_uploader(
+        "Solved examples, a file for each task (JSONL)",
+        type=["jsonl", "txt"],
+        accept_multiple_files=True,
+        max_upload_size=MAX_MEGABYTES,
+        help="input and output a line, 8 at least; half of them at most decide on the verdict.",
+    )
+    name = st.text_input("Name of the merge", max_chars=MAX_NAME, key="merge_name", placeholder="all-in-one")
+    one, two = st.columns(2)
+    rank = one.number_input(
+        "Rank", 1, 128, 16, key="merge_rank", help="of the result; vLLM serves 16 without a flag"
+    )
+    generations = two.number_input(
+        "Generations", 1, 1000, 12, key="merge_generations", disabled=method != SEARCH
+    )
+    ready = len(parents) > 1 and bool(name.strip()) and (method != SEARCH or bool(files))
+    if st.button("Merge", type="primary", width="stretch", disabled=not ready, icon=":material/merge:"):
+        with show_errors():
+            settings: dict[str, Any] = {
+                "rank": int(rank),
+                "tasks": [_task(f.name, f.getvalue()) for f in files],
+            }
+            if method == SEARCH:
+                settings |= {"evolve": True, "generations": int(generations)}
+            else:
+                settings |= {"method": method}
+            job = client().merge(name.strip(), [parent.name for parent in parents], **settings)
+            done_line(f"The merge {job.adapter} is {job.state}")
+    if not ready:
+        plain_line("Two parents and a name are needed; a search needs files of examples too.")
+
+
+def _task(file: str, content: bytes) -> dict[str, Any]:
+    """A task of the request, named after its file."""
+    name = PurePath(file).stem
+    solved = parse_examples(content.decode("utf-8", errors="replace"))
+    examples = [{"input": text, "output": list(outputs)} for text, outputs in solved]
+    return {"name": name, "definition": name, "examples": examples}
+
+
+def _results() -> None:
+    st.subheader("What merges keep")
+    merged = [a for a in client().page(limit=200).adapters if a.card.get("generator") == "merging"]
+    if not merged:
+        plain_line("None yet.")
+        return
+    names = [adapter.name for adapter in merged]
+    shown = st.selectbox("Merge", names, key="merge_shown")
+    adapter = merged[names.index(shown)]
+    family = shown.split(".")[0]
+    members = {a.name: kept for a in merged if a.name.split(".")[0] == family and (kept := _kept(a))}
+    for note in adapter.card.get("notes") or ():
+        plain_line(str(note))
+    scores = adapter.card.get("scores") or {}
+    if "optimism" in scores:
+        plain_line(f"Optimism: {scores['optimism']:+.0%} on the examples that chose it.")
+    plain_line("Parents: " + ", ".join(adapter.card.get("parents") or ()))
+    left, right = st.columns(2, gap="medium")
+    if adapter.name in members:
+        left.markdown(f"**Kept of every skill** by {code_name(adapter.name)}")
+        left.plotly_chart(kept_bars(members[adapter.name]), config=PLAIN, key="merge_kept")
+    else:
+        plain_line("No examples of its parents' tasks were given, so nobody knows what it keeps.", left)
+    if len(members) > 1 and len(next(iter(members.values()))) > 1:
+        right.markdown("**Trade-offs** between the first two skills")
+        right.plotly_chart(trade_offs(members), config=PLAIN, key="merge_front")
+
+
+def _kept(adapter: Adapter) -> dict[str, float]:
+    scores = adapter.card.get("scores") or {}
+    return {name.removeprefix(KEPT): float(v) for name, v in scores.items() if name.startswith(KEPT)}
