@@ -28,6 +28,7 @@ from shoal.text_to_lora.checkpoint import load_hypernetwork
 from shoal.training.lora import train_lora
 
 SHIPPED = Path(__file__).resolve().parents[1] / "shoal" / "weights" / DEFAULT_MODEL
+CELLS = "cells.jsonl"
 RATE = 2e-3  # of every LoRA that is trained here
 Cell = Mapping[str, Any]
 
@@ -47,7 +48,7 @@ class Bench:
             self.start = LoRA(factors, shipped.alpha)
         self.targets = [t for t in self.backbone.shape.targets if t.name in self.start.factors]
         self.kept: dict[int, Any] = {}
-        self._lines = args.out / "cells.jsonl"
+        self._lines = args.out / CELLS
         self.cells: dict[str, Cell] = read_cells(self._lines)
 
     def cell(self, key: str, measure: Callable[[], dict[str, Any]]) -> Cell:

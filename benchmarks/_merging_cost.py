@@ -24,22 +24,34 @@ from shoal.adapters.hooks import attach
 from shoal.adapters.merging.mergekit_writer import write_recipe
 from shoal.adapters.merging.recipe import Recipe
 from shoal.inference.forward import answer_losses, pad_sequences
+from shoal.merging.levels import TaskLevels
+from shoal.merging.population import MergePopulation, Mixture
+from shoal.training.batches import tokenise
 
-POPULATION, REPEATS = 16, 3
+POPULATION, REPEATS = 16, 2
 
 
 def cost(bench: Bench, seed: int) -> None:
     """Measure a generation of 16 candidates, what one costs, and mergekit where `SHOAL_MERGEKIT` names it."""
     own = of_seed(bench, seed)
-    bench.cell("cost/generation", lambda: _generation(own))
     bench.cell("cost/candidate", lambda: _candidate(own))
+    bench.cell("cost/generation", lambda: _generation(own))
     if program := os.environ.get("SHOAL_MERGEKIT"):
         bench.cell("cost/mergekit", lambda: _mergekit(own, Path(program).with_name("mergekit-yaml")))
 
 
+def _plain(own: Apart) -> tuple[Mixture, MergePopulation]:
+    """A population over the plain sum; what a candidate earns costs nothing more."""
+    backbone, config = own.bench.backbone, own.config.model_copy(update={"batch_size": 30})
+    corpus = tokenise(own.selection, backbone, config.max_length)
+    mixture = Mixture(backbone, own.parents, config.layer_groups, start=own.bench.start)
+    levels = [TaskLevels(1.0, name, 0.0) for name in mixture.names]
+    return mixture, MergePopulation(backbone, mixture, corpus, config, levels)
+
+
 def _generation(own: Apart) -> dict[str, Any]:
     """Seconds of 16 candidates on 30 examples, and the process's peak memory."""
-    _, population = own.population(own.parents)
+    _, population = _plain(own)
     candidates = population.weights.flatten()[None].repeat(POPULATION, 1)
     seconds = _elapsed(lambda: population.fitness(candidates, 0))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -48,7 +60,7 @@ def _generation(own: Apart) -> dict[str, Any]:
 
 def _candidate(own: Apart) -> dict[str, Any]:
     """Median seconds of 16 candidates on 4 examples, and of the same rows under one LoRA of their rank."""
-    mixture, population = own.population(own.parents)
+    mixture, population = _plain(own)
     backbone, examples = own.bench.backbone, population.examples(0)[:4]
     candidates = population.weights.flatten()[None].repeat(POPULATION, 1)
     rows = [(e.prompt, e.completion) for e in examples] * POPULATION

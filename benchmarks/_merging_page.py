@@ -46,8 +46,9 @@ GAPS = (
 )
 
 
-def page(cells: Cells, facts: Mapping[str, Any]) -> str:
+def page(cells: Cells) -> str:
     """All of it, as Markdown."""
+    facts = cells["facts"]
     seeds = sorted({int(key.split("/")[1]) for key in cells if key.startswith("apart/")})
     parts = [_head(facts)]
     for seed in seeds:
@@ -57,7 +58,10 @@ def page(cells: Cells, facts: Mapping[str, Any]) -> str:
 
 
 def _head(facts: Mapping[str, Any]) -> str:
-    return f"# Merging, measured\n\n```console\n$ {facts['command']}\n```\n\nOn {facts['machine']}."
+    return (
+        "# Merges, measured\n\n```console\n$ python benchmarks/merging.py\n```\n\n"
+        f"{facts['machine']}. Rows that are missing were not measured; the command goes on with them."
+    )
 
 
 def _means(cell: Cell, metric: str = "rouge_l") -> dict[str, float]:
@@ -84,11 +88,14 @@ def _apart(cells: Cells, seed: int, facts: Mapping[str, Any]) -> list[str]:
         kept = retention(scores, start, routed)
         shown = "" if title == ROWS["base"] else _interval(kept, 0)
         rows.append([title, _interval(interval), *(f"{scores[t]:.0f}" for t in tasks), shown])
-    header = ["ROUGE-L, rows of test examples", "mean", *tasks, "% of the parents' gain kept"]
+    header = ["ROUGE-L", "mean", *tasks, "retention, %"]
     blocks = [
         f"## Six tasks apart, seed {seed}",
-        f"Parents go on from S for {facts['steps']} steps of {facts['batch']} examples; "
-        f"{facts['examples']} test examples a task; 95% bootstrap intervals over tasks.",
+        "S is the multi-task LoRA that ships, which never saw these training tasks; each parent goes on from "
+        f"it for {facts['steps']} steps of {facts['batch']} examples of one task. Scored are "
+        f"{facts['examples']} examples of every `test` list: ROUGE-L, 95% bootstrap intervals over tasks. "
+        "What is chosen is chosen on 30 examples a task that no parent saw. Retention is the share of the "
+        "parents' gain over S.",
         table(header, rows),
     ]
     matrix_rows = [[name, *(f"{scores[t]:.0f}" for t in tasks)] for name, scores in matrix.items()]

@@ -10,14 +10,12 @@ of an environment with mergekit 0.1.5; without it that row is left out.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from _machine import DATA, ROOT, machine
 from _merging_apart import closed_forms, controls, plain_search, searches, ties
-from _merging_bench import Bench
+from _merging_bench import CELLS, Bench, read_cells
 from _merging_composed import composed
 from _merging_cost import cost
 from _merging_experts import experts
@@ -40,22 +38,20 @@ PARTS: Mapping[str, Callable[[Bench, int], None]] = {
 
 def main() -> None:
     args = parse()
-    bench = Bench(args)
-    facts = {
-        **{name: getattr(args, name) for name in ("steps", "batch", "examples")},
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(bench.backbone.dtype),
-    }
-    for seed in args.seeds:
-        for part in args.parts:
-            PARTS[part](bench, seed)
-            write_file(args.page, page(bench.cells, facts))
+    if args.parts:
+        bench = Bench(args)
+        settings = {name: getattr(args, name) for name in ("steps", "batch", "examples")}
+        bench.cell("facts", lambda: {**settings, "machine": machine(bench.backbone.dtype)})
+        for seed in args.seeds:
+            for part in args.parts:
+                PARTS[part](bench, seed)
+    write_file(args.page, page(read_cells(args.out / CELLS)))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="in this order; default all")
+    add("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="in this order; none: the page alone")
     add("--base", default=DEFAULT_MODEL)
     add(
         "--start",
