@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from shoal.errors import UsageError
 
@@ -118,6 +118,16 @@ class LoraTrainingConfig(Frozen):
     accumulation: int = Field(1, le=MAX_WIDTH, ge=1, description="forward passes per optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up; linear decay after")
+    warmup_steps: int | None = Field(
+        None, ge=0, le=MAX_COUNT, description="steps that warm up, in place of a share of them"
+    )
+    decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the steps in which the rate falls, at the end, and is constant before; with "
+        "--warmup-steps a short run is then the beginning of a long one. None means all after the warm-up",
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     clip_norm: float = Field(1.0, gt=0, description="limit of the gradient norm")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
@@ -146,6 +156,13 @@ class LoraTrainingConfig(Frozen):
     seed: int = Field(0, lt=2**63, ge=0, description="seed of initialisation, sampling and dropout")
     checkpoint_every: int = Field(100, le=MAX_COUNT, ge=1, description="steps between checkpoints")
     describe: bool = Field(False, description="put a task description in the prompt (a control)")
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _counts_steps(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("minutes") is not None:
+            raise ValueError("a run by the clock has no number of steps; give a share, `warmup`")
+        return value
 
 
 class HypernetworkTrainingConfig(LoraTrainingConfig):

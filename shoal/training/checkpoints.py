@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Collection, Mapping
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 STATE_FILE, TENSORS_FILE, LOG_FILE = "state.json", "state.safetensors", "log.jsonl"
 CHECKPOINT, EVENTS = "checkpoint", "tensorboard"
+_LENGTH = ("steps", "decay")  # settings that a stable rate does not depend on
 
 
 @dataclass
@@ -85,8 +87,12 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer | None,
     identity: Mapping[str, Any],
     average: WeightAverage | None = None,
+    *,
+    stable: int = 0,
 ) -> Progress:
     """Put parameters and optimiser where a checkpoint left them; without one, the run is at its start.
+
+    A checkpoint of `beginning_of` the run serves as one of it, up to the step `stable`.
 
     Raises:
         UsageError: it is the checkpoint of another run.
@@ -96,6 +102,8 @@ def load_checkpoint(
         return Progress()
     state = read_directory(folder, lambda place: read_json(place / STATE_FILE))
     differing = _differences(state.get("identity"), identity)
+    if set(differing) <= set(_LENGTH) and _step_of(state) <= stable:
+        differing = _differences(state.get("identity"), beginning_of(identity))
     if differing:
         raise UsageError(
             f"{folder} is the checkpoint of another run, with other {', '.join(differing)}; use a new folder"
@@ -111,6 +119,17 @@ def load_checkpoint(
         raise ShoalError(f"{folder} is damaged ({error}); delete it to start over") from None
     log.info("resumed %s at step %d", folder, progress.step)
     return progress
+
+
+def beginning_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of all runs that differ from one in their length alone, while their rate is stable."""
+    config = {name: value for name, value in identity["config"].items() if name not in _LENGTH}
+    return {**identity, "config": config}
+
+
+def _step_of(state: Mapping[str, Any]) -> float:
+    step = state["progress"].get("step") if isinstance(state.get("progress"), dict) else None
+    return step if isinstance(step, int) else math.inf
 
 
 def _restore(

@@ -30,9 +30,16 @@ from torch import Tensor, nn
 
 from shoal.config import LoraTrainingConfig
 from shoal.errors import ShoalError
-from shoal.training.checkpoints import CHECKPOINT, Progress, RunLog, load_checkpoint, save_checkpoint
+from shoal.training.checkpoints import (
+    CHECKPOINT,
+    Progress,
+    RunLog,
+    beginning_of,
+    load_checkpoint,
+    save_checkpoint,
+)
 from shoal.training.progress import ProgressDisplay
-from shoal.training.schedule import done_and_end, left, length_of, schedule
+from shoal.training.schedule import left, length_of, rate_share, stable_steps
 from shoal.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
@@ -91,6 +98,10 @@ class RunSummary:
     final_loss: float
 
 
+class Diverged(ShoalError):
+    """A loss or a gradient of the run is not finite."""
+
+
 class Interrupted(ShoalError):
     """The run was stopped by Ctrl-C after a whole step, and its checkpoint is written."""
 
@@ -102,8 +113,12 @@ def run(
     *,
     monitor: Callable[[], Mapping[str, float]] | None = None,
     show_progress: bool = True,
+    until: int | None = None,
 ) -> RunSummary:
     """Optimise until `config.steps` or `config.minutes`, from the checkpoint in `folder` if it holds one.
+
+    While a stable-then-decay rate is stable, the checkpoint is one of runs of any length: a run with other
+    `steps` or `decay` goes on from it, unless its own rate would fall already.
 
     With `config.average_decay` the module ends with the running mean of its weights; what `monitor` sees are
     the weights themselves.
@@ -114,11 +129,13 @@ def run(
         folder: of this run: checkpoint, JSONL log and TensorBoard events; shared by all processes.
         monitor: numbers to log at every checkpoint, for example the loss on held-out tasks.
         show_progress: on standard error: a bar on a terminal, else a line every ten seconds.
+        until: step after which this sitting ends, with a checkpoint; calling again goes on.
 
     Raises:
         UsageError: the folder holds another run's checkpoint.
         Interrupted: Ctrl-C; calling again resumes. A second Ctrl-C stops at once, without a checkpoint.
-        ShoalError: a loss is not finite, or a file cannot be written.
+        Diverged: a loss is not finite.
+        ShoalError: a file cannot be written.
     """
     device = next(objective.module.parameters()).device
     accelerator = Accelerator(cpu=device.type == "cpu")
@@ -127,7 +144,9 @@ def run(
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     identity = identity_of(objective.fingerprint(), config, accelerator.num_processes)
-    progress = load_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity, average)
+    progress = load_checkpoint(
+        folder / CHECKPOINT, objective.module, optimizer, identity, average, stable=stable_steps(config)
+    )
     start_together(objective.module, progress, accelerator)
 
     def take_step(interrupts: list[int]) -> tuple[dict[str, float], bool]:
@@ -137,7 +156,8 @@ def run(
         return taken
 
     def save() -> None:
-        save_checkpoint(folder / CHECKPOINT, objective.module, optimizer, identity, progress, average)
+        own = identity if progress.step > stable_steps(config) else beginning_of(identity)
+        save_checkpoint(folder / CHECKPOINT, objective.module, optimizer, own, progress, average)
 
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
@@ -152,6 +172,7 @@ def run(
             accelerator,
             watch=(lambda: _monitored(monitor, objective.module)) if monitor else None,
             show_progress=show_progress,
+            until=until,
         )
     if average is not None:
         average.put_into_module()
@@ -168,6 +189,7 @@ def drive(
     *,
     watch: Callable[[], Mapping[str, float]] | None = None,
     show_progress: bool = True,
+    until: int | None = None,
 ) -> RunSummary:
     """Take steps of any kind until the run's end, with a progress bar, logs, checkpoints and Ctrl-C.
 
@@ -181,22 +203,27 @@ def drive(
         accelerator: of the processes.
         watch: further numbers at every checkpoint.
         show_progress: on standard error: a bar on a terminal, else a line every ten seconds.
+        until: step after which this sitting ends; None for the end of the run.
 
     Raises:
         Interrupted: Ctrl-C, after the checkpoint is written.
         ShoalError: a file cannot be written.
     """
     main = accelerator.is_main_process
+
+    def ended() -> bool:
+        return not left(progress, config) or (until is not None and progress.step >= until)
+
     with ExitStack() as stack:
         interrupts = stack.enter_context(_noted_interrupts())
         rows = stack.enter_context(RunLog(folder, progress.step)) if main else None
         log.info("training from step %d of %s", progress.step, length_of(config))
         total = None if config.minutes else config.steps
         display = stack.enter_context(ProgressDisplay(total, progress.step, shown=show_progress and main))
-        while left(progress, config):
+        while not ended():
             metrics, stopping = take_step(interrupts)
             display.advance(metrics["loss"], left(progress, config) if config.minutes else None)
-            due = progress.step % config.checkpoint_every == 0 or not left(progress, config)
+            due = progress.step % config.checkpoint_every == 0 or ended()
             if rows is not None:
                 if due and watch and not stopping:
                     metrics |= watch()
@@ -255,11 +282,11 @@ def _step(
     groups = [g["params"] for g in optimizer.param_groups] if config.clip_apart else [parameters]
     norm = math.hypot(*(float(nn.utils.clip_grad_norm_(group, config.clip_norm)) for group in groups))
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
-        raise ShoalError(
+        raise Diverged(
             f"loss {metrics['loss']} or gradient norm {norm} of step {progress.step + 1} is not finite; "
             f"lower learning_rate (now {config.learning_rate:g}), or check the data"
         )
-    factor = schedule(*done_and_end(progress, config), config.warmup)
+    factor = rate_share(progress, config)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     optimizer.step()

@@ -124,8 +124,11 @@ class LoraObjective:
         targets: Sequence[TargetModule],
         lora: LoRA,
         config: LoraTrainingConfig,
+        prefix: PrefixCache | None = None,
     ) -> None:
         """Start from `lora`; its factors are copied to the backbone's device in float32.
+
+        `prefix` is a cache that other runs on the same corpus and first layer fill too; None for its own.
 
         Raises:
             UsageError: `lora` adapts other modules than `targets`.
@@ -143,7 +146,7 @@ class LoraObjective:
         weights = balanced_weights(corpus.tasks) if config.mix == "kinds" else None
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task, weights)
         self._weigh = LengthWeights(corpus, config.length_exponent, weights)
-        self._prefix = PrefixCache(backbone, min(t.layer for t in targets))
+        self._prefix = prefix or PrefixCache(backbone, min(t.layer for t in targets))
 
     @property
     def module(self) -> nn.ParameterList:

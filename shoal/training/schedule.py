@@ -24,15 +24,36 @@ def length_of(config: LoraTrainingConfig) -> str:
     return f"a run of {config.minutes:g} minutes" if config.minutes else str(config.steps)
 
 
-def schedule(done: float, end: float, warmup: float) -> float:
+def rate_share(progress: Progress, config: LoraTrainingConfig) -> float:
+    """Share of the peak learning rate of a run's next step, in [0, 1]."""
+    done, end = done_and_end(progress, config)
+    warmup = config.warmup if config.warmup_steps is None else config.warmup_steps / end
+    return schedule(done, end, warmup, config.decay)
+
+
+def stable_steps(config: LoraTrainingConfig) -> int:
+    """Steps before the rate depends on how long the run is: those of a stable-then-decay schedule, else 0.
+
+    Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations",
+    arXiv 2405.18392, section 3.
+    """
+    if config.decay is None or config.warmup_steps is None or config.minutes is not None:
+        return 0
+    return max(0, config.steps - round(config.steps * config.decay))
+
+
+def schedule(done: float, end: float, warmup: float, decay: float | None = None) -> float:
     """Share of the peak learning rate: rises linearly over the warm-up, then falls linearly to 0.
 
     Args:
         done: steps, or seconds, of the run before this step.
         end: of the run, in the same unit.
         warmup: share of the run; at least one step, or second.
+        decay: share of the run in which it falls, at its end, and is constant before; None for all after the
+            warm-up.
     """
     rising = max(1, round(end * warmup))
     if done < rising:
         return (done + 1) / rising if done + 1 < rising else 1.0
-    return max(0.0, (end - done) / max(1, end - rising))
+    falling = max(1, end - rising if decay is None else min(round(end * decay), end - rising))
+    return min(1.0, max(0.0, (end - done) / falling))
