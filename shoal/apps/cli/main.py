@@ -87,6 +87,17 @@ COMMANDS: dict[str, Entry | Group] = {
             ),
         },
     ),
+    "tune": Group(
+        "Find settings within a budget, or see that the defaults stay.",
+        {
+            "lora": Entry("tune:tune_lora", "Find settings for a LoRA on one task."),
+            "expert": Entry("tune:tune_expert", "Find settings for an expert on one task."),
+            "refine": Entry(
+                "tune:tune_refine", "Find settings for going on from an adapter on a few examples."
+            ),
+            "export": Entry("tune:export", "Write the settings of a study for `shoal train --config`."),
+        },
+    ),
     "adapters": Group(
         "The registry of adapters.",
         {

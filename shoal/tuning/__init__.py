@@ -1,0 +1,1 @@
+"""Settings found within a budget, or the word that the defaults stay."""
