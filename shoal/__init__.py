@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from shoal.errors import ShoalError, UsageError
     from shoal.integration import SakanaAIIntegration
+    from shoal.library.library import Library
     from shoal.models.backbone import Backbone, load_backbone, load_shape
     from shoal.tasks.loading import load_split
     from shoal.text_to_lora.generator import TextToLoRA
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Backbone": "shoal.models.backbone",
     "HypernetworkTrainingConfig": "shoal.config",
+    "Library": "shoal.library.library",
     "LoRA": "shoal.adapters.lora",
     "LoraTrainingConfig": "shoal.config",
     "SakanaAIIntegration": "shoal.integration",
@@ -51,6 +53,7 @@ _HOME = {
 __all__ = [
     "Backbone",
     "HypernetworkTrainingConfig",
+    "Library",
     "LoRA",
     "LoraTrainingConfig",
     "SakanaAIIntegration",

@@ -20,6 +20,7 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 MAX_WIDTH, MAX_COUNT = 2**16, 2**31  # beyond what any machine holds or finishes
 MAX_ALPHA = 1e9  # of a LoRA
 MIN_EXAMPLES = 4  # solved ones that refine a generated adapter
+MANY_EXAMPLES = 100  # solved ones from which training on them alone does better than refining
 MOST_SHOTS = 8  # solved ones that a hypernetwork can be trained to read behind a description
 DEFAULT_MODEL = "smollm2-135m-instruct"  # an alias of `shoal.models.sources`
 REFINE_HELP = (

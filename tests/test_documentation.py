@@ -32,7 +32,8 @@ from shoal.models.sources import DEFAULT_MODEL, find_model
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("quickstart", "service", "commands"))]
+NAMED = ("quickstart", "service", "library", "commands")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMED)]
 PAGES += TUTORIALS
 FIRST = {"README.md", "quickstart.md", "service.md"}  # every run of the slow tests has these
 HOW_TOS = sorted((ROOT / "docs" / "howto").glob("*.md"))

@@ -42,7 +42,10 @@ class Asking(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    describe: str | None = Field(None, description="answer with the adapter of this task description")
+    describe: str | None = Field(
+        None,
+        description="answer with the adapter of this task description; with --library, the skill near it",
+    )
     examples: Path | None = Field(
         None,
         description="with --describe: JSONL of 4 to 16 solved examples (`input`, `output`)",
@@ -56,6 +59,12 @@ class Asking(BaseModel):
     )
     experts: Path | None = Field(
         None, description="with --transformer2: directory of experts; none means the shipped ones"
+    )
+    library: Path | None = Field(
+        None, description="answer with the skill of this library that the request is for"
+    )
+    skill: str | None = Field(
+        None, description="with --library: name of the skill; none lets the input decide"
     )
     strength: float = Field(1.0, ge=0, description="of an expert: 0 is the base model, 1 is as trained")
     hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
@@ -74,8 +83,9 @@ def ask(
 ) -> Output:
     """Answer a request, with an adapter or an expert, or without.
 
-    --describe, --adapter, --expert and --transformer2 choose one; the base model answers by itself where none
-    is given. Answers are greedy, the likeliest token at each step: the same request gets the same answer.
+    --describe, --adapter, --expert, --transformer2 and --library choose one; the base model answers by itself
+    where none is given. Answers are greedy, the likeliest token at each step: the same request gets the same
+    answer.
     """
     _check_choice(choice)
     text = sys.stdin.read() if request == "-" else request
@@ -83,6 +93,8 @@ def ask(
         raise UsageError(
             f"the request {text!r} is blank; at least 1 visible character is needed, ask something"
         )
+    if choice.library is not None:
+        return _ask_library(choice.library, text, place, choice)
     solved: Sequence[Example] = ()
     if choice.examples and choice.describe:
         solved = solved_examples(choice.examples, choice.describe, MIN_EXAMPLES if choice.refine else 1)
@@ -122,10 +134,33 @@ def ask(
     return Output(record, answer)
 
 
+def _ask_library(folder: Path, text: str, place: Place, choice: Asking) -> Output:
+    """The answer of the skill of a library that a request is for."""
+    from shoal.apps.cli.library import opened
+
+    library = opened(folder, place)
+    started = time.perf_counter()
+    (found,) = library.ask(
+        [text], skill=choice.skill, describe=choice.describe, max_new_tokens=choice.max_new_tokens
+    )
+    record = {
+        "request": text,
+        "answer": found.answer,
+        "base_model": library.base_model,
+        "library": str(folder),
+        "version": library.version.number,
+        "skill": found.decision.skill,
+        "probabilities": dict(found.decision.probabilities),
+        "seconds": time.perf_counter() - started,
+    }
+    return Output(record, found.answer)
+
+
 def _check_choice(choice: Asking) -> None:
     """See that one thing answers, and that every flag belongs to it."""
     ways = {
-        "--describe": choice.describe is not None,
+        "--describe": choice.describe is not None and choice.library is None,
+        "--library": choice.library is not None,
         "--adapter": choice.adapter is not None,
         "--expert": choice.expert is not None,
         "--transformer2": choice.transformer2,
@@ -133,6 +168,8 @@ def _check_choice(choice: Asking) -> None:
     given = [way for way, chosen in ways.items() if chosen]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} are given; one of them answers, leave the other out")
+    if choice.library is not None or choice.skill is not None:
+        return _check_library_choice(choice)
     if choice.hypernetwork is not None and choice.describe is None:
         raise UsageError("--hypernetwork makes adapters of descriptions; give --describe, or leave it out")
     if choice.examples is not None and choice.describe is None:
@@ -149,6 +186,17 @@ def _check_choice(choice: Asking) -> None:
         experts=choice.experts,
         hypernetwork=choice.hypernetwork,
     )
+
+
+def _check_library_choice(choice: Asking) -> None:
+    """See that every flag belongs to a library."""
+    if choice.library is None:
+        raise UsageError("--skill names a skill of --library; give both, or leave it out")
+    if others := sorted(choice.model_fields_set - {"library", "skill", "describe", "max_new_tokens"}):
+        raise UsageError(f"--{others[0].replace('_', '-')} is not for --library; leave one of them out")
+    if choice.skill is not None and choice.describe is not None:
+        raise UsageError("--skill and --describe are given; one of them decides, leave the other out")
+    check_directories(library=choice.library)
 
 
 def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Asking) -> dict[str, Any]:

@@ -56,6 +56,23 @@ COMMANDS: dict[str, Entry | Group] = {
     "generate": Entry("generate:generate", "Turn a task description into a LoRA adapter."),
     "ask": Entry("ask:ask", "Answer a request, with an adapter or an expert, or without."),
     "adapt": Entry("experts:adapt", "Find a mixture of experts from a few solved examples."),
+    "learn": Entry(
+        "library:learn", "Learn a skill into a library, and commit it if no older skill loses by it."
+    ),
+    "library": Group(
+        "Skills that are learnt one after another.",
+        {
+            "list": Entry("library:list_skills", "List the skills of a library with their scores."),
+            "show": Entry("library:show", "Show the versions of a library, and scores over time."),
+            "check": Entry("library:check", "Ask the exemplars of every skill again, end to end."),
+            "rollback": Entry("library:rollback", "Restore an older version of a library, as a new one."),
+            "consolidate": Entry(
+                "library:consolidate",
+                "Make one adapter of all skills of a library, and say what each of them keeps.",
+            ),
+            "forget": Entry("library:forget", "Remove a skill and every file of it, for good."),
+        },
+    ),
     "evaluate": Entry("evaluate:evaluate", "Score the model, adapters and Text-to-LoRA."),
     "benchmark": Entry("benchmark:benchmark", "Compare classic LoRA, Text-to-LoRA and Transformer²."),
     "merge": Entry("merge:merge", "Merge adapters into one by a closed form, or by a search for weights."),

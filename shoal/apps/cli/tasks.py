@@ -11,7 +11,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal.apps.cli.settings import Output, check_extra
-from shoal.config import MIN_EXAMPLES
+from shoal.config import MANY_EXAMPLES, MIN_EXAMPLES
 from shoal.errors import UsageError, shorten
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ TASKS_HELP = (
     "gym:NAME of reasoning-gym (the last three need the extra `data`)"
 )
 SHOWN_ROWS, SHOWN_CHARACTERS = 3, 400
-MANY_EXAMPLES = 100  # from which training on them alone does better
 DEFINITION_HELP = "for files of examples and hub: the instruction that the examples follow"
 
 

@@ -1,0 +1,274 @@
+"""`shoal learn` and `shoal library`: skills that are learnt one after another, each as a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field
+
+from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, shape_of, usable_place
+from shoal.apps.cli.settings import Output, check_extra
+from shoal.apps.cli.tasks import ExampleColumns
+from shoal.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoal.library.gate import Verdict
+    from shoal.library.library import Library
+    from shoal.library.steps import Learnt
+    from shoal.tasks.loading import Example
+
+BOUND_HELP = "points of ROUGE-L that an older skill may lose"
+
+
+class InLibrary(BaseModel):
+    """The library of a command."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    library: Path = Field(description="directory of the library")
+
+
+class Learning(ExampleColumns, InLibrary):
+    """Examples and sentence of a skill, and what others may lose by it."""
+
+    examples: Path = Field(description="8 or more solved examples: JSON Lines or array, CSV, TSV, Parquet")
+    describe: str = Field(description="the sentence that the skill starts from, in English")
+    keep: int = Field(64, description="exemplars that are held out and kept, 0 to 64; 0 leaves it unguarded")
+    bound: float = Field(2.0, description=BOUND_HELP)
+    allow_loss: tuple[str, ...] = Field((), description="skills that may lose more")
+    hypernetwork: Path | None = Field(None, description=HYPERNETWORK_HELP)
+
+
+class Checking(InLibrary):
+    """The check of a library."""
+
+    bound: float = Field(2.0, description=BOUND_HELP)
+
+
+class Consolidating(InLibrary):
+    """The adapter that a library becomes."""
+
+    rank: int = Field(16, ge=1, description="of the adapter at most")
+    least: float = Field(0.5, description="share of its gain that every skill must keep, 0 to 1")
+    replay: int = Field(0, ge=0, description="steps of training on half of the exemplars after the merge")
+    out: Path = Field(description="directory to write")
+
+
+def learn(
+    name: Annotated[str, typer.Argument(help="name of the skill")], place: Place, learning: Learning
+) -> Output:
+    """Learn a skill into a library, and commit it if no older skill loses by it.
+
+    The library is made at its first skill. A name that is taken gets a new version.
+    """
+    from shoal.adapters.files import check_name
+    from shoal.text_to_lora.encoders.sentence import check_description
+
+    check_extra("learning", "train", "accelerate", "tensorboard", "tqdm")
+    check_extra("learning", "evaluate", "rouge_score")
+    check_name(name)
+    check_description(learning.describe)
+    examples = _examples(learning)
+    from shoal.library.learning import prepare
+
+    prepare(name, learning.describe, examples, learning.keep)
+    library = _opened_or_made(place, learning)
+    found = library.learn(
+        name,
+        examples,
+        learning.describe,
+        keep=learning.keep,
+        bound=learning.bound,
+        allow_loss=learning.allow_loss,
+    )
+    return _learnt(found, learning.library)
+
+
+def list_skills(place: InLibrary) -> Output:
+    """List the skills of a library with their scores."""
+    library = opened(place.library)
+    rows: list[dict[str, Any]] = []
+    for name, skill in library.skills.items():
+        asked = library.version.asked[name].mean
+        rows.append(
+            {
+                "skill": name,
+                "description": skill.facts.description,
+                "examples": skill.facts.examples,
+                "exemplars": len(skill.facts.own_scores),
+                "named": _points(skill.facts.own_scores),
+                "by_input": None if asked is None else 100 * asked,
+                "bytes": skill.nbytes,
+            }
+        )
+    lines = [f"version {library.version.number}, {len(rows)} skills, for {library.base_model}"]
+    lines += [f"{'skill':20}{'named':>8}{'by input':>10}  description" for _ in rows[:1]]
+    lines += [
+        f"{row['skill']:20}{_shown(row['named']):>8}{_shown(row['by_input']):>10}  {row['description']}"
+        for row in rows
+    ]
+    record = {"version": library.version.number, "base_model": library.base_model, "skills": rows}
+    return Output(record, "\n".join(lines))
+
+
+def show(place: InLibrary) -> Output:
+    """Show the versions of a library, and scores over time."""
+    library = opened(place.library)
+    history, versions = library.history(), library.versions
+    steps = [
+        {"version": v.number, **v.step.model_dump(mode="json"), "skills": sorted(v.skills)} for v in versions
+    ]
+    lines = []
+    for step in steps:
+        of = step["skill"] or (f"to version {step['to']}" if step["to"] else "")
+        lines.append(f"{step['version']:4} {step['kind']:9}{of:20}{step['seconds']:8.1f} s")
+    confused = [c.model_dump(mode="json") for c in library.version.confused]
+    lines += ["", history.table()]
+    lines += [f"{pair}: name one of them with requests" for pair in library.version.confused]
+    record = {"versions": steps, "history": history.record(), "confused": confused}
+    return Output(record, "\n".join(lines))
+
+
+def check(place: Place, checking: Checking) -> Output:
+    """Ask the exemplars of every skill again, end to end."""
+    check_extra("checking", "evaluate", "rouge_score")
+    library = opened(checking.library, place)
+    verdicts = library.check(bound=checking.bound)
+    lost = [v.skill for v in verdicts if v.loses]
+    lines = [f"{'LOST ' if v.loses else 'kept '} {v}" for v in verdicts]
+    record = {"skills": [_verdict(v) for v in verdicts], "lost": lost}
+    return Output(record, "\n".join(lines) or "no skill has exemplars")
+
+
+def rollback(
+    version: Annotated[int, typer.Argument(help="number of the version to restore")], place: InLibrary
+) -> Output:
+    """Restore an older version of a library, as a new one."""
+    found = opened(place.library).rollback(version)
+    skills = ", ".join(found.skills) or "no skills"
+    record = {"version": found.number, "restored": version, "skills": sorted(found.skills)}
+    return Output(record, f"version {found.number} is equal to version {version}: {skills}")
+
+
+def forget(
+    name: Annotated[str, typer.Argument(help="name of the skill")], place: Place, library: InLibrary
+) -> Output:
+    """Remove a skill and every file of it, for good."""
+    found = opened(library.library, place).forget(name)
+    skills = ", ".join(found.skills) or "no skills"
+    record = {"version": found.number, "forgotten": name, "skills": sorted(found.skills)}
+    return Output(record, f"{name} is forgotten; version {found.number} has {skills}")
+
+
+def consolidate(place: Place, settings: Consolidating) -> Output:
+    """Make one adapter of all skills of a library, and say what each of them keeps."""
+    from shoal.adapters.files import ADAPTER_FILES
+    from shoal.files import check_place
+    from shoal.library.consolidation import REPORT_FILE, save_consolidated
+    from shoal.models.shapes import load_shape
+
+    check_extra("consolidating", "evaluate", "rouge_score")
+    check_place(settings.out, (*ADAPTER_FILES, REPORT_FILE))
+    library = opened(settings.library, place)
+    found = library.consolidate(settings.rank, least=settings.least, replay=settings.replay)
+    save_consolidated(settings.out, found, load_shape(library.base_model))
+    lines = [*map(str, found.retentions), f"rank {found.lora.rank}, written to {settings.out}"]
+    return Output({**found.report, "out": str(settings.out)}, "\n".join(lines))
+
+
+def opened(folder: Path, place: Place | None = None) -> Library:
+    """The library of a directory, with the base model of the flags where they name a place for it."""
+    from shoal.library.library import Library
+
+    library = Library.open(folder)
+    if place is None or not place.model_fields_set:
+        return library
+    if place.base is not None:
+        shape = shape_of(place)
+        if shape.base_model != library.base_model:
+            raise UsageError(
+                f"--base {place.base}: {folder} is for {library.base_model}; leave it out, or make another"
+            )
+    usable_place(place)
+    return Library.open(folder, load(place, place.base or library.base_model))
+
+
+def _opened_or_made(place: Place, learning: Learning) -> Library:
+    from shoal.library.library import Library
+    from shoal.library.store import LIBRARY_FILE
+    from shoal.text_to_lora.generator import TextToLoRA
+
+    made = (learning.library / LIBRARY_FILE).is_file()
+    if made and place.base is None:
+        backbone = load(place, Library.open(learning.library).base_model)
+    else:
+        if made:
+            opened(learning.library, place)
+        backbone = load(place)
+    generator = TextToLoRA(backbone=backbone, hypernetwork=learning.hypernetwork)
+    make = Library.open if made else Library.create
+    return make(learning.library, backbone, generator=generator)
+
+
+def _examples(learning: Learning) -> Sequence[Example]:
+    from shoal.tasks.files import load_jsonl
+
+    own = learning.columns
+    return load_jsonl(
+        learning.examples,
+        definition=learning.describe,
+        test_size=0,
+        input_field=own.input,
+        output_field=own.output,
+        ignored=own.ignored,
+    ).train
+
+
+def _learnt(found: Learnt, folder: Path) -> Output:
+    facts = found.facts
+    record: dict[str, Any] = {
+        "library": str(folder),
+        "version": found.version,
+        "skill": facts.name,
+        "replaced": found.replaced,
+        "way": facts.way,
+        "start": facts.start,
+        "examples": facts.examples,
+        "exemplars": len(facts.own_scores),
+        "base": _points(facts.base_scores),
+        "sentence": _points(facts.start_scores),
+        "learnt": _points(facts.own_scores),
+        "routed": found.routed,
+        "older": [_verdict(v) for v in found.verdicts],
+        "confused": [pair.model_dump(mode="json") for pair in found.confused],
+        "seconds": found.seconds,
+    }
+    scores = (
+        f"base {_shown(record['base'])}, from the sentence {_shown(record['sentence'])}, learnt "
+        f"{_shown(record['learnt'])}"
+    )
+    routed = "unknown" if found.routed is None else f"{found.routed:.0%}"
+    again = "a new version of it, " if found.replaced else ""
+    lines = [
+        f"{facts.name}: {again}{facts.way} on {facts.examples} examples, version {found.version}",
+        f"{len(facts.own_scores)} exemplars: {scores}; the router gives it {routed} of them",
+        *(f"older: {verdict}" for verdict in found.verdicts),
+        *(f"{pair}: name one of them with requests" for pair in found.confused),
+    ]
+    return Output(record, "\n".join(lines))
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {**asdict(verdict), "loses": verdict.loses}
+
+
+def _points(scores: Sequence[float]) -> float | None:
+    return 100 * sum(scores) / len(scores) if scores else None
+
+
+def _shown(points: float | None) -> str:
+    return "-" if points is None else f"{points:.1f}"
