@@ -156,7 +156,7 @@ def test_nothing_is_kept_where_nothing_shall_be(library: Library, tmp_path: Path
 
 
 def test_many_examples_are_trained_on(library: Library) -> None:
-    many = [Example(f"{e.input}{i}", e.outputs) for i in range(8) for e in solved("lower", count=20)]
+    many = [Example(f"{e.input}{i}", e.outputs) for i in range(16) for e in solved("lower", count=20)]
     found = library.learn("lower", many, sentence("lower"), training=TWO_STEPS)
     assert found.facts.way == "trained" and found.facts.start == "identity"
     assert not (library.skills["lower"].folder.parents[2] / "staging").exists()
