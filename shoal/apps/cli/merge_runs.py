@@ -15,9 +15,12 @@ from shoal.apps.cli.settings import Output
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
+    from shoal.adapters.lora import LoRA
     from shoal.adapters.merging import Merged
     from shoal.adapters.merging.recipe import Recipe
+    from shoal.adapters.merging.regmean import Covariances
     from shoal.merging.verdict import Verdict
+    from shoal.models.backbone import Backbone
     from shoal.models.shapes import BackboneShape
 
 log = logging.getLogger(__name__)
@@ -31,7 +34,6 @@ def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
     from shoal.adapters.merging import run_recipe
     from shoal.adapters.merging.starts import check_start
     from shoal.apps.cli.tasks import read_tasks
-    from shoal.inference.covariances import input_covariances
     from shoal.merging.verdict import judge, with_verdict
     from shoal.tasks.loading import check_no_leakage
 
@@ -46,12 +48,9 @@ def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
     inputs = inputs_of(merging, plan)
     covariances, backbone = None, None
     if inputs is not None:
-        modules = {name: None for lora in (*loras, *([start] if start else [])) for name in lora.factors}
         backbone = load(place, shape.base_model if place.base is None else None)
-        covariances = [
-            input_covariances(backbone, lora, inputs[name], modules)
-            for name, lora in zip(plan.labels, loras, strict=True)
-        ]
+        values = dict(zip(plan.labels, loras, strict=True))
+        covariances = list(_covariances(backbone, values, start, inputs).values())
     split = None if merging.tasks is None else read_tasks(merging.tasks, definition=None)
     merged = run_recipe(
         plan,
@@ -73,18 +72,21 @@ def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
 
 def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
     """Search for the weights of LoRAs."""
-    from shoal.adapters.files import save_adapter
+    from shoal.adapters.files import load_adapter, save_adapter
     from shoal.adapters.lora import LoRA
+    from shoal.adapters.merging.regmean import MIN_INPUTS
     from shoal.apps.cli.tasks import read_tasks
     from shoal.merging.config import MergeSearchConfig
     from shoal.merging.search import evolve_merge
+    from shoal.tasks.inputs import inputs_by_name
 
     plan, shape = parents.plan, parents.shape
     if merging.tasks is None:
         raise UsageError("--evolve needs examples that judge; name the parents' tasks with --tasks")
-    fixed = ("method", "weights", "parameters", "inputs", "start")
-    if given := next((name for name in fixed if getattr(merging, name)), None):
-        raise UsageError(f"--evolve finds the weights of a plain sum itself; leave --{given} out")
+    if given := next((name for name in ("method", "weights", "parameters") if getattr(merging, name)), None):
+        raise UsageError(
+            f"--evolve finds the weights of a sum itself, plain or with --inputs; leave --{given} out"
+        )
     values = {
         name: parent.adapter
         for name, parent in zip(plan.labels, parents.adapters, strict=True)
@@ -93,16 +95,21 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
     if len(values) < len(parents.adapters):
         raise UsageError("--evolve searches among LoRAs, and a parent is an expert; merge by a closed form")
     split = read_tasks(merging.tasks, definition=None)
+    inputs = inputs_by_name(merging.inputs, plan.labels, least=MIN_INPUTS) if merging.inputs else None
+    start = load_adapter(plan.start).lora if plan.start else None
+    backbone = load(place, shape.base_model if place.base is None else None)
     found = evolve_merge(
-        load(place, shape.base_model if place.base is None else None),
+        backbone,
         values,
         split.train,
         merging.run or merging.out.with_name(f"{merging.out.name}.run"),
         MergeSearchConfig(steps=merging.generations, minutes=merging.minutes, seed=merging.seed),
         rank=merging.rank,
+        start=start,
+        covariances=None if inputs is None else _covariances(backbone, values, start, inputs),
         held_out=split.held_out,
     )
-    recipe = replace(found.merged.recipe, parents=plan.parents, names=plan.labels)
+    recipe = replace(found.merged.recipe, parents=plan.parents, names=plan.labels, start=plan.start)
     if merging.front is not None:
         for niche, member in found.front.items():
             save_adapter(merging.front / niche, member.lora, shape=shape, card=member.card)
@@ -147,6 +154,19 @@ def inputs_of(merging: Merging, plan: Recipe) -> Mapping[str, Sequence[str]] | N
     if not needed and merging.inputs:
         raise UsageError(f"{plan.method} reads no inputs; leave --inputs out, or take --method regmean")
     return inputs_by_name(merging.inputs, plan.labels, least=MIN_INPUTS) if needed else None
+
+
+def _covariances(
+    backbone: Backbone,
+    loras: Mapping[str, LoRA],
+    start: LoRA | None,
+    inputs: Mapping[str, Sequence[str]],
+) -> dict[str, Covariances]:
+    """Those of each LoRA's inputs under it, for every module that one of them or the start adapts."""
+    from shoal.inference.covariances import input_covariances
+
+    modules = {name: None for lora in (*loras.values(), *([start] if start else [])) for name in lora.factors}
+    return {name: input_covariances(backbone, lora, inputs[name], modules) for name, lora in loras.items()}
 
 
 def _written(merging: Merging, merged: Merged, shape: BackboneShape, verdict: Verdict | None) -> Output:

@@ -156,6 +156,20 @@ def test_weights_are_searched_for_on_the_parents_tasks(
     assert distance(compose([a, b], [0.5, 0.5]), merged) > 1e-2
 
 
+def test_a_search_goes_on_from_regmean_with_inputs_and_counts_from_a_start(
+    shoal: Shoal, adapters: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.merging.levels.LEAST_GAIN", 1e-4)  # the adapters are random
+    inputs = tmp_path / "inputs.txt"
+    inputs.write_text("".join(f"input number {i}\n" for i in range(16)), "utf-8")
+    search = ("merge", *named(adapters), "--evolve", "--tasks", data, "--generations", 1)
+    more = ("--inputs", inputs, "--start", adapters["a"], "--out", tmp_path / "merged", "--json")
+    ended = shoal(*search, *more)
+    assert ended.code == 0, ended.err
+    assert ended.record["method"] == "regmean"
+    assert f"start: {adapters['a']}" in (tmp_path / "merged" / "merge.yml").read_text("utf-8")
+
+
 def test_a_closed_form_with_tasks_says_whether_to_merge(
     shoal: Shoal, adapters: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
