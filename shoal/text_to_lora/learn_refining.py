@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.config import MIN_EXAMPLES, RefiningTrainingConfig
+from shoal.config import MIN_EXAMPLES
 from shoal.errors import ShoalError, UsageError
 from shoal.files import write_file
 from shoal.models.backbone import Backbone
@@ -38,6 +38,7 @@ from shoal.text_to_lora.refining import (
     StoppingRule,
     group_modules,
 )
+from shoal.text_to_lora.refining_config import RefiningTrainingConfig
 from shoal.text_to_lora.refining_episodes import (
     Curve,
     Episode,

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from shoal.config import RefiningTrainingConfig
 from shoal.file_formats import read_json
 from shoal.text_to_lora.refining import LEAST_RATE, MOST_RATE
+from shoal.text_to_lora.refining_config import RefiningTrainingConfig
 
 MOST_DECAY = 0.3
 

@@ -29,7 +29,8 @@ from torch.nn.utils import parameters_to_vector
 from shoal.config import EvolutionConfig
 from shoal.errors import ShoalError, UsageError
 from shoal.training.checkpoints import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
-from shoal.training.loop import RunSummary, drive, identity_of, moved_on, start_together, summed
+from shoal.training.loop import RunSummary, drive, identity_of, moved_on
+from shoal.training.processes import start_together, summed
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,11 @@ import hashlib
 import json
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +36,8 @@ from shoal.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from shoal.training.interrupts import noted_interrupts
+from shoal.training.processes import start_together, summed
 from shoal.training.progress import ProgressDisplay
 from shoal.training.schedule import left, length_of, rate_share, stable_steps
 from shoal.training.weight_average import WeightAverage
@@ -215,7 +215,7 @@ def drive(
         return not left(progress, config) or (until is not None and progress.step >= until)
 
     with ExitStack() as stack:
-        interrupts = stack.enter_context(_noted_interrupts())
+        interrupts = stack.enter_context(noted_interrupts())
         rows = stack.enter_context(RunLog(folder, progress.step)) if main else None
         log.info("training from step %d of %s", progress.step, length_of(config))
         total = None if config.minutes else config.steps
@@ -246,18 +246,6 @@ def adamw(objective: Trainable, weight_decay: float = 0.0) -> torch.optim.AdamW:
     groups = objective.parameter_groups()
     on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=on_cpu)
-
-
-def start_together(module: nn.Module, progress: Progress, accelerator: Accelerator) -> None:
-    """Give every process the first one's parameters, and refuse processes that are at different steps."""
-    if accelerator.num_processes == 1:
-        return
-    steps = accelerator.gather(torch.tensor([progress.step], device=accelerator.device)).tolist()
-    if len(set(steps)) > 1:
-        raise ShoalError(f"the processes resume at steps {steps}; put the run's folder where all can read it")
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(broadcast(parameter.detach().clone()))
 
 
 def _step(
@@ -294,13 +282,6 @@ def _step(
     loss = metrics.pop("loss")
     speed = {"tokens_per_second": moved_on(progress, loss, tokens, started, accelerator)}
     return {"loss": loss, "gradient_norm": norm, "rate": factor, **speed, **metrics}, stopping
-
-
-def summed(numbers: Mapping[str, float], accelerator: Accelerator) -> dict[str, float]:
-    """Every number's sum over the processes."""
-    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=accelerator.device)
-    totals = accelerator.reduce(values, reduction="sum").tolist()
-    return dict(zip(numbers, totals, strict=True))
 
 
 def moved_on(progress: Progress, loss: float, tokens: int, started: float, accelerator: Accelerator) -> float:
@@ -351,27 +332,3 @@ def identity_of(fingerprint: str, config: LoraTrainingConfig, processes: int) ->
     """A hash of all that must not change between the sittings of a run."""
     settings = json.loads(config.model_dump_json(exclude={"checkpoint_every", "fresh_workers"}))
     return {"config": settings, "data": fingerprint, "processes": processes}
-
-
-@contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """A list that the first Ctrl-C makes true, so that the step under way ends whole.
-
-    A second Ctrl-C is a KeyboardInterrupt as always. Outside the main thread the list stays empty.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        previous = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: that one's own handling applies
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, previous)

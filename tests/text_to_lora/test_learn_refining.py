@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 
-from shoal.config import RefiningTrainingConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import LeakageError, Task
@@ -20,6 +19,7 @@ from shoal.text_to_lora.hypernetwork import Hypernetwork
 from shoal.text_to_lora.learn_refining import Learned, RefiningLearner, best_steps, stopping_rule
 from shoal.text_to_lora.learned_rates import LearnedRates
 from shoal.text_to_lora.refining import LOOK, Seen
+from shoal.text_to_lora.refining_config import RefiningTrainingConfig
 from shoal.text_to_lora.refining_episodes import Curve
 
 WORDS = [f"{first}{second}" for first in "abcdef" for second in ("an", "et", "ill")]

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from shoal.apps.cli.model import Place, check_directories, load
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.apps.cli.tasks import Data, divided
-from shoal.config import RefiningTrainingConfig
 from shoal.errors import UsageError
+from shoal.text_to_lora.refining_config import RefiningTrainingConfig
 
 
 def train_refining(place: Place, data: Data, training: RefiningTrainingConfig) -> Output:
