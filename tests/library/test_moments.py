@@ -87,7 +87,7 @@ def test_without_skills_nothing_is_for_any() -> None:
 
 def test_kinds_that_look_like_a_skill_stand_back() -> None:
     none = NoneMoments.of(KINDS)
-    moments, others = Moments.of(KINDS["one"]), drawn(8, 8, 9.0)
+    moments, others = Moments.of(drawn(1, 30, 5.0)), drawn(8, 8, 9.0)  # the others lie where kind one does
     assert kinds_like(moments, none, others, 1) == ("one",)
     assert kinds_like(Moments.of(drawn(1, 30, 60.0)), none, drawn(2, 8, 60.0), 1) == ()
     assert kinds_like(moments, none, torch.empty(0, WIDTH), 1) == ()

@@ -280,30 +280,30 @@ def kill_writers(model: Path, folder: Path, kills: int) -> None:
     """Kill processes that learn and forget a skill, each at a random moment; every library left is whole."""
     old = Store(folder).current().skills
     chance, numbers = random.Random(0), []
-    server = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(PROGRAM), str(model), str(folder)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert server.stdin is not None and server.stdout is not None
-    seconds = json.loads(server.stdout.readline())["seconds"]  # that learning and forgetting take
-    for _ in range(kills):
-        server.stdin.write("go\n")
-        server.stdin.flush()
-        process = int(server.stdout.readline())
-        try:
-            time.sleep(chance.uniform(0, 1.5 * seconds))
-            os.kill(process, signal.SIGKILL)
-        finally:
-            assert server.stdout.readline() == "ended\n"
-        current = assert_whole(folder)
-        assert old.items() <= current.skills.items() and current.skills.keys() <= {*old, "lower"}
-        numbers.append(current.number)
-    server.stdin.close()
-    assert server.wait(60) == 0
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        seconds = json.loads(server.stdout.readline())["seconds"]  # that learning and forgetting take
+        for _ in range(kills):
+            server.stdin.write("go\n")
+            server.stdin.flush()
+            process = int(server.stdout.readline())
+            try:
+                time.sleep(chance.uniform(0, 1.5 * seconds))
+                os.kill(process, signal.SIGKILL)
+            finally:
+                assert server.stdout.readline() == "ended\n"
+            current = assert_whole(folder)
+            assert old.items() <= current.skills.items() and current.skills.keys() <= {*old, "lower"}
+            numbers.append(current.number)
+        server.stdin.close()
+        assert server.wait(60) == 0
     assert numbers == sorted(numbers)
     with Store(folder).writing():
         live = {path.parent.name for path in (folder / "skills").glob("*/*")}

@@ -75,7 +75,10 @@ COMMANDS: dict[str, Entry | Group] = {
     ),
     "evaluate": Entry("evaluate:evaluate", "Score the model, adapters and Text-to-LoRA."),
     "benchmark": Entry("benchmark:benchmark", "Compare classic LoRA, Text-to-LoRA and Transformer²."),
-    "merge": Entry("merge:merge", "Merge adapters into one by a closed form, or by a search for weights."),
+    "merge": Entry(
+        "merge:merge",
+        "Merge adapters, or whole models, into one by a closed form, or by a search for weights.",
+    ),
     "compare": Entry("compare:compare", "Compare base models on the same descriptions."),
     "scaling": Entry("compare:scaling", "Measure what an adapter costs as base models grow."),
     "models": Entry("listing:models", "Show the base models and their modules."),
@@ -110,9 +113,12 @@ COMMANDS: dict[str, Entry | Group] = {
             "lora": Entry("tune:tune_lora", "Find settings for a LoRA on one task."),
             "expert": Entry("tune:tune_expert", "Find settings for an expert on one task."),
             "refine": Entry(
-                "tune:tune_refine", "Find settings for going on from an adapter on a few examples."
+                "tune:tune_refine",
+                "Find settings for going on from the adapter of --start on a few examples.",
             ),
-            "export": Entry("tune:export", "Write the settings of a study for `shoal train --config`."),
+            "export": Entry(
+                "tune:export", "Write the settings of a study as a file for `shoal train --config`."
+            ),
         },
     ),
     "adapters": Group(

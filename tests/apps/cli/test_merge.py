@@ -167,7 +167,7 @@ def test_a_search_goes_on_from_regmean_with_inputs_and_counts_from_a_start(
     ended = shoal(*search, *more)
     assert ended.code == 0, ended.err
     assert ended.record["method"] == "regmean"
-    assert f"start: {adapters['a']}" in (tmp_path / "merged" / "merge.yml").read_text("utf-8")
+    assert f"+{adapters['a']}\n" in (tmp_path / "merged" / "merge.yml").read_text("utf-8")
 
 
 def test_a_closed_form_with_tasks_says_whether_to_merge(
