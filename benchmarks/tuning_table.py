@@ -4,8 +4,8 @@
 
 Every cell is one setting on one training task: a run whose rate is stable, then falls, with losses of single
 examples on the way and after its short and its whole length, on examples of the `train` list that it was not
-trained on (`selection`) and of the `test` list. Cells that are there are not run again; `--report` only
-writes the table of those.
+trained on (`selection`) and of the `test` list. Cells that are there are not run again; `--report` runs
+nothing, and prints what the written table says.
 """
 
 from __future__ import annotations
@@ -76,26 +76,28 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "tuning_table")
     parser.add_argument("--out", type=Path, default=ROOT / "shoal" / "tuning" / "table.json")
-    parser.add_argument("--report", action="store_true", help="only write the cells that are there")
+    parser.add_argument("--report", action="store_true", help="print what the written table says")
     args = parser.parse_args()
+    if args.report:
+        compare(json.loads(args.out.read_text("utf-8"))["cells"])
+        return
     tasks = load_task_directory(args.data / "tasks", TASKS)
     wanted = [(number, row, 0) for number, row in enumerate(settings())]
     wanted += [(0, DEFAULT, seed) for seed in range(1, SEEDS)]
-    if not args.report:
-        bench = Bench(load_backbone(), tasks)
-        for number, row, seed in wanted:
-            for task in tasks:
-                path = args.work / f"{task.name}-{number}-{seed}.json"
-                if not path.exists():
-                    cell = bench.cell(task, row, seed, args.work / "run")
-                    write_file(path, json.dumps(cell))
-                    print(
-                        path.stem,
-                        row,
-                        cell["seconds"],
-                        {k: _mean(v["selection"]) for k, v in cell["losses"].items()},
-                        flush=True,
-                    )
+    bench = Bench(load_backbone(), tasks)
+    for number, row, seed in wanted:
+        for task in tasks:
+            path = args.work / f"{task.name}-{number}-{seed}.json"
+            if not path.exists():
+                cell = bench.cell(task, row, seed, args.work / "run")
+                write_file(path, json.dumps(cell))
+                print(
+                    path.stem,
+                    row,
+                    cell["seconds"],
+                    {k: _mean(v["selection"]) for k, v in cell["losses"].items()},
+                    flush=True,
+                )
     cells = []
     for number, row, seed in wanted:
         for task in tasks:
