@@ -112,10 +112,12 @@ def consolidate(
     for name, skill in skills.items():
         own, base = (
             mean_points(scores[places[name]]) or 0.0
-            for scores in (skill.facts.own_scores, skill.facts.base_scores)
+            for scores in (skill.facts.own_scores, skill.facts.scores["base"])
         )
         asked = exemplars[name][places[name]]
-        found = mean_points(models.answer(asked, lora)) or 0.0
+        labels = skill.facts.label_set
+        open_priors = None if labels is None else labels.model_copy(update={"priors": None})
+        found = mean_points(models.scores(asked, lora, open_priors)) or 0.0
         retentions.append(Retention(name, base, own, found, len(asked)))
     if lost := [r for r in retentions if r.kept is not None and r.kept < least]:
         raise ShoalError(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from shoal.adapters.card import LabelSet
+from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError, shorten
 from shoal.library.discriminant import Discriminant, fit_discriminant
 from shoal.library.gate import Answering, Exam, ask_exams
+from shoal.library.models import Models
 from shoal.library.skills import Skill
 from shoal.library.store import Store
 from shoal.library.versions import Asked, Confusion, Step, Version
+from shoal.tasks.records import Example
+from shoal.transformer2.router import NONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +61,22 @@ class Contents:
             known = ", ".join(self.skills) or "it is empty"
             raise UsageError(f"the library has no skill {shorten(name)}; it has {known}")
 
-    def asked(self, changed: str, answer: Answering) -> dict[str, Asked]:
+    def adapted(self, name: str) -> tuple[LoRA | None, LabelSet | None]:
+        """The adapter of a skill and its labels; nothing for `NONE`. Errors as `Skill.lora`."""
+        if name == NONE:
+            return None, None
+        skill = self.skills[name]
+        return skill.lora, skill.facts.label_set
+
+    def answering(self, models: Models) -> Answering:
+        """Scores of the answers of these skills, each with its labels; `NONE` is the base model."""
+
+        def scores(name: str, examples: Sequence[Example]) -> list[float]:
+            return models.scores(examples, *self.adapted(name))
+
+        return scores
+
+    def asked(self, changed: str, models: Models) -> dict[str, Asked]:
         """The scores of every skill, now that one has come, has gone, or is another than in `version`.
 
         Only requests whose route is another than on record are answered.
@@ -71,7 +91,7 @@ class Contents:
             for name, skill in self.skills.items()
         ]
         known = {name: asked for name, asked in self.version.asked.items() if name != changed}
-        return ask_exams(exams, known, {changed}, lambda name: self.skills[name].lora, answer)
+        return ask_exams(exams, known, {changed}, self.answering(models))
 
     def committed(
         self,

@@ -2,7 +2,7 @@
 
 Exemplars are asked end to end: the route that the new router takes, the adapter there, its greedy answer, its
 score. Where the route stays, so do adapter and answer, and the recorded score holds; only requests whose
-route changed are asked again. Knows adapters and a model; nothing of files.
+route changed are asked again. Knows scores; nothing of models or files.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from shoal.adapters.lora import LoRA
 from shoal.errors import ShoalError
-from shoal.inference.generate import generate_greedy
 from shoal.library.versions import Asked, Confusion
-from shoal.models.backbone import Backbone
-from shoal.tasks.metrics import Interval, bootstrap_difference, rouge_l
+from shoal.tasks.metrics import Interval, bootstrap_difference
 from shoal.tasks.records import Example
 from shoal.transformer2.router import NONE
 
 BOUND = 2.0  # points of ROUGE-L
 # Share and number of a skill's exemplars that another takes, from which inputs do not tell the two apart.
 ALIKE, FEWEST = 0.2, 2
-MAX_NEW_TOKENS = 48
 
-Answering = Callable[[Sequence[Example], LoRA | None], list[float]]
+# Scores of the answers that a skill, or `NONE`, gives to examples.
+Answering = Callable[[str, Sequence[Example]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -103,24 +100,10 @@ class Exam:
     own: Sequence[float] | None
 
 
-def answering(backbone: Backbone) -> Answering:
-    """Scores of greedy answers: ROUGE-L in [0, 1], as in evaluations."""
-
-    def scores(examples: Sequence[Example], lora: LoRA | None) -> list[float]:
-        if not examples:
-            return []
-        limit = MAX_NEW_TOKENS
-        answers = generate_greedy(backbone, [e.input for e in examples], lora, max_new_tokens=limit)
-        return [rouge_l(answer, e.outputs) for e, answer in zip(examples, answers, strict=True)]
-
-    return scores
-
-
 def ask_exams(
     exams: Sequence[Exam],
     known: Mapping[str, Asked],
     changed: Collection[str],
-    lora_of: Callable[[str], LoRA],
     answer: Answering,
 ) -> dict[str, Asked]:
     """The scores of every skill now.
@@ -129,8 +112,7 @@ def ask_exams(
         exams: of the skills.
         known: skill -> what it scored before.
         changed: skills whose adapter is another than before.
-        lora_of: skill -> its adapter.
-        answer: examples and an adapter, or none -> scores.
+        answer: scores of the answers of a skill.
     """
     scores = [[0.0] * len(exam.exemplars) for exam in exams]
     asked: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -144,8 +126,7 @@ def ask_exams(
             else:
                 asked[route].append((number, place))
     for route, places in asked.items():
-        lora = None if route == NONE else lora_of(route)
-        found = answer([exams[number].exemplars[place] for number, place in places], lora)
+        found = answer(route, [exams[number].exemplars[place] for number, place in places])
         for (number, place), score in zip(places, found, strict=True):
             scores[number][place] = score
     return {

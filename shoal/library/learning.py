@@ -1,48 +1,35 @@
 """One skill from a sentence and solved examples: its adapter, the sums of its requests, and its exemplars.
 
 The adapter starts from the sentence, never from another skill, and is trained on this skill's examples alone:
-so a skill is the same whatever was learnt before, and can be undone. Knows a model; nothing of libraries on
-disk.
+so a skill is the same whatever was learnt before, and can be undone. It is kept only where the exemplars'
+answers are likelier under it than under its start. Knows models; nothing of libraries on disk.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import torch
 
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.lora import LoRA
-from shoal.config import MANY_EXAMPLES, MIN_EXAMPLES, LoraTrainingConfig
-from shoal.errors import ShoalError, UsageError, shorten
+from shoal.config import MANY_EXAMPLES, LoraTrainingConfig
+from shoal.errors import UsageError
+from shoal.inference.labels import content_free_priors
 from shoal.library.discriminant import kinds_like
-from shoal.library.gate import Answering
+from shoal.library.lessons import Lesson
+from shoal.library.models import Models
 from shoal.library.moments import Moments, NoneMoments
-from shoal.library.skills import Content, SkillFacts, check_kept, mean_points
+from shoal.library.skills import Candidate, Content, Skill, SkillFacts
 from shoal.models.backbone import Backbone
-from shoal.tasks.records import (
-    Example,
-    Solved,
-    Task,
-    check_examples,
-    check_no_leakage,
-    divide,
-    remove_tested,
-)
-from shoal.tasks.texts import normalise
-from shoal.text_to_lora.generator import TextToLoRA
+from shoal.text_to_lora.material import training_installed
 from shoal.text_to_lora.sample_inputs import input_kinds
-from shoal.transformer2.router import NONE, mean_states
+from shoal.transformer2.router import mean_states
 
-log = logging.getLogger(__name__)
-
-LEAST = 8  # different examples
-EXEMPLARS = 64
 LAYER = 8  # whose input the router reads, where the model has as many
 MOST_STATES = 512  # requests of a skill that are in its sums
 TRAINING = LoraTrainingConfig(steps=40, batch_size=8)
@@ -55,8 +42,7 @@ class Training:
     Attributes:
         config: settings; None are those of few or of many examples.
         way: `refined` by a few steps that held-out examples or learned rates stop, or `trained`; None trains
-        on
-            `MANY_EXAMPLES` and more.
+            on `MANY_EXAMPLES` and more.
         show_progress: on standard error, while it trains.
     """
 
@@ -69,124 +55,47 @@ class Training:
         return self.way or ("refined" if examples < MANY_EXAMPLES else "trained")
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A skill before it is learnt: its sentence and examples, checked.
-
-    Attributes:
-        name: of the skill.
-        description: the sentence.
-        train: examples to train on.
-        exemplars: examples that are held out.
-    """
-
-    name: str
-    description: str
-    train: tuple[Example, ...]
-    exemplars: tuple[Example, ...]
-
-    @property
-    def task(self) -> Task:
-        """As trainings take it."""
-        return Task(self.name, "library", self.description, (self.description,), self.train, self.exemplars)
-
-
-def prepare(
-    name: str, description: str, examples: Sequence[Solved], keep: int, tested: Sequence[Example] = ()
-) -> Lesson:
-    """Hold exemplars out of some examples: a quarter of them, at least 2 and at most `keep`.
-
-    Args:
-        name: of the skill, checked.
-        description: the sentence, checked.
-        examples: solved ones.
-        keep: exemplars at most; 0 keeps none.
-        tested: exemplars of the skill as it was, which are not trained on.
-
-    Raises:
-        UsageError: fewer than `LEAST` inputs differ, or `keep` is out of range.
-    """
-    check_kept(keep)
-    if name == NONE:
-        raise UsageError(f"{name!r} is the name of no skill; choose another")
-    try:
-        checked = check_examples(examples, LEAST)
-    except UsageError as error:
-        raise UsageError(str(error).replace("refine an adapter on", "learn a skill from")) from None
-    train, exemplars = divide(checked, test_size=min(keep, max(2, len(checked) // 4)))
-    train = remove_tested(train, tested)
-    if len(train) < MIN_EXAMPLES:
-        raise UsageError(
-            f"{len(train)} examples are left beside the exemplars of the skill as it was, the least is "
-            f"{MIN_EXAMPLES}; give more that differ from them"
-        )
-    return Lesson(name, description, train, exemplars)
-
-
-def check_against(
-    lesson: Lesson, others: Mapping[str, Sequence[Example]], allowed: Collection[str] = ()
-) -> None:
-    """See that a lesson's examples are not what older skills are tested on, with the same answer or another.
-
-    Args:
-        lesson: to be learnt.
-        others: older skill -> its exemplars.
-        allowed: skills whose inputs may be given with other answers.
-
-    Raises:
-        LeakageError: an older skill's exemplar is among the examples.
-        UsageError: its input is, with another answer.
-    """
-    tests = [Task(name, "library", name, (name,), (), tuple(own)) for name, own in others.items() if own]
-    check_no_leakage([Task(lesson.name, "library", lesson.name, (lesson.name,), lesson.train, ())], tests)
-    given = {normalise(e.input): e for e in (*lesson.train, *lesson.exemplars)}
-    for name, exemplars in others.items():
-        both = [(e, given[key]) for e in exemplars if (key := normalise(e.input)) in given]
-        against = [(old, new) for old, new in both if not _agree(old, new)]
-        if against and name not in allowed:
-            old, new = against[0]
-            raise UsageError(
-                f"{len(against)} of the examples contradict the skill {name}: for {shorten(old.input)} it "
-                f"has {shorten(old.outputs[0])}, and here stands {shorten(new.outputs[0])}; correct them, "
-                f"or give --allow-loss {name}"
-            )
-
-
 def learn_skill(
-    backbone: Backbone,
-    generator: TextToLoRA,
+    models: Models,
     lesson: Lesson,
     none: NoneMoments,
     layer: int,
     run: Path,
-    answer: Answering,
     training: Training,
+    earlier: Skill | None = None,
 ) -> Content:
     """The content of a skill, the same whatever else was learnt.
 
     Args:
-        backbone: the frozen model.
-        generator: makes the adapter of the sentence.
+        models: the frozen model, and what makes the adapter of the sentence.
         lesson: what to learn from.
         none: sums of texts of no skill.
         layer: whose input the router reads.
         run: folder for checkpoints.
-        answer: scores of answers.
         training: how to train.
+        earlier: the version of the skill that this one replaces.
 
     Raises:
         UsageError: too many examples are too long.
         ShoalError: the extra `train` is not installed.
     """
-    start = generator.generate(lesson.description)
+    backbone, label_set, exemplars = models.backbone, lesson.label_set, lesson.exemplars
+    start = models.generator.generate(lesson.description)
     way = training.way_for(len(lesson.train))
     if way == "refined":
-        lora = _refined(backbone, generator, start.lora, lesson, training)
+        learnt = _refined(models, start.lora, lesson, training)
     else:
-        lora = _trained(backbone, start.lora, lesson, run, training)
+        learnt = _trained(backbone, start.lora, lesson, run, training)
+    candidates: dict[Candidate, LoRA] = {} if earlier is None else {"earlier": earlier.lora}
+    candidates |= {"sentence": start.lora, "learnt": learnt}
+    losses = _losses(models, lesson, candidates)
+    kept = likeliest(losses)
+    lora = candidates[kept]
+    if label_set is not None:
+        priors = content_free_priors(backbone, label_set.labels, lora)
+        label_set = label_set.calibrated(priors, "content-free texts")
     moments = Moments.of(read_states(backbone, [e.input for e in lesson.train[:MOST_STATES]], layer))
-    states = read_states(backbone, [e.input for e in lesson.exemplars], layer)
-    base, own = answer(lesson.exemplars, None), answer(lesson.exemplars, lora)
+    states = read_states(backbone, [e.input for e in exemplars], layer)
     facts = SkillFacts(
         name=lesson.name,
         description=lesson.description,
@@ -195,23 +104,36 @@ def learn_skill(
         examples=len(lesson.train),
         way=way,
         start="text-to-lora" if start.trained else "identity",
-        base_scores=tuple(base),
-        start_scores=tuple(answer(lesson.exemplars, start.lora) if start.trained else base),
-        own_scores=tuple(own),
+        label_set=label_set,
+        kept=kept,
+        scores={
+            "base": tuple(models.scores(exemplars, None, lesson.label_set)),
+            **{n: tuple(models.scores(exemplars, own, lesson.label_set)) for n, own in candidates.items()},
+        },
+        losses=losses,
         kinds=kinds_like(moments, none, states, layer),
     )
-    points = mean_points(own)
+    points = facts.points(kept)
     card = AdapterCard(
         generator="skill library",
-        trained=True,
+        trained=start.trained or kept != "sentence",
         description=lesson.description,
         checkpoint_sha256=start.hypernetwork.get("sha256"),
         start_sha256=start.lora.fingerprint(),
-        label_set=start.label_set,
+        label_set=label_set,
         scores={} if points is None else {"ROUGE-L of exemplars": points},
-        notes=(f"The skill {lesson.name}, {facts.way} on {facts.examples} examples.",),
+        notes=(f"The skill {lesson.name}, {way} on {facts.examples} examples; {facts.why}.",),
     )
-    return Content(facts, lora, card, moments, states, lesson.exemplars)
+    return Content(facts, lora, card, moments, states, exemplars)
+
+
+def likeliest(losses: Mapping[Candidate, float]) -> Candidate:
+    """The adapter of the least loss, the first of those that are equal; the learnt one where none is known.
+
+    The likelihood of an exemplar's answer says more than a right or wrong answer does: with three exemplars
+    one answer is a third of the score.
+    """
+    return min(losses, key=losses.__getitem__, default="learnt")
 
 
 def read_states(backbone: Backbone, texts: Sequence[str], layer: int) -> torch.Tensor:
@@ -239,24 +161,31 @@ def none_moments(
     return NoneMoments.of(dict(zip(texts, parts, strict=True)))
 
 
-def _refined(
-    backbone: Backbone, generator: TextToLoRA, start: LoRA, lesson: Lesson, training: Training
-) -> LoRA:
-    with _training_installed():
+def _losses(models: Models, lesson: Lesson, candidates: Mapping[Candidate, LoRA]) -> dict[Candidate, float]:
+    if not lesson.exemplars:
+        return {}
+    return {
+        name: fmean(models.losses(lesson.exemplars, lora, lesson.label_set))
+        for name, lora in candidates.items()
+    }
+
+
+def _refined(models: Models, start: LoRA, lesson: Lesson, training: Training) -> LoRA:
+    with training_installed("examples"):
         from shoal.text_to_lora.few_shot import REFINING, refine
-    learned = generator.checkpoint.refining if generator.checkpoint and training.config is None else None
+    checkpoint = models.generator.checkpoint
     return refine(
-        backbone,
+        models.backbone,
         start,
         lesson.train,
         description=lesson.description,
         config=training.config or REFINING,
-        learned=learned,
+        learned=checkpoint.refining if checkpoint and training.config is None else None,
     ).lora
 
 
 def _trained(backbone: Backbone, start: LoRA, lesson: Lesson, run: Path, training: Training) -> LoRA:
-    with _training_installed():
+    with training_installed("examples"):
         from shoal.training.lora import train_lora
     targets = [t for t in backbone.shape.targets if t.name in start.factors]
     return train_lora(
@@ -268,19 +197,3 @@ def _trained(backbone: Backbone, start: LoRA, lesson: Lesson, run: Path, trainin
         start=start,
         show_progress=training.show_progress,
     )[0]
-
-
-def _agree(one: Example, other: Example) -> bool:
-    answers = {normalise(output) for output in one.outputs}
-    return any(normalise(output) in answers for output in other.outputs)
-
-
-@contextmanager
-def _training_installed() -> Iterator[None]:
-    """Say what to install where the import of a training fails."""
-    try:
-        yield
-    except ImportError as error:
-        raise ShoalError(
-            f"learning needs {error.name}, which is not installed; pip install 'shoal[train,evaluate]'"
-        ) from None

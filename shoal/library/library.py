@@ -9,15 +9,15 @@ from pathlib import Path
 
 from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
-from shoal.inference.generate import generate_greedy
 from shoal.library import consolidation, routing, steps
 from shoal.library.consolidation import Consolidated
 from shoal.library.contents import Contents
-from shoal.library.gate import BOUND, MAX_NEW_TOKENS, Verdict
+from shoal.library.gate import BOUND, Verdict
 from shoal.library.history import History, history
-from shoal.library.learning import EXEMPLARS, LAYER, Training, none_moments
-from shoal.library.models import Models
-from shoal.library.skills import Skill, mean_points
+from shoal.library.learning import LAYER, Training, none_moments
+from shoal.library.lessons import EXEMPLARS, prepare
+from shoal.library.models import MAX_NEW_TOKENS, Models
+from shoal.library.skills import Skill
 from shoal.library.steps import Gate, Learnt
 from shoal.library.store import Store
 from shoal.library.versions import Version
@@ -25,7 +25,7 @@ from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 from shoal.tasks.records import Solved
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.generator import TextToLoRA
-from shoal.transformer2.router import NONE, Decision
+from shoal.transformer2.router import Decision
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +153,7 @@ class Library:
         examples: Sequence[Solved],
         description: str,
         *,
+        labels: Sequence[str] | None = None,
         keep: int = EXEMPLARS,
         bound: float = BOUND,
         allow_loss: Collection[str] = (),
@@ -160,34 +161,31 @@ class Library:
     ) -> Learnt:
         """Learn a skill, or a new version of one, and commit it if no older skill loses by it.
 
+        The learnt adapter is kept where the exemplars' answers are likelier under it than under what it
+        started from: else the skill has the adapter of its sentence, or that of the version before.
+
         Args:
             name: as of adapters in the registry.
             examples: at least 8 solved ones with different inputs; a quarter of them is held out.
             description: the sentence that it starts from, in English.
+            labels: the answers that there are, as in `TextToLoRA.generate`; None reads them from the
+                description or the examples.
             keep: exemplars to keep, at most 64; with 0 no later step is checked against this skill.
             bound: points of ROUGE-L that an older skill may lose.
             allow_loss: skills that may lose more.
             training: how to train; None refines fewer than 100 examples, and trains on more.
 
         Raises:
-            UsageError: a name, description, bound or examples that cannot be used, or examples that
-            contradict an
-                older skill.
+            UsageError: a name, description, bound, labels or examples that cannot be used, or examples that
+                contradict an older skill.
             LeakageError: an older skill is tested on an example.
             RefusedError: an older skill would lose more than its bound; nothing was changed.
             ConflictError: another process writes.
             ShoalError: the library is damaged or cannot be written.
         """
-        found = steps.learn(
-            self._store,
-            self._models,
-            name,
-            examples,
-            description,
-            keep=keep,
-            gate=Gate(bound, frozenset(allow_loss)),
-            training=training or Training(),
-        )
+        lesson = prepare(name, description, examples, keep, labels)
+        gate = Gate(bound, frozenset(allow_loss))
+        found = steps.learn(self._store, self._models, lesson, gate, training or Training())
         self._reread()
         return found
 
@@ -245,21 +243,22 @@ class Library:
         describe: str | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> list[LibraryAnswer]:
-        """The greedy answer of every request, under the adapter of its skill.
+        """The answer of every request under the adapter of its skill: greedy, or its likeliest label.
 
         Raises:
             UsageError: as `decide`; or a request goes by its input to a skill whose inputs look like
-            another's. ShoalError: an adapter is missing or was changed.
+                another's.
+            ShoalError: an adapter is missing or was changed.
         """
         decisions = self.decide(requests, skill=skill, describe=describe)
         if skill is None and describe is None:
             routing.check_told_apart(self._contents, requests, decisions)
-        loras = {d.skill: None if d.skill == NONE else self.adapter(d.skill) for d in decisions}
         answers = [""] * len(requests)
-        for name, lora in loras.items():
+        for name in dict.fromkeys(decision.skill for decision in decisions):
             places = [i for i, decision in enumerate(decisions) if decision.skill == name]
             asked = [requests[i] for i in places]
-            found = generate_greedy(self._models.backbone, asked, lora, max_new_tokens=max_new_tokens)
+            lora, labels = self._contents.adapted(name)
+            found = self._models.answers(asked, lora, labels, max_new_tokens)
             for place, text in zip(places, found, strict=True):
                 answers[place] = text
         rows = zip(requests, answers, decisions, strict=True)
@@ -280,8 +279,8 @@ class Library:
         facts = {name: skill.facts for name, skill in self.skills.items()}
         return history(
             self._store.versions(),
-            {name: mean_points(own.base_scores) for name, own in facts.items()},
-            {name: mean_points(own.start_scores) for name, own in facts.items()},
+            {name: own.points("base") for name, own in facts.items()},
+            {name: own.points("sentence") for name, own in facts.items()},
         )
 
     def _reread(self) -> None:

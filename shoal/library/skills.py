@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,10 @@ from pydantic import Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shoal.adapters.card import AdapterCard
+from shoal.adapters.card import AdapterCard, LabelSet
 from shoal.adapters.files import WEIGHTS_FILE, load_adapter, save_adapter
 from shoal.adapters.lora import LoRA
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError
 from shoal.file_formats import read_json, read_tensors_hashed, sha256_of
 from shoal.files import write_file
 from shoal.library.moments import Moments
@@ -36,6 +36,15 @@ from shoal.tasks.records import Example
 
 SUMS_FILE, EXEMPLARS_FILE, FACTS_FILE = "sums.safetensors", "exemplars.jsonl", "skill.json"
 HASHED = (WEIGHTS_FILE, SUMS_FILE, EXEMPLARS_FILE)
+
+
+# Adapters that a skill could have: that of the version before, of its sentence, and the learnt one.
+Candidate = Literal["earlier", "sentence", "learnt"]
+NAMES = {
+    "earlier": "the earlier adapter",
+    "sentence": "the sentence's adapter",
+    "learnt": "the learnt adapter",
+}
 
 
 class SkillFacts(Record):
@@ -49,11 +58,36 @@ class SkillFacts(Record):
     examples: int = Field(ge=1, description="that were trained on")
     way: Literal["refined", "trained"] = Field(description="how")
     start: Literal["text-to-lora", "identity"] = Field(description="what it began as")
-    base_scores: tuple[float, ...] = Field(description="of each exemplar under the base model, in [0, 1]")
-    start_scores: tuple[float, ...] = Field(description="the same under the adapter at the start")
-    own_scores: tuple[float, ...] = Field(description="the same under its own adapter")
+    label_set: LabelSet | None = Field(None, description="its answers, where they are closed")
+    kept: Candidate = Field(description="the adapter that it has")
+    scores: Mapping[Candidate | Literal["base"], tuple[float, ...]] = Field(
+        description="of each exemplar under each adapter and the base model, in [0, 1]"
+    )
+    losses: Mapping[Candidate, float] = Field(
+        description="mean negative log-likelihood of the exemplars' answers under each adapter, in nats"
+    )
     kinds: tuple[str, ...] = Field((), description="kinds of texts of no skill that its inputs are like")
     files: dict[str, Digest] = Field(default_factory=dict, description="file -> SHA-256")
+
+    @property
+    def own_scores(self) -> tuple[float, ...]:
+        """Of each exemplar under the adapter that it has, in [0, 1]."""
+        return self.scores[self.kept]
+
+    def points(self, of: Candidate | Literal["base"]) -> float | None:
+        """Mean score under an adapter or the base model, in points; None without exemplars."""
+        return mean_points(self.scores.get(of, ()))
+
+    @property
+    def why(self) -> str:
+        """The reason why its adapter was kept, as a clause."""
+        if not self.losses:
+            return f"{NAMES[self.kept]} is kept: no exemplar tells more"
+        rest = [f"{loss:.2f} of {NAMES[name]}" for name, loss in self.losses.items() if name != self.kept]
+        return (
+            f"{NAMES[self.kept]} is kept: its mean loss on {len(self.own_scores)} exemplars is "
+            f"{self.losses[self.kept]:.2f} nats, that {' and '.join(rest)}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,17 +211,6 @@ class Skill:
                 f"{self.folder / name} does not match the skill {self.facts.name}: it was changed; learn it "
                 "again, roll the library back, or forget it"
             )
-
-
-def check_kept(keep: int) -> int:
-    """The number of exemplars to keep at most.
-
-    Raises:
-        UsageError: it is out of range.
-    """
-    if not 0 <= keep <= 64:
-        raise UsageError(f"keep {keep} exemplars: 0 to 64 are kept; choose a number in that range")
-    return keep
 
 
 def mean_points(scores: Sequence[float]) -> float | None:

@@ -11,24 +11,15 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from shoal.adapters.files import check_name
 from shoal.errors import UsageError
 from shoal.library.contents import Contents, accepted_scores
 from shoal.library.gate import BOUND, Exam, RefusedError, Verdict, ask_exams, confusions, judge
-from shoal.library.learning import (
-    Lesson,
-    Training,
-    check_against,
-    learn_skill,
-    prepare,
-    read_states,
-)
+from shoal.library.learning import Training, learn_skill, read_states
+from shoal.library.lessons import Lesson, check_against
 from shoal.library.models import Models
-from shoal.library.skills import SkillFacts, mean_points
+from shoal.library.skills import SkillFacts
 from shoal.library.store import Store
 from shoal.library.versions import Asked, Confusion, Step, Version, check_restorable
-from shoal.tasks.records import Solved
-from shoal.text_to_lora.encoders.sentence import check_description
 
 log = logging.getLogger(__name__)
 
@@ -76,34 +67,24 @@ class Learnt:
     seconds: float
 
 
-def learn(
-    store: Store,
-    models: Models,
-    name: str,
-    examples: Sequence[Solved],
-    description: str,
-    *,
-    keep: int,
-    gate: Gate,
-    training: Training,
-) -> Learnt:
+def learn(store: Store, models: Models, lesson: Lesson, gate: Gate, training: Training) -> Learnt:
     """As `Library.learn`."""
     started = time.perf_counter()
-    check_name(name)
-    description = check_description(description)
-    prepare(name, description, examples, keep)  # what is refused whatever the library holds
+    name = lesson.name
     with store.writing() as current:
         before = Contents.read(store, current)
         gate.check(before)
         old = before.skills.get(name)
-        lesson = prepare(name, description, examples, keep, old.exemplars if old else ())
-        others = {n: skill.exemplars for n, skill in before.skills.items() if n != name}
-        check_against(lesson, others, gate.allowed)
         if old is not None:
             log.warning("the name %s is taken: this is a new version of the skill", name)
-        digest = _written(store, models, lesson, training)
+            lesson = lesson.without(old.exemplars)
+        others = {n: skill.exemplars for n, skill in before.skills.items() if n != name}
+        check_against(lesson, others, gate.allowed)
+        run = store.staging() / "run"
+        content = learn_skill(models, lesson, store.none, store.facts.layer, run, training, old)
+        digest = store.add(content, models.backbone.shape)  # that no version names yet
         after = before.added(name, digest)
-        asked = after.asked(name, models.answer)
+        asked = after.asked(name, models)
         confused = confusions({n: own.routes for n, own in asked.items()})
         own_pairs = tuple(pair for pair in confused if name in (pair.skill, pair.other))
         alike = {pair.skill for pair in own_pairs} | {pair.other for pair in own_pairs}
@@ -132,7 +113,7 @@ def check(store: Store, models: Models, gate: Gate) -> list[Verdict]:
         states = read_states(models.backbone, [e.input for e in skill.exemplars], store.facts.layer)
         routes = contents.discriminant.routes(states) if skill.exemplars else ()
         exams.append(Exam(name, skill.exemplars, routes, None))
-    asked = ask_exams(exams, {}, (), lambda name: contents.skills[name].lora, models.answer)
+    asked = ask_exams(exams, {}, (), contents.answering(models))
     return judge(contents.version.accepted, asked, bound=gate.bound)
 
 
@@ -153,7 +134,7 @@ def forget(store: Store, models: Models, name: str) -> Version:
     with store.writing() as current:
         before = Contents.read(store, current)
         before.check_known(name)
-        asked = before.removed(name).asked(name, models.answer)
+        asked = before.removed(name).asked(name, models)
         confused = confusions({n: own.routes for n, own in asked.items()})
         digests = {n: digest for n, digest in current.skills.items() if n != name}
         step = Step(kind="forget", skill=name, seconds=time.perf_counter() - started)
@@ -163,21 +144,6 @@ def forget(store: Store, models: Models, name: str) -> Version:
     if not now.skills:
         log.warning("that was the last skill: the library is empty, and answers as the base model")
     return now.version
-
-
-def _written(store: Store, models: Models, lesson: Lesson, training: Training) -> str:
-    """Learn a skill and write it, though no version names it yet; its digest."""
-    content = learn_skill(
-        models.backbone,
-        models.generator,
-        lesson,
-        store.none,
-        store.facts.layer,
-        store.staging() / "run",
-        models.answer,
-        training,
-    )
-    return store.add(content, models.backbone.shape)
 
 
 def _verdicts(
@@ -196,7 +162,7 @@ def _verdicts(
     old = before.skills.get(name)
     if old is not None and old.exemplars:
         exam = Exam(name, old.exemplars, after.discriminant.routes(old.states), None)
-        now = ask_exams([exam], {}, (), lambda skill: after.skills[skill].lora, models.answer)
+        now = ask_exams([exam], {}, (), after.answering(models))
         found += judge({name: accepted[name]}, now, bound=gate.bound, allowed=gate.allowed)
     return found
 
@@ -204,7 +170,9 @@ def _verdicts(
 def _say(facts: SkillFacts, routed: float | None, confused: Sequence[Confusion]) -> None:
     for pair in confused:
         log.warning("%s: requests for the two want a name or a sentence", pair)
-    own, base = mean_points(facts.own_scores), mean_points(facts.base_scores)
+    if facts.kept != "learnt":
+        log.warning("%s: %s", facts.name, facts.why)
+    own, base = facts.points(facts.kept), facts.points("base")
     if own is not None and base is not None and own <= base:
         log.warning("%s scores %.1f and the base model %.1f: it does not help", facts.name, own, base)
     if routed is not None and routed < 0.5:

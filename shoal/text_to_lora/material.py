@@ -193,7 +193,7 @@ def adapted_to(
     """
     label_set = material.label_set
     if material.examples:
-        with _training("examples"):
+        with training_installed("examples"):
             from shoal.text_to_lora.few_shot import refine
         refined = refine(
             backbone,
@@ -206,7 +206,7 @@ def adapted_to(
         start, adapter = adapter, _taught(adapter, refined.lora, "few_shot", refined)
         adapter = _with_next(backbone, start.lora, adapter, refined, material)
     if label_set is not None and material.inputs:
-        with _training("inputs"):
+        with training_installed("inputs"):
             from shoal.text_to_lora.self_training import self_train
         trained = self_train(
             backbone,
@@ -265,7 +265,7 @@ def distilled(
         UsageError: as `distil`.
         ShoalError: the extra `train` is not installed.
     """
-    with _training("inputs"):
+    with training_installed("inputs"):
         from shoal.text_to_lora.distillation import distil
     found = distil(
         backbone,
@@ -293,7 +293,7 @@ def _numbers(record: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _training(material: str) -> Iterator[None]:
+def training_installed(material: str) -> Iterator[None]:
     """Say what to install where the import of a training fails."""
     try:
         yield

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from shoal.adapters.lora import LoRA
 from shoal.library.gate import Exam, RefusedError, ask_exams, confusions, judge
 from shoal.library.versions import Asked
 from shoal.tasks.records import Example
-from tests.fixtures.merging import random_lora
 
-LORAS = {"a": random_lora(1), "b": random_lora(2)}
 EXAMPLES = tuple(Example(f"input {i}", ("yes",)) for i in range(4))
 
 
@@ -20,10 +17,10 @@ class Answers:
     """Stands for a model: every answer scores 0.25, and what was asked is kept."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, LoRA | None]] = []
+        self.asked: list[tuple[str, str]] = []
 
-    def __call__(self, examples: Sequence[Example], lora: LoRA | None) -> list[float]:
-        self.asked += [(example.input, lora) for example in examples]
+    def __call__(self, skill: str, examples: Sequence[Example]) -> list[float]:
+        self.asked += [(example.input, skill) for example in examples]
         return [0.25] * len(examples)
 
 
@@ -31,15 +28,15 @@ def test_only_requests_whose_route_changed_are_asked_again() -> None:
     known = {"a": Asked(routes=("a", "b", "none", "b"), scores=(1.0, 0.5, 0.4, 0.3))}
     answers = Answers()
     exam = Exam("a", EXAMPLES, ("a", "b", "b", "none"), (0.9, 0.9, 0.9, 0.9))
-    found = ask_exams([exam], known, (), LORAS.__getitem__, answers)["a"]
-    assert answers.asked == [("input 2", LORAS["b"]), ("input 3", None)]
+    found = ask_exams([exam], known, (), answers)["a"]
+    assert answers.asked == [("input 2", "b"), ("input 3", "none")]
     assert found.scores == (0.9, 0.5, 0.25, 0.25) and found.routes == exam.routes
 
 
 def test_routes_to_an_adapter_that_is_another_are_asked_again() -> None:
     known = {"a": Asked(routes=("b",) * 4, scores=(1.0,) * 4)}
     answers = Answers()
-    ask_exams([Exam("a", EXAMPLES, ("b",) * 4, None)], known, {"b"}, LORAS.__getitem__, answers)
+    ask_exams([Exam("a", EXAMPLES, ("b",) * 4, None)], known, {"b"}, answers)
     assert len(answers.asked) == 4
 
 

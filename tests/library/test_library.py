@@ -175,7 +175,7 @@ def test_one_adapter_of_all_skills_says_what_each_keeps(library: Library, sharp_
 
 def test_a_merge_that_keeps_too_little_is_refused(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "shoal.library.models.Models.answer", lambda self, examples, lora: [0.0] * len(examples)
+        "shoal.library.models.Models.scores", lambda self, examples, *_: [0.0] * len(examples)
     )
     with pytest.raises(
         ShoalError, match=r"no adapter of rank 2 is written: capitals keeps 0%.*the least is 50%"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
+from shoal.apps.cli.generate import OPEN
 from shoal.apps.cli.model import HYPERNETWORK_HELP, Place, load, shape_of, usable_place
 from shoal.apps.cli.settings import Output, check_extra
 from shoal.apps.cli.tasks import ExampleColumns
@@ -37,6 +38,11 @@ class Learning(ExampleColumns, InLibrary):
 
     examples: Path = Field(description="8 or more solved examples: JSON Lines or array, CSV, TSV, Parquet")
     describe: str = Field(description="the sentence that the skill starts from, in English")
+    labels: tuple[str, ...] | None = Field(
+        None,
+        description="all answers that there are, separated by commas; by default read from the sentence or "
+        "the examples; none lets it answer freely",
+    )
     keep: int = Field(64, description="exemplars that are held out and kept, 0 to 64; 0 leaves it unguarded")
     bound: float = Field(2.0, description=BOUND_HELP)
     allow_loss: tuple[str, ...] = Field((), description="skills that may lose more")
@@ -65,22 +71,21 @@ def learn(
 
     The library is made at its first skill. A name that is taken gets a new version.
     """
-    from shoal.adapters.files import check_name
-    from shoal.text_to_lora.encoders.sentence import check_description
-
     check_extra("learning", "train", "accelerate", "tensorboard", "tqdm")
     check_extra("learning", "evaluate", "rouge_score")
-    check_name(name)
-    check_description(learning.describe)
-    examples = _examples(learning)
-    from shoal.library.learning import prepare
+    from shoal.adapters.files import check_name
+    from shoal.library.lessons import prepare
 
-    prepare(name, learning.describe, examples, learning.keep)
+    check_name(name)  # before the file is read
+    examples = _examples(learning)
+    labels = () if learning.labels == OPEN else learning.labels
+    prepare(name, learning.describe, examples, learning.keep, labels)
     library = _opened_or_made(place, learning)
     found = library.learn(
         name,
         examples,
         learning.describe,
+        labels=labels,
         keep=learning.keep,
         bound=learning.bound,
         allow_loss=learning.allow_loss,
@@ -100,7 +105,7 @@ def list_skills(place: InLibrary) -> Output:
                 "description": skill.facts.description,
                 "examples": skill.facts.examples,
                 "exemplars": len(skill.facts.own_scores),
-                "named": _points(skill.facts.own_scores),
+                "named": skill.facts.points(skill.facts.kept),
                 "by_input": None if asked is None else 100 * asked,
                 "bytes": skill.nbytes,
             }
@@ -239,23 +244,22 @@ def _learnt(found: Learnt, folder: Path) -> Output:
         "start": facts.start,
         "examples": facts.examples,
         "exemplars": len(facts.own_scores),
-        "base": _points(facts.base_scores),
-        "sentence": _points(facts.start_scores),
-        "learnt": _points(facts.own_scores),
+        "labels": facts.label_set.labels if facts.label_set else None,
+        "scores": {of: facts.points(of) for of in facts.scores},
+        "kept": facts.kept,
+        "losses": facts.losses,
         "routed": found.routed,
         "older": [_verdict(v) for v in found.verdicts],
         "confused": [pair.model_dump(mode="json") for pair in found.confused],
         "seconds": found.seconds,
     }
-    scores = (
-        f"base {_shown(record['base'])}, from the sentence {_shown(record['sentence'])}, learnt "
-        f"{_shown(record['learnt'])}"
-    )
+    scores = ", ".join(f"{of} {_shown(points)}" for of, points in record["scores"].items())
     routed = "unknown" if found.routed is None else f"{found.routed:.0%}"
     again = "a new version of it, " if found.replaced else ""
     lines = [
         f"{facts.name}: {again}{facts.way} on {facts.examples} examples, version {found.version}",
         f"{len(facts.own_scores)} exemplars: {scores}; the router gives it {routed} of them",
+        facts.why,
         *(f"older: {verdict}" for verdict in found.verdicts),
         *(f"{pair}: name one of them with requests" for pair in found.confused),
     ]
@@ -264,10 +268,6 @@ def _learnt(found: Learnt, folder: Path) -> Output:
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {**asdict(verdict), "loses": verdict.loses}
-
-
-def _points(scores: Sequence[float]) -> float | None:
-    return 100 * sum(scores) / len(scores) if scores else None
 
 
 def _shown(points: float | None) -> str:
