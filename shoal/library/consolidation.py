@@ -98,27 +98,23 @@ def consolidate(
     """
     skills = contents.skills
     _check(skills, least, replay)
-    exemplars = {name: skill.exemplars for name, skill in skills.items()}
-    halves = {name: (own[::2], own[1::2]) for name, own in exemplars.items()}
-    taught = {name: halves[name][1] if replay else own for name, own in exemplars.items()}
-    places = {name: slice(0, None, 2) if replay else slice(None) for name in skills}
-    merged = _merged(models, skills, taught, rank)
-    lora = merged.lora
-    if replay:
-        lora = _replayed(
-            models, lora, {n: (s.facts.description, taught[n]) for n, s in skills.items()}, replay
-        )
+    asked, taught = (slice(0, None, 2), slice(1, None, 2)) if replay else (slice(None),) * 2
+    merged = _merged(models, skills, {n: skill.exemplars[taught] for n, skill in skills.items()}, rank)
+    lora = _replayed(models, merged.lora, skills, taught, replay) if replay else merged.lora
     retentions = []
     for name, skill in skills.items():
-        own, base = (
-            mean_points(scores[places[name]]) or 0.0
-            for scores in (skill.facts.own_scores, skill.facts.scores["base"])
+        facts, exemplars = skill.facts, skill.exemplars[asked]
+        # The priors of its labels are those of its own adapter: others are measured for the merge.
+        labels = facts.label_set and facts.label_set.model_copy(update={"priors": None})
+        base, own, found = (
+            mean_points(scores) or 0.0
+            for scores in (
+                facts.scores["base"][asked],
+                facts.own_scores[asked],
+                models.scores(exemplars, lora, labels),
+            )
         )
-        asked = exemplars[name][places[name]]
-        labels = skill.facts.label_set
-        open_priors = None if labels is None else labels.model_copy(update={"priors": None})
-        found = mean_points(models.scores(asked, lora, open_priors)) or 0.0
-        retentions.append(Retention(name, base, own, found, len(asked)))
+        retentions.append(Retention(name, base, own, found, len(exemplars)))
     if lost := [r for r in retentions if r.kept is not None and r.kept < least]:
         raise ShoalError(
             f"no adapter of rank {rank} is written: {'; '.join(map(str, lost))}, the least is {least:.0%}; "
@@ -162,14 +158,12 @@ def _merged(
     return merge(loras, rank=rank, covariances=covariances)
 
 
-def _replayed(
-    models: Models, lora: LoRA, taught: Mapping[str, tuple[str, Sequence[Example]]], steps: int
-) -> LoRA:
+def _replayed(models: Models, lora: LoRA, skills: Mapping[str, Skill], taught: slice, steps: int) -> LoRA:
     from shoal.training.lora import train_lora
 
     tasks = [
-        Task(name, "library", description, (description,), tuple(own), ())
-        for name, (description, own) in taught.items()
+        Task(name, "library", text := skill.facts.description, (text,), skill.exemplars[taught], ())
+        for name, skill in skills.items()
     ]
     targets = [t for t in models.backbone.shape.targets if t.name in lora.factors]
     config = LoraTrainingConfig(steps=steps, batch_size=8, learning_rate=3e-4)

@@ -2,7 +2,7 @@
 
 The covariance within classes is pooled over the skills and `none`, each with the same weight, scaled to
 correlations and shrunk towards the identity. `none` is as many rows as there are kinds of its texts. Knows
-sums and a model; nothing of adapters or files.
+sums; nothing of models, adapters or files.
 
 Sources: Fisher 1936, "The use of multiple measurements in taxonomic problems"; the shrinkage is that of Chen,
 Wiesel, Eldar and Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", arXiv 0907.4698, equation 23.
@@ -11,18 +11,16 @@ Wiesel, Eldar and Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", a
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from shoal.errors import UsageError
-from shoal.library.moments import Moments, NoneMoments
-from shoal.models.shapes import decoder_layers
-from shoal.transformer2.router import NONE, Decision, check_prompts, decision_of, mean_states
+from shoal.library.moments import Moments
+from shoal.transformer2.router import Decision, decision_of
 
 LEAST_SCALE = 1e-6  # of a state's number within classes
 
@@ -60,8 +58,7 @@ class Discriminant:
 
     def routes(self, states: Float[Tensor, "batch width"]) -> tuple[str, ...]:
         """The likeliest skill, or `NONE`, for each state."""
-        names = (*self.skills, NONE)
-        return tuple(names[i] for i in self.probabilities(states).argmax(-1).tolist())
+        return tuple(decision.skill for decision in self.decide(states))
 
     def kinds_of(self, states: Float[Tensor, "batch width"]) -> list[str | None]:
         """For each state the kind of `NONE` whose row is the likeliest; None where that of a skill is."""
@@ -71,7 +68,7 @@ class Discriminant:
 
 def fit_discriminant(
     skills: Mapping[str, Moments],
-    none: NoneMoments,
+    none: Moments,
     layer: int,
     *,
     without: Collection[str] = (),
@@ -90,10 +87,10 @@ def fit_discriminant(
         UsageError: states of different widths, or a shrinkage out of range.
     """
     names, width = sorted(skills), none.second.shape[-1]
-    odd = next((name for name in names if skills[name].total.shape != (width,)), None)
+    odd = next((name for name in names if skills[name].totals.shape != (1, width)), None)
     if odd is not None:
         raise UsageError(
-            f"the states of {odd} have {skills[odd].total.numel()} numbers, those of no skill {width}; "
+            f"the states of {odd} have {skills[odd].totals.numel()} numbers, those of no skill {width}; "
             "learn it again with this library's model"
         )
     if shrinkage is not None and not 0 <= shrinkage <= 1:
@@ -110,7 +107,7 @@ def fit_discriminant(
     level = correlations.trace() / width
     shrunk = (1 - shrinkage) * correlations + shrinkage * level * torch.eye(width, dtype=torch.float64)
     kept = [i for i, kind in enumerate(none.kinds) if kind not in without]
-    means = torch.stack([*(skills[name].mean for name in names), *(none.means[i] for i in kept)]) / scale
+    means = torch.cat([*(skills[name].means for name in names), none.means[kept]]) / scale
     weight = torch.linalg.lstsq(shrunk, means.T, driver="gelsd").solution.T
     logs = [math.log(share)] * len(names) + [math.log(share / len(kept)) for _ in kept]
     bias = torch.tensor(logs, dtype=torch.float64) - (means * weight).sum(-1) / 2
@@ -126,33 +123,9 @@ def oas(covariance: Float[Tensor, "width width"], count: int) -> float:
     return 1.0 if rest <= 0 else min(1.0, (square + level**2) / rest)
 
 
-class DiscriminantRouter:
-    """Chooses a skill for each request by its mean hidden state after the first layers; a `Router`."""
-
-    def __init__(self, model: PreTrainedModel, discriminant: Discriminant) -> None:
-        """Take a discriminant of this model's states.
-
-        Raises:
-            UsageError: it reads another width, or a layer that the model lacks.
-        """
-        width, layers = model.config.hidden_size, len(decoder_layers(model)[1])
-        if discriminant.weight.shape[1] != width or not 0 <= discriminant.layer < layers:
-            raise UsageError(
-                f"the router reads {discriminant.weight.shape[1]} numbers before layer {discriminant.layer}, "
-                f"the model has {width} and {layers} layers; use the library's own base model"
-            )
-        self.skills = discriminant.skills
-        self._model, self._discriminant = model, discriminant
-
-    def decide(self, prompts: Sequence[Sequence[int]]) -> list[Decision]:
-        """One decision for each request; errors as `check_prompts`."""
-        check_prompts(prompts)
-        return self._discriminant.decide(mean_states(self._model, prompts, self._discriminant.layer))
-
-
 def kinds_like(
     moments: Moments,
-    none: NoneMoments,
+    none: Moments,
     states: Float[Tensor, "requests width"],
     layer: int,
     most: float = 0.1,

@@ -13,8 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-import torch
-
 from shoal.adapters.card import AdapterCard
 from shoal.adapters.lora import LoRA
 from shoal.config import MANY_EXAMPLES, LoraTrainingConfig
@@ -23,12 +21,11 @@ from shoal.inference.labels import content_free_priors
 from shoal.library.discriminant import kinds_like
 from shoal.library.lessons import Lesson
 from shoal.library.models import Models
-from shoal.library.moments import Moments, NoneMoments
+from shoal.library.moments import Moments
 from shoal.library.skills import Candidate, Content, Skill, SkillFacts
 from shoal.models.backbone import Backbone
 from shoal.text_to_lora.material import training_installed
 from shoal.text_to_lora.sample_inputs import input_kinds
-from shoal.transformer2.router import mean_states
 
 LAYER = 8  # whose input the router reads, where the model has as many
 MOST_STATES = 512  # requests of a skill that are in its sums
@@ -58,7 +55,7 @@ class Training:
 def learn_skill(
     models: Models,
     lesson: Lesson,
-    none: NoneMoments,
+    none: Moments,
     layer: int,
     run: Path,
     training: Training,
@@ -94,8 +91,9 @@ def learn_skill(
     if label_set is not None:
         priors = content_free_priors(backbone, label_set.labels, lora)
         label_set = label_set.calibrated(priors, "content-free texts")
-    moments = Moments.of(read_states(backbone, [e.input for e in lesson.train[:MOST_STATES]], layer))
-    states = read_states(backbone, [e.input for e in exemplars], layer)
+    requests = [e.input for e in lesson.train[:MOST_STATES]]
+    moments = Moments.of({lesson.name: models.states(requests, layer)})
+    states = models.states([e.input for e in exemplars], layer)
     facts = SkillFacts(
         name=lesson.name,
         description=lesson.description,
@@ -136,16 +134,7 @@ def likeliest(losses: Mapping[Candidate, float]) -> Candidate:
     return min(losses, key=losses.__getitem__, default="learnt")
 
 
-def read_states(backbone: Backbone, texts: Sequence[str], layer: int) -> torch.Tensor:
-    """States of some requests, as the router reads them: (requests, width) in float32 on the CPU."""
-    if not texts:
-        return torch.empty(0, backbone.model.config.hidden_size)
-    return mean_states(backbone.model, backbone.encode_prompts(texts), layer)
-
-
-def none_moments(
-    backbone: Backbone, layer: int, others: Mapping[str, Sequence[str]] | None = None
-) -> NoneMoments:
+def none_moments(models: Models, layer: int, others: Mapping[str, Sequence[str]] | None = None) -> Moments:
     """The sums over texts that need no skill, by their kind; None are those that the package ships.
 
     Raises:
@@ -156,9 +145,9 @@ def none_moments(
         raise UsageError(
             f"{len(texts)} kinds of texts of no skill; at least 1 is needed, each of 1 text; add some"
         )
-    states = read_states(backbone, [text for own in texts.values() for text in own], layer)
+    states = models.states([text for own in texts.values() for text in own], layer)
     parts = states.split([len(own) for own in texts.values()])
-    return NoneMoments.of(dict(zip(texts, parts, strict=True)))
+    return Moments.of(dict(zip(texts, parts, strict=True)))
 
 
 def _losses(models: Models, lesson: Lesson, candidates: Mapping[Candidate, LoRA]) -> dict[Candidate, float]:

@@ -90,9 +90,9 @@ class Library:
         if not 0 <= chosen < layers:
             raise UsageError(f"layer {chosen}: the model has 0 to {layers - 1}; choose one of these")
         log.info("reading texts of no skill")
-        base_model = backbone.shape.base_model
-        store = Store.create(folder, base_model, chosen, none_moments(backbone, chosen, others))
-        return cls(store, Models(base_model, backbone, generator, encoder))
+        models = Models(backbone.shape.base_model, backbone, generator, encoder)
+        none = none_moments(models, chosen, others)
+        return cls(Store.create(folder, models.base_model, chosen, none), models)
 
     @classmethod
     def open(

@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
@@ -18,13 +22,18 @@ from shoal.tasks.records import Example
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.label_sets import label_key
+from shoal.transformer2.router import mean_states
 
 MAX_NEW_TOKENS = 48
 LEAST_LIKELY = 1e-9  # probability of a label, below which its loss stays the same
 
 
 class Models:
-    """A base model, the generator of its adapters, and the encoder of sentences."""
+    """A base model, the generator of its adapters, and the encoder of sentences.
+
+    Attributes:
+        base_model: hub id or path.
+    """
 
     def __init__(
         self,
@@ -43,13 +52,13 @@ class Models:
                 f"the library is for {base_model}, not {backbone.shape.base_model}; use its own base model, "
                 "or make a library for this one"
             )
-        self._base_model = base_model
+        self.base_model = base_model
         self._given = backbone, generator, encoder
 
     @cached_property
     def backbone(self) -> Backbone:
         """The base model; errors as `load_backbone`."""
-        return self._given[0] or load_backbone(self._base_model)
+        return self._given[0] or load_backbone(self.base_model)
 
     @cached_property
     def generator(self) -> TextToLoRA:
@@ -99,6 +108,12 @@ class Models:
             for e, answer in zip(examples, chosen, strict=True)
         ]
         return [-math.log(max(share, LEAST_LIKELY)) for share in likely]
+
+    def states(self, texts: Sequence[str], layer: int) -> Float[Tensor, "texts width"]:
+        """States of some requests, as a router reads them, float32 on the CPU; errors as `mean_states`."""
+        if not texts:
+            return torch.empty(0, self.backbone.model.config.hidden_size)
+        return mean_states(self.backbone.model, self.backbone.encode_prompts(texts), layer)
 
     def _labels(self, requests: Sequence[str], lora: LoRA | None, label_set: LabelSet) -> list[LabelAnswer]:
         return choose_labels(self.backbone, self.backbone.encode_prompts(requests), label_set, lora)

@@ -1,6 +1,6 @@
 """Sums of hidden states: what a router needs to know of a skill, kept apart for every skill.
 
-Count, sum and second moment in float64. Adding a skill adds its sums and touches no other's, so that any
+Counts, sums and second moment in float64. Adding a skill adds its sums and touches no other's, so that any
 order of learning gives the same router, and a skill that is forgotten leaves nothing. Knows tensors and their
 files; nothing of models.
 """
@@ -19,75 +19,14 @@ from shoal.errors import ShoalError, UsageError
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Sums over the states of one skill's requests, float64 on the CPU.
+    """Sums over the states of one skill's requests, or of texts that need none, float64 on the CPU.
 
-    Attributes:
-        count: of states.
-        total: their sum.
-        second: the sum of x x^T.
-    """
-
-    count: int
-    total: Float[Tensor, " width"]
-    second: Float[Tensor, "width width"]
-
-    @classmethod
-    def of(cls, states: Float[Tensor, "requests width"]) -> Moments:
-        """The sums over some states.
-
-        Raises:
-            UsageError: there is none, or one is not finite.
-        """
-        if not len(states) or not bool(states.isfinite().all()):
-            raise UsageError(
-                f"{len(states)} states: at least 1 is needed, and all of them finite; check the model"
-            )
-        x = states.double()
-        return cls(len(x), x.sum(0), x.T @ x)
-
-    @property
-    def mean(self) -> Float[Tensor, " width"]:
-        """Mean state."""
-        return self.total / self.count
-
-    @property
-    def covariance(self) -> Float[Tensor, "width width"]:
-        """Covariance of the states, divided by their count."""
-        return self.second / self.count - torch.outer(self.mean, self.mean)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """As a file holds them."""
-        return {"count": torch.tensor(self.count), "total": self.total, "second": self.second}
-
-    @classmethod
-    def read(cls, tensors: Mapping[str, Tensor], source: object) -> Moments:
-        """Sums from the tensors of a file.
-
-        Raises:
-            ShoalError: they are no such sums.
-        """
-        try:
-            count, total, second = int(tensors["count"]), tensors["total"], tensors["second"]
-        except (KeyError, RuntimeError, ValueError):
-            raise _no_sums(source) from None
-        width = total.numel()
-        shapes = total.shape == (width,) and second.shape == (width, width)
-        finite = all(t.dtype == torch.float64 and bool(t.isfinite().all()) for t in (total, second))
-        if count < 1 or not shapes or not finite:
-            raise _no_sums(source)
-        return cls(count, total, second)
-
-
-@dataclass(frozen=True, eq=False)
-class NoneMoments:
-    """Sums over texts that need no skill, by the kind of text, float64 on the CPU.
-
-    Texts of no skill are of many kinds, far apart: one mean would lie where none of them is. Every kind has a
-    mean of its own; all share one second moment.
+    The requests of a skill are one kind. Texts of no skill are of many kinds, far apart: one mean would lie
+    where none of them is. So every kind has a mean of its own; all share one second moment.
 
     Attributes:
         kinds: their names.
-        counts: texts of each kind.
+        counts: states of each kind.
         totals: sum of the states of each kind.
         second: the sum of x x^T over all kinds.
     """
@@ -98,16 +37,26 @@ class NoneMoments:
     second: Float[Tensor, "width width"]
 
     @classmethod
-    def of(cls, states: Mapping[str, Float[Tensor, "texts width"]]) -> NoneMoments:
-        """The sums over the states of each kind; errors as `Moments.of`."""
-        own = [Moments.of(rows) for rows in states.values()]
-        counts = torch.tensor([float(m.count) for m in own], dtype=torch.float64)
-        totals = torch.stack([m.total for m in own])
-        return cls(tuple(states), counts, totals, torch.stack([m.second for m in own]).sum(0))
+    def of(cls, states: Mapping[str, Float[Tensor, "requests width"]]) -> Moments:
+        """The sums over the states of each kind.
+
+        Raises:
+            UsageError: a kind has none, or one is not finite.
+        """
+        for kind, rows in states.items():
+            if not len(rows) or not bool(rows.isfinite().all()):
+                raise UsageError(
+                    f"{len(rows)} states of {kind}: at least 1 is needed, and all of them finite; check the "
+                    "model"
+                )
+        own = [rows.double() for rows in states.values()]
+        counts = torch.tensor([float(len(x)) for x in own], dtype=torch.float64)
+        every = torch.cat(own)
+        return cls(tuple(states), counts, torch.stack([x.sum(0) for x in own]), every.T @ every)
 
     @property
     def count(self) -> int:
-        """Texts of all kinds."""
+        """States of all kinds."""
         return int(self.counts.sum())
 
     @property
@@ -117,7 +66,7 @@ class NoneMoments:
 
     @property
     def covariance(self) -> Float[Tensor, "width width"]:
-        """Covariance within the kinds, divided by the count of all texts."""
+        """Covariance within the kinds, divided by the count of all states."""
         return (self.second - self.means.T @ self.totals) / self.count
 
     def tensors(self) -> dict[str, Tensor]:
@@ -125,19 +74,16 @@ class NoneMoments:
         return {"counts": self.counts, "totals": self.totals, "second": self.second}
 
     @classmethod
-    def read(cls, kinds: Sequence[str], tensors: Mapping[str, Tensor], source: object) -> NoneMoments:
-        """Sums from the tensors of a file; errors as `Moments.read`."""
-        try:
-            counts, totals, second = (tensors[name] for name in ("counts", "totals", "second"))
-        except KeyError:
-            raise _no_sums(source) from None
-        width = second.shape[-1]
-        fit = counts.shape == (len(kinds),) and totals.shape == (len(kinds), width) and second.dim() == 2
-        finite = all(t.dtype == torch.float64 and bool(t.isfinite().all()) for t in (counts, totals, second))
-        if not fit or not finite or bool((counts < 1).any()):
-            raise _no_sums(source)
-        return cls(tuple(kinds), counts, totals, second)
+    def read(cls, kinds: Sequence[str], tensors: Mapping[str, Tensor], source: object) -> Moments:
+        """Sums from the tensors of a file.
 
-
-def _no_sums(source: object) -> ShoalError:
-    return ShoalError(f"{source} holds no sums of states; copy it again, or learn the skill again")
+        Raises:
+            ShoalError: they are no such sums.
+        """
+        found = [tensors[name] for name in ("counts", "totals", "second") if name in tensors]
+        width = found[-1].shape[-1] if found and found[-1].dim() else 0
+        fit = [tuple(t.shape) for t in found] == [(len(kinds),), (len(kinds), width), (width, width)]
+        finite = all(t.dtype == torch.float64 and bool(t.isfinite().all()) for t in found)
+        if not fit or not finite or bool((found[0] < 1).any()):
+            raise ShoalError(f"{source} holds no sums of states; copy it again, or learn the skill again")
+        return cls(tuple(kinds), *found)

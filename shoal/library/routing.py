@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from shoal.errors import UsageError, shorten
 from shoal.library.contents import Contents
-from shoal.library.discriminant import DiscriminantRouter
 from shoal.library.models import Models
 from shoal.text_to_lora.encoders.sentence import TaskEncoder, check_description
 from shoal.transformer2.router import NONE, Decision
@@ -32,8 +31,7 @@ def decide(
         return [Decision(NONE, {NONE: 1.0})] * len(requests)
     if describe is not None:
         return [by_description(contents, models.encoder, describe)] * len(requests)
-    router = DiscriminantRouter(models.backbone.model, contents.discriminant)
-    return router.decide(models.backbone.encode_prompts(requests))
+    return contents.discriminant.decide(models.states(requests, contents.discriminant.layer))
 
 
 def by_description(contents: Contents, encoder: TaskEncoder, sentence: str) -> Decision:

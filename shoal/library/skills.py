@@ -166,7 +166,7 @@ class Skill:
     @cached_property
     def moments(self) -> Moments:
         """The sums over its requests; errors as `lora`."""
-        return Moments.read(self._sums, self.folder / SUMS_FILE)
+        return Moments.read((self.facts.name,), self._sums, self.folder / SUMS_FILE)
 
     @property
     def states(self) -> Float[Tensor, "exemplars width"]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from shoal.errors import UsageError
 from shoal.library.contents import Contents, accepted_scores
 from shoal.library.gate import BOUND, Exam, RefusedError, Verdict, ask_exams, confusions, judge
-from shoal.library.learning import Training, learn_skill, read_states
+from shoal.library.learning import Training, learn_skill
 from shoal.library.lessons import Lesson, check_against
 from shoal.library.models import Models
 from shoal.library.skills import SkillFacts
@@ -110,7 +110,7 @@ def check(store: Store, models: Models, gate: Gate) -> list[Verdict]:
     exams = []
     for name, skill in contents.skills.items():
         skill.check_files()
-        states = read_states(models.backbone, [e.input for e in skill.exemplars], store.facts.layer)
+        states = models.states([e.input for e in skill.exemplars], store.facts.layer)
         routes = contents.discriminant.routes(states) if skill.exemplars else ()
         exams.append(Exam(name, skill.exemplars, routes, None))
     asked = ask_exams(exams, {}, (), contents.answering(models))

@@ -37,7 +37,7 @@ from shoal.files import (
     write_directory,
     write_file,
 )
-from shoal.library.moments import NoneMoments
+from shoal.library.moments import Moments
 from shoal.library.skills import Content, Skill, write_skill
 from shoal.library.versions import Digest, Record, Step, Version, live_contents, parse_version
 from shoal.models.shapes import BackboneShape
@@ -84,7 +84,7 @@ class Store:
             raise ShoalError(f"{path}: {where}: {first['msg']}; restore it from a backup") from None
 
     @classmethod
-    def create(cls, folder: str | Path, base_model: str, layer: int, none: NoneMoments) -> Store:
+    def create(cls, folder: str | Path, base_model: str, layer: int, none: Moments) -> Store:
         """Write a library without skills, whole or not at all.
 
         Raises:
@@ -115,7 +115,7 @@ class Store:
         check_place(target, ())
 
     @cached_property
-    def none(self) -> NoneMoments:
+    def none(self) -> Moments:
         """The sums of texts of no skill.
 
         Raises:
@@ -127,7 +127,7 @@ class Store:
             raise ShoalError(
                 f"{path} does not match {LIBRARY_FILE}: it was changed; restore it from a backup"
             )
-        return NoneMoments.read(self.facts.kinds, found.tensors, path)
+        return Moments.read(self.facts.kinds, found.tensors, path)
 
     def versions(self) -> list[Version]:
         """All versions, the oldest first.

@@ -10,7 +10,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from shoal.errors import ShoalError, UsageError
 from shoal.library.discriminant import Discriminant, fit_discriminant, kinds_like, oas
-from shoal.library.moments import Moments, NoneMoments
+from shoal.library.moments import Moments
 
 WIDTH = 6
 
@@ -24,8 +24,13 @@ SKILLS = {"a": drawn(1, shift=3), "b": drawn(2, shift=-3), "c": drawn(3) * 2}
 KINDS = {"one": drawn(5, 8, 9.0), "two": drawn(6, 8, -9.0)}
 
 
+def of(states: torch.Tensor) -> Moments:
+    """The sums of one skill."""
+    return Moments.of({"skill": states})
+
+
 def sums(names: str = "abc") -> dict[str, Moments]:
-    return {name: Moments.of(SKILLS[name]) for name in names}
+    return {name: of(SKILLS[name]) for name in names}
 
 
 def same(one: Discriminant, other: Discriminant) -> bool:
@@ -35,15 +40,15 @@ def same(one: Discriminant, other: Discriminant) -> bool:
 
 
 def test_sums_give_mean_and_covariance() -> None:
-    moments = Moments.of(SKILLS["a"])
+    moments = of(SKILLS["a"])
     x = SKILLS["a"].double().numpy()
-    np.testing.assert_allclose(moments.mean, x.mean(0), atol=1e-10)
+    np.testing.assert_allclose(moments.means[0], x.mean(0), atol=1e-10)
     np.testing.assert_allclose(moments.covariance, np.cov(x.T, bias=True), atol=1e-9)
 
 
 @pytest.mark.parametrize("shrinkage", [0.1, 0.5])
 def test_it_is_the_discriminant_of_scikit_learn(shrinkage: float) -> None:
-    found = fit_discriminant(sums(), NoneMoments.of(KINDS), 1, shrinkage=shrinkage)
+    found = fit_discriminant(sums(), Moments.of(KINDS), 1, shrinkage=shrinkage)
     groups = [*SKILLS.values(), *KINDS.values()]
     x = torch.cat(groups).double().numpy()
     labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
@@ -69,47 +74,51 @@ def test_the_shrinkage_is_that_of_scikit_learn() -> None:
 
 
 def test_any_order_of_learning_gives_the_same_router() -> None:
-    none, whole = NoneMoments.of(KINDS), sums()
+    none, whole = Moments.of(KINDS), sums()
     for order in ("abc", "cab", "bca"):
         assert same(fit_discriminant({n: whole[n] for n in order}, none, 1), fit_discriminant(whole, none, 1))
 
 
 def test_a_skill_that_is_gone_was_never_there() -> None:
-    none, whole = NoneMoments.of(KINDS), sums()
+    none, whole = Moments.of(KINDS), sums()
     del whole["b"]
     assert same(fit_discriminant(whole, none, 1), fit_discriminant(sums("ac"), none, 1))
 
 
 def test_without_skills_nothing_is_for_any() -> None:
-    found = fit_discriminant({}, NoneMoments.of(KINDS), 1)
+    found = fit_discriminant({}, Moments.of(KINDS), 1)
     assert found.routes(drawn(7, 3)) == ("none",) * 3
 
 
 def test_kinds_that_look_like_a_skill_stand_back() -> None:
-    none = NoneMoments.of(KINDS)
-    moments, others = Moments.of(drawn(1, 30, 5.0)), drawn(8, 8, 9.0)  # the others lie where kind one does
+    none = Moments.of(KINDS)
+    moments, others = of(drawn(1, 30, 5.0)), drawn(8, 8, 9.0)  # the others lie where kind one does
     assert kinds_like(moments, none, others, 1) == ("one",)
-    assert kinds_like(Moments.of(drawn(1, 30, 60.0)), none, drawn(2, 8, 60.0), 1) == ()
+    assert kinds_like(of(drawn(1, 30, 60.0)), none, drawn(2, 8, 60.0), 1) == ()
     assert kinds_like(moments, none, torch.empty(0, WIDTH), 1) == ()
     kept = fit_discriminant({"skill": moments}, none, 1, without={"one"})
     assert kept.kinds == ("two",) and kept.routes(others) == ("skill",) * 8
 
 
 def test_sums_that_are_none() -> None:
-    good = Moments.of(SKILLS["a"]).tensors()
-    for change in ({"count": torch.tensor(0)}, {"total": torch.ones(3)}, {"second": good["second"].float()}):
+    good = of(SKILLS["a"]).tensors()
+    for change in (
+        {"counts": torch.zeros(1, dtype=torch.float64)},
+        {"totals": torch.ones(3)},
+        {"second": good["second"].float()},
+    ):
         with pytest.raises(ShoalError, match="holds no sums of states"):
-            Moments.read({**good, **change}, "here")
+            Moments.read(("a",), {**good, **change}, "here")
     with pytest.raises(ShoalError, match="holds no sums"):
-        Moments.read({}, "here")
+        Moments.read(("a",), {}, "here")
     with pytest.raises(ShoalError, match="holds no sums"):
-        NoneMoments.read(("one",), NoneMoments.of(KINDS).tensors(), "here")
+        Moments.read(("one",), Moments.of(KINDS).tensors(), "here")
     with pytest.raises(UsageError, match="at least 1 is needed"):
-        Moments.of(torch.empty(0, WIDTH))
+        of(torch.empty(0, WIDTH))
 
 
 def test_states_of_another_model_and_a_shrinkage_out_of_range() -> None:
     with pytest.raises(UsageError, match="the states of a have 3 numbers, those of no skill 6"):
-        fit_discriminant({"a": Moments.of(torch.randn(4, 3))}, NoneMoments.of(KINDS), 1)
+        fit_discriminant({"a": of(torch.randn(4, 3))}, Moments.of(KINDS), 1)
     with pytest.raises(UsageError, match="shrinkage 2 is outside"):
-        fit_discriminant(sums(), NoneMoments.of(KINDS), 1, shrinkage=2)
+        fit_discriminant(sums(), Moments.of(KINDS), 1, shrinkage=2)
