@@ -76,20 +76,21 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self, alone: str | None = None) -> Iterator[Connection]:
+    def writing(self, *alone: str) -> Iterator[Connection]:
         """A transaction that writes: committed at the end, rolled back on an error.
 
         Args:
-            alone: whatever is counted before something is inserted: no other transaction has the same at
-                once. (In SQLite there is one writer at a time anyway.)
+            alone: whatever is counted or looked for before something is inserted: no other transaction has
+                one of the same at once. (In SQLite there is one writer at a time anyway.)
 
         Raises:
             UsageError: a value that the database cannot keep.
             UnavailableError: the database cannot be reached, or stayed locked.
         """
         with self._transaction("write") as connection:
-            if alone is not None and connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), {"what": alone})
+            if connection.dialect.name == "postgresql":
+                for what in sorted(alone):  # in one order, or two could wait for each other
+                    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), {"what": what})
             yield connection
 
     @contextmanager

@@ -133,6 +133,7 @@ def keep_foreign(
     max_rank: int = MAX_RANK,
     max_bytes: int = MAX_BYTES,
     other_base: bool = False,
+    job: str | None = None,
 ) -> AdapterRecord:
     """Check an adapter as `read_foreign`, then keep it as `Registry.add`; errors of both."""
     stored = read_foreign(directory, shape, max_rank=max_rank, max_bytes=max_bytes, other_base=other_base)
@@ -146,4 +147,5 @@ def keep_foreign(
         public=public,
         revision=stored.revision,
         quota=quota,
+        job=job,
     )

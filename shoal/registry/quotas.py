@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, func, select, true
 
 from shoal.errors import ConflictError
+from shoal.registry.holds import check_unheld
 from shoal.registry.schema import ADAPTERS, NAMES
 
 NAMES_PER_ADAPTER = 10  # that an owner may have used, for each adapter of the quota
@@ -25,15 +26,23 @@ def holder(connection: Connection, name: str) -> str | None:
     return connection.execute(select(NAMES.c.owner).where(NAMES.c.name == name)).scalar()
 
 
-def check_free(connection: Connection, name: str, owner: str, quota: Quota | None, added: int = 0) -> None:
-    """See that an owner may have a name, and one adapter more, of so many bytes.
+def check_free(
+    connection: Connection,
+    name: str,
+    owner: str,
+    quota: Quota | None,
+    added: int = 0,
+    job: str | None = None,
+) -> None:
+    """See that an owner, or one of its jobs, may have a name, and one adapter more, of so many bytes.
 
     Raises:
-        ConflictError: the name is or was another's, or the quota is used up.
+        ConflictError: the name is or was another's, or another job holds it, or the quota is used up.
     """
     known = holder(connection, name)
     if known not in (None, owner):  # whether anything is there now is its owner's matter
         raise ConflictError(f"the adapter name {name!r} is taken; choose another")
+    check_unheld(connection, name, owner, job)
     if quota is None:
         return
     if (used := count_of(connection, owner)) >= quota.adapters:

@@ -32,6 +32,7 @@ from shoal.adapters.files import StoredAdapter, check_name, save_adapter
 from shoal.config import DEFAULT_MODEL
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, check_unicode
 from shoal.registry.database import Database
+from shoal.registry.holds import lock_of
 from shoal.registry.objects import AdapterFiles
 from shoal.registry.quotas import Quota, check_free, count_of, holder
 from shoal.registry.records import AdapterRecord, Page, card_columns, record_of
@@ -95,6 +96,7 @@ class Registry:
         public: bool = False,
         revision: str | None = None,
         quota: Quota | None = None,
+        job: str | None = None,
     ) -> AdapterRecord:
         """Keep an adapter; a name that its owner used before gets the next version.
 
@@ -107,28 +109,38 @@ class Registry:
             public: whether others may use it.
             revision: version of the base model.
             quota: of the owner, this one among them; None for any number.
+            job: that made it, and holds its name.
 
         Raises:
             UsageError: no name, a reserved one, a text that is too long, or an adapter that does not fit its
                 base.
-            ConflictError: the name is or was another owner's, or the quota is used up.
+            ConflictError: the name is or was another owner's, or another job holds it, or the quota is used
+                up.
             UnavailableError: the database cannot be reached, or the disk is full.
         """
-        self.check(name, owner, quota=quota, base=shape.base_model)  # before anything is written
+        self.check(name, owner, quota=quota, base=shape.base_model, job=job)  # before anything is written
         with self._files.writing():
             content = self._files.write(
                 lambda draft: save_adapter(draft, lora, shape=shape, card=card, revision=revision)
             )
             facts = {"base": shape.base_model, "revision": revision, "rank": lora.rank, "owner": owner}
             facts |= {"public": public, **vars(content), **card_columns(card)}
-            return self._commit(name, facts, quota)
+            return self._commit(name, facts, quota, job)
 
-    def check(self, name: str, owner: str, *, quota: Quota | None = None, base: str | None = None) -> None:
+    def check(
+        self,
+        name: str,
+        owner: str,
+        *,
+        quota: Quota | None = None,
+        base: str | None = None,
+        job: str | None = None,
+    ) -> None:
         """Refuse what `add` would refuse of a name, before the adapter is made; errors as there."""
         if check_name(name) in {*self._reserved, base}:
             raise UsageError(f"the name {name!r} is a model's own; choose another")
         with self.database.reading() as connection:
-            check_free(connection, name, owner, quota)
+            check_free(connection, name, owner, quota, job=job)
 
     def get(self, name: str, viewer: str | None, version: int | None = None) -> AdapterRecord:
         """The newest version of a name, or the one asked for.
@@ -282,11 +294,13 @@ class Registry:
             if not self._spare.is_file():
                 self._spare.write_bytes(bytes(SPARE_BYTES))
 
-    def _commit(self, name: str, facts: Mapping[str, Any], quota: Quota | None) -> AdapterRecord:
+    def _commit(
+        self, name: str, facts: Mapping[str, Any], quota: Quota | None, job: str | None
+    ) -> AdapterRecord:
         for _ in range(20):
             try:
-                with self.database.writing(alone=facts["owner"]) as connection:
-                    check_free(connection, name, facts["owner"], quota, facts["bytes"])
+                with self.database.writing(facts["owner"], lock_of(name)) as connection:
+                    check_free(connection, name, facts["owner"], quota, facts["bytes"], job)
                     newest = select(func.max(_A.version)).where(_A.name == name)
                     version = (connection.execute(newest).scalar() or 0) + 1
                     connection.execute(update(ADAPTERS).where(_A.name == name).values(newest=False))

@@ -32,7 +32,9 @@ from sqlalchemy import Connection, func, insert, select, true, update
 from shoal.config import ServiceConfig, TextToLoRAConfig
 from shoal.errors import ConflictError, NotFoundError, ShoalError, UnavailableError, UsageError, reason
 from shoal.models.shapes import BackboneShape
+from shoal.registry.holds import LOST_SECONDS, QUEUED, RUNNING, is_active, lock_of
 from shoal.registry.importing import keep_foreign
+from shoal.registry.quotas import check_free
 from shoal.registry.registry import Registry
 from shoal.registry.schema import JOBS, check_row
 from shoal.server.adapters import quota_of
@@ -41,8 +43,8 @@ from shoal.server.merge_requests import NewMerge
 
 log = logging.getLogger(__name__)
 
-QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
-LOOK_SECONDS, LOST_SECONDS, STOP_SECONDS = 0.5, 60.0, 10.0
+SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
+LOOK_SECONDS, STOP_SECONDS = 0.5, 10.0
 LOST, STOPPED = "its service ended; ask for it again", "the service was stopped; ask for it again"
 _J = JOBS.c
 
@@ -121,7 +123,8 @@ class Jobs:
 
         Raises:
             UsageError: a name, examples or numbers that cannot be used.
-            ConflictError: the name is taken, or the owner has as many adapters as may be.
+            ConflictError: the name is taken, or another job holds it, or the owner has as many adapters as
+                may be.
             UnavailableError: as many jobs as may wait or run; or the database or the disk.
         """
         config = self._config
@@ -156,8 +159,9 @@ class Jobs:
         job = Job(secrets.token_hex(16), owner, adapter, QUEUED, 0, steps, None, None, now, now)
         try:
             self._prepare(job.id, prepare)
-            with self._database.writing(alone="jobs") as connection:
+            with self._database.writing("jobs", lock_of(adapter)) as connection:
                 self._check_room(connection, owner)
+                check_free(connection, adapter, owner, quota_of(self._config))
                 connection.execute(insert(JOBS).values(check_row(JOBS, vars(job))))
         except BaseException:
             self._forget(job.id)
@@ -216,8 +220,7 @@ class Jobs:
 
     def _check_room(self, connection: Connection, owner: str) -> None:
         """See that one more job may wait, of all processes together and of its owner."""
-        active = (_J.state.in_((QUEUED, RUNNING)), _J.updated > time.time() - LOST_SECONDS)
-        rows = connection.execute(select(_J.owner, func.count()).where(*active).group_by(_J.owner)).all()
+        rows = connection.execute(select(_J.owner, func.count()).where(is_active()).group_by(_J.owner)).all()
         counts = {name: int(count) for name, count in rows}
         config, own, total = self._config, counts.get(owner, 0), sum(counts.values())
         if total >= config.max_jobs:
@@ -298,7 +301,7 @@ class Jobs:
 
     def _keep(self, job: Job, name: str, folder: Path) -> None:
         quota = quota_of(self._config)
-        keep_foreign(self._registry, name, folder, self._shape, owner=job.owner, quota=quota)
+        keep_foreign(self._registry, name, folder, self._shape, owner=job.owner, quota=quota, job=job.id)
 
     def _change(self, identity: str, **values: Any) -> bool:
         """Update a job that waits or runs; whether it still does."""

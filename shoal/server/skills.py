@@ -65,7 +65,7 @@ class OwnerSkills:
         """
         definition = skill.definition()
         SkillDetector(self._shared.encoder).add_custom_skills({skill.name: definition})  # refused, or good
-        with self._database.writing(alone=owner) as connection:
+        with self._database.writing(owner) as connection:
             mine = _S.owner == owner
             rows = connection.execute(select(_S.name, _S.definition).where(mine)).all()
             others = {name: known for name, known in rows if name != skill.name}
