@@ -30,6 +30,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+OLD_NAMES = ("gate_proj", ".up_proj", "shared_experts.down_proj", "mlp.down_proj")
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 # Settings of PEFT's LoraConfig.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -89,6 +90,41 @@ def test_adapters_of_peft_have_its_logits_both_ways(
     assert load_adapter(tmp_path / "ours").lora == lora
     again = peft.PeftModel.from_pretrained(model, tmp_path / "ours").eval()
     torch.testing.assert_close(logits(again), expected, **CLOSE)
+
+
+def gradients_of_peft(path: Path, adapter: Path, ids: Tensor, out: Path) -> LoRA:
+    """Gradients of the mean loss of tokens by PEFT, in the places of the factors."""
+    model = peft.PeftModel.from_pretrained(model_of(path), adapter, is_trainable=True)
+    model(ids, labels=ids).loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    tensors = peft.get_peft_model_state_dict(model, state_dict=found)
+    out.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out / WEIGHTS_FILE)
+    (out / CONFIG_FILE).write_bytes((adapter / CONFIG_FILE).read_bytes())
+    return load_adapter(out).lora
+
+
+@pytest.mark.parametrize("family", MOE_FAMILIES)
+def test_gradients_of_experts_routers_and_attention_are_those_of_peft(
+    family: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    path, shape = tiny_models[family], load_shape(str(tiny_models[family]))
+    card = AdapterCard(generator="imported", trained=True)
+    # PEFT takes maps beside the experts for those of experts, where they are called as those once were.
+    kept = {n: f for n, f in lora_of_all(shape, 0).factors.items() if not n.endswith(OLD_NAMES)}
+    lora = LoRA(kept, 4.0)
+    save_adapter(tmp_path / "ours", lora, shape=shape, card=card)
+    ids = torch.randint(0, 250, (3, 9), generator=torch.Generator().manual_seed(1))
+    theirs = gradients_of_peft(path, tmp_path / "ours", ids, tmp_path / "gradients")
+    leaves = [factor.requires_grad_() for pair in lora.factors.values() for factor in pair]
+    model = model_of(path)
+    with attach(model, lora):
+        model(ids, labels=ids).loss.backward()
+    assert all(leaf.grad is not None and leaf.grad.abs().max() > 1e-6 for leaf in leaves)
+    assert theirs.factors.keys() == lora.factors.keys()
+    for name, pair in theirs.factors.items():
+        for own, expected in zip(lora.factors[name], pair, strict=True):
+            torch.testing.assert_close(own.grad, expected, **CLOSE, msg=lambda said, n=name: f"{n}: {said}")
 
 
 # Family -> the module of its experts, and the maps of one, as they were called before.
