@@ -53,8 +53,8 @@ tutorials: $(STAMP)
 # PyTorch alone is not the lowest: it is what TORCH names, since older builds for CPUs are hard to come by. Warnings
 # of old libraries are no errors, and shapes are not checked: the plugin of the lowest jaxtyping loads too late.
 LOWEST := .venv-lowest
-LOWEST_EXTRAS := train tune evaluate monitoring reports data peft serve vllm ui
-LOWEST_TOOLS := 'pytest>=9' 'hypothesis>=6.100' 'beartype>=0.20' 'openai>=1.50'
+LOWEST_EXTRAS := train tune evaluate monitoring reports harness data peft serve vllm ui
+LOWEST_TOOLS := 'pytest>=9' 'hypothesis>=6.100' 'beartype>=0.20' 'openai>=1.55.3' 'tenacity>=8'
 LOWEST_TESTS := tests/adapters/test_files.py tests/adapters/test_kinds.py tests/models/test_backbone.py \
   tests/inference/test_generate.py tests/training/test_lora.py tests/tasks/test_metrics.py \
   tests/text_to_lora/test_generator.py tests/registry/test_importing.py tests/apps/cli/test_generate.py \
