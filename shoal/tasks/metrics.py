@@ -24,15 +24,20 @@ from numpy.typing import NDArray
 
 from shoal.errors import ShoalError, UsageError
 
-# Scripts written without spaces between words: Thai to Burmese, Khmer, kana, and the ideographs of Chinese.
+# Scripts written without spaces between words: Thai to Tibetan, Burmese, Khmer, Tai Le to Tai Tham, kana and
+# bopomofo, the ideographs of Chinese, Yi, Javanese, Tai Viet, kana of half width, Tangut.
 _SPACELESS = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u3005-\u3007\u3040-\u312f\u31a0-\u31bf"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\ua980-\ua9ff\uaa60-\uaadf\uf900-\ufaff\uff66-\uff9f"
+    "\U00016fe0-\U0001b2ff\U00020000-\U0003ffff"
 )
 _WORD_PARTS = re.compile(f"[{_SPACELESS}]|[^{_SPACELESS}]+")
 _IS_SPACELESS = re.compile(f"[{_SPACELESS}]")
 _SPACELESS_SHARE = 0.1
-_FULL_STOPS = (".", "。", "．", "｡", "।", "۔", "።")  # Latin, Chinese, Japanese, Hindi, Urdu, Amharic
+# Latin, Chinese, Japanese, Hindi, Urdu, Amharic, Armenian, Burmese, Khmer, Tibetan, Mongolian, Santali
+_FULL_STOPS = (".", "。", "．", "｡", "।", "۔", "።", "։", "။", "។", "།", "᠃", "᱾")
+# Marks that nobody sees: of direction, of places where a line may break or must not, and of byte order.
+_UNSEEN = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _RESAMPLED_AT_ONCE = 4_000_000
 
 Scores = Sequence[float] | NDArray[np.float64]
@@ -61,8 +66,8 @@ class Interval:
 def exact_match(answer: str, references: Sequence[str]) -> float:
     """1.0 if the answer equals any reference, else 0.0.
 
-    Case, whitespace around and its amount within, one full stop of any script at the end, and whether an
-    accent is a character of its own (Unicode NFC) do not matter.
+    Case, whitespace around and its amount within, one full stop of any script at the end, marks that are not
+    seen, and whether an accent is a character of its own (Unicode NFC) do not matter.
 
     Raises:
         UsageError: there is no reference.
@@ -190,7 +195,7 @@ def _check_references(references: Sequence[str]) -> None:
 
 
 def _normalise(text: str) -> str:
-    text = unicodedata.normalize("NFC", text).casefold()
+    text = unicodedata.normalize("NFC", _UNSEEN.sub("", text)).casefold()
     text = " ".join(unicodedata.normalize("NFC", text).split())
     return (text[:-1].rstrip() or text) if text.endswith(_FULL_STOPS) else text
 
@@ -199,8 +204,8 @@ def _bleu_tokenizer(references: Sequence[str]) -> Literal["13a", "zh", "char"]:
     """The tokenizer of sacrebleu that splits the scripts of these references."""
     letters = [c for reference in references for c in reference if unicodedata.category(c)[0] in "LM"]
     spaceless = [c for c in letters if _IS_SPACELESS.fullmatch(c)]
-    others = [c for c in spaceless if not unicodedata.name(c, "").startswith("CJK ")]
-    if len(others) >= max(1, _SPACELESS_SHARE * len(letters)):
+    chinese = [c for c in spaceless if c <= "\uffff" and unicodedata.name(c, "").startswith("CJK ")]
+    if len(spaceless) - len(chinese) >= max(1, _SPACELESS_SHARE * len(letters)):  # zh leaves them whole
         return "char"
     return "zh" if spaceless else "13a"
 
