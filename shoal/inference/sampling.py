@@ -88,7 +88,8 @@ def choose_tokens(
     if not drawn:
         return tokens
     temperatures = torch.tensor([rules[row].temperature for row in drawn], device=logits.device)
-    likely = torch.softmax(logits[drawn].float() / temperatures[:, None], -1)
+    below = logits[drawn].float() - best[drawn].float()[:, None]  # what is divided never overflows upwards
+    likely = torch.softmax(below / temperatures[:, None], -1)
     plain = [i for i, row in enumerate(drawn) if rules[row].top_p == 1 and rules[row].top_k == 0]
     cut = [i for i in range(len(drawn)) if i not in set(plain)]
     for place, index in zip(plain, _draw(likely[plain], [numbers[drawn[i]] for i in plain]), strict=True):

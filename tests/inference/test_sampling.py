@@ -115,6 +115,11 @@ def test_the_narrowest_rules_draw_the_likeliest_token(rule: Sampling, number: fl
     assert choose_tokens(torch.tensor([[3.0, -torch.inf, 4.0, 3.5]]), [rule], [number]) == [2]
 
 
+@pytest.mark.parametrize("rule", [Sampling(1e-5), Sampling(1e-5, top_p=0.5), Sampling(1e-5, top_k=2)])
+def test_logits_that_a_small_temperature_would_overflow_are_drawn_by_their_order(rule: Sampling) -> None:
+    assert choose_tokens(torch.tensor([[3e38, -3e38, 1.5e38]]), [rule], [0.5]) == [0]
+
+
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])
 def test_no_token_is_drawn_from_logits_that_are_not_finite(odd: float) -> None:
     logits = torch.tensor([[0.0, odd, 1.0], [0.0, 1.0, -torch.inf]])
