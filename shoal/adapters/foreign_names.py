@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-# Parts that wrappers add anywhere: torch.compile, DistributedDataParallel, FSDP, checkpointing, PEFT.
+# Parts that wrappers add anywhere: torch.compile, DistributedDataParallel, FSDP, checkpointing, PEFT, Fabric,
+# and models with a value head.
 _WRAPPERS = frozenset(
     {
         "_orig_mod",
@@ -19,10 +20,14 @@ _WRAPPERS = frozenset(
         "_checkpoint_wrapped_module",
         "base_layer",
         "original_module",
+        "_forward_module",
+        "pretrained_model",
     }
 )
-# Parts that a model with or without a head, or with eyes, has before its layers.
-_ROOTS = frozenset({"base_model", "model", "language_model", "transformer", "text_model"})
+# Parts that a model with or without a head, or with eyes and ears, has before its layers.
+_ROOTS = frozenset(
+    {"base_model", "model", "language_model", "transformer", "text_model", "llm", "thinker", "backbone"}
+)
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(?:\.(?P<adapter>[^.]+))??(?:\.weight)?"
 )
