@@ -218,21 +218,36 @@ def searches(bench: Bench, seed: int) -> None:
     )
 
 
-def controls(bench: Bench, seed: int) -> None:
-    """As many random candidates; random parents; one LoRA of all tasks; general questions."""
+def random_search(bench: Bench, seed: int) -> None:
+    """The best of as many random candidates."""
     own = of_seed(bench, seed)
     own.merge("random search", own.random_search)
+
+
+def random_parents(bench: Bench, seed: int) -> None:
+    """The same evolution over adapters of random numbers."""
+    own = of_seed(bench, seed)
     own.merge("random parents", own.random_parents)
+
+
+def joint(bench: Bench, seed: int) -> None:
+    """One LoRA of all tasks, in the steps of all parents."""
+    own = of_seed(bench, seed)
     steps = bench.args.steps * len(own.tasks)
     own.score("joint LoRA", lambda: bench.trained(f"joint-{seed}", own.tasks, steps=steps, seed=seed))
-    for row, name in {"base": None, "start": None, "RegMean": "regmean_48", "evolved": "evolved"}.items():
 
-        def asked(row: str = row, name: str | None = name) -> dict[str, Any]:
-            lora = bench.merged(f"{name}-{seed}", lambda: bench.start) if name else None
-            found = base_ability(Predictor(bench.backbone, bench.start if row == "start" else lora))
-            return dataclasses.asdict(found)
 
-        bench.cell(f"general/{seed}/{row}", asked)
+def general(bench: Bench, seed: int) -> None:
+    """General questions before and after; a merge that was not measured is left out."""
+    loras: dict[str, Callable[[], LoRA | None]] = {"base": lambda: None, "start": lambda: bench.start}
+    for row, name in {"RegMean": "regmean_48", "evolved": "evolved"}.items():
+        if bench.has(f"{name}-{seed}"):
+            loras[row] = partial(bench.kept_lora, f"{name}-{seed}")
+    for row, lora in loras.items():
+        bench.cell(
+            f"general/{seed}/{row}",
+            lambda lora=lora: dataclasses.asdict(base_ability(Predictor(bench.backbone, lora()))),
+        )
 
 
 def plain_search(bench: Bench, seed: int) -> None:

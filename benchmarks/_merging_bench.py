@@ -66,7 +66,6 @@ class Bench:
 
     def trained(self, name: str, tasks: Sequence[Task], **settings: Any) -> LoRA:
         """A LoRA that goes on from the start with some tasks; its cell is `train/NAME`."""
-        place = self.args.out / "loras" / name
 
         def train() -> dict[str, Any]:
             own = {"steps": self.args.steps, "batch_size": self.args.batch, "learning_rate": RATE}
@@ -79,7 +78,7 @@ class Bench:
             return {"tokens": summary.tokens, "training_seconds": summary.seconds, "loss": summary.final_loss}
 
         self.cell(f"train/{name}", train)
-        return load_adapter(place).lora
+        return self.kept_lora(name)
 
     def keep(self, name: str, lora: LoRA) -> None:
         """Write an adapter under its name."""
@@ -88,10 +87,17 @@ class Bench:
 
     def merged(self, name: str, make: Callable[[], LoRA]) -> LoRA:
         """An adapter that is made once and kept."""
-        place = self.args.out / "loras" / name
-        if not place.is_dir():
+        if not self.has(name):
             self.keep(name, make())
-        return load_adapter(place).lora
+        return self.kept_lora(name)
+
+    def has(self, name: str) -> bool:
+        """True where an adapter is kept under a name."""
+        return (self.args.out / "loras" / name).is_dir()
+
+    def kept_lora(self, name: str) -> LoRA:
+        """The adapter that is kept under a name."""
+        return load_adapter(self.args.out / "loras" / name).lora
 
     def scored(self, key: str, tasks: Sequence[Task], lora: LoRA | Callable[[], LoRA] | None) -> Cell:
         """ROUGE-L, exact match and `strict` on the first test examples of every task, example by example.

@@ -9,6 +9,7 @@ import os
 import resource
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -20,12 +21,15 @@ from _merging_apart import Apart, of_seed
 from _merging_bench import Bench
 from transformers import AutoModelForCausalLM
 
+from shoal.adapters.files import load_adapter
 from shoal.adapters.hooks import attach
 from shoal.adapters.merging.mergekit_writer import write_recipe
 from shoal.adapters.merging.recipe import Recipe
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.merging.levels import TaskLevels
 from shoal.merging.population import MergePopulation, Mixture
+from shoal.models.backbone import load_backbone
+from shoal.models.sources import find_model
 from shoal.training.batches import tokenise
 
 POPULATION, REPEATS = 16, 2
@@ -84,9 +88,7 @@ def _candidate(own: Apart) -> dict[str, Any]:
 
 
 def _mergekit(own: Apart, program: Path) -> dict[str, Any]:
-    """Seconds of one merge of the parents by mergekit, from its start to a loaded model."""
-    from shoal.models.sources import find_model
-
+    """Seconds of one merge of the parents by mergekit and by `shoal merge`, until the model is loaded."""
     bench, names = own.bench, [f"{t.name}-{own.seed}" for t in own.tasks]
     base = str(find_model(bench.args.base).location)
     recipe = Recipe.of("task_arithmetic", [str((bench.args.out / "loras" / n).resolve()) for n in names])
@@ -104,7 +106,19 @@ def _mergekit(own: Apart, program: Path) -> dict[str, Any]:
             AutoModelForCausalLM.from_pretrained(out)
             seconds.append(time.perf_counter() - started)
         written = sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors"))
-    return {"first_seconds": seconds[0], "seconds_again": seconds[1], "bytes_written": written}
+        ours = Path(folder, "ours")
+        started = time.perf_counter()
+        merge = [sys.executable, "-m", "shoal.apps.cli.main", "merge", path, "--rank", str(own.whole)]
+        subprocess.run([*merge, "--out", ours], check=True, capture_output=True)
+        loaded = load_backbone(bench.args.base)
+        with attach(loaded.model, load_adapter(ours).lora):
+            seconds.append(time.perf_counter() - started)
+    return {
+        "first_seconds": seconds[0],
+        "seconds_again": seconds[1],
+        "our_seconds": seconds[2],
+        "bytes_written": written,
+    }
 
 
 def _elapsed(way: Callable[[], object]) -> float:

@@ -146,7 +146,8 @@ def retention(
     draws = np.random.default_rng(0).integers(len(own), size=(2000, len(own)))
     gained, there = (own - low)[draws].mean(1), (high - low)[draws].mean(1)
     shares = 100 * gained[there > 0] / there[there > 0]
-    mean = 100 * (own - low).mean() / (high - low).mean()
+    gain = (high - low).mean()
+    mean = 100 * (own - low).mean() / gain if gain else 0.0
     if not len(shares):
         return Interval(float(mean), None, None, len(own))
     first, last = np.quantile(shares, [0.025, 0.975])
@@ -228,7 +229,9 @@ def _cost(cells: Cells) -> list[str]:
                 f"* mergekit's write and load take {other['seconds_again']:.0f} s "
                 f"({other['first_seconds']:.0f} s with the parents' merged copies), "
                 f"{other['seconds_again'] / each:.0f} x a candidate; it wrote "
-                f"{other['bytes_written'] / 1e9:.1f} GB."
+                f"{other['bytes_written'] / 1e9:.1f} GB. `shoal merge` of the same recipe, written and "
+                f"loaded, takes {other['our_seconds']:.0f} s, a share of "
+                f"{other['our_seconds'] / other['seconds_again']:.2f}."
             )
     return ["## Cost", "\n".join(lines)] if lines else []
 

@@ -14,7 +14,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from _machine import DATA, ROOT, machine
-from _merging_apart import closed_forms, controls, plain_search, searches, ties
+from _merging_apart import (
+    closed_forms,
+    general,
+    joint,
+    plain_search,
+    random_parents,
+    random_search,
+    searches,
+    ties,
+)
 from _merging_bench import CELLS, Bench, read_cells
 from _merging_composed import composed
 from _merging_cost import cost
@@ -31,7 +40,10 @@ PARTS: Mapping[str, Callable[[Bench, int], None]] = {
     "composed": composed,
     "experts": experts,
     "cost": cost,
-    "controls": controls,
+    "random_search": random_search,
+    "random_parents": random_parents,
+    "joint": joint,
+    "general": general,
     "plain_search": plain_search,
 }
 

@@ -108,7 +108,7 @@ def evolve_merge(
     levels = levels_of(backbone, parents, corpus, start)
     population = MergePopulation(backbone, mixture, corpus, config, levels)
     before = population.weights
-    run = evolve(population, config, folder, show_progress=show_progress)
+    run = evolve(population, config, folder, show_progress=show_progress, until=config.steps)
     weights = population.weights
     pair = torch.stack([before.flatten(), weights.flatten()])
     kept_before, kept_after = population.judge(pair, population.kept_back()).rewards

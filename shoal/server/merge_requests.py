@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from shoal.adapters.merging.recipe import Recipe
+from shoal.adapters.merging.regmean import MIN_INPUTS
 from shoal.config import ServiceConfig
 from shoal.errors import UsageError
 from shoal.registry.registry import Registry
@@ -23,6 +24,7 @@ from shoal.tasks.loading import Example, Task
 from shoal.tasks.records import divide
 
 MOST_PARENTS = 16
+MOST_MINUTES = 24 * 60
 MOST_TESTED = 60  # examples of a task that decide; at most half
 Parent = Annotated[str, Field(min_length=1, max_length=80, description="name of an adapter, or NAME@VERSION")]
 
@@ -55,11 +57,14 @@ class NewMerge(Body):
     weights: list[float] = Field([], max_length=MOST_PARENTS)
     parameters: dict[Annotated[str, Field(max_length=40)], bool | float] = Field({}, max_length=16)
     inputs: dict[Parent, list[Text]] = Field(
-        {}, max_length=MOST_PARENTS, description="for regmean: 16 or more requests of every parent"
+        {},
+        max_length=MOST_PARENTS,
+        description="for regmean, and for a search that goes on from it: 16 or more requests of every parent",
     )
     tasks: list[MergeTask] = Field([], max_length=MOST_PARENTS, description="what the parents are for")
     evolve: bool = Field(False, description="search for weights with `tasks`")
-    generations: int = Field(12, ge=1, le=10_000, description="of the search")
+    generations: int = Field(12, ge=1, le=10_000, description="of the search at most")
+    minutes: float | None = Field(None, ge=0.1, le=MOST_MINUTES, description="of the search at most")
     rank: int = Field(16, ge=1, le=1024)
     seed: int = Field(0, ge=0, lt=2**31)
 
@@ -82,15 +87,24 @@ class NewMerge(Body):
             )
         if len(set(self.parents)) < len(self.parents):
             raise UsageError("a parent is named twice; name each once, and give it a larger weight")
-        if self.evolve and (not self.tasks or self.method or self.weights or self.parameters or self.inputs):
+        if self.evolve and (not self.tasks or self.method or self.weights or self.parameters):
             raise UsageError(
-                "evolve finds the weights of a plain sum with tasks: give tasks, and no method, "
-                "weights, parameters or inputs"
+                "evolve finds the weights of a sum with tasks: give tasks, and no method, "
+                "weights or parameters"
             )
-        method = self.method or ("regmean" if self.inputs else "linear")
+        if self.minutes is not None and not self.evolve:
+            raise UsageError(f"minutes {self.minutes:g} are of a search; set evolve, or leave them out")
+        self._check_inputs(method := self.method or ("regmean" if self.inputs else "linear"))
         recipe = Recipe.of(method, self.parents, self.weights, self.parameters)
         recipe.check()
         recipe.values("layers.0.module", 1)
+        if len({task.name for task in self.tasks}) < len(self.tasks):
+            raise UsageError("two tasks have one name; rename one")
+        for task in self.tasks:
+            task.task()
+        return {parent: registry.directory(_record(registry, parent, owner)) for parent in self.parents}
+
+    def _check_inputs(self, method: str) -> None:
         if (method == "regmean") != bool(self.inputs):
             raise UsageError(
                 f"{method} with inputs of {len(self.inputs)} parents; regmean alone reads inputs"
@@ -100,13 +114,10 @@ class NewMerge(Body):
                 f"{min(odd)[:64]} is not both among parents and inputs; give inputs of every parent"
             )
         for parent, texts in self.inputs.items():
-            if len(found := check_inputs(texts)) < 16:
-                raise UsageError(f"{parent} has {len(found)} different inputs, the least is 16; add some")
-        if len({task.name for task in self.tasks}) < len(self.tasks):
-            raise UsageError("two tasks have one name; rename one")
-        for task in self.tasks:
-            task.task()
-        return {parent: registry.directory(_record(registry, parent, owner)) for parent in self.parents}
+            if len(found := check_inputs(texts)) < MIN_INPUTS:
+                raise UsageError(
+                    f"{parent} has {len(found)} different inputs, the least is {MIN_INPUTS}; add some"
+                )
 
     def write(self, folder: Path, directories: Mapping[str, Path], base: str) -> dict[str, Any]:
         """Write what a job's process reads, and give the settings of its `shoal merge`."""
@@ -121,6 +132,7 @@ class NewMerge(Body):
             settings |= {
                 "evolve": True,
                 "generations": self.generations,
+                **({"budget": f"{60 * self.minutes:f}s"} if self.minutes else {}),
                 "run": str(folder / "run"),
                 "front": str(folder / "front"),
             }

@@ -61,7 +61,12 @@ class Population(Protocol):
 
 
 def evolve(
-    population: Population, config: EvolutionConfig, folder: Path, *, show_progress: bool = True
+    population: Population,
+    config: EvolutionConfig,
+    folder: Path,
+    *,
+    show_progress: bool = True,
+    until: int | None = None,
 ) -> RunSummary:
     """Evolve until `config.steps` or `config.minutes`, from the checkpoint in `folder` if it holds one.
 
@@ -74,6 +79,7 @@ def evolve(
         config: settings, `population` and `sigma` among them.
         folder: of this run: checkpoint, JSONL log and TensorBoard events; shared by all processes.
         show_progress: draw a progress bar on standard error.
+        until: generation after which this sitting ends, also by the clock; None for the end of the run.
 
     Returns:
         How it went; its loss is minus the mean reward of all candidates.
@@ -105,6 +111,7 @@ def evolve(
         folder,
         accelerator,
         show_progress=show_progress,
+        until=until,
     )
 
 

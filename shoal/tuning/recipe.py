@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,6 @@ from shoal.tuning.study import Study, StudyPlan
 from shoal.tuning.workloads import Workload
 
 VERDICT, BEST = "verdict.json", "best.yaml"
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 CODE = ("training", "adapters", "inference", "tuning")  # packages that decide what a trial gives
 
 
@@ -126,18 +124,6 @@ def settings_yaml(
     plain = json.loads(json.dumps(settings))
     kept = {n: v for n, v in plain.items() if json.loads(json.dumps(shipped.get(n))) != v and n != "seed"}
     return head + (yaml.safe_dump(kept, sort_keys=True) if kept else "{}\n")
-
-
-def seconds_of(budget: str) -> float:
-    """Seconds of a budget such as 90s, 20m or 1.5h.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget.strip())
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"--budget {budget}: write seconds, minutes or hours, such as 90s, 20m or 1.5h")
-    return float(match[1]) * UNITS[match[2]]
 
 
 def code_fingerprint() -> str:

@@ -67,6 +67,9 @@ def test_what_cannot_be_merged_is_refused_before_a_job_is_taken_on(
         ({"method": "regmean"}, 400, "regmean"),
         ({"inputs": inputs}, 400, "least is 16"),
         ({"evolve": True}, 400, "tasks"),
+        ({"evolve": True, "tasks": [TASK], "inputs": inputs}, 400, "least is 16"),
+        ({"minutes": 5}, 400, "minutes 5 are of a search"),
+        ({"evolve": True, "tasks": [TASK], "minutes": 0}, 400, "minutes"),
         ({"rank": 1000}, 400, "rank 1000"),
         ({"name": "../x"}, 400, "name"),
         ({"tasks": [{**TASK, "name": "../x"}]}, 400, "name"),
@@ -88,14 +91,18 @@ def test_a_search_keeps_every_trade_off_under_a_name(
     lines = "\n".join(json.dumps(example) for example in EXAMPLES)
     trained = as_ada.post("/v1/jobs", data=form, files={"file": ("x.jsonl", lines)}).json()
     assert ended(as_ada, trained["id"])["state"] == "succeeded"
-    body = {"name": "found", "parents": ["skill", "one"], "evolve": True, "generations": 2, "tasks": [TASK]}
-    answer = as_ada.post("/v1/jobs/merge", json=body)
+    body = {"name": "found", "parents": ["skill", "one"], "evolve": True, "tasks": [TASK]}
+    asked = {parent: [f"number {i} for {parent}" for i in range(16)] for parent in body["parents"]}
+    limits = {"generations": 2, "minutes": 60}
+    answer = as_ada.post("/v1/jobs/merge", json={**body, **limits, "inputs": asked})
     assert answer.status_code == 202, answer.text
     job = ended(as_ada, answer.json()["id"])
     assert (job["state"], job["step"], job["steps"]) == ("succeeded", 2, 2), job["error"]
     names = {a["name"] for a in as_ada.get("/v1/adapters", params={"search": "found"}).json()["data"]}
     assert names == {"found", "found.numbers", "found.balanced"}
-    asked = {"model": "found.numbers", "prompt": "x", "max_tokens": 2}
-    assert as_ada.post("/v1/completions", json=asked).status_code == 200
+    card = as_ada.get("/v1/adapters/found").json()["card"]
+    assert any("Merged by regmean" in note for note in card["notes"])
+    prompt = {"model": "found.numbers", "prompt": "x", "max_tokens": 2}
+    assert as_ada.post("/v1/completions", json=prompt).status_code == 200
     for name in (*names, "skill"):
         as_ada.delete(f"/v1/adapters/{name}")

@@ -27,7 +27,7 @@ from shoal.errors import UsageError
 if TYPE_CHECKING:
     from shoal.adapters.merging.recipe import Recipe
 
-OF_SEARCH = ("front", "run", "minutes")
+OF_SEARCH = ("front", "run", "generations", "budget")
 
 
 def merge(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shoal.apps.cli.budgets import seconds_of
 from shoal.apps.cli.merge_parents import Parents
 from shoal.apps.cli.merge_settings import Merging
 from shoal.apps.cli.model import Place, load
@@ -76,7 +77,8 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
     from shoal.adapters.lora import LoRA
     from shoal.adapters.merging.regmean import MIN_INPUTS
     from shoal.apps.cli.tasks import read_tasks
-    from shoal.merging.config import MergeSearchConfig
+    from shoal.config import MAX_COUNT
+    from shoal.merging.config import GENERATIONS, MergeSearchConfig
     from shoal.merging.search import evolve_merge
     from shoal.tasks.inputs import inputs_by_name
 
@@ -87,6 +89,8 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
         raise UsageError(
             f"--evolve finds the weights of a sum itself, plain or with --inputs; leave --{given} out"
         )
+    minutes = seconds_of(merging.budget) / 60 if merging.budget else None
+    generations = merging.generations or (GENERATIONS if minutes is None else MAX_COUNT)
     values = {
         name: parent.adapter
         for name, parent in zip(plan.labels, parents.adapters, strict=True)
@@ -103,7 +107,7 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
         values,
         split.train,
         merging.run or merging.out.with_name(f"{merging.out.name}.run"),
-        MergeSearchConfig(steps=merging.generations, minutes=merging.minutes, seed=merging.seed),
+        MergeSearchConfig(steps=generations, minutes=minutes, seed=merging.seed),
         rank=merging.rank,
         start=start,
         covariances=None if inputs is None else _covariances(backbone, values, start, inputs),

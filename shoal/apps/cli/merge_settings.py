@@ -41,8 +41,13 @@ class Merging(BaseModel):
         None,
         description="of the parents: training examples judge in --evolve, test ones say whether to merge",
     )
-    generations: int = Field(12, ge=1, le=10_000, description="of --evolve")
-    minutes: float | None = Field(None, gt=0, description="of --evolve, instead of generations")
+    generations: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="of --evolve at most; none means 12, or as many as --budget allows",
+    )
+    budget: str | None = Field(None, description="of --evolve at most: 90s, 15m or 1.5h")
     run: Path | None = Field(
         None, description="of --evolve: folder of the search, which goes on there; none means OUT.run"
     )

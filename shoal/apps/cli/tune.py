@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
+from shoal.apps.cli.budgets import seconds_of
 from shoal.apps.cli.experts import ExpertData, ExpertSizes, ExpertTraining
 from shoal.apps.cli.model import AdapterSizes, Place, check_directories, load, shape_of
 from shoal.apps.cli.settings import Output, check_extra, read_mapping
@@ -224,7 +225,7 @@ def _space(
 def _checked(tuning: Tuning, data: Data) -> str:
     """The storage's URL, after a look at all that needs no model."""
     from shoal.files import check_place
-    from shoal.tuning.recipe import BEST, VERDICT, seconds_of
+    from shoal.tuning.recipe import BEST, VERDICT
     from shoal.tuning.samplers import pruner_of, sampler_of
     from shoal.tuning.storage import default_url, open_storage
 
@@ -251,7 +252,7 @@ def _run(
     seed: int,
     first: Sequence[Mapping[str, Any]] = (),
 ) -> Output:
-    from shoal.tuning.recipe import seconds_of, tune
+    from shoal.tuning.recipe import tune
     from shoal.tuning.study import StudyPlan
 
     plan = StudyPlan(

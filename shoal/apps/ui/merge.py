@@ -9,7 +9,7 @@ import streamlit as st
 
 from shoal.apps.ui.charts import PLAIN, kept_bars, trade_offs
 from shoal.apps.ui.jobs import show_jobs
-from shoal.apps.ui.typed_data import parse_examples
+from shoal.apps.ui.typed_data import parse_examples, parse_inputs
 from shoal.apps.ui.widgets import (
     MAX_NAME,
     choose_adapters,
@@ -22,7 +22,8 @@ from shoal.apps.ui.widgets import (
 from shoal.server.client_records import Adapter
 
 MOST, MAX_MEGABYTES = 16, 8
-SEARCH = "search for weights (needs tasks)"
+SEARCH = "search for weights (needs solved examples)"
+REGMEAN = "regmean (needs inputs)"
 METHODS = (
     "linear",
     "task_arithmetic",
@@ -56,7 +57,8 @@ def merge_page() -> None:
 
 def _new() -> None:
     parents = choose_adapters("Parents", "merge", MOST)
-    method = st.selectbox("Method", [*METHODS, SEARCH], key="merge_method")
+    method = st.selectbox("Method", [*METHODS, REGMEAN, SEARCH], key="merge_method")
+    inputs = _inputs([parent.name for parent in parents]) if method in (REGMEAN, SEARCH) else {}
     files = st.file_uploader(
         "Solved examples, a file for each task (JSONL)",
         type=["jsonl", "txt"],
@@ -65,14 +67,18 @@ def _new() -> None:
         help="input and output a line, 8 at least; half of them at most decide on the verdict.",
     )
     name = st.text_input("Name of the merge", max_chars=MAX_NAME, key="merge_name", placeholder="all-in-one")
-    one, two = st.columns(2)
+    one, two, three = st.columns(3)
     rank = one.number_input(
         "Rank", 1, 128, 16, key="merge_rank", help="of the result; vLLM serves 16 without a flag"
     )
     generations = two.number_input(
         "Generations", 1, 1000, 12, key="merge_generations", disabled=method != SEARCH
     )
-    ready = len(parents) > 1 and bool(name.strip()) and (method != SEARCH or bool(files))
+    minutes = three.number_input(
+        "Minutes", 1, 1440, None, key="merge_minutes", disabled=method != SEARCH, help="the search ends then"
+    )
+    given = {SEARCH: bool(files), REGMEAN: len(inputs) == len(parents)}.get(method, True)
+    ready = len(parents) > 1 and bool(name.strip()) and given
     if st.button("Merge", type="primary", width="stretch", disabled=not ready, icon=":material/merge:"):
         with show_errors():
             settings: dict[str, Any] = {
@@ -80,13 +86,33 @@ def _new() -> None:
                 "tasks": [_task(f.name, f.getvalue()) for f in files],
             }
             if method == SEARCH:
-                settings |= {"evolve": True, "generations": int(generations)}
-            else:
+                settings |= {"evolve": True, "generations": int(generations), "minutes": minutes}
+            elif method != REGMEAN:
                 settings |= {"method": method}
+            if typed := {parent: parse_inputs(text) for parent, text in inputs.items()}:
+                settings |= {"inputs": typed}
             job = client().merge(name.strip(), [parent.name for parent in parents], **settings)
             done_line(f"The merge {job.adapter} is {job.state}")
     if not ready:
-        plain_line("Two parents and a name are needed; a search needs files of examples too.")
+        plain_line(
+            "Two parents and a name are needed; regmean needs inputs of every parent, and a search files of "
+            "solved examples."
+        )
+
+
+def _inputs(parents: list[str]) -> dict[str, str]:
+    """What was typed as inputs, by parent."""
+    if not parents:
+        return {}
+    with st.expander("Inputs without answers, 16 or more for each parent", expanded=True):
+        plain_line("They say what each parent is asked. A search with inputs goes on from regmean.")
+        typed = {
+            parent: place.text_area(
+                f"Inputs of {code_name(parent)}, one a line", key=f"merge_inputs_{parent}", height=120
+            )
+            for parent, place in zip(parents, st.tabs([code_name(p) for p in parents]), strict=True)
+        }
+    return {parent: text for parent, text in typed.items() if text.strip()}
 
 
 def _task(file: str, content: bytes) -> dict[str, Any]:

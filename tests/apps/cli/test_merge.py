@@ -162,11 +162,11 @@ def test_a_search_goes_on_from_regmean_with_inputs_and_counts_from_a_start(
     monkeypatch.setattr("shoal.merging.levels.LEAST_GAIN", 1e-4)  # the adapters are random
     inputs = tmp_path / "inputs.txt"
     inputs.write_text("".join(f"input number {i}\n" for i in range(16)), "utf-8")
-    search = ("merge", *named(adapters), "--evolve", "--tasks", data, "--generations", 1)
+    search = ("merge", *named(adapters), "--evolve", "--tasks", data, "--generations", 1, "--budget", "1h")
     more = ("--inputs", inputs, "--start", adapters["a"], "--out", tmp_path / "merged", "--json")
     ended = shoal(*search, *more)
     assert ended.code == 0, ended.err
-    assert ended.record["method"] == "regmean"
+    assert ended.record["method"] == "regmean" and ended.record["generations"] == 1
     assert f"+{adapters['a']}\n" in (tmp_path / "merged" / "merge.yml").read_text("utf-8")
 
 
@@ -219,5 +219,11 @@ def test_mistakes_of_a_search_are_one_line(
     search = ("merge", *named(adapters), "--evolve", "--out", tmp_path / "x")
     assert_one_line(shoal(*search), 2, "name the parents' tasks with --tasks")
     assert_one_line(shoal(*search, "--tasks", data, "--method", "ties"), 2, "leave --method out")
+    assert_one_line(
+        shoal(*search, "--tasks", data, "--budget", "15"), 2, "--budget 15: write seconds, minutes"
+    )
+    assert_one_line(
+        shoal("merge", *named(adapters), "--budget", "15m", "--out", tmp_path / "x"), 2, "--budget belongs"
+    )
     alone = ("merge", "--adapter", f"a={adapters['a']}", "--evolve", "--tasks", data, "--out", tmp_path / "x")
     assert_one_line(shoal(*alone), 2, "2")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,12 @@ from streamlit.testing.v1 import AppTest
 from shoal.adapters.card import AdapterCard
 from shoal.apps.cli.ui import PAGE, Page, flags, ui
 from shoal.apps.ui.charts import heat_map, layer_lines, trade_offs
+from shoal.apps.ui.merge import REGMEAN, SEARCH
 from shoal.apps.ui.widgets import code_name, suggested_name
 from shoal.errors import UsageError
 from shoal.models.shapes import load_shape
 from shoal.server.client import Client
-from shoal.server.client_records import GeneratedAdapter
+from shoal.server.client_records import GeneratedAdapter, TrainingJob
 from tests.fixtures.merging import random_lora
 
 NOBODY = "http://127.0.0.1:1"
@@ -109,6 +110,42 @@ def test_a_merge_shows_its_verdict_its_parents_and_its_trade_offs(running: Any) 
         assert len(app.get("plotly_chart")) == 2
     for name in kept:
         registry.delete(name, "ada")
+
+
+@pytest.mark.parametrize("method", [REGMEAN, SEARCH])
+def test_inputs_of_every_parent_go_along_with_a_merge(
+    running: Any, monkeypatch: pytest.MonkeyPatch, make_loud: Callable[[int], bytes], method: str
+) -> None:
+    sent: dict[str, Any] = {}
+
+    def merge(self: Client, name: str, parents: Sequence[str], **settings: Any) -> TrainingJob:
+        sent.update(settings, parents=parents)
+        raise UsageError("stop here")
+
+    monkeypatch.setattr(Client, "merge", merge)
+    names = ["ui-one", "ui-two"]
+    with Client(running.url, running.ada) as client:
+        for seed, name in enumerate(names):
+            client.upload(name, make_loud(seed))
+        with page("merge", running.url, running.ada, base=running.model) as app:
+            app.multiselect(key="merge_names").set_value(names).run()
+            app.selectbox(key="merge_method").set_value(method).run()
+            app.text_input(key="merge_name").set_value("ui-both").run()
+            (merges,) = (b for b in app.button if b.label == "Merge")
+            assert merges.disabled
+            if method == SEARCH:
+                solved = ("skill.jsonl", b'{"input": "1", "output": "2"}', "application/jsonl")
+                app.file_uploader[0].set_value(solved).run()
+                app.number_input(key="merge_minutes").set_value(3).run()
+            for name in names:
+                app.text_area(key=f"merge_inputs_{name}").set_value(f"{name} asks\n{name} asks again").run()
+            next(b for b in app.button if b.label == "Merge").click().run()
+            assert any("stop here" in line for line in lines(app))
+        for name in names:
+            client.delete(name)
+    assert sent["inputs"] == {name: [f"{name} asks", f"{name} asks again"] for name in names}
+    assert sent["parents"] == names and "method" not in sent
+    assert sent.get("minutes") == (3 if method == SEARCH else None)
 
 
 def test_the_pareto_front_joins_what_no_other_merge_beats() -> None:
