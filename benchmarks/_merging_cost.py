@@ -57,7 +57,7 @@ def _generation(own: Apart) -> dict[str, Any]:
     """Seconds of 16 candidates on 30 examples, and the process's peak memory."""
     _, population = _plain(own)
     candidates = population.weights.flatten()[None].repeat(POPULATION, 1)
-    seconds = _elapsed(lambda: population.fitness(candidates, 0))
+    seconds = _elapsed(lambda: population.judge(candidates, population.examples(0)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"generation_seconds": seconds, "candidates": POPULATION, "peak_bytes": peak}
 

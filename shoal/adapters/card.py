@@ -63,6 +63,9 @@ class AdapterCard(BaseModel):
     parents: Mapping[str, str] = Field(
         default_factory=dict, description="of a merge: name of each parent -> its fingerprint, in hex"
     )
+    trained_on: tuple[str, ...] = Field(
+        (), max_length=64, description="some hashes of its training examples, in hex; none where not known"
+    )
     label_set: LabelSet | None = Field(
         None, description="the answers that it chooses from, if they are closed"
     )

@@ -11,6 +11,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA
@@ -19,6 +21,7 @@ from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.models.backbone import Backbone
 from shoal.training.batches import Corpus, TokenisedExample
 
+ROWS_AT_ONCE = 32
 JUDGED = 16  # examples of a task that say which parent it belongs to
 LEAST_GAIN = 0.05  # nats per token by which some parent must beat the start
 
@@ -68,21 +71,29 @@ def levels_of(
 
 
 @torch.no_grad()
+def losses_under(
+    backbone: Backbone, lora: LoRA | None, examples: Sequence[TokenisedExample]
+) -> Float[Tensor, " examples"]:
+    """Loss of every example under an adapter, or under the base model, in nats per token; float64, CPU."""
+    pairs = [(e.prompt, e.completion) for e in examples]
+    found = []
+    with attach(backbone.model, lora.to(backbone.device)) if lora else nullcontext():
+        for begin in range(0, len(pairs), ROWS_AT_ONCE):
+            part = pairs[begin : begin + ROWS_AT_ONCE]
+            batch = pad_sequences(part, backbone.end_of_turn, backbone.device)
+            found.append(answer_losses(backbone, batch).double().cpu())
+    return torch.cat(found)
+
+
 def _level(
     backbone: Backbone,
     parents: Mapping[str, LoRA],
     examples: Sequence[TokenisedExample],
     start: LoRA | None,
 ) -> TaskLevels:
-    pairs = [(e.prompt, e.completion) for e in examples]
-    batch = pad_sequences(pairs, backbone.end_of_turn, backbone.device)
-
-    def loss(lora: LoRA | None) -> float:
-        with attach(backbone.model, lora.to(backbone.device)) if lora else nullcontext():
-            return float(answer_losses(backbone, batch).mean())
-
-    base, losses = loss(start), {name: loss(lora) for name, lora in parents.items()}
-    if not all(map(math.isfinite, [base, *losses.values()])):
+    base, *own = (float(losses_under(backbone, lora, examples).mean()) for lora in (start, *parents.values()))
+    losses = dict(zip(parents, own, strict=True))
+    if not all(map(math.isfinite, [base, *own])):
         raise UsageError("a loss is not finite under the start or a parent; use bfloat16 or float32")
     best = min(losses, key=lambda name: losses[name])
     return TaskLevels(base, best, losses[best])

@@ -169,8 +169,18 @@ class MergePopulation:
         return tuple(task.name for task in self._corpus.tasks)
 
     def fitness(self, candidates: Float[Tensor, "candidates parameters"], forward_pass: int) -> Fitness:
-        """Mean share of the gain that every candidate keeps on one batch."""
-        return self.judge(candidates, self.examples(forward_pass))
+        """Mean share of the gain that every candidate keeps on one batch.
+
+        Raises:
+            UsageError: all candidates of the first generation earn the same.
+        """
+        found = self.judge(candidates, self.examples(forward_pass))
+        if forward_pass == 0 and min(found.rewards) == max(found.rewards):
+            raise UsageError(
+                f"all {len(candidates)} candidates keep {found.rewards[0]:g} of the gain, so the examples "
+                "cannot tell weights apart; give other parents, or tasks that they answer differently"
+            )
+        return found
 
     def judge(
         self, candidates: Float[Tensor, "candidates parameters"], examples: Sequence[TokenisedExample]

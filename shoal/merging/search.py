@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from shoal.adapters.lora import LoRA
@@ -24,7 +23,7 @@ from shoal.adapters.merging.regmean import Covariances
 from shoal.errors import UsageError
 from shoal.merging.config import MergeSearchConfig
 from shoal.merging.front import FrontMember, pareto_front
-from shoal.merging.levels import TaskLevels, levels_of
+from shoal.merging.levels import levels_of
 from shoal.merging.population import MergePopulation, Mixture
 from shoal.merging.verdict import Verdict, judge, with_verdict
 from shoal.models.backbone import Backbone
@@ -39,24 +38,15 @@ class FoundMerge:
     """The merge that a search found.
 
     Attributes:
-        merged: the adapter, its recipe, report and card.
-        weights: of every parent in every group of layers.
-        levels: task name -> what start and best parent do on its first examples.
-        kept_before: mean share of the best parents' gain that the first weights keep, on examples that no
-            generation saw.
-        kept_after: the same of what was found, before its rank was cut.
-        optimism: what was found keeps so much more of it on the examples of the last generation.
+        merged: the adapter, its recipe and card. Its report has the weights, and the share of the best
+            parents' gain that the first ones and those found keep on examples that no generation saw; the
+            optimism is what those found keep more of it on the examples of the last generation.
         run: how the search went.
         verdict: merge, mix or route; None where a task has no test examples.
         front: other trade-offs between the tasks, each as an adapter by its niche.
     """
 
     merged: Merged
-    weights: Float[Tensor, "parents groups"]
-    levels: Mapping[str, TaskLevels]
-    kept_before: float
-    kept_after: float
-    optimism: float
     run: RunSummary
     verdict: Verdict | None = None
     front: Mapping[str, Merged] = field(default_factory=dict)
@@ -126,7 +116,6 @@ def evolve_merge(
         )
 
     merged = run_weights(weights)
-    by_task = {task.name: level for task, level in zip(tasks, levels, strict=True)}
     note = (
         f"The weights were searched for in {run.steps} generations on {len(tasks)} tasks; on other examples "
         f"of them the sum keeps {kept_after:.0%} of the best parents' gain in loss, the first "
@@ -141,7 +130,7 @@ def evolve_merge(
         ],
         "weights": dict(zip(mixture.names, weights.tolist(), strict=True)),
         "layers": mixture.layers,
-        "tasks": {name: asdict(level) for name, level in by_task.items()},
+        "tasks": {task.name: asdict(level) for task, level in zip(tasks, levels, strict=True)},
         "kept_before": kept_before,
         "kept_after": kept_after,
         "optimism": optimism,
@@ -151,10 +140,10 @@ def evolve_merge(
     merged = replace(merged, card=card, report=report)
     verdict = None
     if all(task.test for task in tasks):
-        verdict = judge(backbone, parents, merged.lora, tasks)
+        verdict = judge(backbone, parents, merged.lora, tasks, start)
         merged = with_verdict(merged, verdict)
     members = {m.niche: _described(m, run_weights(m.weights)) for m in front}
-    return FoundMerge(merged, weights, by_task, kept_before, kept_after, optimism, run, verdict, members)
+    return FoundMerge(merged, run, verdict, members)
 
 
 def _described(member: FrontMember, merged: Merged) -> Merged:

@@ -11,19 +11,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 
-from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import Merged, compose
 from shoal.errors import UsageError
-from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.merging.config import MergeSearchConfig
+from shoal.merging.levels import LEAST_GAIN, losses_under
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
 from shoal.tasks.metrics import Interval
@@ -31,9 +28,8 @@ from shoal.training.batches import tokenise
 
 Choice = Literal["merge", "mix", "route"]
 KEPT_ENOUGH = 0.9  # share of routing's gain that one file has to keep
-LEAST_GAIN = 0.05  # nats per token; a smaller gain of the parents is no scale to measure by
 LEAST_EXAMPLES = 4  # of a task; fewer give no interval
-ROWS_AT_ONCE, RESAMPLES, SCALES = 32, 1000, (0.3, 0.5, 0.7, 1.0)
+RESAMPLES, SCALES = 1000, (0.3, 0.5, 0.7, 1.0)
 MOST_EXAMPLES = 32  # of a task, on either side
 
 
@@ -42,8 +38,8 @@ class Way:
     """One way to serve several skills.
 
     Attributes:
-        retention: mean over tasks of the share of routing's gain in loss that it keeps, with a 95% bootstrap
-            interval over examples; 1 is as good as routing.
+        retention: mean over tasks of the share of routing's gain in loss over the start that it keeps, with a
+            95% bootstrap interval over examples; 1 is as good as routing.
         by_task: task name -> that share.
         bytes: of the adapters that it needs.
         seconds: of one forward pass over an example, mean; on this machine.
@@ -86,7 +82,13 @@ class _Tried:
     seconds: float
 
 
-def judge(backbone: Backbone, parents: Mapping[str, LoRA], merged: LoRA, tasks: Sequence[Task]) -> Verdict:
+def judge(
+    backbone: Backbone,
+    parents: Mapping[str, LoRA],
+    merged: LoRA,
+    tasks: Sequence[Task],
+    start: LoRA | None = None,
+) -> Verdict:
     """Compare a merge with mixing and routing its parents.
 
     The training examples of the tasks say which parent each task is routed to, and how much of each parent
@@ -97,6 +99,7 @@ def judge(backbone: Backbone, parents: Mapping[str, LoRA], merged: LoRA, tasks: 
         parents: name -> adapter.
         merged: one adapter from all of them.
         tasks: that the parents are for, each with training and test examples.
+        start: that the parents were trained on from; gains count from it. None is the base model.
 
     Raises:
         UsageError: no tasks, or one without test examples; or adapters that do not fit the model.
@@ -105,19 +108,17 @@ def judge(backbone: Backbone, parents: Mapping[str, LoRA], merged: LoRA, tasks: 
         lacking = f"task {bare!r} has no test examples" if tasks else "there are no tasks"
         raise UsageError(f"{lacking}, and a verdict needs examples that chose nothing; give some")
     chose, decide = ([_cut(task, name) for task in tasks] for name in ("train", "test"))
-    loras = {name: lora.to(backbone.device) for name, lora in parents.items()}
-    merged = merged.to(backbone.device)
 
     # 1. The examples that choose: a parent for each task, and the weight of the mixture.
-    bare_before = _losses(backbone, chose, _under(None))
-    alone = {name: _losses(backbone, chose, _under(lora)) for name, lora in loras.items()}
+    bare_before = _losses(backbone, chose, _under(start))
+    alone = {name: _losses(backbone, chose, _under(lora)) for name, lora in parents.items()}
     best = [_least(alone, i) for i in range(len(tasks))]
     routed_before = [alone[name].losses[i] for i, name in enumerate(best)]
-    weight, mixture = _mixture(backbone, loras, chose, bare_before.losses, routed_before)
+    weight, mixture = _mixture(backbone, parents, chose, bare_before.losses, routed_before, start)
 
     # 2. The others: every way on the same examples.
-    base = _losses(backbone, decide, _under(None))
-    routed = _losses(backbone, decide, lambda task: loras[best[task]])
+    base = _losses(backbone, decide, _under(start))
+    routed = _losses(backbone, decide, lambda task: parents[best[task]])
     mixed = _losses(backbone, decide, _under(mixture))
     one = _losses(backbone, decide, _under(merged))
     stored = sum(lora.nbytes for lora in parents.values())
@@ -154,12 +155,7 @@ def with_verdict(merged: Merged, verdict: Verdict) -> Merged:
             },
         }
     )
-    return replace(merged, card=card, report={**merged.report, "verdict": shown(verdict)})
-
-
-def shown(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as JSON values."""
-    return asdict(verdict)
+    return replace(merged, card=card, report={**merged.report, "verdict": asdict(verdict)})
 
 
 def table(verdict: Verdict) -> str:
@@ -212,15 +208,18 @@ def _cut(task: Task, part: str) -> Task:
 
 def _mixture(
     backbone: Backbone,
-    loras: Mapping[str, LoRA],
+    parents: Mapping[str, LoRA],
     tasks: Sequence[Task],
     base: Sequence[np.ndarray],
     routed: Sequence[np.ndarray],
+    start: LoRA | None,
 ) -> tuple[float, LoRA]:
     """The weight of every parent at which their sum keeps most, and that sum."""
-    best, kept = (0.0, next(iter(loras.values()))), -math.inf
+    loras, rest = list(parents.values()), [start] if start else []
+    best, kept = (0.0, loras[0]), -math.inf
     for weight in (1 / len(loras), *SCALES):
-        mixture = compose(list(loras.values()), [weight] * len(loras))
+        shares = [weight] * len(loras)
+        mixture = compose([*loras, *rest], [*shares, *(1 - sum(shares) for _ in rest)])
         tried = _losses(backbone, tasks, _under(mixture))
         share = float(np.mean(_shares(base, routed, tried.losses)))
         if share > kept:
@@ -228,23 +227,14 @@ def _mixture(
     return best
 
 
-@torch.no_grad()
 def _losses(backbone: Backbone, tasks: Sequence[Task], lora_of: Callable[[int], LoRA | None]) -> _Tried:
     """Loss of every training example of the tasks, in nats per token, under the adapter of each task."""
     corpus = tokenise(tasks, backbone, MergeSearchConfig().max_length)
     losses, seconds = [], 0.0
     for number, examples in enumerate(corpus.examples):
-        lora, found = lora_of(number), []
-        pairs = [(e.prompt, e.completion) for e in examples]
-        with nullcontext() if lora is None else attach(backbone.model, lora):
-            for begin in range(0, len(pairs), ROWS_AT_ONCE):
-                batch = pad_sequences(
-                    pairs[begin : begin + ROWS_AT_ONCE], backbone.end_of_turn, backbone.device
-                )
-                started = time.perf_counter()
-                found += answer_losses(backbone, batch).double().cpu().tolist()
-                seconds += time.perf_counter() - started
-        losses.append(np.array(found))
+        started = time.perf_counter()
+        losses.append(losses_under(backbone, lora_of(number), examples).numpy())
+        seconds += time.perf_counter() - started
     return _Tried(losses, seconds / sum(map(len, losses)))
 
 

@@ -21,6 +21,7 @@ from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToL
 from shoal.files import check_place
 from shoal.models.backbone import Backbone, BackboneShape
 from shoal.tasks.loading import Task
+from shoal.tasks.sketches import sketch_of
 from shoal.text_to_lora.checkpoint import HYPERNETWORK_FILES, HypernetworkCheckpoint, save_hypernetwork
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.hypernetwork import Hypernetwork, check_shots
@@ -88,6 +89,7 @@ def make_lora(
         description=tasks[0].definition if one else None,
         seed=training.seed,
         start_sha256=first.fingerprint() if first else None,
+        trained_on=sketch_of(example for task in tasks for example in task.train),
         scores=_measured(summary),
         notes=tuple(notes),
     )

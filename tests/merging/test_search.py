@@ -148,7 +148,7 @@ def test_a_search_keeps_more_than_equal_weights_and_goes_on_bit_for_bit(
     tasks = [toy.toy_task(rule) for rule in RULES]
     config = MergeSearchConfig(**{**QUICK, "steps": 6})
     whole = evolve_merge(sharp, parents, tasks, tmp_path / "whole", config, rank=8, show_progress=False)
-    assert whole.kept_after > whole.kept_before
+    assert whole.merged.report["kept_after"] > whole.merged.report["kept_before"]
     assert whole.merged.report["truncation_error"] < 1e-6 and whole.merged.lora.rank == 8
     judge = MergePopulation.fitness
 
@@ -161,7 +161,7 @@ def test_a_search_keeps_more_than_equal_weights_and_goes_on_bit_for_bit(
         patch.setattr(MergePopulation, "fitness", killed)
         evolve_merge(sharp, parents, tasks, tmp_path / "parts", config, rank=8, show_progress=False)
     resumed = evolve_merge(sharp, parents, tasks, tmp_path / "parts", config, rank=8, show_progress=False)
-    assert torch.equal(whole.weights, resumed.weights)
+    assert whole.merged.report["weights"] == resumed.merged.report["weights"]
     cut = evolve_merge(sharp, parents, tasks, tmp_path / "whole", config, rank=4, show_progress=False)
     assert cut.merged.lora.rank == 4 and 0 < cut.merged.report["truncation_error"] < 1
     assert set(cut.merged.report["weights"]) == set(RULES) == set(cut.merged.card.parents)
@@ -191,6 +191,17 @@ def test_bad_input_is_one_line(
     with pytest.raises(UsageError, match=message) as error:
         evolve_merge(backbone, parents, tasks, tmp_path, rank=changes.get("rank", 16), show_progress=False)
     assert "\n" not in str(error.value)
+
+
+def test_candidates_that_earn_the_same_are_refused_at_once(
+    toy: ModuleType, sharp: Backbone, parents: dict[str, LoRA]
+) -> None:
+    corpus = tokenise([toy.toy_task(rule) for rule in RULES], sharp, 64)
+    mixture = Mixture(sharp, {name: _without_effect(lora) for name, lora in parents.items()}, 2)
+    levels = levels_of(sharp, parents, corpus)
+    population = MergePopulation(sharp, mixture, corpus, MergeSearchConfig(**QUICK), levels)
+    with pytest.raises(UsageError, match="all 4 candidates keep .* give other parents"):
+        population.fitness(torch.rand(4, 4), 0)
 
 
 def test_examples_that_judge_are_no_test_examples(

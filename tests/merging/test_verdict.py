@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import ModuleType
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import Merged, compose, merge
 from shoal.errors import UsageError
-from shoal.merging.verdict import Verdict, judge, shown, table, with_verdict
+from shoal.merging.verdict import Verdict, judge, table, with_verdict
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
 
@@ -100,7 +100,7 @@ def test_the_report_has_every_way_with_what_it_keeps_and_costs(
     assert all(way.seconds > 0 and set(way.by_task) == {"upper", "double"} for way in verdict.ways.values())
     assert verdict.examples == 10 and 0 < abs(verdict.optimism) < 1  # the examples differ
     reported = with_verdict(merged, verdict)
-    assert reported.report["verdict"] == shown(verdict) and reported.card.notes[-1].startswith(
+    assert reported.report["verdict"] == asdict(verdict) and reported.card.notes[-1].startswith(
         "Keep them apart"
     )
     assert reported.card.scores["retention"] == verdict.ways["merge"].retention.mean

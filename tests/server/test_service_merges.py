@@ -88,7 +88,8 @@ def test_a_search_keeps_every_trade_off_under_a_name(
     running: Any, as_ada: httpx2.Client, parents: list[str]
 ) -> None:
     form = {"name": "skill", "definition": "Say the number.", "steps": "30", "rank": "2"}
-    lines = "\n".join(json.dumps(example) for example in EXAMPLES)
+    others = [{"input": f"number {i}", "output": f"{i}"} for i in range(10, 90)]
+    lines = "\n".join(json.dumps(example) for example in others)
     trained = as_ada.post("/v1/jobs", data=form, files={"file": ("x.jsonl", lines)}).json()
     assert ended(as_ada, trained["id"])["state"] == "succeeded"
     body = {"name": "found", "parents": ["skill", "one"], "evolve": True, "tasks": [TASK]}

@@ -37,6 +37,7 @@ def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
     from shoal.apps.cli.tasks import read_tasks
     from shoal.merging.verdict import judge, with_verdict
     from shoal.tasks.loading import check_no_leakage
+    from shoal.tasks.sketches import check_not_learnt, examples_of
 
     plan, parents, shape = found.plan, found.adapters, found.shape
     loras = [parent.adapter for parent in parents]
@@ -65,8 +66,10 @@ def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
     merged, verdict = replace(merged, recipe=plan), None
     if split is not None:
         check_no_leakage(split.train, split.held_out)
+        check_not_learnt(examples_of(split.train, test_only=True), _trained_on(found))
         backbone = backbone or load(place, shape.base_model if place.base is None else None)
-        verdict = judge(backbone, dict(zip(plan.labels, loras, strict=True)), merged.lora, split.train)
+        own = dict(zip(plan.labels, loras, strict=True))
+        verdict = judge(backbone, own, merged.lora, split.train, start)
         merged = with_verdict(merged, verdict)
     return _written(merging, merged, shape, verdict)
 
@@ -81,6 +84,7 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
     from shoal.merging.config import GENERATIONS, MergeSearchConfig
     from shoal.merging.search import evolve_merge
     from shoal.tasks.inputs import inputs_by_name
+    from shoal.tasks.sketches import check_not_learnt, examples_of
 
     plan, shape = parents.plan, parents.shape
     if merging.tasks is None:
@@ -99,6 +103,7 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
     if len(values) < len(parents.adapters):
         raise UsageError("--evolve searches among LoRAs, and a parent is an expert; merge by a closed form")
     split = read_tasks(merging.tasks, definition=None)
+    check_not_learnt(examples_of(split.train), _trained_on(parents))
     inputs = inputs_by_name(merging.inputs, plan.labels, least=MIN_INPUTS) if merging.inputs else None
     start = load_adapter(plan.start).lora if plan.start else None
     backbone = load(place, shape.base_model if place.base is None else None)
@@ -158,6 +163,12 @@ def inputs_of(merging: Merging, plan: Recipe) -> Mapping[str, Sequence[str]] | N
     if not needed and merging.inputs:
         raise UsageError(f"{plan.method} reads no inputs; leave --inputs out, or take --method regmean")
     return inputs_by_name(merging.inputs, plan.labels, least=MIN_INPUTS) if needed else None
+
+
+def _trained_on(parents: Parents) -> dict[str, Sequence[str]]:
+    """The sketch of what every parent was trained on, as far as cards have it."""
+    cards = [parent.card for parent in parents.adapters]
+    return {n: c.trained_on for n, c in zip(parents.plan.labels, cards, strict=True) if c is not None}
 
 
 def _covariances(

@@ -18,6 +18,8 @@ from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_files import StoredExpert, read_expert, save_expert
 from shoal.models.backbone import load_backbone
 from shoal.models.shapes import load_shape
+from shoal.tasks.loading import load_task_json
+from shoal.tasks.sketches import sketch_of
 from tests.fixtures.cli import Shoal, assert_one_line
 from tests.fixtures.merging import distance, random_lora
 
@@ -168,6 +170,19 @@ def test_a_search_goes_on_from_regmean_with_inputs_and_counts_from_a_start(
     assert ended.code == 0, ended.err
     assert ended.record["method"] == "regmean" and ended.record["generations"] == 1
     assert f"+{adapters['a']}\n" in (tmp_path / "merged" / "merge.yml").read_text("utf-8")
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_what_a_parent_was_trained_on_judges_no_merge(
+    search: bool, shoal: Shoal, adapters: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    task = load_task_json(data / "tasks" / "upper.json")
+    parent, shape = load_adapter(adapters["b"]), load_shape(load_adapter(adapters["b"]).base_model)
+    learnt = sketch_of(task.train if search else task.test)
+    card = parent.card.model_copy(update={"trained_on": learnt})
+    save_adapter(adapters["b"], parent.lora, shape=shape, card=card)
+    flags = ("--tasks", data, "--out", tmp_path / "x", *(("--evolve",) if search else ()))
+    assert_one_line(shoal("merge", *named(adapters), *flags), 1, "b was trained on", "is to judge it")
 
 
 def test_a_closed_form_with_tasks_says_whether_to_merge(
