@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ def page(cells: Cells) -> str:
     parts = [_head(facts)]
     for seed in seeds:
         parts += _apart(cells, seed, facts)
+    parts += _over_seeds(cells, seeds)
     parts += _composed(cells) + _experts(cells) + _cost(cells)
     return "\n\n".join(parts) + "\n"
 
@@ -69,25 +70,11 @@ def _means(cell: Cell, metric: str = "rouge_l") -> dict[str, float]:
 
 
 def _apart(cells: Cells, seed: int, facts: Mapping[str, Any]) -> list[str]:
-    of = {k.split("/", 2)[2]: v for k, v in cells.items() if k.startswith(f"apart/{seed}/")}
-    if "start" not in of or not any(name.startswith("parent ") for name in of):
+    of = _of_seed(cells, seed)
+    parents = _parents(of)
+    tasks = list(of["start"]["scores"]) if "start" in of else []
+    if not tasks or set(parents) != set(tasks):
         return []
-    start = _means(of["start"])
-    tasks = list(start)
-    matrix = {name.removeprefix("parent "): _means(c) for name, c in of.items() if name.startswith("parent ")}
-    if set(matrix) != set(tasks):
-        return []
-    routed = {task: matrix[task][task] for task in tasks}
-    best = max(matrix, key=lambda name: statistics.mean(matrix[name].values()))
-    named = {"every parent on its own task (routing)": routed, f"best single parent ({best})": matrix[best]}
-    for key, title in ROWS.items():
-        named |= {title + cut: _means(of[key + cut]) for cut in ("", CUT) if key + cut in of}
-    rows = []
-    for title, scores in named.items():
-        interval = bootstrap_interval([scores[t] for t in tasks])
-        kept = retention(scores, start, routed)
-        shown = "" if title == ROWS["base"] else _interval(kept, 0)
-        rows.append([title, _interval(interval), *(f"{scores[t]:.0f}" for t in tasks), shown])
     header = ["ROUGE-L", "mean", *tasks, "retention, %"]
     blocks = [
         f"## Six tasks apart, seed {seed}",
@@ -96,12 +83,68 @@ def _apart(cells: Cells, seed: int, facts: Mapping[str, Any]) -> list[str]:
         f"{facts['examples']} examples of every `test` list: ROUGE-L, 95% bootstrap intervals over tasks. "
         "What is chosen is chosen on 30 examples a task that no parent saw. Retention is the share of the "
         "parents' gain over S.",
-        table(header, rows),
+        table(header, _rows(of)),
     ]
-    matrix_rows = [[name, *(f"{scores[t]:.0f}" for t in tasks)] for name, scores in matrix.items()]
+    matrix_rows = [[name, *(f"{scores[t]:.0f}" for t in tasks)] for name, scores in parents.items()]
     blocks += ["Every parent on every task:", table(["parent", *tasks], matrix_rows)]
     lines = [*_gaps(of, tasks), *_facts(cells, seed)]
     return [*blocks, "\n".join(lines)]
+
+
+def _over_seeds(cells: Cells, seeds: Sequence[int]) -> list[str]:
+    """Rows that all seeds have: means of every task over seeds, and intervals over tasks."""
+    each = {seed: _of_seed(cells, seed) for seed in seeds}
+    each = {
+        s: of for s, of in each.items() if "start" in of and set(_parents(of)) == set(of["start"]["scores"])
+    }
+    if len(each) < 2:
+        return []
+    tasks = list(next(iter(each.values()))["start"]["scores"])
+    joined = {
+        row: {
+            "scores": {
+                t: {"rouge_l": [v for of in each.values() for v in _scores(of, row, t)]} for t in tasks
+            }
+        }
+        for row in set.intersection(*(set(of) for of in each.values()))
+    }
+    rows = [[title, mean, kept] for title, mean, *_, kept in _rows(joined)]
+    return [
+        f"## Six tasks apart, means over the seeds {', '.join(map(str, each))}",
+        table(["ROUGE-L", "mean", "retention, %"], rows),
+        "\n".join(_gaps(joined, tasks)),
+    ]
+
+
+def _scores(of: Cells, row: str, task: str) -> list[float]:
+    """ROUGE-L of every example."""
+    return list(of[row]["scores"][task]["rouge_l"])
+
+
+def _of_seed(cells: Cells, seed: int) -> dict[str, Cell]:
+    """Row -> its cell."""
+    return {key.split("/", 2)[2]: cell for key, cell in cells.items() if key.startswith(f"apart/{seed}/")}
+
+
+def _parents(of: Cells) -> dict[str, dict[str, float]]:
+    """Task of a parent -> its scores."""
+    return {name.removeprefix("parent "): _means(c) for name, c in of.items() if name.startswith("parent ")}
+
+
+def _rows(of: Cells) -> list[list[str]]:
+    """Title, mean, score of every task, and retention of each row."""
+    parents, start = _parents(of), _means(of["start"])
+    routed = {task: parents[task][task] for task in start}
+    best = max(parents, key=lambda name: statistics.mean(parents[name].values()))
+    named = {"every parent on its own task (routing)": routed, f"best single parent ({best})": parents[best]}
+    for key, title in ROWS.items():
+        named |= {title + cut: _means(of[key + cut]) for cut in ("", CUT) if key + cut in of}
+    rows = []
+    for title, scores in named.items():
+        interval = bootstrap_interval([scores[task] for task in start])
+        shown = "" if title == ROWS["base"] else _interval(retention(scores, start, routed), 0)
+        rows.append([title, _interval(interval), *(f"{scores[task]:.0f}" for task in start), shown])
+    return rows
 
 
 def _gaps(of: Cells, tasks: list[str]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
+from shoal.adapters.merging.dense import merge_dense
 from shoal.adapters.merging.methods import method_of
 from shoal.adapters.merging.modules import generator_of
 from shoal.adapters.merging.recipe import Recipe
@@ -30,7 +29,7 @@ def merge_experts(
     """
     recipe.check()
     method = method_of(recipe.method)
-    if method.function is None or method.form not in ("combination", "elements"):
+    if method.form not in ("combination", "elements"):
         raise UsageError(f"{recipe.method} needs matrices, and an expert is vectors; choose another method")
     stacked = ExpertVector.stack(experts)  # which checks that they fit each other
     prints = [expert.fingerprint() for expert in experts]
@@ -42,11 +41,6 @@ def merge_experts(
             raise UsageError(f"z of {name} holds NaN or infinity in one of the experts; copy it again")
         deltas, values = z.float() - 1, recipe.values(name, num_layers)
         scale = values.pop("lambda", 1.0)
-        if method.form == "combination":
-            wide = deltas.double()
-            delta = (method.function(wide @ wide.T, **values) @ wide).float()
-        else:
-            generators: list[torch.Generator] = [generator_of(seed, name, each) for each in prints]
-            delta = method.function(deltas, generators=generators, **values)
-        merged[name] = 1 + scale * delta
+        generators = [generator_of(seed, name, each) for each in prints]
+        merged[name] = 1 + scale * merge_dense(method, list(deltas), values, generators)
     return ExpertVector(merged)

@@ -50,7 +50,7 @@ def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
     inputs = inputs_of(merging, plan)
     covariances, backbone = None, None
     if inputs is not None:
-        backbone = load(place, shape.base_model if place.base is None else None)
+        backbone = _loaded(place, shape)
         values = dict(zip(plan.labels, loras, strict=True))
         covariances = list(_covariances(backbone, values, start, inputs).values())
     split = None if merging.tasks is None else read_tasks(merging.tasks, definition=None)
@@ -67,7 +67,7 @@ def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
     if split is not None:
         check_no_leakage(split.train, split.held_out)
         check_not_learnt(examples_of(split.train, test_only=True), _trained_on(found))
-        backbone = backbone or load(place, shape.base_model if place.base is None else None)
+        backbone = backbone or _loaded(place, shape)
         own = dict(zip(plan.labels, loras, strict=True))
         verdict = judge(backbone, own, merged.lora, split.train, start)
         merged = with_verdict(merged, verdict)
@@ -106,7 +106,7 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
     check_not_learnt(examples_of(split.train), _trained_on(parents))
     inputs = inputs_by_name(merging.inputs, plan.labels, least=MIN_INPUTS) if merging.inputs else None
     start = load_adapter(plan.start).lora if plan.start else None
-    backbone = load(place, shape.base_model if place.base is None else None)
+    backbone = _loaded(place, shape)
     found = evolve_merge(
         backbone,
         values,
@@ -137,7 +137,7 @@ def merge_experts(place: Place, merging: Merging, found: Parents) -> Output:
     expert = merged_experts(
         plan, [parent.adapter for parent in parents], seed=merging.seed, num_layers=shape.num_layers
     )
-    backbone = load(place, shape.base_model if place.base is None else None)
+    backbone = _loaded(place, shape)
     for parent in parents:
         basis = basis_for(backbone.model, parent)
     prints = {name: one.adapter.fingerprint() for name, one in zip(plan.labels, parents, strict=True)}
@@ -151,6 +151,11 @@ def merge_experts(place: Place, merging: Merging, found: Parents) -> Output:
         "out": str(merging.out),
     }
     return Output(record, f"{note} Written to {merging.out}")
+
+
+def _loaded(place: Place, shape: BackboneShape) -> Backbone:
+    """The base model that is named, else the parents' own."""
+    return load(place, shape.base_model if place.base is None else None)
 
 
 def inputs_of(merging: Merging, plan: Recipe) -> Mapping[str, Sequence[str]] | None:
