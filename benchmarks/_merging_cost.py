@@ -103,7 +103,7 @@ def _mergekit(own: Apart, program: Path) -> dict[str, Any]:
         for _ in range(2):
             started = time.perf_counter()
             subprocess.run(command, env=clean, check=True, capture_output=True)
-            AutoModelForCausalLM.from_pretrained(out)
+            theirs = AutoModelForCausalLM.from_pretrained(out)
             seconds.append(time.perf_counter() - started)
         written = sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors"))
         ours = Path(folder, "ours")
@@ -111,13 +111,21 @@ def _mergekit(own: Apart, program: Path) -> dict[str, Any]:
         merge = [sys.executable, "-m", "shoal.apps.cli.main", "merge", path, "--rank", str(own.whole)]
         subprocess.run([*merge, "--out", ours], check=True, capture_output=True)
         loaded = load_backbone(bench.args.base)
-        with attach(loaded.model, load_adapter(ours).lora):
+        lora = load_adapter(ours).lora
+        with attach(loaded.model, lora):
             seconds.append(time.perf_counter() - started)
+    missed = whole = 0.0
+    for name in lora.factors:
+        own_weight, weight = (m.get_submodule(name).weight.detach() for m in (loaded.model, theirs))
+        delta = (weight - own_weight).double()
+        missed += float((lora.delta_weight(name) - delta).square().sum())
+        whole += float(delta.square().sum())
     return {
         "first_seconds": seconds[0],
         "seconds_again": seconds[1],
         "our_seconds": seconds[2],
         "bytes_written": written,
+        "relative_error": (missed / whole) ** 0.5,
     }
 
 

@@ -274,7 +274,8 @@ def _cost(cells: Cells) -> list[str]:
                 f"{other['seconds_again'] / each:.0f} x a candidate; it wrote "
                 f"{other['bytes_written'] / 1e9:.1f} GB. `shoal merge` of the same recipe, written and "
                 f"loaded, takes {other['our_seconds']:.0f} s, a share of "
-                f"{other['our_seconds'] / other['seconds_again']:.2f}."
+                f"{other['our_seconds'] / other['seconds_again']:.2f}; the weights differ by "
+                f"{other['relative_error']:.1e} of the change (relative Frobenius error)."
             )
     return ["## Cost", "\n".join(lines)] if lines else []
 

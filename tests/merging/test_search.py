@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ from shoal.merging.search import evolve_merge
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import LeakageError, Task
 from shoal.training.batches import tokenise
+from shoal.training.evolution import evolve
 from tests.fixtures.merging import covariances
 
 RULES = ("upper", "double")
@@ -170,6 +172,41 @@ def test_a_search_keeps_more_than_equal_weights_and_goes_on_bit_for_bit(
     for niche, other in (RULES, RULES[::-1]):  # what leans to a task keeps more of it
         assert cut.front[niche].report["kept"][niche] > cut.front[other].report["kept"][niche]
     assert "searched for in 6 generations" in cut.merged.card.notes[-2]
+
+
+def test_twenty_kills_at_random_moments_change_no_bit(
+    toy: ModuleType,
+    sharp: Backbone,
+    parents: dict[str, LoRA],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corpus = tokenise([toy.toy_task(rule) for rule in RULES], sharp, 64)
+    levels, mixture = levels_of(sharp, parents, corpus), Mixture(sharp, parents, 2)
+    config = MergeSearchConfig(**{**QUICK, "steps": 5})
+
+    def searched(folder: str) -> torch.Tensor:
+        population = MergePopulation(sharp, mixture, corpus, config, levels)
+        evolve(population, config, tmp_path / folder, show_progress=False)
+        return population.weights
+
+    whole, judge, chance, kills = searched("whole"), MergePopulation.fitness, random.Random(0), 0
+
+    def killed(self: MergePopulation, candidates: Any, forward_pass: int) -> Any:
+        found = judge(self, candidates, forward_pass)
+        last = forward_pass == config.steps - 1  # which is not reached before the last kill
+        if kills < 20 and (last or chance.random() < 0.85):
+            raise RuntimeError("killed")
+        return found
+
+    monkeypatch.setattr(MergePopulation, "fitness", killed)
+    while True:
+        try:
+            weights = searched("parts")
+            break
+        except RuntimeError:
+            kills += 1
+    assert kills == 20 and torch.equal(weights, whole)
 
 
 @pytest.mark.parametrize(

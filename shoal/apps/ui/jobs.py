@@ -74,9 +74,14 @@ def _new() -> None:
 
 @st.fragment(run_every=LOOK_SECONDS)
 def show_jobs() -> None:
-    """The newest jobs, drawn anew while they run."""
+    """The newest jobs, drawn anew while they run; where one has ended, the whole page is, with its result."""
     with show_errors():
         jobs = client().jobs()
+        ended = {job.id for job in jobs if not job.active}
+        known = st.session_state.get("jobs_ended", ended)
+        st.session_state.jobs_ended = ended
+        if ended - known:
+            st.rerun()
         if not jobs:
             plain_line("None yet.")
         for job in jobs[:8]:

@@ -314,8 +314,6 @@ def test_a_merge_is_started_and_shows_what_it_keeps(
     tab.press("Merge")
     expect(page.get_by_text("The merge merge-both is queued")).to_be_visible()
     expect(page.get_by_text("succeeded")).to_be_visible()
-    tab.go("Adapters")
-    tab.go("Merge")
     expect(page.get_by_text("Parents: merge-one, merge-two")).to_be_visible()
     expect(page.get_by_text(re.compile("^(Merge: one file|Mix them|Keep them apart)"))).to_be_visible()
     expect(page.locator(".js-plotly-plot .bars path")).to_have_count(2)
