@@ -103,6 +103,10 @@ def trade_offs(members: Mapping[str, Mapping[str, float]], *, height: int = 240)
         for x, y in points.values()
         if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points.values())
     )
+    # Neighbours have their names on different sides, and the last one its name within the picture.
+    in_order = sorted(points, key=lambda name: points[name])
+    sides = {name: ("top right", "bottom left")[place % 2] for place, name in enumerate(in_order)}
+    sides[in_order[-1]] = "middle left"
     figure = go.Figure()
     figure.add_scatter(x=[x for x, _ in front], y=[y for _, y in front], mode="lines", line_color=SHADES[0])
     figure.add_scatter(
@@ -110,7 +114,7 @@ def trade_offs(members: Mapping[str, Mapping[str, float]], *, height: int = 240)
         y=[y for _, y in points.values()],
         text=[name.partition(".")[2] or name for name in points],
         mode="markers+text",
-        textposition="top center",
+        textposition=[sides[name] for name in points],
         marker={"color": SHADES[1], "size": 10},
         cliponaxis=False,
     )
