@@ -61,5 +61,6 @@ def check_told_apart(contents: Contents, requests: Sequence[str], decisions: Seq
         if alike:
             raise UsageError(
                 f"{shorten(request)} is for {' or '.join(alike)}, whose inputs look alike; name the skill "
-                "(--skill), or describe the task in a sentence (--describe)"
+                "(--skill), or describe the task in a sentence (--describe); in the service `adapter` holds "
+                "skill or describe"
             )

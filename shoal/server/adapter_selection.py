@@ -9,15 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
 from shoal.errors import NotFoundError, UsageError
 from shoal.inference.engine.records import RequestedAdapter
+from shoal.library.routing import check_told_apart
+from shoal.models.backbone import Backbone
 from shoal.registry.records import AdapterRecord
 from shoal.registry.registry import Registry
 from shoal.server.errors import not_a_model
+from shoal.server.libraries import Libraries, NamedLibrary, check_choice
 from shoal.server.schemas import AdapterChoice
 from shoal.transformer2.experts import ExpertSet
-from shoal.transformer2.router import NONE, Decision
+from shoal.transformer2.router import NONE, Decision, mean_states
 
 
 class Describer(Protocol):
@@ -35,11 +39,13 @@ class SelectedAdapter:
         adapter: None for the base model.
         facts: shown in the answer; None shows none.
         greedy: the adapter was made for a task, so its answers are greedy unless the request says otherwise.
+        label_set: its answers, where they are closed.
     """
 
     adapter: RequestedAdapter = None
     facts: Mapping[str, Any] | None = None
     greedy: bool = False
+    label_set: LabelSet | None = None
 
 
 class AdapterSelector:
@@ -53,6 +59,8 @@ class AdapterSelector:
         experts: ExpertSet | None,
         decide: Callable[[Callable[[], list[Decision]]], list[Decision]],
         max_mix: int,
+        libraries: Libraries,
+        backbone: Backbone,
     ) -> None:
         """Take the sources of adapters.
 
@@ -63,6 +71,8 @@ class AdapterSelector:
             experts: for `auto`; None leaves every request to the base model.
             decide: calls a function that needs the model for itself.
             max_mix: adapters in one mix.
+            libraries: of skills.
+            backbone: whose states a library's router reads.
         """
         self.base_names = tuple(base_names)
         self._registry = registry
@@ -70,10 +80,14 @@ class AdapterSelector:
         self._experts = experts
         self._decide = decide
         self._max_mix = max_mix
+        self._libraries = libraries
+        self._backbone = backbone
 
-    def record(self, model: str, owner: str | None) -> AdapterRecord | None:
-        """The registered adapter that `model` names, None for the base model; errors as `find`."""
-        return None if model in self.base_names else self.find(model, owner)
+    def record(self, model: str, owner: str | None) -> AdapterRecord | NamedLibrary | None:
+        """The library or adapter that `model` names, None for the base model; errors as `find`."""
+        if model in self.base_names:
+            return None
+        return self._libraries.find(model, owner) or self.find(model, owner)
 
     def find(self, name: str, owner: str | None) -> AdapterRecord:
         """The registered adapter of a name.
@@ -92,7 +106,7 @@ class AdapterSelector:
 
     def select(
         self,
-        record: AdapterRecord | None,
+        record: AdapterRecord | NamedLibrary | None,
         choice: AdapterChoice | str | None,
         prompt: Sequence[int],
         owner: str | None,
@@ -110,6 +124,8 @@ class AdapterSelector:
             UsageError: both `model` and `adapter` name adapters, or a choice of nothing or of two things.
             UnavailableError: the database cannot be reached.
         """
+        if isinstance(record, NamedLibrary):
+            return self._skill(record, choice, prompt)
         if record is not None:
             if choice is not None:
                 raise UsageError(
@@ -117,17 +133,45 @@ class AdapterSelector:
                     f"give {self.base_names[0]!r}"
                 )
             facts = {"name": record.name, "version": record.version}
-            return SelectedAdapter(record.sha256, facts, greedy=record.card.names_task)
+            return SelectedAdapter(record.sha256, facts, record.card.names_task, record.card.label_set)
         if choice is None:
             return SelectedAdapter()
         if isinstance(choice, str):
             return self._automatic(prompt)
+        if choice.skill is not None:
+            raise UsageError(
+                f"skill {choice.skill!r} is one of a library; give the library's name as `model`"
+            )
         if (choice.describe is None) == (choice.mix is None):
             raise UsageError("`adapter` holds one of describe and mix; give one")
         if choice.describe is not None:
             lora, facts = self._describer.describe(choice.describe)
             return SelectedAdapter(lora, facts, greedy=True)
         return self._mixed(choice, owner)
+
+    def _skill(
+        self, named: NamedLibrary, choice: AdapterChoice | str | None, prompt: Sequence[int]
+    ) -> SelectedAdapter:
+        """The skill of a library that a request is for: by name, by a sentence, or by the request alone."""
+        library, contents = named.library, named.library.contents
+        skill = describe = None
+        if isinstance(choice, AdapterChoice):
+            check_choice(choice.skill, choice.describe, choice.mix)
+            skill, describe = choice.skill, choice.describe
+        if skill is None and describe is None and library.skills:
+            model, router = self._backbone.model, contents.discriminant
+            (decision,) = self._decide(lambda: router.decide(mean_states(model, [prompt], router.layer)))
+            check_told_apart(contents, ["the request"], [decision])
+        else:
+            (decision,) = library.decide(["the request"], skill=skill, describe=describe)
+        lora, label_set = contents.adapted(decision.skill)
+        facts = {
+            "library": named.name,
+            "version": contents.version.number,
+            "skill": decision.skill,
+            "probability": decision.probabilities[decision.skill],
+        }
+        return SelectedAdapter(lora, facts, decision.skill != NONE, label_set)
 
     def _mixed(self, choice: AdapterChoice, owner: str | None) -> SelectedAdapter:
         parts = choice.mix or []

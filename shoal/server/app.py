@@ -15,7 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from shoal.errors import ShoalError
-from shoal.server import routes_adapters, routes_completions, routes_docs, routes_operations
+from shoal.server import (
+    routes_adapters,
+    routes_completions,
+    routes_docs,
+    routes_libraries,
+    routes_operations,
+)
 from shoal.server.errors import Failure, disk_full, failure_of
 from shoal.server.middleware import Guard
 from shoal.server.service import Service
@@ -24,6 +30,7 @@ from shoal.server.validation_errors import describe
 ROUTES = {
     "Models, chats and completions": routes_completions,
     "Adapters": routes_adapters,
+    "Libraries of skills": routes_libraries,
     "Skills, training and operation": routes_operations,
     "Pages": routes_docs,
 }

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shoal.adapters.card import LabelSet
 from shoal.config import ServiceConfig
 from shoal.errors import UsageError
 from shoal.inference.engine.records import Delta, Request, TokenScore
@@ -22,8 +23,10 @@ from shoal.inference.engine.runner import Runner
 from shoal.inference.engine.stream import Stream
 from shoal.inference.sampling import GREEDY_BELOW, Sampling
 from shoal.models.backbone import Backbone
+from shoal.registry.records import AdapterRecord
 from shoal.server.adapter_selection import AdapterSelector, SelectedAdapter
 from shoal.server.errors import failure_of
+from shoal.server.libraries import NamedLibrary
 from shoal.server.rate_limits import RateLimits
 from shoal.server.responses import (
     DONE,
@@ -137,18 +140,18 @@ class Completions:
         """
         record = self._selector.record(body.model, owner)  # an unknown name costs no work
         max_tokens = self._max_tokens(body)
-        self._check_choices(body)
+        self._check_choices(body, routed=isinstance(record, NamedLibrary) or body.adapter == "auto")
         prompts = self._prompts(body)
         requests = [_engine_request(body, prompt, max_tokens, owner) for prompt in prompts]
         for request in requests:  # before an adapter is generated, or a prompt read, to select one
             self._runner.check_numbers(request)
         prompt_tokens = sum(map(len, prompts))
-        labels = record.card.label_set if record is not None and _closed(body) else None
-        label_tokens = sum(map(len, self._backbone.encode_completions(labels.labels))) if labels else 0
+        label_tokens = max(map(self._label_tokens, _label_sets(record)), default=0) if _closed(body) else 0
         self._limits.tokens(owner, prompt_tokens + len(prompts) * max(body.n * max_tokens, label_tokens))
         selected = self._selector.select(record, body.adapter, prompts[0], owner)
         if selected.greedy and body.temperature is None:
             requests = [replace(r, sampling=replace(r.sampling, temperature=0.0)) for r in requests]
+        labels = selected.label_set if _closed(body) else None
         chosen = [replace(request, adapter=selected.adapter, labels=labels) for request in requests]
         if isinstance(body, ChatRequest) or not body.echo:
             return AcceptedRequest(body, self._submit(chosen), selected, prompt_tokens)
@@ -213,15 +216,18 @@ class Completions:
             raise UsageError(f"max_tokens {limit} is above the limit of {self._config.max_tokens}; lower it")
         return limit
 
-    def _check_choices(self, body: ChatRequest | CompletionRequest) -> None:
+    def _label_tokens(self, label_set: LabelSet) -> int:
+        return sum(map(len, self._backbone.encode_completions(label_set.labels)))
+
+    def _check_choices(self, body: ChatRequest | CompletionRequest, *, routed: bool) -> None:
         prompts = 1 if isinstance(body, ChatRequest) else len(body.prompts)
         if prompts * body.n > self._config.max_choices:
             raise UsageError(
                 f"{prompts} prompts with n {body.n} are {prompts * body.n} answers, the limit is "
                 f"{self._config.max_choices}; ask for fewer"
             )
-        if prompts > 1 and body.adapter == "auto":
-            raise UsageError(f"`auto` chooses for one prompt, these are {prompts}; send a request for each")
+        if prompts > 1 and routed:
+            raise UsageError(f"a router chooses for one prompt, these are {prompts}; send a request for each")
 
     def _prompts(self, body: ChatRequest | CompletionRequest) -> list[list[int]]:
         if isinstance(body, ChatRequest):
@@ -260,6 +266,15 @@ class Completions:
                 stream.cancel()
             raise
         return streams
+
+
+def _label_sets(named: AdapterRecord | NamedLibrary | None) -> list[LabelSet]:
+    """The label sets of the adapters that may answer."""
+    if isinstance(named, NamedLibrary):
+        found = [skill.facts.label_set for skill in named.library.skills.values()]
+    else:
+        found = [] if named is None else [named.card.label_set]
+    return [label_set for label_set in found if label_set is not None]
 
 
 def _closed(body: ChatRequest | CompletionRequest) -> bool:

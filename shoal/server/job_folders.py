@@ -26,6 +26,15 @@ def read_command(folder: Path) -> list[str]:
     return [*words, "--config", str(folder / SETTINGS)]
 
 
+def last_words(folder: Path, *others: Path) -> str:
+    """The error that a job's process ended with, cut, without the paths of its folder and of others."""
+    said = (folder / "output.txt").read_text(errors="replace").strip().splitlines() or ["no word"]
+    message = said[-1].removeprefix("error: ")
+    for path in (folder, *others):
+        message = message.replace(f"{path}/", "")
+    return message[:500]
+
+
 def write_training(
     folder: Path,
     examples: bytes,

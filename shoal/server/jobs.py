@@ -38,7 +38,8 @@ from shoal.registry.quotas import check_free
 from shoal.registry.registry import Registry
 from shoal.registry.schema import JOBS, check_row
 from shoal.server.adapters import quota_of
-from shoal.server.job_folders import read_command, write_command, write_training
+from shoal.server.job_folders import last_words, read_command, write_command, write_training
+from shoal.server.learn_requests import owner_folder
 from shoal.server.merge_requests import NewMerge
 
 log = logging.getLogger(__name__)
@@ -51,12 +52,12 @@ _J = JOBS.c
 
 @dataclass(frozen=True)
 class Job:
-    """One training or merge.
+    """One training or merge, or one step of a library.
 
     Attributes:
         id: 32 hex digits.
         owner: who asked for it.
-        adapter: name that the result gets.
+        adapter: name that the result gets, or of the library that learns or forgets.
         state: queued, running, succeeded, failed or cancelled.
         step: optimiser steps, or generations of a merge's search, that are done.
         steps: of how many.
@@ -145,14 +146,17 @@ class Jobs:
         directories = new.check(self._registry, owner, self._config)
 
         def prepare(folder: Path) -> None:
-            settings = new.write(folder, directories, self._base)
-            write_command(folder, ("merge",), settings)
+            write_command(folder, ("merge",), new.write(folder, directories, self._base))
 
         return self._take_on(new.name, owner, new.steps, prepare)
 
     def _take_on(self, adapter: str, owner: str, steps: int, prepare: Callable[[Path], None]) -> Job:
-        """Enter a job whose folder `prepare` fills."""
+        """Enter a job that makes an adapter."""
         self._registry.check(adapter, owner, quota=quota_of(self._config))
+        return self.enter(adapter, owner, steps, prepare)
+
+    def enter(self, adapter: str, owner: str, steps: int, prepare: Callable[[Path], None]) -> Job:
+        """Take on any job whose folder `prepare` fills; errors as `submit`."""
         with self._database.reading() as connection:  # before anything is written
             self._check_room(connection, owner)
         now = time.time()
@@ -284,13 +288,13 @@ class Jobs:
         elif process.returncode == 0:
             self._finish(identity, folder)
         else:
-            said = (folder / "output.txt").read_text(errors="replace").strip().splitlines() or ["no word"]
-            message = said[-1].removeprefix("error: ").replace(f"{folder}/", "")
-            self._change(identity, state=FAILED, error=message[:500])  # none where it was cancelled
+            hidden = owner_folder(self._registry.root, self.get(identity, None).owner)
+            self._change(identity, state=FAILED, error=last_words(folder, hidden))  # none where cancelled
 
     def _finish(self, identity: str, folder: Path) -> None:
         job = self.get(identity, None)
-        self._keep(job, job.adapter, folder / "adapter")
+        if read_command(folder)[0] not in ("learn", "library"):  # whose result is in the library
+            self._keep(job, job.adapter, folder / "adapter")
         for member in sorted(folder.glob("front/*")):  # trade-offs of a search, as far as there is room
             name = re.sub(r"[^a-z0-9._-]", "-", f"{job.adapter}.{member.name.lower()}")[:64]
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -27,18 +28,24 @@ def list_models(
     after: Annotated[str, Query(max_length=512)] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 100,
 ) -> dict[str, Any]:
-    """The base model, then adapters by name, a page at a time."""
+    """The base model and libraries, then adapters by name, a page at a time."""
     base = service.base_names[0]
     page = service.registry.page(owner, after="" if after == base else after, limit=limit)
-    models = [] if after and after != base else [_base(service)]
+    models = []
+    if not after or after == base:
+        models = [_base(service), *(_library(row, owner) for row in service.libraries.page(owner))]
     models += [_adapter(record) for record in page.records if record.base == base]
     return {"object": "list", "data": models, "has_more": page.after is not None}
 
 
 @router.get("/v1/models/{name:path}")
 def get_model(name: str, service: Open, owner: Owner) -> dict[str, Any]:
-    """The base model or an adapter."""
-    return _base(service) if name in service.base_names else _adapter(service.selector.find(name, owner))
+    """The base model, a library or an adapter."""
+    if name in service.base_names:
+        return _base(service)
+    if (named := service.libraries.find(name, owner)) is not None:
+        return _library({"name": name, "base_model": named.library.base_model}, owner)
+    return _adapter(service.selector.find(name, owner))
 
 
 @router.post("/v1/chat/completions")
@@ -113,6 +120,12 @@ async def _disconnected(request: Request) -> None:
 def _base(service: Service) -> dict[str, Any]:
     name = service.base_names[0]
     return {"id": name, "object": "model", "created": 0, "owned_by": "shoal", "root": name, "parent": None}
+
+
+def _library(row: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    base = row["base_model"]
+    about = {"id": row["name"], "object": "model", "created": 0, "owned_by": owner}
+    return {**about, "root": base, "parent": base}
 
 
 def _adapter(record: AdapterRecord) -> dict[str, Any]:

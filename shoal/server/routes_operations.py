@@ -89,33 +89,34 @@ async def create_job(
     examples = await file.read(service.config.max_training_bytes + 1)
     submit, uploads = service.jobs.submit, service.pools.uploads
     job = await run_in(uploads, submit, check_name(name), definition, examples, owner, steps=steps, rank=rank)
-    return _shown(job)
+    return shown_job(job)
 
 
 @router.post("/v1/jobs/merge", status_code=202)
 async def create_merge(new: NewMerge, service: Open, owner: Owner) -> dict[str, Any]:
     """Merge adapters into one, in the background."""
     check_name(new.name)
-    return _shown(await run_in(service.pools.uploads, service.jobs.merge, new, owner))
+    return shown_job(await run_in(service.pools.uploads, service.jobs.merge, new, owner))
 
 
 @router.get("/v1/jobs")
 def list_jobs(service: Open, owner: Owner) -> dict[str, Any]:
     """The owner's newest jobs."""
-    return {"object": "list", "data": [_shown(job) for job in service.jobs.page(owner)]}
+    return {"object": "list", "data": [shown_job(job) for job in service.jobs.page(owner)]}
 
 
 @router.get("/v1/jobs/{identity}")
 def get_job(identity: Identity, service: Open, owner: Owner) -> dict[str, Any]:
     """One job."""
-    return _shown(service.jobs.get(identity, owner))
+    return shown_job(service.jobs.get(identity, owner))
 
 
 @router.post("/v1/jobs/{identity}/cancel")
 def cancel_job(identity: Identity, service: Open, owner: Owner) -> dict[str, Any]:
     """End a job."""
-    return _shown(service.jobs.cancel(identity, owner))
+    return shown_job(service.jobs.cancel(identity, owner))
 
 
-def _shown(job: Job) -> dict[str, Any]:
+def shown_job(job: Job) -> dict[str, Any]:
+    """A job as the API shows it."""
     return {"object": "job", **vars(job)}

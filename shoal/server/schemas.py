@@ -45,9 +45,13 @@ class Weighted(Body):
 
 
 class AdapterChoice(Body):
-    """The adapter that answers, where `model` names none: exactly one of these."""
+    """The adapter that answers, where `model` names none: exactly one of these.
+
+    Where it names a library, `skill` names one of its skills, and `describe` asks for the nearest.
+    """
 
     describe: Description | None = None
+    skill: Name | None = None
     mix: list[Weighted] | None = Field(None, min_length=1, max_length=64)
 
 
@@ -112,7 +116,10 @@ class _Generation(Body):
     """Fields that chats and completions have in common."""
 
     model: Annotated[
-        str, Field(min_length=1, max_length=512, description="the base model or an adapter's name")
+        str,
+        Field(
+            min_length=1, max_length=512, description="the base model, or the name of an adapter or library"
+        ),
     ]
     adapter: AdapterChoice | Literal["auto"] | None = Field(
         None, description="an adapter by description or mix, or `auto` for the model's own experts"

@@ -21,6 +21,7 @@ from shoal.server.adapters import Adapters
 from shoal.server.completions import Completions
 from shoal.server.engines import load_served, open_engine
 from shoal.server.jobs import Jobs
+from shoal.server.libraries import Libraries
 from shoal.server.metrics import Monitoring
 from shoal.server.pools import Pools
 from shoal.server.rate_limits import RateLimits
@@ -61,6 +62,7 @@ class Service:
     selector: AdapterSelector
     completions: Completions
     jobs: Jobs
+    libraries: Libraries
     closers: ExitStack = field(repr=False)
 
     def close(self) -> None:
@@ -128,7 +130,10 @@ def open_service(
         closers.callback(jobs.close)
         adapters = Adapters(registry, generator, skills, monitoring, opened.discard, config)
         closers.callback(adapters.close)
-        selector = AdapterSelector(registry, names, adapters, opened.experts, runner.run, config.max_mix)
+        libraries = Libraries(registry, jobs, shape.base_model, base, generator)
+        selector = AdapterSelector(
+            registry, names, adapters, opened.experts, runner.run, config.max_mix, libraries, opened.backbone
+        )
         completions = Completions(opened.backbone, runner, selector, limits, config)
         closers.callback(_give_back_until_closed().set)
         log.info("serving %s from %s", shape.base_model, registry.database.shown)
@@ -147,6 +152,7 @@ def open_service(
             selector=selector,
             completions=completions,
             jobs=jobs,
+            libraries=libraries,
             closers=closers.pop_all(),
         )
 

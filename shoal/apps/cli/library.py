@@ -95,21 +95,10 @@ def learn(
 
 def list_skills(place: InLibrary) -> Output:
     """List the skills of a library with their scores."""
+    from shoal.library.report import skill_rows
+
     library = opened(place.library)
-    rows: list[dict[str, Any]] = []
-    for name, skill in library.skills.items():
-        asked = library.version.asked[name].mean
-        rows.append(
-            {
-                "skill": name,
-                "description": skill.facts.description,
-                "examples": skill.facts.examples,
-                "exemplars": len(skill.facts.own_scores),
-                "named": skill.facts.points(skill.facts.kept),
-                "by_input": None if asked is None else 100 * asked,
-                "bytes": skill.nbytes,
-            }
-        )
+    rows = skill_rows(library)
     lines = [f"version {library.version.number}, {len(rows)} skills, for {library.base_model}"]
     lines += [f"{'skill':20}{'named':>8}{'by input':>10}  description" for _ in rows[:1]]
     lines += [
@@ -122,20 +111,17 @@ def list_skills(place: InLibrary) -> Output:
 
 def show(place: InLibrary) -> Output:
     """Show the versions of a library, and scores over time."""
+    from shoal.library.report import library_record, step_rows
+
     library = opened(place.library)
-    history, versions = library.history(), library.versions
-    steps = [
-        {"version": v.number, **v.step.model_dump(mode="json"), "skills": sorted(v.skills)} for v in versions
-    ]
+    steps = step_rows(library)
     lines = []
     for step in steps:
         of = step["skill"] or (f"to version {step['to']}" if step["to"] else "")
         lines.append(f"{step['version']:4} {step['kind']:9}{of:20}{step['seconds']:8.1f} s")
-    confused = [c.model_dump(mode="json") for c in library.version.confused]
-    lines += ["", history.table()]
+    lines += ["", library.history().table()]
     lines += [f"{pair}: name one of them with requests" for pair in library.version.confused]
-    record = {"versions": steps, "history": history.record(), "confused": confused}
-    return Output(record, "\n".join(lines))
+    return Output(library_record(library), "\n".join(lines))
 
 
 def check(place: Place, checking: Checking) -> Output:
@@ -192,14 +178,18 @@ def opened(folder: Path, place: Place | None = None) -> Library:
     library = Library.open(folder)
     if place is None or not place.model_fields_set:
         return library
-    if place.base is not None:
-        shape = shape_of(place)
-        if shape.base_model != library.base_model:
-            raise UsageError(
-                f"--base {place.base}: {folder} is for {library.base_model}; leave it out, or make another"
-            )
+    return Library.open(folder, load(place, _base_of(folder, place)))
+
+
+def _base_of(folder: Path, place: Place) -> str:
+    """The base model of a library, as the flags name it; it is seen to before it is loaded."""
+    from shoal.library.store import Store
+
+    own = Store(folder).facts.base_model
+    if place.base is not None and shape_of(place).base_model != own:
+        raise UsageError(f"--base {place.base}: {folder} is for {own}; leave it out, or make another")
     usable_place(place)
-    return Library.open(folder, load(place, place.base or library.base_model))
+    return place.base or own
 
 
 def _opened_or_made(place: Place, learning: Learning) -> Library:
@@ -208,12 +198,7 @@ def _opened_or_made(place: Place, learning: Learning) -> Library:
     from shoal.text_to_lora.generator import TextToLoRA
 
     made = (learning.library / LIBRARY_FILE).is_file()
-    if made and place.base is None:
-        backbone = load(place, Library.open(learning.library).base_model)
-    else:
-        if made:
-            opened(learning.library, place)
-        backbone = load(place)
+    backbone = load(place, _base_of(learning.library, place) if made else None)
     generator = TextToLoRA(backbone=backbone, hypernetwork=learning.hypernetwork)
     make = Library.open if made else Library.create
     return make(learning.library, backbone, generator=generator)
