@@ -20,10 +20,12 @@ from shoal.server.client_records import (
     Adapter,
     AdapterPage,
     GeneratedAdapter,
+    SkillLibrary,
     TrainingJob,
     read_adapter,
     read_generated,
     read_job,
+    read_library,
 )
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment, as the official client reads it
@@ -184,6 +186,31 @@ class Client:
         """Merge adapters by name, in the background; settings as `shoal.server.merge_requests.NewMerge`."""
         body = {"name": name, "parents": list(parents), **settings}
         return self._ask("POST", "/v1/jobs/merge", read_job, json=body)
+
+    def libraries(self) -> tuple[str, ...]:
+        """Names of the libraries of skills."""
+        return self._ask("GET", "/v1/libraries", lambda body: tuple(str(row["name"]) for row in body["data"]))
+
+    def library(self, name: str) -> SkillLibrary:
+        """One library: its skills, its versions, and scores over time."""
+        return self._ask("GET", _path("libraries", name), read_library)
+
+    def learn(
+        self, library: str, name: str, description: str, examples: Sequence[tuple[str, Sequence[str]]]
+    ) -> TrainingJob:
+        """Learn a skill into a library, in the background."""
+        solved = [{"input": given, "output": list(outputs)} for given, outputs in examples]
+        body = {"library": library, "name": name, "description": description, "examples": solved}
+        return self._ask("POST", "/v1/jobs/learn", read_job, json=body)
+
+    def forget(self, library: str, name: str) -> TrainingJob:
+        """Remove a skill and every file of it, in the background."""
+        return self._ask("POST", "/v1/jobs/forget", read_job, json={"library": library, "name": name})
+
+    def rollback(self, library: str, version: int) -> SkillLibrary:
+        """Restore an older version of a library, as a new one."""
+        path = _path("libraries", library, "rollback")
+        return self._ask("POST", path, read_library, json={"version": version})
 
     def jobs(self) -> tuple[TrainingJob, ...]:
         """The newest jobs."""

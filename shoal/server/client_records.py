@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,27 @@ class TrainingJob:
         return self.state in ("queued", "running")
 
 
+@dataclass(frozen=True)
+class SkillLibrary:
+    """A library of skills as the service shows it; see `shoal.library.report`.
+
+    Attributes:
+        name: of the library.
+        version: the current one.
+        skills: facts of each.
+        versions: the steps that made them, oldest first.
+        history: scores over time in points, with their measures.
+        confused: skills that inputs do not tell apart.
+    """
+
+    name: str
+    version: int
+    skills: Sequence[Mapping[str, Any]]
+    versions: Sequence[Mapping[str, Any]]
+    history: Mapping[str, Any]
+    confused: Sequence[Mapping[str, Any]]
+
+
 def read_adapter(body: Mapping[str, Any]) -> Adapter:
     """An adapter from the service's JSON."""
     return Adapter(**{name: body[name] for name in Adapter.__dataclass_fields__})
@@ -117,3 +138,8 @@ def read_generated(body: Mapping[str, Any]) -> GeneratedAdapter:
 def read_job(body: Mapping[str, Any]) -> TrainingJob:
     """A job from the service's JSON."""
     return TrainingJob(**{name: body[name] for name in TrainingJob.__dataclass_fields__})
+
+
+def read_library(body: Mapping[str, Any]) -> SkillLibrary:
+    """A library from the service's JSON."""
+    return SkillLibrary(**{name: body[name] for name in SkillLibrary.__dataclass_fields__})

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 SEA = [[0.0, "#eef6f4"], [0.35, "#9ad1c8"], [0.7, "#2a9d8f"], [1.0, "#0b3f47"]]
+SHALLOWS = [[0.0, "#f3f9f8"], [1.0, "#6fbfb2"]]  # on which dark words can be read
 SHADES = ["#0f766e", "#e07a3f", "#3d5a98", "#b8912b", "#8a4f9e", "#5b6b69", "#c2456e", "#58a4b0"]
 PLAIN = {"displayModeBar": False}
 _LAYER = re.compile(r"\.(\d+)\.([A-Za-z0-9_.]+)$")
@@ -121,4 +122,31 @@ def trade_offs(members: Mapping[str, Mapping[str, float]], *, height: int = 240)
     figure.update_layout(height=height, margin=_MARGIN, showlegend=False)
     figure.update_xaxes(title_text=f"kept of {one}", tickformat=".0%", showgrid=False)
     figure.update_yaxes(title_text=f"kept of {two}", tickformat=".0%", showgrid=False)
+    return figure
+
+
+def score_matrix(
+    steps: Sequence[str], skills: Sequence[str], scores: Sequence[Sequence[float | None]]
+) -> go.Figure:
+    """Scores over time, in points: a row for each step, a column for each skill, empty before its own."""
+    figure = go.Figure(
+        go.Heatmap(
+            z=scores,
+            x=list(skills),
+            y=list(steps),
+            text=[["" if score is None else f"{score:.0f}" for score in row] for row in scores],
+            texttemplate="%{text}",
+            textfont={"color": SEA[-1][1]},
+            colorscale=SHALLOWS,
+            zmin=0,
+            zmax=100,
+            xgap=2,
+            ygap=2,
+            colorbar={"title": {"text": "ROUGE-L", "side": "right"}, "thickness": 10, "outlinewidth": 0},
+            hovertemplate="%{y}: %{x} %{z:.1f}<extra></extra>",
+        )
+    )
+    figure.update_layout(height=110 + 34 * len(steps), margin=_MARGIN)
+    figure.update_xaxes(type="category", side="top", showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     return figure

@@ -14,6 +14,7 @@ import streamlit as st
 from shoal.apps.ui.adapt import adapt_page
 from shoal.apps.ui.compare import compare_page
 from shoal.apps.ui.jobs import jobs_page
+from shoal.apps.ui.library import library_page
 from shoal.apps.ui.merge import merge_page
 from shoal.apps.ui.mix import mix_page
 from shoal.apps.ui.monitoring import monitoring_page
@@ -65,6 +66,7 @@ def main() -> None:
             st.Page(compare_page, title="Compare", icon=":material/view_column:", url_path="compare"),
             st.Page(mix_page, title="Mix", icon=":material/tune:", url_path="mix"),
             st.Page(merge_page, title="Merge", icon=":material/merge:", url_path="merge"),
+            st.Page(library_page, title="Library", icon=":material/school:", url_path="library"),
             st.Page(registry_page, title="Adapters", icon=":material/inventory_2:", url_path="adapters"),
             st.Page(jobs_page, title="Training", icon=":material/model_training:", url_path="training"),
             st.Page(monitoring_page, title="Monitoring", icon=":material/monitoring:", url_path="monitoring"),
