@@ -6,6 +6,7 @@ by its router. Another owner's library is as unknown as one that nobody has.
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.adapters.files import ADAPTER_NAME, check_name
-from shoal.errors import ConflictError, NotFoundError, UsageError, shorten
+from shoal.errors import ConflictError, NotFoundError, ShoalError, UsageError, shorten
 from shoal.files import remove_directory
 from shoal.library.library import Library
 from shoal.library.report import library_record
@@ -23,6 +24,8 @@ from shoal.server.job_folders import write_command
 from shoal.server.jobs import Job, Jobs
 from shoal.server.learn_requests import LibraryStep, NewSkill, owner_folder
 from shoal.text_to_lora.generator import TextToLoRA
+
+log = logging.getLogger(__name__)
 
 MOST_LIBRARIES, MOST_SKILLS = 16, 64  # of one owner; of one library
 MOST_OPEN = 8  # kept in memory
@@ -96,9 +99,17 @@ class Libraries:
         return sorted(path.parent.name for path in self._folder_of(owner).glob(f"*/{LIBRARY_FILE}"))
 
     def page(self, owner: str) -> list[dict[str, Any]]:
-        """An owner's libraries in brief, by name."""
-        found = [(name, self.find(name, owner)) for name in self.names(owner)]
-        return [_brief(name, named.library) for name, named in found if named is not None]
+        """An owner's libraries in brief, by name, without those that are damaged."""
+        rows = []
+        for name in self.names(owner):
+            try:
+                named = self.find(name, owner)
+            except ShoalError as error:
+                log.warning("library %s: %s", name, error)
+                continue
+            if named is not None:
+                rows.append(_brief(name, named.library))
+        return rows
 
     def shown(self, name: str, owner: str) -> dict[str, Any]:
         """A library as the API shows it; errors as `get` and `library_record`."""

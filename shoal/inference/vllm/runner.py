@@ -46,7 +46,7 @@ from shoal.models.backbone import Backbone
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-NO_EXPERTS = "experts scale the model's own weights, which vLLM cannot do; name or describe an adapter"
+NO_EXPERTS = "experts and routers read the model's own weights, which vLLM keeps; name or describe an adapter"
 _TOKEN = "token_id:"
 
 
