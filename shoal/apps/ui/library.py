@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from shoal.apps.ui.charts import PLAIN, score_matrix
@@ -86,7 +89,7 @@ def _undo(library: SkillLibrary) -> None:
             done_line(f"{name} will be forgotten, for good", two)
 
 
-def _step(step: dict[str, object]) -> str:
+def _step(step: Mapping[str, Any]) -> str:
     what = f"version {step['to']} again" if step["kind"] == "rollback" else step["skill"] or "no skills"
     return f"{step['version']}: {step['kind']} {what}"
 
