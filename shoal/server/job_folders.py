@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,11 @@ def last_words(folder: Path, *others: Path) -> str:
     for path in (folder, *others):
         message = message.replace(f"{path}/", "")
     return message[:500]
+
+
+def owner_folder(root: Path, owner: str) -> Path:
+    """The directory of an owner's libraries; `root` is the registry's."""
+    return root / "libraries" / hashlib.sha256(owner.encode()).hexdigest()[:32]
 
 
 def write_training(

@@ -38,8 +38,7 @@ from shoal.registry.quotas import check_free
 from shoal.registry.registry import Registry
 from shoal.registry.schema import JOBS, check_row
 from shoal.server.adapters import quota_of
-from shoal.server.job_folders import last_words, read_command, write_command, write_training
-from shoal.server.learn_requests import owner_folder
+from shoal.server.job_folders import last_words, owner_folder, read_command, write_command, write_training
 from shoal.server.merge_requests import NewMerge
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class Job:
     Attributes:
         id: 32 hex digits.
         owner: who asked for it.
-        adapter: name that the result gets, or of the library that learns or forgets.
+        adapter: name that the result gets, or LIBRARY/SKILL of a step of a library.
         state: queued, running, succeeded, failed or cancelled.
         step: optimiser steps, or generations of a merge's search, that are done.
         steps: of how many.
@@ -139,7 +138,7 @@ class Jobs:
                 folder, examples, definition, steps, rank, base=self._base, layers=self._layers, config=config
             )
 
-        return self._take_on(adapter, owner, steps, prepare)
+        return self.enter(adapter, owner, steps, prepare)
 
     def merge(self, new: NewMerge, owner: str) -> Job:
         """Take a merge on; errors as `submit` and `NewMerge.check`."""
@@ -148,15 +147,12 @@ class Jobs:
         def prepare(folder: Path) -> None:
             write_command(folder, ("merge",), new.write(folder, directories, self._base))
 
-        return self._take_on(new.name, owner, new.steps, prepare)
-
-    def _take_on(self, adapter: str, owner: str, steps: int, prepare: Callable[[Path], None]) -> Job:
-        """Enter a job that makes an adapter."""
-        self._registry.check(adapter, owner, quota=quota_of(self._config))
-        return self.enter(adapter, owner, steps, prepare)
+        return self.enter(new.name, owner, new.steps, prepare)
 
     def enter(self, adapter: str, owner: str, steps: int, prepare: Callable[[Path], None]) -> Job:
-        """Take on any job whose folder `prepare` fills; errors as `submit`."""
+        """Take on a job whose folder `prepare` fills, for an adapter or LIBRARY/SKILL; errors as `submit`."""
+        if makes_adapter := "/" not in adapter:
+            self._registry.check(adapter, owner, quota=quota_of(self._config))
         with self._database.reading() as connection:  # before anything is written
             self._check_room(connection, owner)
         now = time.time()
@@ -165,7 +161,8 @@ class Jobs:
             self._prepare(job.id, prepare)
             with self._database.writing("jobs", lock_of(adapter)) as connection:
                 self._check_room(connection, owner)
-                check_free(connection, adapter, owner, quota_of(self._config))
+                if makes_adapter:
+                    check_free(connection, adapter, owner, quota_of(self._config))
                 connection.execute(insert(JOBS).values(check_row(JOBS, vars(job))))
         except BaseException:
             self._forget(job.id)
@@ -293,7 +290,7 @@ class Jobs:
 
     def _finish(self, identity: str, folder: Path) -> None:
         job = self.get(identity, None)
-        if read_command(folder)[0] not in ("learn", "library"):  # whose result is in the library
+        if "/" not in job.adapter:  # else its result is in a library
             self._keep(job, job.adapter, folder / "adapter")
         for member in sorted(folder.glob("front/*")):  # trade-offs of a search, as far as there is room
             name = re.sub(r"[^a-z0-9._-]", "-", f"{job.adapter}.{member.name.lower()}")[:64]

@@ -5,7 +5,6 @@ Knows the settings of `shoal learn` and `shoal library forget`; nothing of how j
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +17,6 @@ from shoal.library.lessons import EXEMPLARS, LEAST, prepare
 from shoal.server.schemas import Body, Description, Name, Phrase, SolvedExample
 
 SkillName = Annotated[Name, Field(description="of the skill")]
-
-
-def owner_folder(root: Path, owner: str) -> Path:
-    """The directory of an owner's libraries; `root` is the registry's."""
-    return root / "libraries" / hashlib.sha256(owner.encode()).hexdigest()[:32]
 
 
 class LibraryStep(Body):

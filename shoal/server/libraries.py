@@ -20,9 +20,9 @@ from shoal.library.library import Library
 from shoal.library.report import library_record
 from shoal.library.store import LIBRARY_FILE, Store
 from shoal.registry.registry import Registry
-from shoal.server.job_folders import write_command
+from shoal.server.job_folders import owner_folder, write_command
 from shoal.server.jobs import Job, Jobs
-from shoal.server.learn_requests import LibraryStep, NewSkill, owner_folder
+from shoal.server.learn_requests import LibraryStep, NewSkill
 from shoal.text_to_lora.generator import TextToLoRA
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Libraries:
         def prepare(folder: Path) -> None:
             write_command(folder, ("learn", new.name), new.write(folder, directory, self._base))
 
-        return self._jobs.enter(new.library, owner, 1, prepare)
+        return self._jobs.enter(_named(new), owner, 1, prepare)
 
     def forget(self, step: LibraryStep, owner: str) -> Job:
         """Take the forgetting of a skill on, as a job; errors as `get`, `Contents.check_known`, `learn`."""
@@ -154,7 +154,7 @@ class Libraries:
         def prepare(folder: Path) -> None:
             write_command(folder, ("library", "forget", step.name), settings)
 
-        return self._jobs.enter(step.library, owner, 1, prepare)
+        return self._jobs.enter(_named(step), owner, 1, prepare)
 
     def _check_room(self, name: str, skill: str, owner: str) -> None:
         """See that an owner may learn a skill into a library; errors as `learn`."""
@@ -199,3 +199,8 @@ def _brief(name: str, library: Library) -> dict[str, Any]:
         "base_model": library.base_model,
         "skills": list(library.skills),
     }
+
+
+def _named(step: LibraryStep) -> str:
+    """LIBRARY/SKILL, which no adapter is called, cut to what a job's name may have."""
+    return f"{step.library}/{step.name}"[:64]

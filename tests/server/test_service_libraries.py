@@ -38,7 +38,7 @@ def ask(http: httpx2.Client, text: str, **choice: Any) -> httpx2.Response:
 
 def test_a_library_is_learnt_asked_and_undone_by_its_owner_alone(running: Any, as_ada: httpx2.Client) -> None:
     job = learn(as_ada, lesson("lower", LABELS, labels=LABELS))
-    assert (job["state"], job["adapter"], job["step"]) == ("succeeded", "skills", 1), job["error"]
+    assert (job["state"], job["adapter"], job["step"]) == ("succeeded", "skills/lower", 1), job["error"]
 
     (brief,) = as_ada.get("/v1/libraries").json()["data"]
     assert (brief["name"], brief["version"], brief["skills"]) == ("skills", 2, ["lower"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shoal.apps.ui.charts import score_matrix
-from shoal.server.learn_requests import owner_folder
+from shoal.server.job_folders import owner_folder
 from tests.apps.ui.test_main import lines, page
 from tests.fixtures.library import learn, new_library, sharp_backbone
 from tests.fixtures.service import wait_until
