@@ -44,6 +44,17 @@ ANSWERED: dict[str, dict[str, Any]] = {
     "lfm2_moe": {**CONV, **EXPERTS, "num_dense_layers": 1},
     "qwen3_next": {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16},
     "qwen3_5_text": LINEAR,
+    "qwen3_5_moe_text": {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16},
+    "olmo_hybrid": LINEAR,
+    "nemotron_h": {
+        "hybrid_override_pattern": "M*-",
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "n_groups": 1,
+        "ssm_state_size": 8,
+        "head_dim": 8,
+        "use_mamba_kernels": False,
+    },
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "head_dim": 8},
     "granitemoehybrid": {
