@@ -60,6 +60,8 @@ def _sentence(field: str, errors: Sequence[Error]) -> str:
     name, first = f"`{field}`" if field else "the body", errors[0]
     if all(error["type"] == "missing" for error in errors):
         return f"{name} is missing; give it"
+    if any(error["type"] == "string_unicode" for error in errors):
+        return f"{name} is {shorten(first.get('input'), MAX_VALUE)}, which is not valid Unicode; correct it"
     if first["type"] == "unsupported":
         return f"{name} {first['msg']}"
     if first["type"] == "extra_forbidden":

@@ -89,7 +89,7 @@ def parse_input(line: str) -> str:
     """The input in a line of JSON: a string, or of an object its `input`, else its `text` or `prompt`.
 
     Raises:
-        UsageError: it is not JSON, or holds none.
+        UsageError: it is not JSON, or holds none, or one that is not Unicode.
     """
     try:
         row = json.loads(line)
@@ -101,6 +101,7 @@ def parse_input(line: str) -> str:
         raise UsageError(
             f"{shorten(line, 40)} has no input; a string is needed, alone or as {' or '.join(FIELDS)}"
         )
+    check_unicode(row, "input")
     return row
 
 

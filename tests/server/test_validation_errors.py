@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -43,6 +44,30 @@ def message(answer: Any) -> tuple[str, str | None]:
 )
 def test_a_field_of_a_chat(http: TestClient, change: Any, said: str, field: str) -> None:
     assert message(http.post("/v1/chat/completions", json={**CHAT, **change})) == (said, field)
+
+
+HALF = "half \ud83d"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"messages": [{"role": "user", "content": HALF}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]}, "content[0].text"),
+        ({"stop": HALF}, "stop"),
+        ({"stop": ["a", HALF]}, "stop[1]"),
+        ({"model": HALF}, "model"),
+        ({"adapter": HALF}, "adapter"),
+    ],
+)
+def test_half_of_a_surrogate_pair(http: TestClient, change: Any, field: str) -> None:
+    answer = http.post(
+        "/v1/chat/completions",
+        content=json.dumps({**CHAT, **change}),
+        headers={"Content-Type": "application/json"},
+    )
+    said, place = message(answer)
+    assert "'half \\ud83d', which is not valid Unicode" in said and str(place).endswith(field)
 
 
 def test_a_prompt_of_no_kind(http: TestClient) -> None:

@@ -53,7 +53,13 @@ def test_lines_of_a_jsonl_file(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [("", "0 inputs"), ("\n \n", "0 inputs"), ('{"input": 3}', "line 1"), ('"a"\n{', "line 2")],
+    [
+        ("", "0 inputs"),
+        ("\n \n", "0 inputs"),
+        ('{"input": 3}', "line 1"),
+        ('"a"\n{', "line 2"),
+        ('"a"\n"\\ud83d"', "line 2"),
+    ],
 )
 def test_a_malformed_file_is_named_with_its_line(tmp_path, content, part) -> None:
     path = tmp_path / "inputs.jsonl"
