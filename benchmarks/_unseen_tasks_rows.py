@@ -25,6 +25,7 @@ from shoal.files import write_file
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
 from shoal.text_to_lora.emission import Emitter
+from shoal.text_to_lora.label_similarity import WEIGHT, LabelSimilarity
 from shoal.text_to_lora.nonsense import vocabulary, word_salad
 
 SALAD = "Text-to-LoRA, random words"
@@ -54,6 +55,7 @@ class Conditions:
         dtype: of its weights.
         work: folder whose `results` holds the rows.
         label_sets: task name -> its labels, for rows that are also answered from them.
+        similarity: what the meaning of labels adds in these rows.
     """
 
     tasks: Sequence[Task]
@@ -63,6 +65,7 @@ class Conditions:
     dtype: torch.dtype
     work: Path
     label_sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    similarity: LabelSimilarity | None = None
 
     def path(self, name: str, depends_on: str) -> Path:
         """Where the row of a method of this name is kept."""
@@ -85,7 +88,7 @@ def measure(
     method, label_sets = repetition.method, conditions.label_sets if repetition.labels else {}
     paths = [conditions.path(method.name, repetition.depends_on)]
     if label_sets:
-        paths.append(conditions.path(method.name + SUFFIX, repetition.depends_on + repr(label_sets)))
+        paths.append(conditions.path(method.name + SUFFIX, f"{repetition.depends_on}{label_sets!r}{WEIGHT}"))
     if not all(path.is_file() for path in paths):
         started = time.perf_counter()
         tokens.clear()
@@ -97,6 +100,7 @@ def measure(
             examples=conditions.examples,
             max_new_tokens=conditions.max_new_tokens,
             label_sets=label_sets,
+            similarity=conditions.similarity,
         )
         spent = sum(tokens) / len(tokens) if tokens else 0.0
         paths[0].parent.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,7 @@ from shoal.tasks.loading import Split, Task, load_split
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.few_shot import MAX_TOKENS, REFINING, refine
 from shoal.text_to_lora.generator import TextToLoRA
+from shoal.text_to_lora.label_similarity import WEIGHT
 from shoal.text_to_lora.self_training import self_train
 from shoal.training.lora import train_lora
 
@@ -152,7 +153,7 @@ def main() -> None:
 
     limits = (args.examples, args.max_new_tokens)
     model = (backbone.shape.base_model, backbone.dtype)
-    conditions = Conditions(tasks, *limits, *model, args.work, label_sets)
+    conditions = Conditions(tasks, *limits, *model, args.work, label_sets, generators[0].label_similarity)
     results, trained_on, spread = [], training(args, generators), None
     for name, repetitions in rows.items():
         if name in args.without:
@@ -266,14 +267,21 @@ def inputs_row(
         chance = random.Random(f"{args.seed}/{task.name}")
         inputs = [e.input for e in chance.sample(task.train, min(INPUTS_TO_TRAIN, len(task.train)))]
         labels = LabelSet(labels=tuple(label_sets[task.name]))
-        found = self_train(backbone, right.adapter(task), labels, inputs, description=task.descriptions[0])
+        found = self_train(
+            backbone,
+            right.adapter(task),
+            labels,
+            inputs,
+            description=task.descriptions[0],
+            similarity=generator.label_similarity,
+        )
         say(
             f"  {task.name}: {found.steps} steps, agreement {found.agreement_before:.2f} -> "
             f"{found.agreement_after:.2f}, {found.reason or 'kept'}, {found.seconds:.0f} s"
         )
         return found.lora
 
-    setting = digest(tensors_of(args.hypernetwork[0]), args.seed, INPUTS_TO_TRAIN, repr(label_sets))
+    setting = digest(tensors_of(args.hypernetwork[0]), args.seed, INPUTS_TO_TRAIN, repr(label_sets), WEIGHT)
     return Repetition(Method(INPUTS, trained), setting)
 
 

@@ -31,20 +31,29 @@ class LabelSet(BaseModel):
         description="mean log-probability of each label under this adapter over texts whose labels are not "
         "known, in nats; None: measured on content-free texts when it first answers",
     )
+    cosines: tuple[float, ...] | None = Field(
+        None,
+        description="mean cosine of each label to the texts of the priors, by the sentence encoder; None: to "
+        "texts of many kinds",
+    )
     source: Literal["description", "given", "examples"] = Field(
         "given", description="where the labels were named"
     )
     calibrated_on: str | None = Field(None, description="the texts of the priors, for people")
 
     @model_validator(mode="after")
-    def _one_prior_a_label(self) -> LabelSet:
-        if self.priors is not None and len(self.priors) != len(self.labels):
-            raise ValueError(f"{len(self.priors)} priors for {len(self.labels)} labels")
+    def _one_mean_a_label(self) -> LabelSet:
+        for name, means in (("priors", self.priors), ("cosines", self.cosines)):
+            if means is not None and len(means) != len(self.labels):
+                raise ValueError(f"{len(means)} {name} for {len(self.labels)} labels")
         return self
 
-    def calibrated(self, priors: Sequence[float], texts: str) -> LabelSet:
+    def calibrated(
+        self, priors: Sequence[float], texts: str, cosines: Sequence[float] | None = None
+    ) -> LabelSet:
         """The set with the priors of an adapter, and a word on the texts that they are means over."""
-        return self.model_copy(update={"priors": tuple(priors), "calibrated_on": texts})
+        means = {"priors": tuple(priors), "cosines": None if cosines is None else tuple(cosines)}
+        return self.model_copy(update={**means, "calibrated_on": texts})
 
 
 class AdapterCard(BaseModel):

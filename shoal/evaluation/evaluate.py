@@ -22,6 +22,7 @@ from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.metrics import exact_match, rouge_l
+from shoal.text_to_lora.label_similarity import LabelSimilarity
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def evaluate(
     samples: int = 3,
     notes: dict[str, Any] | None = None,
     label_sets: Mapping[str, Sequence[str]] | None = None,
+    similarity: LabelSimilarity | None = None,
     on_method: Callable[[MethodResult], None] = lambda result: None,
 ) -> Report:
     """Score every method on the first test examples of every task.
@@ -83,6 +85,7 @@ def evaluate(
         label_sets: task name -> its labels. Every method then has a second row, in which these tasks are
             answered by calibrated likelihood of the labels, and the others as in the first; see
             `shoal.evaluation.label_sets`.
+        similarity: what the meaning of labels adds in these rows; None for nothing.
         on_method: called with every finished method.
 
     Raises:
@@ -121,7 +124,7 @@ def evaluate(
             answers[task.name].append(answer)
         results.append(summarise(method.name, answers, samples))
         if label_sets and method.answer is None:
-            answers |= _labelled(backbone, tasks, method, adapters, answers, label_sets)
+            answers |= _labelled(backbone, tasks, method, adapters, answers, label_sets, similarity)
             results.append(summarise(method.name + SUFFIX, answers, samples))
         on_method(results[-1])
     rows = tuple(results)
@@ -192,11 +195,18 @@ def _labelled(
     adapters: Mapping[str, Adapter | None],
     answers: Mapping[str, list[Answer]],
     label_sets: Mapping[str, Sequence[str]],
+    similarity: LabelSimilarity | None,
 ) -> dict[str, list[Answer]]:
     """The answers of the tasks that have label sets, each replaced by a label."""
     return {
         task.name: with_labels(
-            backbone, task, answers[task.name], label_sets[task.name], adapters[task.name], method.request
+            backbone,
+            task,
+            answers[task.name],
+            label_sets[task.name],
+            adapters[task.name],
+            method.request,
+            similarity,
         )
         for task in tasks
         if task.name in label_sets

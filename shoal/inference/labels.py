@@ -189,13 +189,16 @@ def choose_labels(
     adapter: Adapter | None = None,
     *,
     basis: Decompositions | None = None,
+    evidence: Float[Tensor, "prompts labels"] | None = None,
 ) -> list[LabelAnswer]:
     """Answer prompts (token ids) from a label set; its priors, where it has none, are content-free ones.
 
-    Args and errors as `label_log_likelihoods`.
+    `evidence` for each label, in nats, is added to its log-likelihood. Other args and errors as
+    `label_log_likelihoods`.
     """
     labels = label_set.labels
     scores = label_log_likelihoods(backbone, prompts, labels, adapter, basis=basis)
+    scores = scores if evidence is None else scores + evidence
     priors = label_set.priors or content_free_priors(backbone, labels, adapter, basis=basis)
     return answer_with_labels(labels, scores, priors)
 

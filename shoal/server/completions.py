@@ -40,6 +40,7 @@ from shoal.server.responses import (
     usage,
 )
 from shoal.server.schemas import ChatRequest, CompletionRequest
+from shoal.text_to_lora.label_similarity import LabelSimilarity
 
 
 @dataclass
@@ -113,6 +114,7 @@ class Completions:
         runner: Runner,
         selector: AdapterSelector,
         limits: RateLimits,
+        similarity: LabelSimilarity,
         config: ServiceConfig,
     ) -> None:
         """Join the parts that requests pass."""
@@ -120,6 +122,7 @@ class Completions:
         self._runner = runner
         self._selector = selector
         self._limits = limits
+        self._similarity = similarity
         self._config = config
         self._scoring = threading.Lock()  # held for one prompt at a time, so that they need the memory of one
 
@@ -152,7 +155,10 @@ class Completions:
         if selected.greedy and body.temperature is None:
             requests = [replace(r, sampling=replace(r.sampling, temperature=0.0)) for r in requests]
         labels = selected.label_set if _closed(body) else None
-        chosen = [replace(request, adapter=selected.adapter, labels=labels) for request in requests]
+        chosen = [replace(request, adapter=selected.adapter) for request in requests]
+        if labels is not None and isinstance(body, ChatRequest):  # which has one prompt
+            (evidence,) = self._similarity.evidence(labels, [body.messages[-1].text]).tolist()
+            chosen = [replace(chosen[0], labels=labels, evidence=tuple(evidence))]
         if isinstance(body, ChatRequest) or not body.echo:
             return AcceptedRequest(body, self._submit(chosen), selected, prompt_tokens)
         left = left or threading.Event()

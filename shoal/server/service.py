@@ -134,7 +134,9 @@ def open_service(
         selector = AdapterSelector(
             registry, names, adapters, opened.experts, runner.run, config.max_mix, libraries, opened.backbone
         )
-        completions = Completions(opened.backbone, runner, selector, limits, config)
+        completions = Completions(
+            opened.backbone, runner, selector, limits, generator.label_similarity, config
+        )
         closers.callback(_give_back_until_closed().set)
         log.info("serving %s from %s", shape.base_model, registry.database.shown)
         return Service(

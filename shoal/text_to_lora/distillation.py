@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
@@ -27,6 +29,7 @@ from shoal.inference.labels import batch_calibrated, label_log_likelihoods, labe
 from shoal.models.backbone import Backbone
 from shoal.tasks.inputs import MIN_INPUTS
 from shoal.tasks.texts import prompted_input
+from shoal.text_to_lora.label_similarity import LabelSimilarity
 from shoal.text_to_lora.lengths import short_ones
 from shoal.training.imitation import Imitation, SoftTargets, TaughtAnswer
 from shoal.training.schedule import schedule
@@ -76,6 +79,7 @@ def distil(
     inputs: Sequence[str],
     *,
     label_set: LabelSet | None = None,
+    similarity: LabelSimilarity | None = None,
     steps: int = STEPS,
     show_progress: bool = True,
 ) -> Distillation:
@@ -87,6 +91,7 @@ def distil(
         description: of the task.
         inputs: checked, see `shoal.tasks.inputs.check_inputs`.
         label_set: of the answers, where they are closed.
+        similarity: what the meaning of labels adds to the teacher's scores of them; None for nothing.
         steps: of training, at most.
         show_progress: on standard error: a bar on a terminal, else a line every ten seconds.
 
@@ -105,7 +110,9 @@ def distil(
     if label_set is None:
         taught = _open_answers(backbone, plain, requests, prompted)
     else:
-        taught = _chosen_labels(backbone, plain, prompted, label_set)
+        texts = [inputs[i] for i in short]
+        evidence = similarity.evidence(label_set, texts) if similarity else None
+        taught = _chosen_labels(backbone, plain, prompted, label_set, evidence)
     log.info("teaching its answers to an adapter")
     imitation = Imitation(backbone, lora, taught, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
     longest = max(len(t.prompt) + len(t.completion) for t in taught) * min(BATCH_SIZE, len(taught))
@@ -116,7 +123,8 @@ def distil(
     student = imitation.lora()
     if label_set is not None:
         own = label_log_likelihoods(backbone, plain, label_set.labels, student)
-        label_set = label_set.calibrated(label_priors(own), f"{len(plain)} inputs")
+        cosines = similarity.cosines(texts, label_set.labels).mean(0).tolist() if similarity else None
+        label_set = label_set.calibrated(label_priors(own), f"{len(plain)} inputs", cosines)
     mean_prompted = sum(map(len, prompted)) / len(prompted)
     mean_plain = sum(map(len, plain)) / len(plain)
     last = losses[-max(1, steps // 10) :]
@@ -138,9 +146,11 @@ def _chosen_labels(
     plain: Sequence[Sequence[int]],
     prompted: Sequence[Sequence[int]],
     label_set: LabelSet,
+    evidence: Float[Tensor, "prompts labels"] | None,
 ) -> list[TaughtAnswer]:
-    """The prompted model's calibrated label for each input."""
+    """The prompted model's calibrated label for each input, with evidence from elsewhere."""
     scores = label_log_likelihoods(backbone, prompted, label_set.labels)
+    scores = scores if evidence is None else scores + evidence
     chosen = batch_calibrated(scores).argmax(-1).tolist()
     completions = backbone.encode_completions(label_set.labels)
     return [TaughtAnswer(prompt, completions[i]) for prompt, i in zip(plain, chosen, strict=True)]

@@ -35,6 +35,7 @@ from shoal.text_to_lora.emission import Emitter
 from shoal.text_to_lora.encoders.sentence import DEFAULT_ENCODER, TaskEncoder, check_description
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter, noted
 from shoal.text_to_lora.identity import Identity, within
+from shoal.text_to_lora.label_similarity import LabelSimilarity
 from shoal.text_to_lora.material import (
     Material,
     adapted_to,
@@ -142,6 +143,11 @@ class TextToLoRA:
         """The skill detector; its encoder is also that of the hypernetwork where both need the same."""
         return self._skills or SkillDetector()
 
+    @cached_property
+    def label_similarity(self) -> LabelSimilarity:
+        """The evidence for labels from what they mean; its encoder is loaded when first needed."""
+        return LabelSimilarity(lambda: self.skills.encoder)
+
     @property
     def backbone(self) -> Backbone:
         """The base model with its weights, loaded when they are first needed; errors as `load_backbone`.
@@ -210,7 +216,7 @@ class TextToLoRA:
             return noted(replace(adapter, label_set=material.label_set))
         learned = None if careful or self.checkpoint is None else self.checkpoint.refining
         with self._weights.training() as backbone:
-            return noted(adapted_to(backbone, adapter, material, learned))
+            return noted(adapted_to(backbone, adapter, material, learned, self.label_similarity))
 
     def distil(
         self,
@@ -238,7 +244,7 @@ class TextToLoRA:
         material = check_material(description, (), inputs, labels, needs_inputs=True)
         with self._weights.training() as backbone:
             lora, label_set, facts = distilled(
-                backbone, self._identity.lora, material, show_progress=show_progress
+                backbone, self._identity.lora, material, self.label_similarity, show_progress=show_progress
             )
         return GeneratedAdapter(
             material.description,

@@ -28,6 +28,7 @@ from shoal.text_to_lora.example_labels import closed_in_examples, given_in_examp
 from shoal.text_to_lora.gain import Gain
 from shoal.text_to_lora.generated_adapter import GeneratedAdapter
 from shoal.text_to_lora.label_sets import check_labels, read_label_set
+from shoal.text_to_lora.label_similarity import LabelSimilarity
 from shoal.text_to_lora.next_examples import NextExamples, most_telling, promise
 from shoal.text_to_lora.refining import Refining
 from shoal.text_to_lora.sample_inputs import nearest_kind
@@ -178,11 +179,16 @@ def described_label_set(description: str) -> LabelSet | None:
 
 
 def adapted_to(
-    backbone: Backbone, adapter: GeneratedAdapter, material: Material, refining: Refining | None = None
+    backbone: Backbone,
+    adapter: GeneratedAdapter,
+    material: Material,
+    refining: Refining | None = None,
+    similarity: LabelSimilarity | None = None,
 ) -> GeneratedAdapter:
     """A generated adapter after the material has been used: examples first, then inputs, then labels.
 
-    Examples refine it as was learned for its network, or without `refining` by constants.
+    Examples refine it as was learned for its network, or without `refining` by constants. Inputs teach it the
+    labels that its own scores give with what their `similarity` adds.
 
     Its facts say what each did: `few_shot` and `self_training` hold the numbers of a `Refinement` and of a
     `SelfTraining`.
@@ -214,6 +220,7 @@ def adapted_to(
             label_set,
             material.inputs,
             description=material.description,
+            similarity=similarity,
             texts=f"sample inputs ({material.sample_kind})" if material.sample_kind else "inputs",
         )
         label_set = trained.label_set
@@ -257,7 +264,12 @@ def _with_next(
 
 
 def distilled(
-    backbone: Backbone, start: LoRA, material: Material, *, show_progress: bool = True
+    backbone: Backbone,
+    start: LoRA,
+    material: Material,
+    similarity: LabelSimilarity | None = None,
+    *,
+    show_progress: bool = True,
 ) -> tuple[LoRA, LabelSet | None, dict[str, Any]]:
     """A LoRA that answers as the prompted base model, its label set, and the numbers of a `Distillation`.
 
@@ -273,6 +285,7 @@ def distilled(
         material.description,
         material.inputs,
         label_set=material.label_set,
+        similarity=similarity,
         show_progress=show_progress,
     )
     return found.lora, found.label_set, _numbers(found)

@@ -1,10 +1,11 @@
 """Inputs without answers make an adapter better: it learns the labels that it gives when it is calibrated.
 
-The adapter scores every label on the user's inputs; the mean score of a label is its prior, and the
-calibrated label of each input is a pseudo-label. Some steps on these pairs put the calibration into the LoRA
-itself, so that any loader of a plain adapter has it. Guards keep the adapter as it was where the
-pseudo-labels hardly depend on the input and the prompted base model does not confirm them, where nearly all
-are the same, and where training does not bring plain answers nearer to them. Open answers are left alone.
+The adapter scores every label on the user's inputs, and the sentence encoder says how near each label is to
+them; the mean score of a label is its prior, and the calibrated label of each input is a pseudo-label. Some
+steps on these pairs put both into the LoRA itself, so that any loader of a plain adapter has them. Guards
+keep the adapter as it was where the pseudo-labels hardly depend on the input and the prompted base model does not
+confirm them, where nearly all are the same, and where training does not bring plain answers nearer to them.
+Open answers are left alone.
 
 Source: Lee, "Pseudo-Label", ICML workshop 2013; calibration as in `shoal.inference.labels`.
 """
@@ -27,6 +28,7 @@ from shoal.inference.labels import batch_calibrated, label_log_likelihoods, labe
 from shoal.models.backbone import Backbone
 from shoal.tasks.inputs import MIN_INPUTS
 from shoal.tasks.texts import prompted_input
+from shoal.text_to_lora.label_similarity import LabelSimilarity
 from shoal.text_to_lora.lengths import short_ones
 from shoal.training.imitation import Imitation, TaughtAnswer
 from shoal.training.short_runs import optimise
@@ -80,6 +82,7 @@ def self_train(
     inputs: Sequence[str],
     *,
     description: str,
+    similarity: LabelSimilarity | None = None,
     steps: int = STEPS,
     texts: str = "inputs",
 ) -> SelfTraining:
@@ -92,6 +95,7 @@ def self_train(
         inputs: checked, see `shoal.tasks.inputs.check_inputs`; those of more than `MAX_LENGTH` tokens are
             left out.
         description: of the task, for the prompted base model's second opinion.
+        similarity: what the meaning of labels adds to the scores that teach; None for nothing.
         steps: of training; 0 calibrates only.
         texts: what the inputs are, for people.
 
@@ -104,7 +108,11 @@ def self_train(
     inputs, prompts = [inputs[i] for i in short], [prompts[i] for i in short]
     log.info("calibrating the adapter on %d inputs", len(inputs))
     scores = label_log_likelihoods(backbone, prompts, labels, lora)
-    calibrated = batch_calibrated(scores)
+    teaching, cosines = scores, None
+    if similarity is not None:
+        teaching = scores + similarity.evidence(label_set, inputs)
+        cosines = similarity.cosines(inputs, labels).mean(0).tolist()
+    calibrated = batch_calibrated(teaching)
     chosen = calibrated.argmax(-1).tolist()
     largest, explained = _largest_share(chosen), information(calibrated)
     before = after = _agreement(scores, chosen)
@@ -130,7 +138,7 @@ def self_train(
         reason = None if kept else "training brought its plain answers no nearer to the calibrated ones"
     return SelfTraining(
         best,
-        label_set.calibrated(label_priors(own), f"{len(inputs)} {texts}"),
+        label_set.calibrated(label_priors(own), f"{len(inputs)} {texts}", cosines),
         len(inputs),
         texts,
         kept,

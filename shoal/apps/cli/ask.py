@@ -100,6 +100,8 @@ def ask(
         solved = solved_examples(choice.examples, choice.describe, MIN_EXAMPLES if choice.refine else 1)
     from shoal.inference.generate import generate_greedy
     from shoal.inference.labels import choose_labels
+    from shoal.text_to_lora.encoders.sentence import TaskEncoder
+    from shoal.text_to_lora.label_similarity import LabelSimilarity
     from shoal.text_to_lora.material import given_label_set
 
     given = given_label_set(() if choice.labels == OPEN else choice.labels)
@@ -116,8 +118,9 @@ def ask(
                 backbone, [text], adapter, basis=basis, max_new_tokens=choice.max_new_tokens
             )
         else:
+            evidence = LabelSimilarity(TaskEncoder).evidence(label_set, [text])
             prompts = backbone.encode_prompts([text])
-            (chosen,) = choose_labels(backbone, prompts, label_set, adapter, basis=basis)
+            (chosen,) = choose_labels(backbone, prompts, label_set, adapter, basis=basis, evidence=evidence)
             answer, likely = chosen.label, dict(chosen.probabilities)
     seconds = time.perf_counter() - started
     record = {

@@ -107,6 +107,8 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
     from shoal.evaluation.baselines import far_tasks
     from shoal.evaluation.evaluate import evaluate as compare
     from shoal.evaluation.label_sets import described_label_sets
+    from shoal.text_to_lora.encoders.sentence import TaskEncoder
+    from shoal.text_to_lora.label_similarity import LabelSimilarity
 
     label_sets = described_label_sets(tasks) if scoring.labels else None
     if label_sets is not None and not label_sets:
@@ -132,6 +134,7 @@ def evaluate(place: Place, scoring: Scoring) -> Output:
             tasks,
             methods,
             label_sets=label_sets,
+            similarity=LabelSimilarity(TaskEncoder) if label_sets else None,
             examples=scoring.examples,
             max_new_tokens=scoring.max_new_tokens,
             batch_size=scoring.batch_size,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 
+import torch
 from cachetools import LRUCache
 
 from shoal.adapters.decomposition import Decompositions
@@ -84,6 +85,8 @@ class LabelChooser:
             texts = self._backbone.encode_prompts(CONTENT_FREE)
             priors = self._priors[key] = label_priors((yield from score(texts)))
         scores = yield from score([job.request.prompt])
+        if job.request.evidence is not None:
+            scores = scores + torch.tensor(job.request.evidence)
         (found,) = answer_with_labels(labels, scores, priors)
         if not all(map(math.isfinite, found.probabilities.values())):
             raise not_finite(self._backbone.dtype)

@@ -44,6 +44,7 @@ class Request:
         stop_at_end: False goes on past the end-of-turn token.
         labels: answers are the likeliest of these, whole, however tokens are drawn else; vLLM, which cannot
             score them, answers freely.
+        evidence: for each of them from elsewhere, in nats, which is added to its log-likelihood.
         owner: whose it is: places are shared among owners.
         answered: False for a prompt that is repeated or scored only, with `max_tokens` 0; never submitted.
     """
@@ -57,6 +58,7 @@ class Request:
     logprobs: int | None = None
     stop_at_end: bool = True
     labels: LabelSet | None = None
+    evidence: tuple[float, ...] | None = None
     owner: str = ""
     answered: bool = True
 

@@ -177,6 +177,23 @@ class TaskEncoder:
             return torch.empty(0, self.dim, device=self.device)
         return torch.stack([known[text] for text in texts])
 
+    def unit_vectors(self, texts: Sequence[str]) -> Tensor:
+        """Sentence vectors of requests and labels: float32 (len(texts), dim) on the CPU, of norm 1.
+
+        Nothing is cached or logged; a long text is read by its first 256 tokens, of its first
+        `MAX_CHARACTERS`.
+
+        Raises:
+            UsageError: as `encode`.
+        """
+        _check_texts(texts)
+        rows = [torch.empty(0, self.dim)]
+        with self._lock:
+            for start in range(0, len(texts), self.batch_size):
+                batch = [text[:MAX_CHARACTERS] for text in texts[start : start + self.batch_size]]
+                rows.append(self._embed(batch, warn=False)[0].cpu())
+        return F.normalize(torch.cat(rows), dim=-1)
+
     def read(self, texts: Sequence[str]) -> list[Tensor]:
         """Each text as (1 + tokens, dim): its sentence vector, then the states of its tokens, never cached.
 
@@ -203,14 +220,14 @@ class TaskEncoder:
         return word in self._vocabulary
 
     @torch.no_grad()
-    def _embed(self, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
+    def _embed(self, texts: list[str], *, warn: bool = True) -> tuple[Tensor, list[Tensor]]:
         """(sentence vectors (texts, dim), each text's token states (tokens, dim) without the end markers)."""
         tokens = self._tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(self.device)
         lengths = tokens["attention_mask"].sum(1).tolist()
         for text, length in zip(texts, lengths, strict=True):
-            if length == MAX_TOKENS:
+            if warn and length == MAX_TOKENS:
                 logger.warning("%s is embedded by its first %d tokens only", shorten(text), MAX_TOKENS)
         states = self._model(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)
