@@ -5,7 +5,9 @@
 
 Every row with "labels" answers by likelihood, calibrated on the same unlabelled inputs (the first `--inputs`
 of the task's `train` list, answers unseen); the label set is what the description names, else what the task
-has (told apart in the table). "Plain" rows decode greedily. The wrong description is another closed task's.
+has (told apart in the table). "With meaning" adds what the sentence encoder says of the labels, which is how
+the package answers; it also teaches self-trained adapters. "Plain" rows decode greedily. The wrong
+description is another closed task's.
 With --solved N the adapter is also refined on N solved examples first, as the package does by default. With
 --distil the hypernetwork is set aside: a LoRA learns from the prompted base model.
 """
@@ -34,7 +36,6 @@ from shoal.inference.labels import (
     label_log_likelihoods,
     label_priors,
 )
-from shoal.models.backbone import Backbone
 from shoal.tasks.answer_kinds import has_labels, labels_of
 from shoal.tasks.files import load_task_json
 from shoal.tasks.loading import Example, Task
@@ -89,35 +90,37 @@ def closed(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Namespa
     tests, inputs = examples_of(task, args)
     read = read_label_set(description)
     label_set = LabelSet(labels=read or tuple(labels_of(task)))
-    scorer = Scorer(backbone, tests, inputs, label_set)
+    scorer = Scorer(generator, tests, inputs, label_set)
     own, other = (generator.generate(text, labels=[]).lora for text in (description, wrong))
     assert generator.checkpoint is not None
-    rows = {
-        f"{T2L}, plain": scorer.plain(own),
-        f"{T2L}, labels": scorer.labelled(own),
-        f"{T2L}, labels, content-free": scorer.labelled(own, content_free=True),
-    }
-    trained = self_train(backbone, own, label_set, inputs, description=description)
+    rows = {f"{T2L}, plain": scorer.plain(own)}
+    rows |= scorer.labelled(T2L, own) | scorer.labelled(T2L, own, content_free=True)
+    similarity = generator.label_similarity
+    trained = self_train(backbone, own, label_set, inputs, description=description, similarity=similarity)
     rows[f"{TRAINED}, plain"] = scorer.plain(trained.lora)
-    rows[f"{TRAINED}, labels"] = scorer.labelled(trained.lora)
-    kind = nearest_kind(generator.skills.encoder, description)
-    sampled = self_train(backbone, own, label_set, kind.inputs, description=description)
-    rows[f"{SAMPLED}, plain"] = scorer.plain(sampled.lora)
-    rows[f"{DESCRIBED}, labels"] = scorer.labelled(None, prefix=prompted_input(description, ""))
-    rows[f"{SHARED}, labels"] = scorer.labelled(generator.emitter.fallback)
-    rows[f"{WRONG}, labels"] = scorer.labelled(other)
+    rows |= scorer.labelled(TRAINED, trained.lora)
+    guards = {"self_training": guard(trained)}
+    if args.sampled:
+        kind = nearest_kind(generator.skills.encoder, description)
+        found = self_train(
+            backbone, own, label_set, kind.inputs, description=description, similarity=similarity
+        )
+        rows[f"{SAMPLED}, plain"] = scorer.plain(found.lora)
+        guards["on_sample_inputs"] = {"kind": kind.kind, **guard(found)}
+    rows |= scorer.labelled(DESCRIBED, None, prefix=prompted_input(description, ""))
+    rows |= scorer.labelled(SHARED, generator.emitter.fallback)
+    rows |= scorer.labelled(WRONG, other)
     if args.solved:
         rows |= refined(generator, own, task, inputs, label_set, scorer, args)
     if args.plain:
         rows[f"{DESCRIBED}, plain"] = scorer.plain(None, prefix=prompted_input(description, ""))
         rows[f"{SHARED}, plain"] = scorer.plain(generator.emitter.fallback)
         rows[f"{WRONG_TRAINED}, plain"] = scorer.plain(
-            self_train(backbone, other, label_set, inputs, description=wrong).lora
+            self_train(backbone, other, label_set, inputs, description=wrong, similarity=similarity).lora
         )
     known = "description" if read else "the task's own"
     largest = max(Counter(e.outputs[0] for e in tests).values()) / len(tests)
     facts = {"labels": len(label_set.labels), "labels_from": known, "largest_reference_share": largest}
-    guards = {"self_training": guard(trained), "on_sample_inputs": {"kind": kind.kind, **guard(sampled)}}
     return {"task": task.name, **facts, **guards, "rows": rows}
 
 
@@ -137,11 +140,18 @@ def refined(
     half = [e for e in task.train[: len(task.train) // 2] if e.input not in set(inputs)]
     solved = random.Random(2).sample(half, args.solved)
     found = refine(backbone, lora, solved, description=description, learned=learned).lora
-    trained = self_train(backbone, found, label_set, inputs, description=description)
+    trained = self_train(
+        backbone,
+        found,
+        label_set,
+        inputs,
+        description=description,
+        similarity=generator.label_similarity,
+    )
     return {
         f"{REFINED}, plain": scorer.plain(found),
-        f"{REFINED}, labels": scorer.labelled(found),
-        f"{REFINED}, labels, content-free": scorer.labelled(found, content_free=True),
+        **scorer.labelled(REFINED, found),
+        **scorer.labelled(REFINED, found, content_free=True),
         f"{REFINED}, then {TRAINED}, plain": scorer.plain(trained.lora),
     }
 
@@ -164,17 +174,19 @@ def distilled(generator: TextToLoRA, task: Task, wrong: str, args: argparse.Name
     tests, inputs = examples_of(task, args)
     closed_set = has_labels(task) and len(labels_of(task)) <= MOST_LABELS
     label_set = LabelSet(labels=read_label_set(description) or tuple(labels_of(task))) if closed_set else None
-    scorer = Scorer(backbone, tests, inputs, label_set)
+    scorer = Scorer(generator, tests, inputs, label_set)
     targets = backbone.shape.select(("q_proj", "k_proj", "v_proj", "o_proj"), None)
     start = LoRA.identity(targets, 16, 32.0, generator=torch.Generator().manual_seed(0))
     steps = args.steps
-    found = distil(backbone, start, description, inputs, label_set=label_set, steps=steps)
+    similarity = generator.label_similarity
+    found = distil(
+        backbone, start, description, inputs, label_set=label_set, similarity=similarity, steps=steps
+    )
     prefix = prompted_input(description, "")
     rows = {f"{TEACHER}, plain": scorer.plain(None, prefix), f"{STUDENT}, plain": scorer.plain(found.lora)}
     rows["base model alone, plain"] = scorer.plain(None)
     if label_set:
-        rows[f"{TEACHER}, labels"] = scorer.labelled(None, prefix)
-        rows[f"{STUDENT}, labels"] = scorer.labelled(found.lora)
+        rows |= scorer.labelled(TEACHER, None, prefix) | scorer.labelled(STUDENT, found.lora)
     facts = {
         "inputs": found.inputs,
         "steps": found.steps,
@@ -195,9 +207,14 @@ class Scorer:
     """Scores of one task's test examples under any adapter."""
 
     def __init__(
-        self, backbone: Backbone, tests: Sequence[Example], inputs: Sequence[str], label_set: LabelSet | None
+        self,
+        generator: TextToLoRA,
+        tests: Sequence[Example],
+        inputs: Sequence[str],
+        label_set: LabelSet | None,
     ) -> None:
-        self._backbone, self._tests, self._inputs, self._label_set = backbone, tests, inputs, label_set
+        self._backbone, self._similarity = generator.backbone, generator.label_similarity
+        self._tests, self._inputs, self._label_set = tests, inputs, label_set
 
     def plain(self, lora: LoRA | None, prefix: str = "") -> dict[str, float]:
         """Greedy answers."""
@@ -205,20 +222,25 @@ class Scorer:
         return self._score(generate_greedy(self._backbone, requests, lora, max_new_tokens=24))
 
     def labelled(
-        self, lora: LoRA | None, prefix: str = "", *, content_free: bool = False
-    ) -> dict[str, float]:
-        """Labels by calibrated likelihood."""
+        self, name: str, lora: LoRA | None, prefix: str = "", *, content_free: bool = False
+    ) -> dict[str, dict[str, float]]:
+        """Rows of labels by calibrated likelihood, alone and with what the labels mean."""
         assert self._label_set is not None
-        labels, backbone = self._label_set.labels, self._backbone
-        texts = [prefix + e.input for e in self._tests] + [prefix + text for text in self._inputs]
-        scores = label_log_likelihoods(backbone, backbone.encode_prompts(texts), labels, lora)
-        own = scores[: len(self._tests)]
-        priors = (
-            content_free_priors(backbone, labels, lora)
-            if content_free
-            else label_priors(scores[len(self._tests) :])
-        )
-        return self._score([a.label for a in answer_with_labels(labels, own, priors)])
+        labels, backbone, count = self._label_set.labels, self._backbone, len(self._tests)
+        read = [*(e.input for e in self._tests), *([] if content_free else self._inputs)]
+        prompts = backbone.encode_prompts([prefix + text for text in read])
+        scores = label_log_likelihoods(backbone, prompts, labels, lora)
+        evidence = self._similarity.evidence(LabelSet(labels=labels), read)
+        rows = {}
+        for ending, found in ((", labels", scores), (", labels with meaning", scores + evidence)):
+            priors = (
+                content_free_priors(backbone, labels, lora) if content_free else label_priors(found[count:])
+            )
+            answers = answer_with_labels(labels, found[:count], priors)
+            rows[name + ending + (", content-free" if content_free else "")] = self._score(
+                [answer.label for answer in answers]
+            )
+        return rows
 
     def _score(self, answers: Sequence[str]) -> dict[str, float]:
         def mean(metric: Callable[[str, Sequence[str]], float]) -> float:
@@ -280,6 +302,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60, help="of distillation")
     parser.add_argument("--distil", action="store_true")
     parser.add_argument("--plain", action="store_true", help="also greedy answers of the other rows")
+    parser.add_argument(
+        "--sampled", action="store_true", help="also self-training on the package's own inputs"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "inputs")
     parser.add_argument("--out", type=Path, help="write the numbers there, as JSON")

@@ -3,9 +3,9 @@
 The adapter scores every label on the user's inputs, and the sentence encoder says how near each label is to
 them; the mean score of a label is its prior, and the calibrated label of each input is a pseudo-label. Some
 steps on these pairs put both into the LoRA itself, so that any loader of a plain adapter has them. Guards
-keep the adapter as it was where the pseudo-labels hardly depend on the input and the prompted base model does not
-confirm them, where nearly all are the same, and where training does not bring plain answers nearer to them.
-Open answers are left alone.
+keep the adapter as it was where the pseudo-labels hardly depend on the input and the prompted base model does
+not confirm them, where nearly all are the same, and where training does not bring plain answers nearer to
+them. Open answers are left alone.
 
 Source: Lee, "Pseudo-Label", ICML workshop 2013; calibration as in `shoal.inference.labels`.
 """
@@ -35,7 +35,9 @@ from shoal.training.short_runs import optimise
 
 log = logging.getLogger(__name__)
 
-STEPS, LOOK_EVERY, BATCH_SIZE, LEARNING_RATE = 12, 6, 8, 1e-3
+LEAST_STEPS, MOST_STEPS, EPOCHS = 12, 48, 3
+LOOKED_AT = 32  # inputs, at most, on which the adapter is judged on the way
+BATCH_SIZE, LEARNING_RATE = 8, 1e-3
 MAX_LENGTH = 256  # tokens of a request
 MOST_OF_ONE = 0.8  # share of one label among the pseudo-labels, above which they are called collapsed
 LEAST_INFORMATION = 0.08  # share of the label entropy that the input must explain, or else
@@ -52,7 +54,8 @@ class SelfTraining:
         inputs: that were used.
         texts: what these are, for people.
         steps: optimiser steps that are kept; 0 means that the factors are as they were.
-        agreement_before: share of the inputs whose plain likeliest label is the calibrated one, at the start.
+        agreement_before: share of the first `LOOKED_AT` inputs whose plain likeliest label is the calibrated
+            one, at the start.
         agreement_after: the same, with the calibrated labels of the start, after the steps that are kept.
         largest_share: of one label among the pseudo-labels.
         kappa: Cohen's kappa with the prompted base model's calibrated labels; None where it was not asked.
@@ -83,7 +86,7 @@ def self_train(
     *,
     description: str,
     similarity: LabelSimilarity | None = None,
-    steps: int = STEPS,
+    steps: int | None = None,
     texts: str = "inputs",
 ) -> SelfTraining:
     """Calibrate an adapter on inputs, and train it on the labels that it then gives, unless a guard objects.
@@ -96,7 +99,7 @@ def self_train(
             left out.
         description: of the task, for the prompted base model's second opinion.
         similarity: what the meaning of labels adds to the scores that teach; None for nothing.
-        steps: of training; 0 calibrates only.
+        steps: of training; 0 calibrates only, None takes `steps_for` the inputs.
         texts: what the inputs are, for people.
 
     Raises:
@@ -106,15 +109,17 @@ def self_train(
     labels, prompts = label_set.labels, backbone.encode_prompts(inputs)
     short = short_ones("inputs", list(map(len, prompts)), MAX_LENGTH, MIN_INPUTS)
     inputs, prompts = [inputs[i] for i in short], [prompts[i] for i in short]
+    steps = steps_for(len(inputs)) if steps is None else steps
     log.info("calibrating the adapter on %d inputs", len(inputs))
     scores = label_log_likelihoods(backbone, prompts, labels, lora)
     teaching, cosines = scores, None
     if similarity is not None:
         teaching = scores + similarity.evidence(label_set, inputs)
-        cosines = similarity.cosines(inputs, labels).mean(0).tolist()
+        cosines = similarity.cosines(inputs[:LOOKED_AT], labels).mean(0).tolist()
     calibrated = batch_calibrated(teaching)
     chosen = calibrated.argmax(-1).tolist()
     largest, explained = _largest_share(chosen), information(calibrated)
+    scores = scores[:LOOKED_AT]
     before = after = _agreement(scores, chosen)
     best, kept, own = lora, 0, scores
     kappa = None
@@ -127,10 +132,10 @@ def self_train(
         taught = [TaughtAnswer(p, completions[i]) for p, i in zip(prompts, chosen, strict=True)]
         imitation = Imitation(backbone, lora, taught, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
         for step, _ in enumerate(optimise(backbone, imitation, steps), start=1):
-            if step % LOOK_EVERY and step != steps:
+            if step not in (steps // 2, steps):
                 continue
             candidate = imitation.lora()
-            found = label_log_likelihoods(backbone, prompts, labels, candidate)
+            found = label_log_likelihoods(backbone, prompts[:LOOKED_AT], labels, candidate)
             agreement = _agreement(found, chosen)
             plain = _largest_share(found.argmax(-1).tolist())
             if agreement > after and plain <= max(MOST_OF_ONE, largest):
@@ -138,7 +143,7 @@ def self_train(
         reason = None if kept else "training brought its plain answers no nearer to the calibrated ones"
     return SelfTraining(
         best,
-        label_set.calibrated(label_priors(own), f"{len(inputs)} {texts}", cosines),
+        label_set.calibrated(label_priors(own), f"{len(own)} {texts}", cosines),
         len(inputs),
         texts,
         kept,
@@ -150,6 +155,11 @@ def self_train(
         reason,
         time.perf_counter() - started,
     )
+
+
+def steps_for(inputs: int) -> int:
+    """Optimiser steps that a number of inputs is worth: `EPOCHS` over them, within limits."""
+    return min(MOST_STEPS, max(LEAST_STEPS, EPOCHS * inputs // BATCH_SIZE))
 
 
 def information(calibrated: Float[Tensor, "inputs labels"]) -> float:
@@ -196,7 +206,8 @@ def _objection(largest: float, explained: float, kappa: float | None) -> str | N
 
 
 def _agreement(scores: Float[Tensor, "inputs labels"], chosen: Sequence[int]) -> float:
-    return float((scores.argmax(-1) == torch.tensor(chosen)).float().mean())
+    """The share of the first inputs whose likeliest label is the chosen one."""
+    return float((scores.argmax(-1) == torch.tensor(chosen[: len(scores)])).float().mean())
 
 
 def _largest_share(chosen: Sequence[int]) -> float:

@@ -1,5 +1,7 @@
 """Label scoring on a tiny random model: the same numbers as the plain loss, and what it refuses."""
 
+import math
+
 import pytest
 import torch
 
@@ -66,6 +68,16 @@ def test_an_expert_scores_as_attached(backbone) -> None:
     chosen = choose_labels(backbone, prompts, label_set, expert, basis=basis)
     priors = torch.tensor(content_free_priors(backbone, LABELS, expert, basis=basis))
     assert [LABELS.index(answer.label) for answer in chosen] == (scores - priors).argmax(-1).tolist()
+
+
+def test_evidence_from_elsewhere_is_added_in_nats(backbone) -> None:
+    prompts, label_set = backbone.encode_prompts(REQUESTS), LabelSet(labels=tuple(LABELS))
+    plain = choose_labels(backbone, prompts, label_set)
+    evidence = torch.zeros(len(REQUESTS), len(LABELS)).index_fill_(1, torch.tensor([1]), 3.0)
+    moved = choose_labels(backbone, prompts, label_set, evidence=evidence)
+    for before, after in zip(plain, moved, strict=True):
+        odds = [a.probabilities[LABELS[1]] / a.probabilities[LABELS[0]] for a in (before, after)]
+        assert odds[1] / odds[0] == pytest.approx(math.exp(3), rel=1e-3)
 
 
 @pytest.mark.parametrize("places", [1, 150, 400])

@@ -37,6 +37,15 @@ def test_a_chat_is_answered_with_a_label_and_every_labels_probability(running: R
     assert body["choices"][0]["finish_reason"] == "stop" and body["usage"]["completion_tokens"] > 1
 
 
+def test_what_the_labels_mean_is_part_of_the_answer(running: Running, name: str) -> None:
+    def odds(text: str) -> float:
+        messages = [{"role": "user", "content": text}]
+        found = json.loads(asked(running, model=name, messages=messages))["adapter"]["labels"]
+        return found["fruit"] / found["animal"]
+
+    assert odds("A ripe apple.") > 3 * odds("A barking dog.")
+
+
 def test_a_stream_and_several_choices_hold_the_label_too(running: Running, name: str) -> None:
     several = json.loads(asked(running, model=name, n=2))["choices"]
     assert len(several) == 2 and len({choice["message"]["content"] for choice in several}) == 1

@@ -55,6 +55,9 @@ class FakeEncoder:
         seeds = [torch.Generator().manual_seed(sum(text.encode())) for text in texts]
         return torch.stack([torch.randn(DIM, generator=seed) for seed in seeds])
 
+    def unit_vectors(self, texts: Sequence[str]) -> Tensor:
+        return torch.nn.functional.normalize(self.encode(texts), dim=-1)
+
 
 class FakeSkills:
     """Counts what it is asked."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import pytest
+import torch
 
 from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
@@ -55,6 +56,14 @@ def test_the_answer_is_the_label_that_scoring_chooses(engine: Engine, backbone: 
         (ticket, 1, expected.label, True),
     ]
     assert events[0].delta.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
+
+
+def test_evidence_of_a_request_is_added(engine: Engine, backbone: Backbone, lora: LoRA) -> None:
+    prompt, evidence = backbone.encode_prompt("a request"), torch.linspace(0, 9, len(LABELS.labels))
+    engine.submit(Request(prompt, lora, labels=LABELS, evidence=tuple(evidence.tolist())))
+    (event,) = finish(engine)
+    expected = choose_labels(backbone, [prompt], LABELS, lora, evidence=evidence[None])[0]
+    assert event.delta.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
 
 
 def test_answers_that_run_beside_it_are_as_alone(engine: Engine, lora: LoRA) -> None:
