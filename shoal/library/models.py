@@ -22,6 +22,7 @@ from shoal.tasks.records import Example
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.label_sets import label_key
+from shoal.text_to_lora.label_similarity import LabelSimilarity
 from shoal.transformer2.router import mean_states
 
 MAX_NEW_TOKENS = 48
@@ -70,6 +71,10 @@ class Models:
         """Of the sentences that ask for a skill."""
         return self._given[2] or self.generator.skills.encoder
 
+    @cached_property
+    def _meaning(self) -> LabelSimilarity:
+        return LabelSimilarity(lambda: self.encoder)
+
     def answers(
         self,
         requests: Sequence[str],
@@ -116,4 +121,8 @@ class Models:
         return mean_states(self.backbone.model, self.backbone.encode_prompts(texts), layer)
 
     def _labels(self, requests: Sequence[str], lora: LoRA | None, label_set: LabelSet) -> list[LabelAnswer]:
-        return choose_labels(self.backbone, self.backbone.encode_prompts(requests), label_set, lora)
+        prompts, evidence = (
+            self.backbone.encode_prompts(requests),
+            self._meaning.evidence(label_set, requests),
+        )
+        return choose_labels(self.backbone, prompts, label_set, lora, evidence=evidence)
