@@ -20,9 +20,9 @@ import torch
 from shoal.apps.cli import cluster
 from shoal.apps.cli.cluster import Deployment, Replicas
 from shoal.apps.cli.registry import Place
-from shoal.apps.cli.serve import Address, check_service
+from shoal.apps.cli.serve import Address, check_service, serve
 from shoal.config import EngineConfig, ServiceConfig
-from shoal.errors import UsageError
+from shoal.errors import ShoalError, UsageError
 from shoal.models.backbone import pick_device, pick_dtype
 from shoal.registry.registry import Registry
 from shoal.server.engines import open_engine
@@ -120,6 +120,16 @@ def test_a_dtype_that_cannot_be_had_is_refused(tiny_llama: Path, tmp_path: Path)
             registry, str(tiny_llama), engine, ServiceConfig(), lambda _: None, backbone=None, experts=None
         )
     registry.close()
+
+
+def test_a_port_that_another_service_has_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.server.service.open_service", lambda *given, **more: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = Address(open=True, port=other.getsockname()[1])
+        with pytest.raises(ShoalError, match=f"cannot listen on 127.0.0.1:{address.port}: .*in use"):
+            serve(address, Place(registry=tmp_path / "r"), EngineConfig(), ServiceConfig())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
