@@ -260,7 +260,7 @@ def test_logs_hold_no_prompts_and_no_keys(tiny_llama: Path, tmp_path: Path) -> N
                 http.post("/v1/skills", json={"name": secret, "keywords": [said]}),
                 http.post("/v1/skills/detect", json={"text": said}),
                 http.post("/v1/jobs", data={**form, "steps": "1"}, files={"file": example}),
-                http.post("/v1/jobs", data=form, files={"file": said.encode()}),
+                http.post("/v1/jobs", data={**form, "name": f"{secret}-2"}, files={"file": said.encode()}),
                 http.get(f"/{secret}"),
                 http.get("/v1/models", headers={"Authorization": f"Bearer {key}{secret}"}),
             ]
