@@ -25,9 +25,11 @@ from shoal.apps.cli.model import (
 from shoal.apps.cli.settings import Output
 from shoal.apps.cli.tasks import solved_examples
 from shoal.config import CAREFUL_HELP, MIN_EXAMPLES, REFINE_HELP
-from shoal.errors import UsageError
+from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shoal.adapters.base import Adapter
     from shoal.adapters.card import LabelSet
     from shoal.adapters.decomposition import Decompositions
@@ -100,8 +102,6 @@ def ask(
         solved = solved_examples(choice.examples, choice.describe, MIN_EXAMPLES if choice.refine else 1)
     from shoal.inference.generate import generate_greedy
     from shoal.inference.labels import choose_labels
-    from shoal.text_to_lora.encoders.sentence import TaskEncoder
-    from shoal.text_to_lora.label_similarity import LabelSimilarity
     from shoal.text_to_lora.material import given_label_set
 
     given = given_label_set(() if choice.labels == OPEN else choice.labels)
@@ -118,7 +118,7 @@ def ask(
                 backbone, [text], adapter, basis=basis, max_new_tokens=choice.max_new_tokens
             )
         else:
-            evidence = LabelSimilarity(TaskEncoder).evidence(label_set, [text])
+            evidence = _meaning_of(label_set, text)
             prompts = backbone.encode_prompts([text])
             (chosen,) = choose_labels(backbone, prompts, label_set, adapter, basis=basis, evidence=evidence)
             answer, likely = chosen.label, dict(chosen.probabilities)
@@ -135,6 +135,18 @@ def ask(
         "seconds": seconds,
     }
     return Output(record, answer)
+
+
+def _meaning_of(label_set: LabelSet, text: str) -> Tensor | None:
+    """The evidence for each label from what it means; None, and a warning, where there is no encoder."""
+    from shoal.text_to_lora.encoders.sentence import TaskEncoder
+    from shoal.text_to_lora.label_similarity import LabelSimilarity
+
+    try:
+        return LabelSimilarity(TaskEncoder).evidence(label_set, [text])
+    except ShoalError as error:
+        log.warning("labels are chosen by likelihood alone: %s", error)
+        return None
 
 
 def _ask_library(folder: Path, text: str, place: Place, choice: Asking) -> Output:

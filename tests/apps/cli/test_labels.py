@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shoal.adapters.files import load_adapter
+from shoal.errors import ShoalError
 from tests.fixtures.cli import Shoal, assert_one_line
 
 DESCRIPTION = "Classify the word as fruit, animal or tool."
@@ -34,6 +35,18 @@ def test_an_adapter_keeps_its_labels_and_answers_with_one(
     assert asked.record["answer"] in ("a", "b") and sum(asked.record["labels"].values()) == pytest.approx(1)
     free = shoal("ask", "pear", "--adapter", out, "--labels", "none", "--max-new-tokens", 2, "--json")
     assert free.code == 0 and free.record["labels"] is None
+
+
+def test_labels_answer_by_likelihood_where_the_encoder_is_missing(
+    shoal: Shoal, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing() -> None:
+        raise ShoalError("no encoder here")
+
+    monkeypatch.setattr("shoal.text_to_lora.encoders.sentence.TaskEncoder", missing)
+    asked = shoal("ask", "pear", "--base", tiny_llama, "--labels", "a,b", "--json")
+    assert asked.code == 0 and asked.record["answer"] in ("a", "b")
+    assert "by likelihood alone: no encoder here" in caplog.text
 
 
 def test_labels_come_from_the_description_unless_said_otherwise(shoal: Shoal, tiny_llama: Path) -> None:
