@@ -62,6 +62,7 @@ class TextToLoRA:
         shape: of the base model.
         config: sizes of adapters and hypernetwork.
         checkpoint: the hypernetwork in use; None where none is trained for this base model and configuration.
+        label_similarity: evidence for labels from what they mean; its encoder is loaded when first needed.
     """
 
     def __init__(
@@ -112,16 +113,13 @@ class TextToLoRA:
             check_rank(self._targets, self.config.adapter_rank)
         self._identity = Identity(self.shape.base_model, self.config, self._targets, found.misfits)
         self._skills = skills
+        self.label_similarity = LabelSimilarity(lambda: self.skills.encoder)
         self._cache: LRUCache[str, GeneratedAdapter] = LRUCache(CACHED_ADAPTERS)
         self._lock = threading.Lock()
 
     @cached_property
     def encoder(self) -> TaskEncoder:
-        """The task encoder that the hypernetwork was trained with, loaded when first needed.
-
-        Raises:
-            ShoalError: it cannot be loaded.
-        """
+        """The encoder that the hypernetwork was trained with, loaded when first needed, or `ShoalError`."""
         name = self.checkpoint.task_encoder if self.checkpoint else DEFAULT_ENCODER
         return self.skills.encoder if name == DEFAULT_ENCODER else TaskEncoder(name)
 
@@ -142,11 +140,6 @@ class TextToLoRA:
     def skills(self) -> SkillDetector:
         """The skill detector; its encoder is also that of the hypernetwork where both need the same."""
         return self._skills or SkillDetector()
-
-    @cached_property
-    def label_similarity(self) -> LabelSimilarity:
-        """The evidence for labels from what they mean; its encoder is loaded when first needed."""
-        return LabelSimilarity(lambda: self.skills.encoder)
 
     @property
     def backbone(self) -> Backbone:
