@@ -77,9 +77,12 @@ def plain_module(name: str) -> str:
 def rests(known: Iterable[str]) -> dict[tuple[str, ...], str]:
     """Names of a base model's modules and parameters by their parts from the layers on.
 
-    A router was a module before it was a parameter, `weight`, so its name without that is known too.
+    A router was a module before it was a parameter, `weight`, so its name without that is known too; and a
+    linear map may be named by its weight.
     """
-    return {_rest(form): name for name in known for form in (name, name.removesuffix(".weight"))}
+    return {
+        _rest(form): name for name in known for form in (name, name.removesuffix(".weight"), f"{name}.weight")
+    }
 
 
 def module_in(name: str, known: Mapping[tuple[str, ...], str]) -> str | None:

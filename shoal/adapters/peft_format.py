@@ -17,7 +17,14 @@ from torch import Tensor
 from shoal.adapters.foreign_names import factor_name, plain_module
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.matching import check_targets
-from shoal.adapters.peft_parameters import StatedParameters, is_router, stacked, unstacked, wrapped_names
+from shoal.adapters.peft_parameters import (
+    StatedParameters,
+    is_router,
+    needs_weight_named,
+    stacked,
+    unstacked,
+    wrapped_names,
+)
 from shoal.adapters.peft_scalings import Scalings
 from shoal.config import MAX_ALPHA
 from shoal.errors import ShoalError, UsageError
@@ -36,17 +43,19 @@ class Coverage:
     Loaders know an adapter by module types and layers, so each of the types is there in each of the layers.
 
     Attributes:
-        targets: every module held inside the layers, in the model's order.
+        targets: modules held inside the layers and named as such, in the model's order.
+        weights: the others, named by their weight as parameters are.
         ends: the ends of the model that are held.
         zero: those of them that the adapter leaves alone; their B is zero.
         target_modules: short names that match the types held and no other.
         parameters: every parameter held, in the model's order.
-        target_parameters: their types where all layers hold them, else their names.
-        layers: layer indices of both, ascending.
+        target_parameters: types of these and of `weights` where all layers hold them, else their names.
+        layers: layer indices of all, ascending.
         num_layers: decoder layers of the model.
     """
 
     targets: tuple[TargetModule, ...]
+    weights: tuple[TargetModule, ...]
     ends: tuple[EndModule, ...]
     zero: frozenset[TargetModule]
     target_modules: tuple[str, ...]
@@ -68,17 +77,22 @@ def cover(lora: LoRA, shape: BackboneShape, *, pad_layers: bool = False) -> Cove
         UsageError: the model has no such module, or one of another size.
     """
     check_targets(shape, lora)
-    adapted = [t for t in shape.targets if t.name in lora.factors]
+    held = [t for t in shape.targets if t.name in lora.factors]
+    weights = tuple(t for t in held if needs_weight_named(t.type, shape.parameters))
+    adapted = [t for t in held if t not in weights]
     ends = tuple(end for end in shape.ends if end.name in lora.factors)
     parameters = tuple(p for p in shape.parameters if p.name in lora.factors)
-    partly = {p.type for p in shape.parameters if p.name not in lora.factors}
+    partly = {t.type for t in (*shape.parameters, *shape.targets) if t.name not in lora.factors}
+    stated = [p.name if p.type in partly else p.type for p in parameters]
+    stated += [f"{t.name if t.type in partly else t.type}.weight" for t in weights]
     types = {t.type for t in adapted}
     # A loader that is to adapt some layers adapts no module outside them.
     everywhere = bool(adapted) and (pad_layers or bool(ends))
-    layers = {t.layer for t in (shape.targets if everywhere else adapted)} | {p.layer for p in parameters}
+    layers = {t.layer for t in (shape.targets if everywhere else held)} | {p.layer for p in parameters}
     targets = tuple(t for t in shape.targets if t.type in types and t.layer in layers)
     return Coverage(
         targets=targets,
+        weights=weights,
         ends=ends,
         zero=frozenset(targets) - frozenset(adapted),
         target_modules=_short_names(
@@ -86,7 +100,7 @@ def cover(lora: LoRA, shape: BackboneShape, *, pad_layers: bool = False) -> Cove
             {t.type for t in shape.targets} | {end.name for end in shape.ends},
         ),
         parameters=parameters,
-        target_parameters=tuple(dict.fromkeys(p.name if p.type in partly else p.type for p in parameters)),
+        target_parameters=tuple(dict.fromkeys(stated)),
         layers=tuple(sorted(layers)),
         num_layers=shape.num_layers,
     )
@@ -108,7 +122,8 @@ def peft_tensors(lora: LoRA, coverage: Coverage, dtype: torch.dtype | None = Non
     if coverage.zero:
         padded = [t for t in coverage.targets if t in coverage.zero]
         factors |= LoRA.identity(padded, lora.rank, 1.0, generator=torch.Generator().manual_seed(0)).factors
-    names = {target.name: f"{target.name}.lora_{{}}.weight" for target in coverage.targets}
+    modules = (*coverage.targets, *coverage.weights)
+    names = {target.name: f"{target.name}.lora_{{}}.weight" for target in modules}
     for end in coverage.ends:
         names[end.name] = f"{end.name}.lora_" + ("embedding_{}" if end.embedding else "{}.weight")
     wrapped = wrapped_names(coverage.parameters)
@@ -147,7 +162,7 @@ def peft_config(lora: LoRA, coverage: Coverage, *, base_model: str, revision: st
         "modules_to_save": None,
         "inference_mode": True,
     }
-    if coverage.parameters:
+    if coverage.target_parameters:
         config["target_parameters"] = list(coverage.target_parameters)
     if coverage.targets and len(coverage.layers) < coverage.num_layers:
         config["layers_to_transform"] = list(coverage.layers)

@@ -3,7 +3,9 @@
 PEFT wraps a module once for each of its parameters that `target_parameters` names, the first one innermost:
 factors of experts are called `experts.base_layer.lora_A` and `experts.lora_A`. A is (experts * rank, in), the
 rows of an expert together, and B is (out, rank * experts), the columns of an expert that far apart. The rank
-is the configured one, since no tensor shows it. Knows names and tensors, no files and no base model.
+is the configured one, since no tensor shows it. Linear maps that are called as those of single experts once
+were are named by their weight too, since PEFT takes their own names for those of experts. Knows names and
+tensors, no files and no base model.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from shoal.models.parameters import TargetParameter
 # Parameters in the order in which modules define them; the last is a router's, and no stack of experts.
 ROUTER = "weight"
 ORDER = ("gate_up_proj", "up_proj", "down_proj", ROUTER)
+# Maps of single experts before `transformers` 5; dense layers and shared experts still have maps so named.
+OF_SINGLE_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 
 
 class StatedParameters:
@@ -56,7 +60,7 @@ class StatedParameters:
         self._places = Places(self._ranks if stated else {}, "rank_pattern", source)
 
     def names(self, factors: Iterable[FactorName]) -> dict[tuple[str, int], str]:
-        """(module, depth) of the factors of parameters -> the parameter's full name.
+        """(module, depth) of the factors of parameters -> the parameter's full name; linear maps are none.
 
         Raises:
             ShoalError: a module has more or fewer factors than parameters that are named.
@@ -72,6 +76,8 @@ class StatedParameters:
                     f"{self._source} names {', '.join(own)} of {module[:120]} in target_parameters and holds "
                     f"factors of {len(found)} parameters; the adapter is incomplete, write it again"
                 )
+            if own == [ROUTER] and module.rpartition(".")[2] in OF_SINGLE_EXPERTS:
+                continue
             names |= {(module, len(own) - 1 - place): f"{module}.{name}" for place, name in enumerate(own)}
         return names
 
@@ -98,6 +104,12 @@ class StatedParameters:
         else:
             targeted = any(str(name).rpartition(".")[2] == last for name in self._modules)
         return set() if targeted else self._own.get("", set())
+
+
+def needs_weight_named(kind: str, parameters: Sequence[TargetParameter]) -> bool:
+    """True for a type of linear maps that PEFT would take for those of experts beside these parameters."""
+    fused = any(p.type.endswith(".gate_up_proj") for p in parameters)
+    return fused and kind.rpartition(".")[2] in OF_SINGLE_EXPERTS
 
 
 def is_router(name: str) -> bool:

@@ -30,7 +30,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
-OLD_NAMES = ("gate_proj", ".up_proj", "shared_experts.down_proj", "mlp.down_proj")
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 # Settings of PEFT's LoraConfig.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -46,6 +45,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "target_parameters": EXPERTS,
         "rank_pattern": {r".*experts\.down_proj": 3, "o_proj": 1},
         "alpha_pattern": {r"layers\.2\..*gate_up_proj": 9},
+    },
+    "weights of maps": {
+        "target_modules": ["o_proj"],
+        "target_parameters": [f"{map}_proj.weight" for map in ("gate", "up", "down", "self_attn.kv_b")],
     },
     "one layer": {"target_modules": [], "target_parameters": [f"model.layers.1.{n}" for n in EXPERTS]},
 }
@@ -69,7 +72,7 @@ def peft_adapter(path: Path, out: Path, **settings: Any) -> Tensor:
     return logits(wrapped)
 
 
-WRITTEN = [("mixtral", kind) for kind in SETTINGS] + [
+WRITTEN = [("mixtral", kind) for kind in SETTINGS if kind != "weights of maps"] + [
     (family, kind) for family in MOE_FAMILIES[1:] for kind in ("all-linear", "routers and experts")
 ]
 
@@ -92,6 +95,23 @@ def test_adapters_of_peft_have_its_logits_both_ways(
     torch.testing.assert_close(logits(again), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("only", ["", "shared", "layers.2", "layers.0.mlp.gate_proj"])
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
+def test_maps_that_are_called_as_those_of_experts_once_were_are_loaded_by_peft(
+    family: str, only: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    shape = load_shape(str(tiny_models[family]))
+    lora = LoRA({n: f for n, f in lora_of_all(shape, 0).factors.items() if only in n}, 4.0)
+    save_adapter(tmp_path / "a", lora, shape=shape, card=AdapterCard(generator="imported", trained=True))
+    assert load_adapter(tmp_path / "a").lora == lora
+    model = model_of(tiny_models[family])
+    with attach(model, lora):
+        expected = logits(model)
+    wrapped = peft.PeftModel.from_pretrained(model, tmp_path / "a").eval()
+    torch.testing.assert_close(logits(wrapped), expected, **CLOSE)
+    torch.testing.assert_close(logits(wrapped.merge_and_unload()), expected, **CLOSE)
+
+
 def gradients_of_peft(path: Path, adapter: Path, ids: Tensor, out: Path) -> LoRA:
     """Gradients of the mean loss of tokens by PEFT, in the places of the factors."""
     model = peft.PeftModel.from_pretrained(model_of(path), adapter, is_trainable=True)
@@ -110,9 +130,7 @@ def test_gradients_of_experts_routers_and_attention_are_those_of_peft(
 ) -> None:
     path, shape = tiny_models[family], load_shape(str(tiny_models[family]))
     card = AdapterCard(generator="imported", trained=True)
-    # PEFT takes maps beside the experts for those of experts, where they are called as those once were.
-    kept = {n: f for n, f in lora_of_all(shape, 0).factors.items() if not n.endswith(OLD_NAMES)}
-    lora = LoRA(kept, 4.0)
+    lora = lora_of_all(shape, 0)
     save_adapter(tmp_path / "ours", lora, shape=shape, card=card)
     ids = torch.randint(0, 250, (3, 9), generator=torch.Generator().manual_seed(1))
     theirs = gradients_of_peft(path, tmp_path / "ours", ids, tmp_path / "gradients")

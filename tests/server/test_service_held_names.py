@@ -110,6 +110,20 @@ def test_the_name_of_a_job_is_refused_to_its_owner_and_in_no_other_words_than_a_
     assert held.ada.get(f"/v1/adapters/{job.adapter}").json()["version"] == 1
 
 
+def test_the_name_of_a_job_is_refused_to_a_merge_and_that_of_a_merge_to_a_job(held: Held) -> None:
+    parents = ["parent-a", "parent-b"]
+    for name in parents:
+        held.upload(name, "ada")
+    job, jobs = held.submit("held-by-training", "ada"), len(held.service.jobs.page(None))
+    refused = held.ada.post("/v1/jobs/merge", json={"name": job.adapter, "parents": parents})
+    assert is_error(refused, 409) and job.id in refused.text, refused.text
+    assert len(held.service.jobs.page(None)) == jobs
+    merge = held.ada.post("/v1/jobs/merge", json={"name": "held-by-merge", "parents": parents})
+    assert merge.status_code == 202, merge.text
+    with pytest.raises(ConflictError, match=merge.json()["id"]):  # it waits behind the training
+        held.submit("held-by-merge", "ada")
+
+
 def test_the_name_of_a_cancelled_job_is_free(held: Held) -> None:
     held.service.jobs.cancel(held.submit("freed", "ada").id, "ada")
     assert held.upload("freed", "eve") == 1

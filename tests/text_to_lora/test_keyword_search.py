@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import sys
 import time
+import weakref
 
 import pytest
 from hypothesis import given
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from shoal.errors import UsageError
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.keyword_search import KeywordSearch
-from shoal.text_to_lora.skill_features import MAX_CORRECTED, Spelling
+from shoal.text_to_lora.skill_features import MAX_CORRECTED, MAX_KNOWN, MAX_WORD, Spelling
 from shoal.text_to_lora.skills import SkillDetector
 
 WORDS = st.text("ab+ S", min_size=1, max_size=8).filter(str.strip)
@@ -54,6 +57,19 @@ def test_the_cache_of_corrections_keeps_no_long_words() -> None:
     spelling = Spelling(["translate", "x" * 100])
     assert spelling.closest("tranlsate") == "translate"
     assert spelling.closest("y" * 8) is None and list(spelling._known) == ["tranlsate", "y" * 8]
+
+
+def test_the_cache_of_corrections_is_bounded_and_goes_with_its_owner() -> None:
+    spelling = Spelling([f"{letter}{'o' * 10}{number}" for letter in "abc" for number in range(9)])
+    for number in range(MAX_KNOWN + 100):
+        spelling.closest(f"z{number:08}")
+    assert len(spelling._known) == MAX_KNOWN and "z00000099" not in spelling._known
+    held = sum(sys.getsizeof(word) for word in spelling._known)
+    assert held < MAX_KNOWN * (MAX_WORD + sys.getsizeof(""))
+    gone = weakref.ref(spelling)
+    del spelling
+    gc.collect()
+    assert gone() is None  # no cache of the module's holds a vocabulary
 
 
 def test_a_keyword_of_many_parts_is_refused() -> None:
