@@ -13,12 +13,13 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shoal.adapters.lora import LoRA, LoraFactors
+from shoal.adapters.merging import compose
 from shoal.config import LoraTrainingConfig
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone
@@ -32,6 +33,16 @@ from shoal.training.prefix_cache import PrefixCache
 log = logging.getLogger(__name__)
 
 
+class Penalty(Protocol):
+    """A term of the loss that depends on the adapter alone."""
+
+    def __call__(self, lora: LoRA) -> Tensor:
+        """The term, a scalar."""
+
+    def fingerprint(self) -> str:
+        """Names it, so that a run is never resumed with another."""
+
+
 def train_lora(
     backbone: Backbone,
     tasks: Sequence[Task],
@@ -42,6 +53,8 @@ def train_lora(
     rank: int = 16,
     alpha: float = 32.0,
     start: LoRA | None = None,
+    frozen: LoRA | None = None,
+    penalty: Penalty | None = None,
     held_out: Sequence[Task] = (),
     show_progress: bool = True,
 ) -> tuple[LoRA, RunSummary]:
@@ -56,6 +69,8 @@ def train_lora(
         rank: LoRA rank, without `start`.
         alpha: LoRA alpha, without `start`.
         start: adapter to go on from; by default a fresh identity.
+        frozen: adapter of the same modules that is active too and stays as it is.
+        penalty: a term that is added to the loss.
         held_out: tasks that must share no example with `tasks`.
         show_progress: draw a progress bar.
 
@@ -78,7 +93,7 @@ def train_lora(
     lora = start or LoRA.identity(targets, rank, alpha, generator=generator)
     log.info("preparing the examples of %d tasks", len(tasks))
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
-    objective = LoraObjective(backbone, corpus, targets, lora, config)
+    objective = LoraObjective(backbone, corpus, targets, lora, config, frozen=frozen, penalty=penalty)
     with set_for_training(backbone):
         summary = run(objective, config, folder, show_progress=show_progress)
     return objective.lora(), summary
@@ -125,10 +140,14 @@ class LoraObjective:
         lora: LoRA,
         config: LoraTrainingConfig,
         prefix: PrefixCache | None = None,
+        *,
+        frozen: LoRA | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         """Start from `lora`; its factors are copied to the backbone's device in float32.
 
         `prefix` is a cache that other runs on the same corpus and first layer fill too; None for its own.
+        `frozen` and `penalty` are as in `train_lora`.
 
         Raises:
             UsageError: `lora` adapts other modules than `targets`.
@@ -138,11 +157,15 @@ class LoraObjective:
                 f"the LoRA to start from adapts {len(lora.factors)} modules, not the {len(targets)} targets; "
                 "choose the layers and modules that it was trained with"
             )
-        self._start = _hash_of(lora)
+        self._start: tuple[str, ...] = (_hash_of(lora),)
+        self._start += () if frozen is None else ("frozen", _hash_of(frozen))
+        self._start += () if penalty is None else ("penalty", penalty.fingerprint())
         self._backbone = backbone
         self._corpus = corpus
         self._config = config
         self._lora = TrainableLora(lora, backbone.device)
+        self._frozen = None if frozen is None else frozen.to(backbone.device, torch.float32)
+        self._penalty = penalty
         weights = balanced_weights(corpus.tasks) if config.mix == "kinds" else None
         self._order = BatchOrder(corpus, config.batch_size, config.seed, config.examples_a_task, weights)
         self._weigh = LengthWeights(corpus, config.length_exponent, weights)
@@ -158,14 +181,19 @@ class LoraObjective:
         return [{"params": list(self.module), "lr": self._config.learning_rate}]
 
     def loss(self, forward_pass: int) -> StepLoss:
-        """Mean answer loss of one bucketed batch."""
-        examples = self._order.batch(forward_pass)
-        losses, tokens = self._prefix.answer_losses(examples, self._lora.current(), self._config)
-        return StepLoss((losses * self._weigh(examples).to(losses.device)).mean(), tokens)
+        """Mean answer loss of one bucketed batch, and the penalty where there is one."""
+        examples, lora = self._order.batch(forward_pass), self._lora.current()
+        active = lora if self._frozen is None else compose([self._frozen, lora], [1.0, 1.0])
+        losses, tokens = self._prefix.answer_losses(examples, active, self._config)
+        loss = (losses * self._weigh(examples).to(losses.device)).mean()
+        if self._penalty is None:
+            return StepLoss(loss, tokens)
+        penalty = self._penalty(lora)
+        return StepLoss(loss + penalty, tokens, {"penalty": float(penalty.detach())})
 
     def fingerprint(self) -> str:
         """Names base model, data and the adapter at the start."""
-        return fingerprint(self._backbone, self._corpus, self._start)
+        return fingerprint(self._backbone, self._corpus, *self._start)
 
     def lora(self) -> LoRA:
         """The adapter as it stands, float32 on the CPU."""
