@@ -211,6 +211,15 @@ class HypernetworkTrainingConfig(LoraTrainingConfig):
     )
     inner_examples: int = Field(4, ge=1, le=32, description="of these other examples")
     inner_rate: float = Field(1e-3, ge=1e-6, le=1e-1, description="learning rate of these steps")
+    rehearse: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the squared distance between the adapters of old descriptions now and at the "
+        "start, so that a network takes new tasks and keeps the old ones",
+    )
+    rehearsed: int = Field(
+        8, ge=1, le=MAX_WIDTH, description="old descriptions that are rehearsed in every forward pass"
+    )
     fresh_share: float = Field(
         0.0,
         ge=0,

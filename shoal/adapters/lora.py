@@ -164,6 +164,22 @@ class BatchedLoRA:
         """The adapter of one sample."""
         return LoRA({n: LoraFactors(f.a[index], f.b[index]) for n, f in self.factors.items()}, self.alpha)
 
+    def __sub__(self, other: BatchedLoRA) -> BatchedLoRA:
+        """Adapters whose delta weights are the differences, exactly: of the summed rank, and scaling 1."""
+        factors = {}
+        for name, (a, b) in self.factors.items():
+            minus = other.factors[name]
+            factors[name] = LoraFactors(
+                torch.cat([a, minus.a], dim=-2),
+                torch.cat([self.scaling * b, -other.scaling * minus.b], dim=-1),
+            )
+        return BatchedLoRA(factors, float(next(iter(factors.values())).a.shape[-2]))
+
+    def squared_norm(self) -> Float[Tensor, ""]:
+        """Squared Frobenius norm of all delta weights of all samples together; none is formed."""
+        squares = [f.squared_norm().sum() for f in self.factors.values()]
+        return self.scaling**2 * torch.stack(squares).sum()
+
     def select(self, rows: Tensor) -> BatchedLoRA:
         """A batch made of the given rows (int64, any length); gradients flow back to them."""
         return replace(self, factors={n: LoraFactors(f.a[rows], f.b[rows]) for n, f in self.factors.items()})

@@ -24,9 +24,9 @@ class Descriptions:
     what is not, as states of the backbone are not, is read whenever it is needed.
     """
 
-    def __init__(self, reader: DescriptionReader, tasks: Sequence[Task]) -> None:
-        """Read the descriptions of `tasks`."""
-        self._texts = [task.descriptions for task in tasks]
+    def __init__(self, reader: DescriptionReader, tasks: Sequence[Task | Sequence[str]]) -> None:
+        """Read the descriptions of some tasks, which need not be more than their descriptions."""
+        self._texts = [tuple(task.descriptions if isinstance(task, Task) else task) for task in tasks]
         self._vocabulary = vocabulary(self._texts)
         self._reader = reader
         self._kept: dict[str, Tensor] = {}

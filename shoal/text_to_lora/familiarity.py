@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ class KnownTasks:
         if len(names) < 2:
             raise UsageError(f"distances between tasks need at least 2 of them, got {len(names)}; add one")
         directions = [F.normalize(own.float(), dim=-1) for own in descriptions]
-        centres = F.normalize(torch.stack([own.mean(0) for own in directions]), dim=-1)
+        centres = torch.stack([_centre(own) for own in descriptions])
         others = []
         for task, own in enumerate(directions):
             away = 1 - own @ centres.T
@@ -152,6 +152,15 @@ class KnownTasks:
         if sensible is not None:
             sense = torch.cat([sense, F.normalize(sensible.float(), dim=-1)])
         return cls(tuple(names), centres, near, far, _sense(sense, nonsense))
+
+    def with_tasks(self, added: Mapping[str, Float[Tensor, "_ dim"]]) -> KnownTasks:
+        """With more tasks, by sentence vectors of each one's descriptions; a name that is known is replaced.
+
+        Distances and the probe for nonsense stay as they were measured.
+        """
+        centres = dict(zip(self.names, self.centres, strict=True))
+        centres |= {name: _centre(own) for name, own in added.items()}
+        return replace(self, names=tuple(centres), centres=torch.stack(list(centres.values())))
 
     def compare(self, sentences: Float[Tensor, "texts dim"], count: int = 3) -> list[Familiarity]:
         """Where some descriptions stand, with the `count` nearest tasks of each."""
@@ -177,6 +186,10 @@ class KnownTasks:
         """The first of `reached` up to `near`, the second from `far`, linear between."""
         nearness = min(1.0, max(0.0, (self.far - distance) / (self.far - self.near)))
         return self.reached[1] + nearness * (self.reached[0] - self.reached[1])
+
+
+def _centre(descriptions: Float[Tensor, "_ dim"]) -> Float[Tensor, " dim"]:
+    return F.normalize(F.normalize(descriptions.float(), dim=-1).mean(0), dim=-1)
 
 
 def _sense(

@@ -30,8 +30,8 @@ def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | Non
     nothing: a few tasks are as far from one another as from nonsense.
     """
     originals = [task for task in tasks if not is_copy(task)]
-    texts = [list(task.descriptions[:DESCRIPTIONS_PER_TASK]) for task in originals]
-    derived = [text for task in tasks if is_copy(task) for text in task.descriptions[:DESCRIPTIONS_PER_TASK]]
+    texts = [first_descriptions(task) for task in originals]
+    derived = [text for task in tasks if is_copy(task) for text in first_descriptions(task)]
     log.info("measuring how far the descriptions of %d tasks are from one another", len(tasks))
     words = vocabulary(texts)
     read = encoder.encode([*(text for own in texts for text in own), *derived])
@@ -52,3 +52,8 @@ def known_tasks(encoder: TaskEncoder, tasks: Sequence[Task]) -> KnownTasks | Non
     except UsageError as error:
         log.warning("the hypernetwork cannot tell how near a description is to its tasks: %s", error)
         return None
+
+
+def first_descriptions(task: Task) -> list[str]:
+    """The descriptions of a task by which its place is measured."""
+    return list(task.descriptions[:DESCRIPTIONS_PER_TASK])

@@ -21,14 +21,23 @@ from shoal.config import HypernetworkTrainingConfig, LoraTrainingConfig, TextToL
 from shoal.files import check_place
 from shoal.models.backbone import Backbone, BackboneShape
 from shoal.tasks.loading import Task
+from shoal.tasks.procedural.relabel import is_copy
 from shoal.tasks.sketches import sketch_of
 from shoal.text_to_lora.checkpoint import HYPERNETWORK_FILES, HypernetworkCheckpoint, save_hypernetwork
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.hypernetwork import Hypernetwork, check_shots
-from shoal.text_to_lora.known_tasks import known_tasks
+from shoal.text_to_lora.known_tasks import first_descriptions, known_tasks
 from shoal.text_to_lora.reconstruction import train_reconstruction
 from shoal.text_to_lora.shipped import new_hypernetwork
-from shoal.text_to_lora.starts import Start, check_sizes, check_start, lora_of, origin, same_weights
+from shoal.text_to_lora.starts import (
+    Start,
+    check_sizes,
+    check_start,
+    lora_of,
+    origin,
+    rehearsing_sizes,
+    same_weights,
+)
 from shoal.text_to_lora.train import train_hypernetwork
 from shoal.training.checkpoints import check_run_folder
 from shoal.training.loop import RunSummary
@@ -122,6 +131,8 @@ def check_network_training(
     check_place(directory, HYPERNETWORK_FILES)
     check_run_folder(run, directory)
     check_start(start, shape)
+    if training.rehearse:
+        sizes = rehearsing_sizes(start, sizes, shape)
     check_shots(sizes.head, training.shots)
 
 
@@ -134,6 +145,7 @@ def make_hypernetwork(
     training: HypernetworkTrainingConfig,
     run: Path,
     start: Start | None = None,
+    old: Sequence[Sequence[str]] = (),
     held_out: Sequence[Task] = (),
     monitor_examples: int = 0,
     max_descriptions: int | None = None,
@@ -149,7 +161,9 @@ def make_hypernetwork(
         training: optimisation settings.
         run: folder of checkpoints and logs.
         start: multi-task LoRA to start from; or a hypernetwork, all of it where the architecture is the same,
-            else its shared adapter. By default the identity.
+            else its shared adapter. By default the identity. With `training.rehearse` it is a hypernetwork
+            and gives the sizes.
+        old: descriptions of old tasks, which are rehearsed where `training.rehearse` is above 0.
         held_out: tasks that must share no example with `tasks`.
         monitor_examples: examples of each held-out task whose loss is logged at every checkpoint; 0 for none.
         max_descriptions: the first so many descriptions of each task are used; None for all.
@@ -160,6 +174,8 @@ def make_hypernetwork(
         ShoalError: as `train_hypernetwork` and `save_hypernetwork`.
     """
     check_network_training(backbone.shape, directory, sizes=sizes, training=training, run=run, start=start)
+    if training.rehearse:
+        sizes = rehearsing_sizes(start, sizes, backbone.shape)
 
     def train(network: Hypernetwork, encoder: TaskEncoder) -> RunSummary:
         return train_hypernetwork(
@@ -169,6 +185,7 @@ def make_hypernetwork(
             _described(tasks, max_descriptions),
             run,
             training,
+            old=[own[:max_descriptions] for own in old],
             held_out=_described(held_out, 1),  # the monitor reads the first
             monitor_size=monitor_examples,
             show_progress=show_progress,
@@ -234,13 +251,23 @@ class _Network:
         network = self._fresh(encoder)
         summary = train(network, encoder)
         if PartialState().is_main_process:
-            known = known_tasks(encoder, self.tasks)
             facts = self._provenance(summary)
             checkpoint = HypernetworkCheckpoint(
-                network, self.shape.base_model, encoder.name, True, facts, known, shots=self.training.shots
+                network, self.shape.base_model, encoder.name, True, facts, shots=self.training.shots
             )
-            save_hypernetwork(checkpoint, directory, torch.bfloat16)
+            save_hypernetwork(self._knowing(checkpoint, encoder), directory, torch.bfloat16)
         return summary
+
+    def _knowing(self, checkpoint: HypernetworkCheckpoint, encoder: TaskEncoder) -> HypernetworkCheckpoint:
+        """With where its tasks are; one that has rehearsed knows its old ones too, and keeps their LoRA."""
+        before = self.start if isinstance(self.start, HypernetworkCheckpoint) else None
+        if not self.training.rehearse or before is None or before.known_tasks is None:
+            return replace(checkpoint, known_tasks=known_tasks(encoder, self.tasks))
+        added = {
+            task.name: encoder.encode(first_descriptions(task)) for task in self.tasks if not is_copy(task)
+        }
+        known = before.known_tasks.with_tasks(added)
+        return replace(checkpoint, known_tasks=known, multi_task=before.multi_task)
 
     def _fresh(self, encoder: TaskEncoder) -> Hypernetwork:
         with torch.random.fork_rng(devices=[]):

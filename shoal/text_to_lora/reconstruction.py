@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
+from shoal.adapters.lora import BatchedLoRA, LoRA
 from shoal.adapters.merging import stack
 from shoal.config import HypernetworkTrainingConfig
 from shoal.errors import UsageError
@@ -100,7 +99,7 @@ class ReconstructionObjective:
         trained = stack(adapters)
         factors = {n: f.to(device, torch.float32) for n, f in trained.factors.items()}
         self._trained = BatchedLoRA(factors, trained.alpha)
-        self._scale = float(_squared(self._trained)) / len(adapters)
+        self._scale = float(self._trained.squared_norm()) / len(adapters)
         if not self._scale > 0:
             raise UsageError(f"all {len(adapters)} adapters are zero; train them before they are reproduced")
 
@@ -117,16 +116,7 @@ class ReconstructionObjective:
         rows = stack_embeddings(self._descriptions.read(chosen)).to(self._device)
         emitted = self.module(rows)
         trained = self._trained.select(torch.tensor(tasks, device=rows.device))
-        # The difference of two low-rank products is one of the summed rank.
-        ours, theirs = emitted.scaling, -trained.scaling
-        factors = {}
-        for name, (a, b) in emitted.factors.items():
-            other = trained.factors[name]
-            factors[name] = LoraFactors(
-                torch.cat([a, other.a], dim=-2), torch.cat([ours * b, theirs * other.b], dim=-1)
-            )
-        rank = next(iter(factors.values())).a.shape[-2]
-        return StepLoss(_squared(BatchedLoRA(factors, float(rank))) / (len(tasks) * self._scale), 0)
+        return StepLoss((emitted - trained).squared_norm() / (len(tasks) * self._scale), 0)
 
     def fingerprint(self) -> str:
         """Names architecture, descriptions, adapters and the weights at the start."""
@@ -135,9 +125,3 @@ class ReconstructionObjective:
         for tensor in (t for f in self._trained.factors.values() for t in f):
             digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-
-def _squared(adapters: BatchedLoRA) -> Tensor:
-    """Sum of ||scaling B A||^2 over modules and adapters."""
-    squares = [f.squared_norm().sum() for f in adapters.factors.values()]
-    return adapters.scaling**2 * torch.stack(squares).sum()

@@ -14,6 +14,7 @@ from shoal.errors import UsageError
 from shoal.models.shapes import BackboneShape
 from shoal.text_to_lora.checkpoint import CONFIG_FILE, HypernetworkCheckpoint, load_hypernetwork
 from shoal.text_to_lora.hypernetwork import Hypernetwork
+from shoal.text_to_lora.shipped import config_of
 
 Start = StoredAdapter | HypernetworkCheckpoint
 
@@ -60,6 +61,25 @@ def check_sizes(start: LoRA | None, sizes: TextToLoRAConfig) -> None:
         asked = getattr(sizes, name)
         if name in sizes.model_fields_set and asked != has:
             raise UsageError(f"{name} {asked:g}: the LoRA to start from has {has:g}; leave it out")
+
+
+def rehearsing_sizes(start: Start | None, sizes: TextToLoRAConfig, shape: BackboneShape) -> TextToLoRAConfig:
+    """Sizes of a hypernetwork that goes on as it is: those of the start.
+
+    Raises:
+        UsageError: the start is no hypernetwork, or other sizes are asked for.
+    """
+    if not isinstance(start, HypernetworkCheckpoint):
+        given = "no start" if start is None else "an adapter to start from"
+        raise UsageError(
+            f"rehearse has {given}, and keeps what a hypernetwork emits; name one as --start, or leave it out"
+        )
+    own = config_of(start.network, shape)
+    for name in sizes.model_fields_set - {"dropout"}:
+        asked, has = getattr(sizes, name), getattr(own, name)
+        if asked != has:
+            raise UsageError(f"{name} {asked}: the hypernetwork to start from has {has}; leave it out")
+    return own.model_copy(update={"dropout": sizes.dropout} if "dropout" in sizes.model_fields_set else {})
 
 
 def origin(start: Start) -> str:

@@ -33,12 +33,13 @@ from shoal.text_to_lora.encoders.reader import description_reader
 from shoal.text_to_lora.encoders.sentence import TaskEncoder
 from shoal.text_to_lora.hypernetwork import Hypernetwork, stack_embeddings
 from shoal.text_to_lora.inner_steps import InnerSteps
+from shoal.text_to_lora.rehearsal import RehearsingObjective
 from shoal.text_to_lora.shots import draw_shots, with_shots
 from shoal.text_to_lora.steering import SteeringMonitor
 from shoal.training.batches import BatchOrder, Corpus, LengthWeights, TokenisedExample, tokenise
 from shoal.training.fresh_tasks import fresh_pools
 from shoal.training.label_mass import LabelMass
-from shoal.training.loop import RunSummary, StepLoss, run
+from shoal.training.loop import Objective, RunSummary, StepLoss, run
 from shoal.training.lora import fingerprint, set_for_training
 from shoal.training.prefix_cache import PrefixCache
 
@@ -53,6 +54,7 @@ def train_hypernetwork(
     folder: Path,
     config: HypernetworkTrainingConfig,
     *,
+    old: Sequence[Sequence[str]] = (),
     held_out: Sequence[Task] = (),
     monitor_size: int = 0,
     show_progress: bool = True,
@@ -68,6 +70,7 @@ def train_hypernetwork(
         tasks: what to train on.
         folder: of the run; training resumes from a checkpoint in it.
         config: optimisation settings.
+        old: descriptions of old tasks, which are rehearsed where `config.rehearse` is above 0.
         held_out: tasks that must share no example with `tasks`.
         monitor_size: examples of each held-out task's `train` list whose loss is logged at every checkpoint
             under the right and under another task's description; 0 for none.
@@ -75,18 +78,22 @@ def train_hypernetwork(
 
     Raises:
         LeakageError: a held-out task, or a `test` example, is among the training examples.
-        UsageError: no tasks, or a folder of another run.
+        UsageError: no tasks, nothing to rehearse where that is asked for, or a folder of another run.
         Interrupted: Ctrl-C, after the checkpoint is written.
     """
     if not tasks:
         raise UsageError("training a hypernetwork needs at least one task, got none; name some")
+    if config.rehearse and not old:
+        raise UsageError("rehearse needs old descriptions, got none; give some, or leave it out")
     check_no_leakage(tasks, held_out)
     network.to(backbone.device)
     log.info("preparing the examples and descriptions of %d tasks", len(tasks))
     corpus = tokenise(tasks, backbone, config.max_length, describe=config.describe)
     reader = description_reader(network, encoder, backbone, config.shots)
     descriptions = Descriptions(reader, tasks)
-    objective = SftObjective(network, backbone, corpus, descriptions, config)
+    objective: Objective = SftObjective(network, backbone, corpus, descriptions, config)
+    if config.rehearse:
+        objective = RehearsingObjective(network, objective, Descriptions(reader, old), config)
     monitor = None
     watched = [task for task in held_out if task.train]
     if watched and monitor_size:

@@ -114,3 +114,10 @@ def test_what_tells_nothing_is_refused() -> None:
         KnownTasks(("a",), rows[:2], 0.1, 0.2, torch.ones(5))
     with pytest.raises(UsageError, match="the probe for nonsense has 4 numbers, not 5"):
         KnownTasks(("a", "b"), rows[:2], 0.1, 0.2, torch.ones(4))
+
+
+def test_tasks_that_are_added_are_places_too() -> None:
+    more = known().with_tasks({"south": torch.tensor([[0.0, -2.0], [0.0, -1.0]])})
+    (found,) = more.compare(torch.tensor([[0.0, -5.0]]), count=1)
+    assert found.nearest == {"south": 0.0} and more.names == ("east", "north", "west", "south")
+    assert known().with_tasks({"east": torch.tensor([[0.0, 1.0]])}).names == known().names

@@ -41,6 +41,7 @@ ANSWERS_ALONE = (
     "label_smoothing",
     "length_exponent",
     "label_mass_weight",
+    "rehearse",
 )
 
 
@@ -54,6 +55,11 @@ class Steering(BaseModel):
     )
     max_descriptions: int | None = Field(
         None, ge=1, description="first descriptions of each task that are used"
+    )
+    old_descriptions: Path | None = Field(
+        None,
+        description="for --rehearse: text file with an old description a line; none means those that come "
+        "with the package, of tasks that the network knows",
     )
     monitor_examples: int = Field(4, ge=0, description="examples of each held-out task to watch the loss on")
 
@@ -95,6 +101,7 @@ def train_text_to_lora(
     check_directories(start=data.start, adapters=steering.adapters)
     tasks, held_out = divided(data)
     from shoal.text_to_lora.recipe import check_network_training, make_hypernetwork
+    from shoal.text_to_lora.rehearsal import old_descriptions
     from shoal.text_to_lora.starts import load_start
 
     shape = shape_of(place)
@@ -111,7 +118,8 @@ def train_text_to_lora(
         summary = _reconstruct(place, shape, tasks, steering.adapters, data.out, common)
     else:
         watched: dict[str, Any] = {"held_out": held_out, "monitor_examples": steering.monitor_examples}
-        summary = make_hypernetwork(load(place), tasks, data.out, **watched, **common)
+        old = old_descriptions(common["start"], tasks, steering.old_descriptions) if training.rehearse else ()
+        summary = make_hypernetwork(load(place), tasks, data.out, old=old, **watched, **common)
     return summarised(summary, data, len(tasks), "hypernetwork")
 
 
@@ -121,6 +129,8 @@ def _check_objective(training: HypernetworkTrainingConfig, steering: Steering) -
     if reconstruct != (steering.adapters is not None):
         fix = "needs --adapters DIR" if reconstruct else "takes no --adapters; add --objective reconstruction"
         raise UsageError(f"--objective {training.objective} {fix}")
+    if steering.old_descriptions is not None and not training.rehearse:
+        raise UsageError("--old-descriptions are rehearsed, and --rehearse is 0; add --rehearse 1")
     for name in ANSWERS_ALONE if reconstruct else ():
         if value := getattr(training, name):
             flag = name.replace("_", "-")
