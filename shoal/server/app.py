@@ -21,6 +21,7 @@ from shoal.server import (
     routes_docs,
     routes_libraries,
     routes_operations,
+    routes_studies,
 )
 from shoal.server.errors import Failure, disk_full, failure_of
 from shoal.server.middleware import Guard
@@ -31,6 +32,7 @@ ROUTES = {
     "Models, chats and completions": routes_completions,
     "Adapters": routes_adapters,
     "Libraries of skills": routes_libraries,
+    "Studies of settings": routes_studies,
     "Skills, training and operation": routes_operations,
     "Pages": routes_docs,
 }

@@ -20,12 +20,14 @@ from shoal.server.client_records import (
     Adapter,
     AdapterPage,
     GeneratedAdapter,
+    SettingsStudy,
     SkillLibrary,
     TrainingJob,
     read_adapter,
     read_generated,
     read_job,
     read_library,
+    read_study,
 )
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment, as the official client reads it
@@ -211,6 +213,30 @@ class Client:
         """Restore an older version of a library, as a new one."""
         path = _path("libraries", library, "rollback")
         return self._ask("POST", path, read_library, json={"version": version})
+
+    def tune(
+        self, name: str, definition: str, examples: Sequence[tuple[str, Sequence[str]]], **settings: Any
+    ) -> TrainingJob:
+        """Find settings, in the background; settings as `shoal.server.tune_requests.NewStudy`."""
+        solved = [{"input": given, "output": list(outputs)} for given, outputs in examples]
+        body = {"name": name, "definition": definition, "examples": solved, **settings}
+        return self._ask("POST", "/v1/jobs/tune", read_job, json=body)
+
+    def studies(self) -> tuple[str, ...]:
+        """Names of the studies of settings."""
+        return self._ask("GET", "/v1/studies", lambda body: tuple(str(row["name"]) for row in body["data"]))
+
+    def study(self, name: str) -> SettingsStudy:
+        """One study: its trials, and its verdict once there is one."""
+        return self._ask("GET", _path("studies", name), read_study)
+
+    def train_found(self, study: str, adapter: str) -> TrainingJob:
+        """Train an adapter with the settings that a study found, in the background."""
+        return self._ask("POST", _path("studies", study, "train"), read_job, json={"adapter": adapter})
+
+    def delete_study(self, name: str) -> None:
+        """Remove a study with all its runs."""
+        self._ask("DELETE", _path("studies", name), bool)
 
     def jobs(self) -> tuple[TrainingJob, ...]:
         """The newest jobs."""

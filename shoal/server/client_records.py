@@ -113,6 +113,25 @@ class SkillLibrary:
     confused: Sequence[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class SettingsStudy:
+    """A study of settings as the service shows it; see `shoal.tuning.report`.
+
+    Attributes:
+        name: of the study.
+        trials: in order, each with its settings, loss and curve.
+        importance: field -> its share and spread.
+        verdict: None before there is one.
+        settings: that were found, by field, where they differ from the defaults; None before the verdict.
+    """
+
+    name: str
+    trials: Sequence[Mapping[str, Any]]
+    importance: Mapping[str, Mapping[str, float]]
+    verdict: Mapping[str, Any] | None
+    settings: Mapping[str, Any] | None
+
+
 def read_adapter(body: Mapping[str, Any]) -> Adapter:
     """An adapter from the service's JSON."""
     return Adapter(**{name: body[name] for name in Adapter.__dataclass_fields__})
@@ -143,3 +162,8 @@ def read_job(body: Mapping[str, Any]) -> TrainingJob:
 def read_library(body: Mapping[str, Any]) -> SkillLibrary:
     """A library from the service's JSON."""
     return SkillLibrary(**{name: body[name] for name in SkillLibrary.__dataclass_fields__})
+
+
+def read_study(body: Mapping[str, Any]) -> SettingsStudy:
+    """A study from the service's JSON."""
+    return SettingsStudy(**{name: body[name] for name in SettingsStudy.__dataclass_fields__})

@@ -1,4 +1,4 @@
-"""Training and merging as jobs, each in a process of its own, with progress and cancel.
+"""Training, tuning and merging as jobs, each in a process of its own, with progress and cancel.
 
 Jobs are rows of the registry's database, so every service process sees them; the one that took a job on runs
 it, and holds a lock in its folder as long as it lives. A job's process ends with its service, also where that
@@ -51,16 +51,16 @@ _J = JOBS.c
 
 @dataclass(frozen=True)
 class Job:
-    """One training or merge, or one step of a library.
+    """One training, merge or study, or one step of a library.
 
     Attributes:
         id: 32 hex digits.
         owner: who asked for it.
-        adapter: name that the result gets, or LIBRARY/SKILL of a step of a library.
+        adapter: name that the result gets; LIBRARY/SKILL of a library's step; study/NAME.
         state: queued, running, succeeded, failed or cancelled.
-        step: optimiser steps, or generations of a merge's search, that are done.
+        step: optimiser steps, generations, trials or hundredths of a study's budget that are done.
         steps: of how many.
-        loss: of the last step, None before it.
+        loss: of the last step, of a study the best; None before it.
         error: why it failed.
         created: seconds since 1970.
         updated: last sign of life.
@@ -86,7 +86,7 @@ class Jobs:
         self._registry = registry
         self._shape = shape
         own = TextToLoRAConfig().num_layers_to_adapt or shape.num_layers
-        self._layers = min(own, shape.num_layers)
+        self.layers = min(own, shape.num_layers)  # that trainings adapt
         self._base = base
         self._config = config
         self._database = registry.database
@@ -135,7 +135,7 @@ class Jobs:
 
         def prepare(folder: Path) -> None:
             write_training(
-                folder, examples, definition, steps, rank, base=self._base, layers=self._layers, config=config
+                folder, examples, definition, steps, rank, base=self._base, layers=self.layers, config=config
             )
 
         return self.enter(adapter, owner, steps, prepare)
@@ -150,7 +150,7 @@ class Jobs:
         return self.enter(new.name, owner, new.steps, prepare)
 
     def enter(self, adapter: str, owner: str, steps: int, prepare: Callable[[Path], None]) -> Job:
-        """Take on a job whose folder `prepare` fills, for an adapter or LIBRARY/SKILL; errors as `submit`."""
+        """Take on a job whose folder `prepare` fills; errors as `submit`."""
         if makes_adapter := "/" not in adapter:
             self._registry.check(adapter, owner, quota=quota_of(self._config))
         with self._database.reading() as connection:  # before anything is written
@@ -290,7 +290,7 @@ class Jobs:
 
     def _finish(self, identity: str, folder: Path) -> None:
         job = self.get(identity, None)
-        if "/" not in job.adapter:  # else its result is in a library
+        if "/" not in job.adapter:  # else its result is in a library or study
             self._keep(job, job.adapter, folder / "adapter")
         for member in sorted(folder.glob("front/*")):  # trade-offs of a search, as far as there is room
             name = re.sub(r"[^a-z0-9._-]", "-", f"{job.adapter}.{member.name.lower()}")[:64]

@@ -27,6 +27,7 @@ from shoal.server.pools import Pools
 from shoal.server.rate_limits import RateLimits
 from shoal.server.shared_rates import SharedRates
 from shoal.server.skills import OwnerSkills
+from shoal.server.studies import Studies
 from shoal.text_to_lora.generator import TextToLoRA
 from shoal.text_to_lora.skill_check import detection_accuracy
 from shoal.text_to_lora.skills import SkillDetector
@@ -63,6 +64,7 @@ class Service:
     completions: Completions
     jobs: Jobs
     libraries: Libraries
+    studies: Studies
     closers: ExitStack = field(repr=False)
 
     def close(self) -> None:
@@ -155,6 +157,7 @@ def open_service(
             completions=completions,
             jobs=jobs,
             libraries=libraries,
+            studies=Studies(registry, jobs, shape, base, config),
             closers=closers.pop_all(),
         )
 

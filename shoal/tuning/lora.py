@@ -19,6 +19,7 @@ from shoal.errors import UsageError
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone
 from shoal.models.modules import TargetModule
+from shoal.models.shapes import BackboneShape
 from shoal.tasks.loading import Task
 from shoal.tasks.metrics import exact_match, rouge_l
 from shoal.training.batches import TokenisedExample
@@ -27,6 +28,7 @@ from shoal.training.lora import LoraObjective, fingerprint, set_for_training
 from shoal.training.prefix_cache import PrefixCache
 from shoal.training.schedule import stable_steps
 from shoal.tuning.examples import DividedExamples
+from shoal.tuning.search_space import SearchSpace
 from shoal.tuning.workloads import CHECKPOINT_EVERY, Division, Observed
 
 LOOKS = (0.25, 0.5, 0.75)  # shares of a run whose length is not searched
@@ -35,6 +37,13 @@ METRICS = {"nll": None, "rouge_l": rouge_l, "exact_match": exact_match}
 SIZES = ("adapter_rank", "adapter_alpha", "num_layers_to_adapt", "target_modules")
 PLAIN = LoraTrainingConfig()
 BATCH_SIZE = 16
+
+
+def check_modules(space: SearchSpace, shape: BackboneShape, layers: int | None) -> None:
+    """See that a model has all modules of a space, in its last `layers`; errors as `BackboneShape.select`."""
+    searched = space["target_modules"]
+    for modules in searched.choices if searched else ():
+        shape.select(modules, layers)
 
 
 class LoraWorkload:

@@ -91,6 +91,7 @@ def tune(
     write_file(out / VERDICT, json.dumps(verdict.to_json(), indent=1) + "\n")
     write_file(out / BEST, settings_yaml(verdict.recommended, workload.defaults, models))
     study.runs.forget_checkpoints()
+    study.note_progress(ended=True)
     return Tuned(verdict, study.optuna)
 
 

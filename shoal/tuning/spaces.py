@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from shoal.config import ExpertTrainingConfig, Frozen, LoraTrainingConfig, TextToLoRAConfig
 from shoal.errors import UsageError
 
 Kind = Literal["lora", "expert", "refine"]
+MODELS: Mapping[Kind, tuple[type[Frozen], ...]] = {  # whose fields can be searched
+    "lora": (LoraTrainingConfig, TextToLoRAConfig),
+    "expert": (ExpertTrainingConfig,),
+    "refine": (LoraTrainingConfig,),
+}
 _MODULES = [["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]]
 
 DEFAULT_SPACES: Mapping[Kind, Mapping[str, Any]] = {

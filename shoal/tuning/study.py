@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.training.loop import Diverged, Interrupted
+from shoal.tuning.progress import note_progress
 from shoal.tuning.samplers import pruner_of, sampler_of
 from shoal.tuning.search_space import SearchSpace
 from shoal.tuning.workloads import Division, Runs, Workload
@@ -126,6 +127,11 @@ class Study:
             if row.user_attrs["origin"] != DEFAULTS:
                 found.setdefault(repr(row.user_attrs["settings"]), row)
         return list(found.values())[:count]
+
+    def note_progress(self, *, ended: bool = False) -> None:
+        """Write down how far the search is; `ended` where all is done."""
+        rows = self.optuna.get_trials(deepcopy=False)
+        note_progress(self.folder, rows, self.plan.trials, self.budget_tokens(), ended=ended)
 
     def _begin(self, code: str) -> None:
         """Write down what the study is of, and queue its first trials; or see that it is the same."""
@@ -282,5 +288,6 @@ class Study:
         if self.plan.budget is not None and "budget_tokens" not in self.optuna.user_attrs and tokens:
             self.optuna.set_user_attr("budget_tokens", round(self.plan.budget * tokens / seconds))
         self.optuna.tell(trial, value, state=state)
+        self.note_progress()
         shown = f"{value:.4f}" if value is not None else state.name.lower()
         self._on_trial(f"trial {trial.number} ({trial.user_attrs['origin']}): {shown}, {tokens} tokens")

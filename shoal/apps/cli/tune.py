@@ -15,7 +15,7 @@ from shoal.apps.cli.experts import ExpertData, ExpertSizes, ExpertTraining
 from shoal.apps.cli.model import AdapterSizes, Place, check_directories, load, shape_of
 from shoal.apps.cli.settings import Output, check_extra, read_mapping
 from shoal.apps.cli.tasks import Data, divided
-from shoal.config import ExpertTrainingConfig, Frozen, LoraTrainingConfig, TextToLoRAConfig
+from shoal.config import LoraTrainingConfig, TextToLoRAConfig
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LORA_MODELS: tuple[type[Frozen], ...] = (LoraTrainingConfig, TextToLoRAConfig)
-EXPERT_MODELS: tuple[type[Frozen], ...] = (ExpertTrainingConfig,)
 STORAGE_HELP = (
     "where the study is kept: sqlite:///FILE for one process, journal:FILE or postgresql://HOST/NAME for "
     "more; none means SQLite in the folder of runs"
@@ -110,20 +108,21 @@ def _tune(
 ) -> Output:
     _check_extras()
     check_directories(start=data.start)
-    models = LORA_MODELS if kind == "lora" else LORA_MODELS[:1]
     given = {n: getattr(m, n) for m in (training, sizes) for n in m.model_fields_set}
     if kind == "refine":
         from shoal.text_to_lora.few_shot import REFINING
 
         training = REFINING.model_copy(update={n: getattr(training, n) for n in training.model_fields_set})
-    space = _space(kind, tuning, models, given, training.steps)
+    space = _space(kind, tuning, given, training.steps)
     url = _checked(tuning, data)
     task = _one_task(data)
     from shoal.text_to_lora.recipe import check_start
     from shoal.text_to_lora.starts import check_sizes, load_start, lora_of
-    from shoal.tuning.lora import LoraWorkload
+    from shoal.tuning.lora import LoraWorkload, check_modules
 
     shape = shape_of(place)
+    if data.start is None:
+        check_modules(space, shape, sizes.num_layers_to_adapt)
     start = load_start(data.start) if data.start else None
     check_start(start, shape)
     check_sizes(lora_of(start), sizes)
@@ -137,7 +136,7 @@ def _tune(
         start=lora_of(start),
         **judging.model_dump(),
     )
-    return _run(kind, workload, space, tuning, data, url, models, training.seed, _nearest(kind, task, tuning))
+    return _run(kind, workload, space, tuning, data, url, training.seed, _nearest(kind, task, tuning))
 
 
 def _nearest(kind: Kind, task: Task, tuning: Tuning) -> Sequence[Mapping[str, Any]]:
@@ -160,7 +159,7 @@ def tune_expert(
     """
     _check_extras()
     given = {n: getattr(training, n) for n in training.model_fields_set}
-    space = _space("expert", tuning, EXPERT_MODELS, given, training.steps)
+    space = _space("expert", tuning, given, training.steps)
     url = _checked(tuning, data)
     task = _one_task(data)
     from shoal.adapters.svf_cache import decompose_model
@@ -171,7 +170,7 @@ def tune_expert(
     backbone = load(place)
     basis = decompose_model(backbone.model, names, components=sizes.expert_vector_dim)
     workload = ExpertWorkload(backbone, basis, task, training)
-    return _run("expert", workload, space, tuning, data, url, EXPERT_MODELS, training.seed)
+    return _run("expert", workload, space, tuning, data, url, training.seed)
 
 
 def export(
@@ -183,9 +182,10 @@ def export(
     check_extra("tuning", "tune", "optuna")
     from shoal.files import write_file
     from shoal.tuning import recipe
+    from shoal.tuning.spaces import MODELS
 
     if storage is not None:
-        text = recipe.export(storage, study, (*LORA_MODELS, *EXPERT_MODELS))
+        text = recipe.export(storage, study, (*MODELS["lora"], *MODELS["expert"]))
     else:
         found = Path(study) / recipe.BEST
         if not found.is_file():
@@ -212,14 +212,12 @@ def _one_task(data: Data) -> Task:
     return tasks[0]
 
 
-def _space(
-    kind: Kind, tuning: Tuning, models: Sequence[type[Frozen]], given: Mapping[str, Any], steps: int
-) -> SearchSpace:
+def _space(kind: Kind, tuning: Tuning, given: Mapping[str, Any], steps: int) -> SearchSpace:
     from shoal.tuning.search_space import read_space
-    from shoal.tuning.spaces import default_space
+    from shoal.tuning.spaces import MODELS, default_space
 
     content = read_mapping(tuning.space, "--space") if tuning.space else default_space(kind, steps, given)
-    return read_space(content, models, given)
+    return read_space(content, MODELS[kind], given)
 
 
 def _checked(tuning: Tuning, data: Data) -> str:
@@ -248,11 +246,11 @@ def _run(
     tuning: Tuning,
     data: Data,
     url: str,
-    models: Sequence[type[Frozen]],
     seed: int,
     first: Sequence[Mapping[str, Any]] = (),
 ) -> Output:
     from shoal.tuning.recipe import tune
+    from shoal.tuning.spaces import MODELS
     from shoal.tuning.study import StudyPlan
 
     plan = StudyPlan(
@@ -264,7 +262,7 @@ def _run(
         seed,
         first,
     )
-    found = tune(workload, space, plan, url, data.run_folder, data.out, models, log.info)
+    found = tune(workload, space, plan, url, data.run_folder, data.out, MODELS[kind], log.info)
     if found.verdict is None:
         return Output({"study": plan.name, "verdict": None}, "the search is done; another process confirms")
     record = {"study": plan.name, "storage": url, "out": str(data.out), **found.verdict.to_json()}

@@ -12,7 +12,7 @@ SHALLOWS = [[0.0, "#f3f9f8"], [1.0, "#6fbfb2"]]  # on which dark words can be re
 SHADES = ["#0f766e", "#e07a3f", "#3d5a98", "#b8912b", "#8a4f9e", "#5b6b69", "#c2456e", "#58a4b0"]
 PLAIN = {"displayModeBar": False}
 _LAYER = re.compile(r"\.(\d+)\.([A-Za-z0-9_.]+)$")
-_MARGIN = {"l": 8, "r": 8, "t": 8, "b": 8}
+MARGIN = {"l": 8, "r": 8, "t": 8, "b": 8}
 
 
 def heat_map(norms: Mapping[str, float], *, top: float | None = None, height: int = 250) -> go.Figure:
@@ -41,7 +41,7 @@ def heat_map(norms: Mapping[str, float], *, top: float | None = None, height: in
             hovertemplate="layer %{x}, %{y}: %{z:.3f}<extra></extra>",
         )
     )
-    figure.update_layout(height=height, margin=_MARGIN)
+    figure.update_layout(height=height, margin=MARGIN)
     figure.update_xaxes(title_text="layer", dtick=1 if len(layers) <= 16 else 2, showgrid=False)
     figure.update_yaxes(showgrid=False, autorange="reversed")
     return figure
@@ -51,7 +51,7 @@ def falling_line(curve: Sequence[tuple[int, float]], *, height: int = 150) -> go
     """Loss by steps of refining, nats per token."""
     steps, losses = zip(*curve, strict=True)
     figure = go.Figure(go.Scatter(x=steps, y=losses, mode="lines+markers", line={"color": SHADES[0]}))
-    figure.update_layout(height=height, margin=_MARGIN, showlegend=False)
+    figure.update_layout(height=height, margin=MARGIN, showlegend=False)
     figure.update_xaxes(title_text="steps", showgrid=False)
     figure.update_yaxes(title_text="loss", rangemode="tozero")
     return figure
@@ -75,7 +75,7 @@ def layer_lines(adapters: Mapping[str, Mapping[str, float]], *, height: int = 23
         )
     figure.update_layout(
         height=height,
-        margin=_MARGIN,
+        margin=MARGIN,
         colorway=SHADES,
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02},  # above the lines, in any number of rows
         showlegend=len(adapters) > 1,
@@ -89,7 +89,7 @@ def kept_bars(kept: Mapping[str, float], *, height: int = 240) -> go.Figure:
     """Share of the parents' gain that a merge keeps, a bar for each task; 1 is as good as routing."""
     figure = go.Figure(go.Bar(x=list(kept.values()), y=list(kept), orientation="h", marker_color=SHADES[0]))
     figure.add_vline(x=1, line_dash="dot", line_color=SHADES[5])
-    figure.update_layout(height=height, margin=_MARGIN, showlegend=False)
+    figure.update_layout(height=height, margin=MARGIN, showlegend=False)
     figure.update_xaxes(title_text="share kept", tickformat=".0%", rangemode="tozero", showgrid=False)
     figure.update_yaxes(autorange="reversed")
     return figure
@@ -119,7 +119,7 @@ def trade_offs(members: Mapping[str, Mapping[str, float]], *, height: int = 240)
         marker={"color": SHADES[1], "size": 10},
         cliponaxis=False,
     )
-    figure.update_layout(height=height, margin=_MARGIN, showlegend=False)
+    figure.update_layout(height=height, margin=MARGIN, showlegend=False)
     figure.update_xaxes(title_text=f"kept of {one}", tickformat=".0%", showgrid=False)
     figure.update_yaxes(title_text=f"kept of {two}", tickformat=".0%", showgrid=False)
     return figure
@@ -146,7 +146,7 @@ def score_matrix(
             hovertemplate="%{y}: %{x} %{z:.1f}<extra></extra>",
         )
     )
-    figure.update_layout(height=110 + 34 * len(steps), margin=_MARGIN)
+    figure.update_layout(height=110 + 34 * len(steps), margin=MARGIN)
     figure.update_xaxes(type="category", side="top", showgrid=False)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     return figure

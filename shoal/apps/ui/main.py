@@ -19,6 +19,7 @@ from shoal.apps.ui.merge import merge_page
 from shoal.apps.ui.mix import mix_page
 from shoal.apps.ui.monitoring import monitoring_page
 from shoal.apps.ui.registry import registry_page
+from shoal.apps.ui.tuning import tuning_page
 from shoal.apps.ui.widgets import plain_line, show_errors
 from shoal.server.client import DEFAULT_URL, KEY_VARIABLE, Client
 
@@ -67,6 +68,7 @@ def main() -> None:
             st.Page(mix_page, title="Mix", icon=":material/tune:", url_path="mix"),
             st.Page(merge_page, title="Merge", icon=":material/merge:", url_path="merge"),
             st.Page(library_page, title="Library", icon=":material/school:", url_path="library"),
+            st.Page(tuning_page, title="Settings", icon=":material/experiment:", url_path="settings"),
             st.Page(registry_page, title="Adapters", icon=":material/inventory_2:", url_path="adapters"),
             st.Page(jobs_page, title="Training", icon=":material/model_training:", url_path="training"),
             st.Page(monitoring_page, title="Monitoring", icon=":material/monitoring:", url_path="monitoring"),

@@ -138,7 +138,7 @@ def test_a_space_is_checked_before_any_work(shoal: Shoal, words: Path, tmp_path:
 
 def test_too_few_examples(shoal: Shoal, tiny_llama: Path, words: Path, tmp_path: Path) -> None:
     words.write_text("".join(words.read_text().splitlines(keepends=True)[:15]))
-    ended = shoal(*arguments("lora", tiny_llama, words, tmp_path / "tuned"), "--trials", 2)
+    ended = shoal(*arguments("lora", tiny_llama, words, tmp_path / "tuned"), *SMALL, "--trials", 2)
     assert_one_line(ended, 2, "15 different training inputs, 16 are needed")
 
 
