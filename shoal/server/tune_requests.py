@@ -63,7 +63,7 @@ class NewStudy(Body):
     )
     metric: Literal["nll", "rouge_l", "exact_match"] = "nll"
     sampler: Literal["tpe", "random", "qmc"] = "tpe"
-    pruner: Literal["none", "median", "halving"] = "median"
+    pruner: Literal["none", "median", "halving", "hyperband", "wilcoxon"] = "median"
     nearest: bool = Field(True, description="try the best settings of the nearest recorded tasks first")
     seed: int = Field(0, ge=0, lt=2**31)
 

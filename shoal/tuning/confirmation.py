@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from shoal.errors import ShoalError
 from shoal.tasks.metrics import Interval
 from shoal.training.loop import Diverged
+from shoal.tuning.limits import broken, front_of
 from shoal.tuning.samplers import seed_of
 from shoal.tuning.study import CONFIRMATIONS, DEFAULTS, Study
 from shoal.tuning.workloads import Division
@@ -63,6 +64,7 @@ class Verdict:
         trials: number of trials by their state.
         tokens: that search and confirmation trained on.
         seconds: that training them took.
+        front: trials that no other one beats in both aims, by the search's loss; empty with one aim.
     """
 
     recommended: Mapping[str, Any] | None
@@ -73,6 +75,7 @@ class Verdict:
     trials: Mapping[str, int]
     tokens: int
     seconds: float
+    front: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As a file and the study's attribute have it."""
@@ -90,7 +93,10 @@ class Verdict:
         last = "the defaults stay"
         if self.recommended is not None:
             last = "recommended: " + ", ".join(f"{name} {_plain(v)}" for name, v in self.recommended.items())
-        return "\n".join([first, *rows, last])
+        front = [
+            ", ".join(f"{n} {_plain(v)}" for n, v in row.items() if n != "settings") for row in self.front
+        ]
+        return "\n".join([first, *rows, *(f"on the front: {line}" for line in front), last])
 
 
 def confirm(study: Study, on_run: Callable[[str], None] = lambda line: None) -> Verdict:
@@ -112,8 +118,8 @@ def confirm(study: Study, on_run: Callable[[str], None] = lambda line: None) -> 
     divisions = [Division(n, seed_of(study.plan.seed, "confirm", n)) for n in range(1, CONFIRMATIONS + 1)]
     cost = [0, 0.0]
 
-    def losses_of(settings: Mapping[str, Any], name: str) -> list[float]:
-        losses = []
+    def losses_of(settings: Mapping[str, Any], name: str) -> tuple[list[float], bool]:
+        losses, keeps = [], True
         for division in divisions:
             observed = [
                 study.runs.observe(settings, division, look, None) for look in study.workload.looks(settings)
@@ -121,22 +127,23 @@ def confirm(study: Study, on_run: Callable[[str], None] = lambda line: None) -> 
             cost[0] += observed[-1].tokens
             cost[1] += sum(o.seconds for o in observed)
             losses.append(observed[-1].loss)
+            keeps &= not broken(study.plan.limits, observed[-1].measured)
             on_run(f"{name} on fresh seed {division.number}: {losses[-1]:.4f}")
-        return losses
+        return losses, keeps
 
-    base = losses_of(dict(study.workload.defaults), "the defaults")
+    base, _ = losses_of(dict(study.workload.defaults), "the defaults")
     found = []
     for row in best:
         settings = row.user_attrs["settings"]
         try:
-            losses = losses_of(settings, f"trial {row.number}")
+            losses, keeps = losses_of(settings, f"trial {row.number}")
         except Diverged:  # on a fresh seed: not to be recommended
             continue
-        assert row.value is not None
-        found.append(compared(row.number, settings, row.value, losses, base))
+        if keeps:
+            found.append(compared(row.number, settings, row.values[0], losses, base))
     found.sort(key=lambda c: (c.loss, c.trial))
     states = [row.state.name.lower() for row in rows]
-    own = next((r.value for r in rows if r.user_attrs.get("origin") == DEFAULTS), None)
+    own = next((r.values[0] for r in rows if r.user_attrs.get("origin") == DEFAULTS and r.values), None)
     return Verdict(
         recommended(found),
         tuple(found),
@@ -146,6 +153,7 @@ def confirm(study: Study, on_run: Callable[[str], None] = lambda line: None) -> 
         {state: states.count(state) for state in sorted(set(states))},
         sum(row.user_attrs.get("tokens", 0) for row in rows) + int(cost[0]),
         sum(row.user_attrs.get("seconds", 0.0) for row in rows) + cost[1],
+        tuple(front_of(study.within_limits(), second)) if (second := study.plan.second) else (),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import Backbone
 from shoal.models.modules import TargetModule
 from shoal.models.shapes import BackboneShape
-from shoal.tasks.loading import Task
+from shoal.tasks.loading import Example, Task
 from shoal.tasks.metrics import exact_match, rouge_l
 from shoal.training.batches import TokenisedExample
 from shoal.training.loop import run
@@ -60,6 +60,8 @@ class LoraWorkload:
         start: LoRA | None = None,
         metric: str = "nll",
         max_new_tokens: int = 40,
+        measured: Collection[str] = (),
+        general: Callable[[LoRA | None], float] | None = None,
     ) -> None:
         """Tokenise the task.
 
@@ -72,6 +74,8 @@ class LoraWorkload:
             start: adapter to go on from.
             metric: one of `METRICS` by which settings are judged.
             max_new_tokens: limit of an answer, where answers are judged.
+            measured: of `shoal.tuning.limits.MEASURED`, those that are taken at a run's end.
+            general: share of general questions that an adapter answers, or the base model.
 
         Raises:
             UsageError: too few examples, a run by the clock, or an unknown metric.
@@ -84,6 +88,8 @@ class LoraWorkload:
         self._training, self._sizes = training, sizes
         self._lengths, self._start = tuple(lengths), start
         self._metric, self._max_new_tokens = metric, max_new_tokens
+        self._measured, self._general = measured, general
+        self._base_general = general(None) if general and "general_kept" in measured else 0.0
         self._examples = DividedExamples(backbone, task, training)
         self._prefixes: dict[int, PrefixCache] = {}
 
@@ -146,8 +152,23 @@ class LoraWorkload:
             summary = run(objective, config, folder, show_progress=False, until=until)
         adapter = objective.lora()
         losses = self._losses(selection, adapter)
+        whole = until == settings["steps"]
+        measured = self._measure(adapter, self._examples.shown(selection[:1])[0]) if whole else {}
         seconds = time.perf_counter() - started
-        return Observed(losses, summary.tokens, seconds, adapter.fingerprint())
+        return Observed(losses, summary.tokens, seconds, adapter.fingerprint(), measured=measured)
+
+    def _measure(self, adapter: LoRA, asked: Example) -> dict[str, float]:
+        """What limits are about."""
+        found: dict[str, float] = {}
+        if "bytes" in self._measured:
+            found["bytes"] = float(adapter.nbytes)
+        if "seconds" in self._measured:
+            started = time.perf_counter()
+            generate_greedy(self._backbone, [asked.input], adapter, max_new_tokens=self._max_new_tokens)
+            found["seconds"] = time.perf_counter() - started
+        if "general_kept" in self._measured and self._general is not None:
+            found["general_kept"] = self._general(adapter) / max(self._base_general, 1e-9)
+        return found
 
     def _config(self, settings: Mapping[str, Any]) -> LoraTrainingConfig:
         return LoraTrainingConfig(

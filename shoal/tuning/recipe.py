@@ -21,9 +21,10 @@ from shoal.config import Frozen
 from shoal.errors import ShoalError, UsageError
 from shoal.files import write_file
 from shoal.tuning.confirmation import Verdict, confirm
+from shoal.tuning.plan import StudyPlan
 from shoal.tuning.search_space import SearchSpace
 from shoal.tuning.storage import failure, open_storage, taking_part
-from shoal.tuning.study import Study, StudyPlan
+from shoal.tuning.study import Study
 from shoal.tuning.workloads import Workload
 
 VERDICT, BEST = "verdict.json", "best.yaml"

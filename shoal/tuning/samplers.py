@@ -9,12 +9,11 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 
-from optuna import pruners, samplers
+from optuna import samplers
 
 from shoal.errors import UsageError
 
 STARTUP_TRIALS = 5  # of TPE, before it models what it has seen
-WARM_PRUNING = 4  # trials that no pruner ends
 
 
 def _tpe(seed: int) -> samplers.BaseSampler:
@@ -29,11 +28,6 @@ SAMPLERS: Mapping[str, Callable[[int], samplers.BaseSampler]] = {
     "qmc": lambda seed: samplers.QMCSampler(seed=0, scramble=True, warn_independent_sampling=False),
     "gp": lambda seed: samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
     "cmaes": lambda seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
-}
-PRUNERS: Mapping[str, Callable[[], pruners.BasePruner]] = {
-    "none": pruners.NopPruner,
-    "median": lambda: pruners.MedianPruner(n_startup_trials=WARM_PRUNING),
-    "halving": lambda: pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
 }
 
 
@@ -53,14 +47,3 @@ def sampler_of(name: str, seed: int, trial: int) -> samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some are experimental
         return SAMPLERS[name](seed_of(seed, trial))
-
-
-def pruner_of(name: str) -> pruners.BasePruner:
-    """The pruner of a study.
-
-    Raises:
-        UsageError: there is none of this name.
-    """
-    if name not in PRUNERS:
-        raise UsageError(f"--pruner {name}: choose from {', '.join(PRUNERS)}")
-    return PRUNERS[name]()

@@ -152,6 +152,11 @@ def read_space(
     return SearchSpace(tuple(found.values()))
 
 
+def numeric_fields(models: Sequence[type[Frozen]]) -> list[str]:
+    """The fields whose values are numbers."""
+    return [name for model in models for name in model.model_fields if _kinds(model, name) & {int, float}]
+
+
 def _dimension(name: str, spelled: Any, model: type[Frozen], before: Mapping[str, Dimension]) -> Dimension:
     entry = {"choices": spelled} if isinstance(spelled, (list, tuple)) else spelled
     if not isinstance(entry, Mapping):

@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,20 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.training.loop import Diverged, Interrupted
+from shoal.tuning.limits import OVER, broken, check_second, note_limits
+from shoal.tuning.plan import StudyPlan
 from shoal.tuning.progress import note_progress
-from shoal.tuning.samplers import pruner_of, sampler_of
+from shoal.tuning.pruners import WILCOXON, begin_pruning, ends_early, is_worse, pruner_of
+from shoal.tuning.samplers import sampler_of
 from shoal.tuning.search_space import SearchSpace
-from shoal.tuning.workloads import Division, Runs, Workload
+from shoal.tuning.workloads import Division, Observed, Runs, Workload
 
 log = logging.getLogger(__name__)
 
 DEFAULTS, NEAREST, PROMOTED, SAMPLED = "defaults", "nearest task", "promoted", "sampler"
 CONFIRMATIONS = 3  # seeds, and divisions of the examples
+MOST_FREE = 200  # trials that cost nothing: all of the space was tried, or is outside its limits
 MOST_FAILURES = 10  # trials, before a search gives up where none of them came to its end
-
-
-@dataclass(frozen=True)
-class StudyPlan:
-    """All that a study is besides its workload and space.
-
-    Attributes:
-        name: of the study in its storage.
-        sampler: one of `SAMPLERS`.
-        pruner: one of `PRUNERS`.
-        budget: seconds for search and confirmation; the first trial turns them into tokens.
-        trials: of the search, at most.
-        seed: of proposals and runs.
-        first: settings that are tried after the defaults.
-    """
-
-    name: str
-    sampler: str = "tpe"
-    pruner: str = "median"
-    budget: float | None = None
-    trials: int | None = None
-    seed: int = 0
-    first: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
 
 class Study:
@@ -78,10 +58,12 @@ class Study:
         """Open or begin a study; `code` names the code that trains, `on_trial` gets a line for each trial.
 
         Raises:
-            UsageError: neither a budget nor trials, or a study of another space, data, code or seed.
+            UsageError: neither a budget nor trials, a second aim that cannot be pursued, or a study of
+                another space, data, code or seed, or with other limits.
         """
         if plan.budget is None and plan.trials is None:
             raise UsageError("a study needs an end; give --budget, such as 20m, or --trials")
+        check_second(plan.second, plan.sampler, plan.pruner)
         self.workload, self.space, self.plan, self.folder = workload, space, plan, folder
         self.runs = Runs(workload, folder / "runs")
         self._on_trial = on_trial
@@ -92,11 +74,12 @@ class Study:
                 storage=storage,
                 study_name=plan.name,
                 sampler=sampler,
-                pruner=pruner_of(plan.pruner),
-                direction="minimize",
+                pruner=pruner_of(plan.pruner, self._longest()),
+                directions=["minimize"] * (1 if plan.second is None else 2),
                 load_if_exists=True,
             )
             self._begin(code)
+            begin_pruning(self.optuna)
 
     def search(self) -> None:
         """Try settings until the budget or the trials are spent; what was killed goes on first.
@@ -120,13 +103,17 @@ class Study:
         return float(self.optuna.user_attrs.get("budget_tokens", math.inf))
 
     def best(self, count: int) -> list[FrozenTrial]:
-        """The best trials with different settings other than the defaults, best first."""
-        rows = [t for t in self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+        """The best trials within limits, with different settings other than the defaults, best first."""
         found: dict[str, FrozenTrial] = {}
-        for row in sorted(rows, key=lambda t: (t.value, t.number)):
+        for row in sorted(self.within_limits(), key=lambda t: (t.values[0], t.number)):
             if row.user_attrs["origin"] != DEFAULTS:
                 found.setdefault(repr(row.user_attrs["settings"]), row)
         return list(found.values())[:count]
+
+    def within_limits(self) -> list[FrozenTrial]:
+        """The trials that came to their end and keep all limits."""
+        rows = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [row for row in rows if OVER not in row.user_attrs]
 
     def note_progress(self, *, ended: bool = False) -> None:
         """Write down how far the search is; `ended` where all is done."""
@@ -141,6 +128,8 @@ class Study:
             "code": code,
             "seed": self.plan.seed,
             "sampler": self.plan.sampler,
+            "limits": [str(limit) for limit in self.plan.limits],
+            "second": self.plan.second,
         }
         known = self.optuna.user_attrs
         for name, own in facts.items():
@@ -201,6 +190,8 @@ class Study:
         if self.plan.trials is not None and len(begun) >= self.plan.trials:
             return False
         spent = sum(t.user_attrs.get("tokens", 0) for t in begun)
+        if sum(not t.user_attrs.get("tokens") for t in begun) >= MOST_FREE:
+            return False
         whole = [t.user_attrs["whole_tokens"] for t in begun if "whole_tokens" in t.user_attrs]
         if not whole:
             return len(begun) < MOST_FAILURES
@@ -218,8 +209,14 @@ class Study:
         trial.set_user_attr("settings", settings)
         trial.set_user_attr("seed", self.plan.seed)
         value: float | None = None
+        measured: Mapping[str, float] = {}
         try:
-            value = self._looked(trial, settings)
+            observed = None
+            if self._keeps_limits(trial, origin, settings):
+                observed = self._looked(trial, settings)
+            if observed is not None:
+                value, measured = observed.loss, observed.measured
+                self._keeps_limits(trial, origin, measured)
             state = TrialState.PRUNED if value is None else TrialState.COMPLETE
         except Diverged as error:
             trial.set_user_attr("diverged", reason(error))
@@ -231,10 +228,25 @@ class Study:
             state = TrialState.FAIL
         if origin != SAMPLED or state == TrialState.COMPLETE:
             self._promote(trial, value)
-        self._close(trial, settings, value, state)
+        self._close(trial, settings, value, state, measured)
 
-    def _looked(self, trial: Trial, settings: Mapping[str, Any]) -> float | None:
-        """The loss at the end of a run; None where it was pruned on the way."""
+    def _keeps_limits(self, trial: Trial, origin: str, values: Mapping[str, Any]) -> bool:
+        """True where values are within all limits, of which Optuna hears; the defaults must be."""
+        if origin == DEFAULTS and (over := broken(self.plan.limits, values)):
+            raise UsageError(
+                f"the defaults break --limit {over[0]}: theirs is {float(values[over[0].name]):g}; loosen "
+                "it, or give flags that keep it"
+            )
+        return note_limits(trial, self.plan.limits, values)
+
+    def _longest(self) -> int:
+        """Steps of the longest run."""
+        steps = self.space["steps"]
+        drawn = [*steps.choices, steps.high or 1] if steps else []
+        return int(max([self.workload.looks(self.workload.defaults)[-1], *drawn]))
+
+    def _looked(self, trial: Trial, settings: Mapping[str, Any]) -> Observed | None:
+        """A run at its end; None where it was pruned on the way."""
         looks = self.workload.looks(settings)
         division = Division(0, self.plan.seed)
         done = self.optuna._storage.get_trial(trial._trial_id).intermediate_values
@@ -246,13 +258,28 @@ class Study:
             if trial.number == 0 and self.plan.budget is not None:
                 self._check_budget(observed.seconds * looks[-1] / look if look == looks[0] else 0.0)
             if look == looks[-1]:
-                return observed.loss
+                return observed
+            if self.plan.second is not None:
+                continue
             if look not in done:
                 trial.report(observed.loss, look)
-            if trial.user_attrs["origin"] != DEFAULTS and trial.should_prune():
+            if look < max(done, default=0):
+                continue  # it went on from here before it was killed
+            if trial.user_attrs["origin"] != DEFAULTS and self._ends(trial, observed, look):
                 trial.set_user_attr("pruned_mean", observed.loss)
                 return None
         raise AssertionError("a run has a look at least")
+
+    def _ends(self, trial: Trial, observed: Observed, look: int) -> bool:
+        """True where a trial is not worth going on with."""
+        if self.plan.pruner != WILCOXON:
+            return ends_early(self.optuna, trial, look)
+        rows = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best = min(rows, key=lambda t: (t.values[0], t.number), default=None)
+        if best is None:
+            return False
+        other = self.runs.seen(best.user_attrs["settings"], Division(0, self.plan.seed), look)
+        return other is not None and is_worse(observed.losses, other.losses)
 
     def _check_budget(self, seconds: float) -> None:
         assert self.plan.budget is not None
@@ -270,13 +297,18 @@ class Study:
         rows = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         has = trial.user_attrs["settings"].get("steps")
         longer = [choice for choice in sorted(steps.choices) if has is not None and choice > has]
-        if longer and all(t.value is None or value < t.value for t in rows if t.number != trial.number):
+        if longer and all(value < t.values[0] for t in rows if t.number != trial.number):
             self.optuna.enqueue_trial(
                 {**trial.params, "steps": longer[0]}, {"origin": PROMOTED}, skip_if_exists=True
             )
 
     def _close(
-        self, trial: Trial, settings: Mapping[str, Any], value: float | None, state: TrialState
+        self,
+        trial: Trial,
+        settings: Mapping[str, Any],
+        value: float | None,
+        state: TrialState,
+        measured: Mapping[str, float],
     ) -> None:
         tokens, seconds = self.runs.tokens_of(settings, Division(0, self.plan.seed), trial.number)
         trial.set_user_attr("tokens", tokens)
@@ -287,7 +319,8 @@ class Study:
             trial.set_user_attr("whole_tokens", whole.tokens)
         if self.plan.budget is not None and "budget_tokens" not in self.optuna.user_attrs and tokens:
             self.optuna.set_user_attr("budget_tokens", round(self.plan.budget * tokens / seconds))
-        self.optuna.tell(trial, value, state=state)
+        second = [] if self.plan.second is None else [measured.get(self.plan.second, math.nan)]
+        self.optuna.tell(trial, None if value is None else [value, *second], state=state)
         self.note_progress()
         shown = f"{value:.4f}" if value is not None else state.name.lower()
         self._on_trial(f"trial {trial.number} ({trial.user_attrs['origin']}): {shown}, {tokens} tokens")

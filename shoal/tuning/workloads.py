@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ class Observed:
         seconds: that the stretch from the look before took, losses included.
         sha256: of the adapter's tensors, in hex, as the registry names it.
         trial: that trained the stretch; None in a confirmation.
+        measured: name -> value of what limits are about, at a run's end.
     """
 
     losses: tuple[float, ...]
@@ -40,6 +41,7 @@ class Observed:
     seconds: float
     sha256: str
     trial: int | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -112,6 +114,11 @@ class Runs:
         observed = self._workload.train(settings, division, place, look)
         write_file(place / OBSERVED, json.dumps({**asdict(observed), "trial": trial}))
         return _read(place / OBSERVED)
+
+    def seen(self, settings: Mapping[str, Any], division: Division, look: int) -> Observed | None:
+        """A run at a look if it was there; None where it was not."""
+        place = self._place(settings, division, look) / OBSERVED
+        return _read(place) if place.is_file() else None
 
     def tokens_of(self, settings: Mapping[str, Any], division: Division, trial: int) -> tuple[int, float]:
         """(tokens, seconds) of the stretches that a trial trained itself."""

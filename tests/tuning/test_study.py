@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 
 from shoal.errors import ShoalError, UsageError
 from shoal.tuning.confirmation import Verdict, confirm
-from shoal.tuning.study import Study, StudyPlan
+from shoal.tuning.plan import StudyPlan
+from shoal.tuning.study import Study
 from tests.tuning.toy import DEFAULTS, ToyWorkload, toy_space
 
 STORAGES: dict[Path, InMemoryStorage] = {}  # one for every folder, as a file would be
@@ -26,7 +27,7 @@ def begun(folder: Path, workload: ToyWorkload | None = None, space: Any = None, 
     return Study(
         workload or ToyWorkload(),
         space or toy_space(),
-        StudyPlan("toy", **{"trials": 12, **plan}),
+        StudyPlan(**{"name": "toy", "trials": 12, **plan}),
         STORAGES.setdefault(folder, InMemoryStorage()),
         folder,
         code="1",

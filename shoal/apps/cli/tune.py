@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,10 @@ from shoal.config import LoraTrainingConfig, TextToLoRAConfig
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
+    from shoal.adapters.lora import LoRA
+    from shoal.models.backbone import Backbone
     from shoal.tasks.loading import Task
+    from shoal.tuning.limits import Limit
     from shoal.tuning.search_space import SearchSpace
     from shoal.tuning.spaces import Kind
     from shoal.tuning.workloads import Workload
@@ -29,6 +32,11 @@ log = logging.getLogger(__name__)
 STORAGE_HELP = (
     "where the study is kept: sqlite:///FILE for one process, journal:FILE or postgresql://HOST/NAME for "
     "more; none means SQLite in the folder of runs"
+)
+
+LIMIT_HELP = (
+    "that settings must keep, such as adapter_rank<=16; of a LoRA also bytes of its tensors, seconds of one "
+    "request, and general_kept, the share of general questions that it still answers"
 )
 
 
@@ -47,7 +55,16 @@ class Tuning(BaseModel):
     storage: str | None = Field(None, description=STORAGE_HELP)
     study: str | None = Field(None, min_length=1, description="its name; none means the command's")
     sampler: str = Field("tpe", description="tpe, or as a baseline random, qmc, gp or cmaes")
-    pruner: str = Field("median", description="ends trials early: none, median or halving")
+    pruner: str | None = Field(
+        None,
+        description="ends trials early: none, median, halving, hyperband or wilcoxon; by default median, "
+        "with --second none",
+    )
+    limit: tuple[str, ...] = Field((), description=LIMIT_HELP)
+    second: str | None = Field(
+        None,
+        description="of a LoRA, a second aim beside the loss, bytes or seconds: the verdict has the front",
+    )
     nearest: bool = Field(
         True, description="of a LoRA: try the settings first that were best on the nearest recorded tasks"
     )
@@ -114,10 +131,11 @@ def _tune(
 
         training = REFINING.model_copy(update={n: getattr(training, n) for n in training.model_fields_set})
     space = _space(kind, tuning, given, training.steps)
-    url = _checked(tuning, data)
+    url, limits = _checked(kind, tuning, data)
     task = _one_task(data)
     from shoal.text_to_lora.recipe import check_start
     from shoal.text_to_lora.starts import check_sizes, load_start, lora_of
+    from shoal.tuning.limits import MEASURED
     from shoal.tuning.lora import LoraWorkload, check_modules
 
     shape = shape_of(place)
@@ -126,17 +144,29 @@ def _tune(
     start = load_start(data.start) if data.start else None
     check_start(start, shape)
     check_sizes(lora_of(start), sizes)
-    steps = space["steps"]
+    steps, measured = space["steps"], {*(limit.name for limit in limits), tuning.second}
+    backbone = load(place)
     workload = LoraWorkload(
-        load(place),
+        backbone,
         task,
         training,
         sizes,
         lengths=sorted(steps.choices) if steps else (),
         start=lora_of(start),
+        measured=[name for name in MEASURED if name in measured],
+        general=_general(backbone),
         **judging.model_dump(),
     )
-    return _run(kind, workload, space, tuning, data, url, training.seed, _nearest(kind, task, tuning))
+    first = _nearest(kind, task, tuning)
+    return _run(kind, workload, space, tuning, data, url, limits, training.seed, first)
+
+
+def _general(backbone: Backbone) -> Callable[[LoRA | None], float]:
+    """The share of general questions that the base model answers, or an adapter of it."""
+    from shoal.evaluation.predictors import Predictor
+    from shoal.evaluation.retention import base_ability
+
+    return lambda adapter: base_ability(Predictor(backbone, adapter)).accuracy
 
 
 def _nearest(kind: Kind, task: Task, tuning: Tuning) -> Sequence[Mapping[str, Any]]:
@@ -160,7 +190,7 @@ def tune_expert(
     _check_extras()
     given = {n: getattr(training, n) for n in training.model_fields_set}
     space = _space("expert", tuning, given, training.steps)
-    url = _checked(tuning, data)
+    url, limits = _checked("expert", tuning, data)
     task = _one_task(data)
     from shoal.adapters.svf_cache import decompose_model
     from shoal.transformer2.model import mlp_modules
@@ -170,7 +200,7 @@ def tune_expert(
     backbone = load(place)
     basis = decompose_model(backbone.model, names, components=sizes.expert_vector_dim)
     workload = ExpertWorkload(backbone, basis, task, training)
-    return _run("expert", workload, space, tuning, data, url, training.seed)
+    return _run("expert", workload, space, tuning, data, url, limits, training.seed)
 
 
 def export(
@@ -220,11 +250,20 @@ def _space(kind: Kind, tuning: Tuning, given: Mapping[str, Any], steps: int) -> 
     return read_space(content, MODELS[kind], given)
 
 
-def _checked(tuning: Tuning, data: Data) -> str:
-    """The storage's URL, after a look at all that needs no model."""
+def _pruner(tuning: Tuning) -> str:
+    """The pruner that was asked for, or the default."""
+    return tuning.pruner or ("median" if tuning.second is None else "none")
+
+
+def _checked(kind: Kind, tuning: Tuning, data: Data) -> tuple[str, list[Limit]]:
+    """(the storage's URL, the limits), after a look at all that needs no model."""
     from shoal.files import check_place
+    from shoal.tuning.limits import MEASURED, check_second, read_limit
+    from shoal.tuning.pruners import pruner_of
     from shoal.tuning.recipe import BEST, VERDICT
-    from shoal.tuning.samplers import pruner_of, sampler_of
+    from shoal.tuning.samplers import sampler_of
+    from shoal.tuning.search_space import numeric_fields
+    from shoal.tuning.spaces import MODELS
     from shoal.tuning.storage import default_url, open_storage
 
     if tuning.budget is None and tuning.trials is None:
@@ -232,11 +271,16 @@ def _checked(tuning: Tuning, data: Data) -> str:
     if tuning.budget is not None:
         seconds_of(tuning.budget)
     sampler_of(tuning.sampler, 0, 0)
-    pruner_of(tuning.pruner)
+    pruner_of(_pruner(tuning))
+    check_second(tuning.second, tuning.sampler, _pruner(tuning))
+    if kind == "expert" and tuning.second is not None:
+        raise UsageError(f"--second {tuning.second} is of a LoRA; leave it out")
+    measured = () if kind == "expert" else MEASURED
+    limits = [read_limit(text, (*measured, *numeric_fields(MODELS[kind]))) for text in tuning.limit]
     check_place(data.out, (VERDICT, BEST))
     url = tuning.storage or default_url(data.run_folder)
     open_storage(url)
-    return url
+    return url, limits
 
 
 def _run(
@@ -246,21 +290,24 @@ def _run(
     tuning: Tuning,
     data: Data,
     url: str,
+    limits: Sequence[Limit],
     seed: int,
     first: Sequence[Mapping[str, Any]] = (),
 ) -> Output:
+    from shoal.tuning.plan import StudyPlan
     from shoal.tuning.recipe import tune
     from shoal.tuning.spaces import MODELS
-    from shoal.tuning.study import StudyPlan
 
     plan = StudyPlan(
         tuning.study or f"tune {kind}",
         tuning.sampler,
-        tuning.pruner,
+        _pruner(tuning),
         seconds_of(tuning.budget) if tuning.budget else None,
         tuning.trials,
         seed,
         first,
+        limits,
+        tuning.second,
     )
     found = tune(workload, space, plan, url, data.run_folder, data.out, MODELS[kind], log.info)
     if found.verdict is None:

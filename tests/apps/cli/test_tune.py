@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sqlite3
 from pathlib import Path
 
@@ -181,28 +180,3 @@ def test_a_study_without_a_verdict_is_not_exported(shoal: Shoal, tmp_path: Path)
         shoal("tune", "export", "other", "--storage", storage, *best), 2, "no study other", "half"
     )
     assert_one_line(shoal("tune", "export", tmp_path, *best), 2, "holds no best.yaml")
-
-
-def ask_and_tell(path: str, count: int) -> None:
-    from shoal.tuning.storage import open_storage
-
-    study = optuna.load_study(study_name="shared", storage=open_storage(f"journal:{path}"))
-    for _ in range(count):
-        trial = study.ask()
-        study.tell(trial, trial.suggest_float("x", 0, 1))
-
-
-def test_two_processes_on_a_journal_lose_no_trial(tmp_path: Path) -> None:
-    from shoal.tuning.storage import open_storage
-
-    path = str(tmp_path / "journal.log")
-    study = optuna.create_study(study_name="shared", storage=open_storage(f"journal:{path}"))
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=ask_and_tell, args=(path, 100)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [p.exitcode for p in processes] == [0, 0]
-    assert sorted(t.number for t in study.trials) == list(range(200))
-    assert all(t.value is not None for t in study.trials)

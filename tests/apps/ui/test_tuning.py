@@ -11,9 +11,9 @@ from shoal.apps.ui.tuning_charts import importance_bars, trial_curves, trial_los
 from shoal.server.job_folders import owner_folder
 from shoal.server.studies import FOLDER, REQUEST
 from shoal.server.tune_requests import NewStudy, storage_of
+from shoal.tuning.plan import StudyPlan
 from shoal.tuning.recipe import tune
 from shoal.tuning.spaces import MODELS
-from shoal.tuning.study import StudyPlan
 from tests.apps.ui.test_main import NOBODY, lines, page
 from tests.fixtures.service import wait_until
 from tests.tuning.toy import ToyWorkload, toy_space
