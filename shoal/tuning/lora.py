@@ -185,7 +185,7 @@ class LoraWorkload:
             return self._start
         generator = torch.Generator().manual_seed(seed)
         return LoRA.identity(
-            targets, settings["adapter_rank"], settings["adapter_alpha"], generator=generator
+            targets, settings["adapter_rank"], float(settings["adapter_alpha"]), generator=generator
         )
 
     def _prefix(self, targets: Sequence[TargetModule]) -> PrefixCache:

@@ -68,14 +68,14 @@ def test_what_a_run_shows_can_be_limited(tmp_path: Path) -> None:
 
 
 def test_a_limit_at_least_leaves_only_what_keeps_it(tmp_path: Path) -> None:
-    study = begun(tmp_path, Heavy(), limits=(Limit("bytes", 20, at_least=True),), trials=10, pruner="none")
+    study = begun(tmp_path, Heavy(), limits=(Limit("bytes", 20, at_least=True),), trials=6, pruner="none")
     study.search()
     assert any("over_limits" in t.user_attrs for t in study.optuna.trials)
     assert all(row.user_attrs["settings"]["steps"] >= 20 for row in study.best(9))
 
 
 def test_two_aims_give_a_front(tmp_path: Path) -> None:
-    study = begun(tmp_path, Heavy(), second="bytes", pruner="none", trials=14)
+    study = begun(tmp_path, Heavy(), second="bytes", pruner="none", trials=8)
     study.search()
     front = confirm(study).front
     assert len(front) > 1

@@ -25,7 +25,7 @@ from shoal.tuning.storage import open_storage
 from tests.tuning.test_lora_workload import workload
 from tests.tuning.toy import toy_space
 
-KILLS, LOOKS_APART = 4, 3  # steps, and fewer than between checkpoints
+KILLS, STEPS, LOOKS_APART = 3, 6, 2  # steps between looks, which are fewer than between checkpoints
 WRITES = ("open", "os.rename", "os.remove", "os.mkdir", "sqlite3.connect")  # moments that are counted
 SPACE = {"learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}}
 TRIALS = 100
@@ -34,7 +34,8 @@ TRIALS = 100
 @pytest.fixture(scope="module")
 def forks() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.tuning.test_processes"])
+    late = ["alembic.command", "sqlalchemy.dialects.sqlite", "scipy.stats"]  # else imported where first used
+    context.set_forkserver_preload(["tests.tuning.test_processes", *late])
     return context
 
 
@@ -59,7 +60,7 @@ def live(model: Path, folder: Path, moment: int | None) -> None:
     register_optimizer_step_post_hook(step)
     sys.addaudithook(count)
     plan, url = StudyPlan("killed", trials=2), f"sqlite:///{folder / 'study.db'}"
-    own = workload(model, training={"steps": 4 * LOOKS_APART})
+    own = workload(model, training={"steps": STEPS})
     tune(own, toy_space(SPACE), plan, url, folder / "run", folder / "out", MODELS["lora"])
     (folder / "seen").write_text(str(seen))
 
@@ -89,6 +90,7 @@ def ended(folder: Path) -> tuple[Any, ...]:
     return rows, {**verdict, "seconds": None}, (folder / "out" / "best.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_study_killed_at_random_moments_ends_as_the_whole_one(
     forks: ForkServerContext, tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -96,6 +96,10 @@ def test_tune_expert(shoal: Shoal, tiny_llama: Path, words: Path, tmp_path: Path
         (("--budget", "0m"), ("--budget 0m",)),
         (("--trials", 2, "--sampler", "magic"), ("--sampler magic", "tpe")),
         (("--trials", 2, "--pruner", "magic"), ("--pruner magic", "median")),
+        (("--trials", 2, "--limit", "adapter_rank<16"), ("--limit adapter_rank<16", "write NAME<=NUMBER")),
+        (("--trials", 2, "--limit", "test<=1"), ("test has no limit", "general_kept")),
+        (("--trials", 2, "--second", "test"), ("--second test", "bytes, seconds")),
+        (("--trials", 2, "--second", "bytes", "--pruner", "median"), ("--pruner median", "give none")),
         (("--trials", 2, "--metric", "test"), ("--metric test", "nll")),
         (("--trials", 2, "--storage", "study.db"), ("study.db is no URL", "sqlite:///")),
         (("--trials", 2, "--storage", "sqlite://"), ("forgets a study",)),
@@ -180,3 +184,18 @@ def test_a_study_without_a_verdict_is_not_exported(shoal: Shoal, tmp_path: Path)
         shoal("tune", "export", "other", "--storage", storage, *best), 2, "no study other", "half"
     )
     assert_one_line(shoal("tune", "export", tmp_path, *best), 2, "holds no best.yaml")
+
+
+def test_limits_and_a_second_aim(shoal: Shoal, tiny_llama: Path, words: Path, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("adapter_rank: [1, 2, 4, 8]\nlearning_rate: [1e-3]")
+    command = arguments("lora", tiny_llama, words, tmp_path / "tuned")
+    free = ("--batch-size", 4, "--target-modules", "q_proj", "--num-layers-to-adapt", 1, "--steps", 1)
+    more = ("--space", space, "--trials", 6, "--sampler", "random", "--second", "bytes", "--no-nearest")
+    limits = ("--limit", "adapter_rank<=4", "--limit", "general_kept>=0")
+    assert_one_line(shoal(*command, *free, *more, *limits), 2, "the defaults break --limit adapter_rank<=4")
+    ended = shoal(
+        *command, *free, *more, "--limit", "adapter_rank<=16", *limits[2:], "--study", "x", "--json"
+    )
+    assert ended.code == 0, ended.err
+    assert ended.record["front"] and all(row["bytes"] > 0 for row in ended.record["front"])

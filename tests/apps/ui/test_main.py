@@ -84,7 +84,9 @@ def test_a_right_key_connects_and_is_not_shown(
         assert running.ada not in str([element.value for element in shown] + lines(app, "quiet"))
 
 
-@pytest.mark.parametrize("name", ["adapt", "compare", "mix", "merge", "registry", "jobs", "monitoring"])
+@pytest.mark.parametrize(
+    "name", ["adapt", "compare", "mix", "merge", "registry", "jobs", "tuning", "monitoring"]
+)
 def test_every_page_says_that_the_service_is_gone(name: str) -> None:
     with page(name, NOBODY, "sk") as app:
         assert all("cannot be reached" in line for line in lines(app)) and lines(app)
