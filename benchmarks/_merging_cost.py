@@ -108,8 +108,9 @@ def _mergekit(own: Apart, program: Path) -> dict[str, Any]:
         written = sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors"))
         ours = Path(folder, "ours")
         started = time.perf_counter()
-        merge = [sys.executable, "-m", "shoal.apps.cli.main", "merge", path, "--rank", str(own.whole)]
-        subprocess.run([*merge, "--out", ours], check=True, capture_output=True)
+        merge = [sys.executable, "-m", "shoal.apps.cli.main", "merge", path, "--base", bench.args.base]
+        flags = ["--rank", str(own.whole), "--out", ours]
+        subprocess.run([*merge, *flags], check=True, capture_output=True)
         loaded = load_backbone(bench.args.base)
         lora = load_adapter(ours).lora
         with attach(loaded.model, lora):

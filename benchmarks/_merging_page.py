@@ -54,7 +54,7 @@ def page(cells: Cells) -> str:
     for seed in seeds:
         parts += _apart(cells, seed, facts)
     parts += _over_seeds(cells, seeds)
-    parts += _composed(cells) + _experts(cells) + _cost(cells)
+    parts += _composed(cells) + _experts(cells) + _mergekit(cells) + _cost(cells)
     return "\n\n".join(parts) + "\n"
 
 
@@ -251,6 +251,24 @@ def _experts(cells: Cells) -> list[str]:
         "## Eight experts as one z",
         "Points on 80 requests of all skills; parameters chosen by loss on 24 requests of training lists.",
         table(["merge", "parameters", "points", "over the uniform mixture"], rows),
+    ]
+
+
+def _mergekit(cells: Cells) -> list[str]:
+    found = {k.split("/")[1]: cell for k, cell in cells.items() if k.startswith("mergekit/")}
+    rows = [
+        [name, f"{cell['relative_error']:.1e}", f"{cell['our_seconds']:.0f}", f"{cell['their_seconds']:.0f}"]
+        for name, cell in found.items()
+    ]
+    if not rows:
+        return []
+    return [
+        "## Beside mergekit 0.1.5",
+        "Three of the parents (two for slerp and nuslerp) merged by both, with weights, densities and lambda "
+        "of their own, in float32; random masks keep all. The error is that of the weights' change "
+        "(Frobenius, relative). Spherical means and methods of single elements run where the adapted weights "
+        "of the model are zero: elsewhere rounding moves an element across a threshold now and then.",
+        table(["method", "error", "seconds of Shoal", "of mergekit"], rows),
     ]
 
 

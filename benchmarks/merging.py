@@ -4,7 +4,7 @@
 
 Every cell is kept as a JSON line in --out, adapters beside it, so a run that was stopped goes on; --parts
 measures some of them. The page is made of the cells that are there. `SHOAL_MERGEKIT` names the mergekit-multi
-of an environment with mergekit 0.1.5; without it that row is left out.
+of an environment with mergekit 0.1.5; without it what needs mergekit is left out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from _merging_bench import CELLS, Bench, read_cells
 from _merging_composed import composed
 from _merging_cost import cost
 from _merging_experts import experts
+from _merging_mergekit import mergekit
 from _merging_page import page
 
 from shoal.files import write_file
@@ -40,6 +41,7 @@ PARTS: Mapping[str, Callable[[Bench, int], None]] = {
     "composed": composed,
     "experts": experts,
     "cost": cost,
+    "mergekit": mergekit,
     "random_search": random_search,
     "random_parents": random_parents,
     "joint": joint,

@@ -61,6 +61,9 @@ class NewMerge(Body):
         max_length=MOST_PARENTS,
         description="for regmean, and for a search that goes on from it: 16 or more requests of every parent",
     )
+    start: Parent | None = Field(
+        None, description="adapter that the parents were trained on from; deltas count from it"
+    )
     tasks: list[MergeTask] = Field([], max_length=MOST_PARENTS, description="what the parents are for")
     evolve: bool = Field(False, description="search for weights with `tasks`")
     generations: int = Field(12, ge=1, le=10_000, description="of the search at most")
@@ -74,11 +77,11 @@ class NewMerge(Body):
         return self.generations if self.evolve else 1
 
     def check(self, registry: Registry, owner: str, config: ServiceConfig) -> dict[str, Path]:
-        """The files of every parent by its name.
+        """The files of every parent, and of the start, by name.
 
         Raises:
             UsageError: numbers above the service's limits, or a merge that cannot be run.
-            NotFoundError: a parent that this owner may not see.
+            NotFoundError: a parent or start that this owner may not see.
         """
         if self.rank > config.max_rank or self.steps > config.max_steps:
             raise UsageError(
@@ -102,7 +105,8 @@ class NewMerge(Body):
             raise UsageError("two tasks have one name; rename one")
         for task in self.tasks:
             task.task()
-        return {parent: registry.directory(_record(registry, parent, owner)) for parent in self.parents}
+        named = [*self.parents, *([self.start] if self.start else [])]
+        return {name: registry.directory(_record(registry, name, owner)) for name in named}
 
     def _check_inputs(self, method: str) -> None:
         if (method == "regmean") != bool(self.inputs):
@@ -123,7 +127,8 @@ class NewMerge(Body):
         """Write what a job's process reads, and give the settings of its `shoal merge`."""
         settings: dict[str, Any] = {
             "base": base,
-            "adapter": {parent: str(directory) for parent, directory in directories.items()},
+            "adapter": {parent: str(directories[parent]) for parent in self.parents},
+            **({"start": str(directories[self.start])} if self.start else {}),
             "rank": self.rank,
             "seed": self.seed,
             "out": str(folder / "adapter"),

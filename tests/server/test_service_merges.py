@@ -33,6 +33,7 @@ def test_a_job_merges_adapters_and_keeps_its_parents_and_verdict(
         "name": "both",
         "parents": parents,
         "method": "ties",
+        "start": "one",
         "parameters": {"density": 0.5, "normalize": False},
     }
     answer = as_ada.post("/v1/jobs/merge", json={**body, "tasks": [TASK], "rank": 4})
@@ -43,6 +44,7 @@ def test_a_job_merges_adapters_and_keeps_its_parents_and_verdict(
     assert kept["rank"] == 4 and kept["card"]["generator"] == "merging"
     assert set(kept["card"]["parents"]) == set(parents)
     assert all(len(sha) == 64 for sha in kept["card"]["parents"].values())
+    assert kept["card"]["start_sha256"] == kept["card"]["parents"]["one"]
     assert {"truncation_error", "retention", "optimism", "kept_numbers"} <= set(kept["scores"])
     assert any("one file keeps" in note for note in kept["card"]["notes"])
     as_ada.delete("/v1/adapters/both")
@@ -60,6 +62,7 @@ def test_what_cannot_be_merged_is_refused_before_a_job_is_taken_on(
         ({"parents": ["one", "nobody"]}, 404, "nobody"),
         ({"parents": ["one", "two@9"]}, 404, "version 9"),
         ({"parents": ["one", "two@x"]}, 400, "NAME@VERSION"),
+        ({"start": "nobody"}, 404, "nobody"),
         ({"method": "magic"}, 400, "no merge method"),
         ({"method": "ties", "parameters": {"density": 2}}, 400, "density 2"),
         ({"weights": [1, -1]}, 400, "sum to 0"),

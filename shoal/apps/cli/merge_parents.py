@@ -71,7 +71,7 @@ def load_parents(place: Place, registry_place: registry.Place, merging: Merging,
             if place.base is None:
                 raise UsageError(
                     f"{paths[label]} is for {loaded.base_model}, not {shape.base_model}; merge adapters of "
-                    "one base model"
+                    "one base model, or name it with --base where both are the same"
                 )
             warn_of_another_base(loaded.base_model, place.base, paths[label])
     if texts:

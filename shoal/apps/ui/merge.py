@@ -57,6 +57,7 @@ def merge_page() -> None:
 
 def _new() -> None:
     parents = choose_adapters("Parents", "merge", MOST)
+    start = choose_adapters("Adapter that all were trained on from, if one was", "merge_start", 1)
     method = st.selectbox("Method", [*METHODS, REGMEAN, SEARCH], key="merge_method")
     inputs = _inputs([parent.name for parent in parents]) if method in (REGMEAN, SEARCH) else {}
     files = st.file_uploader(
@@ -84,6 +85,7 @@ def _new() -> None:
             settings: dict[str, Any] = {
                 "rank": int(rank),
                 "tasks": [_task(f.name, f.getvalue()) for f in files],
+                **({"start": start[0].name} if start else {}),
             }
             if method == SEARCH:
                 settings |= {"evolve": True, "generations": int(generations), "minutes": minutes}

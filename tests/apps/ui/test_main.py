@@ -131,6 +131,7 @@ def test_inputs_of_every_parent_go_along_with_a_merge(
             client.upload(name, make_loud(seed))
         with page("merge", running.url, running.ada, base=running.model) as app:
             app.multiselect(key="merge_names").set_value(names).run()
+            app.multiselect(key="merge_start_names").set_value(names[:1]).run()
             app.selectbox(key="merge_method").set_value(method).run()
             app.text_input(key="merge_name").set_value("ui-both").run()
             (merges,) = (b for b in app.button if b.label == "Merge")
@@ -146,7 +147,7 @@ def test_inputs_of_every_parent_go_along_with_a_merge(
         for name in names:
             client.delete(name)
     assert sent["inputs"] == {name: [f"{name} asks", f"{name} asks again"] for name in names}
-    assert sent["parents"] == names and "method" not in sent
+    assert sent["parents"] == names and sent["start"] == names[0] and "method" not in sent
     assert sent.get("minutes") == (3 if method == SEARCH else None)
 
 
