@@ -19,7 +19,8 @@ from shoal.evaluation.retention import base_ability
 from shoal.inference.covariances import input_covariances
 from shoal.merging.config import MergeSearchConfig
 from shoal.merging.levels import levels_of
-from shoal.merging.population import MergePopulation, Mixture
+from shoal.merging.mixtures import Sum
+from shoal.merging.population import MergePopulation
 from shoal.merging.search import evolve_merge
 from shoal.tasks.loading import load_split
 from shoal.training.batches import tokenise
@@ -114,11 +115,11 @@ class Apart:
 
         return self.bench.merged(f"{name}-{self.seed}", make)
 
-    def population(self, parents: Mapping[str, LoRA]) -> tuple[Mixture, MergePopulation]:
+    def population(self, parents: Mapping[str, LoRA]) -> tuple[Sum, MergePopulation]:
         """A population over terms of RegMean, judged by what the true parents do."""
         corpus = tokenise(self.selection, self.bench.backbone, self.config.max_length)
         levels = levels_of(self.bench.backbone, self.parents, corpus, self.bench.start)
-        mixture = Mixture(
+        mixture = Sum(
             self.bench.backbone,
             parents,
             self.config.layer_groups,
@@ -127,7 +128,7 @@ class Apart:
         )
         return mixture, MergePopulation(self.bench.backbone, mixture, corpus, self.config, levels)
 
-    def found(self, mixture: Mixture, parents: Mapping[str, LoRA], weights: torch.Tensor) -> LoRA:
+    def found(self, mixture: Sum, parents: Mapping[str, LoRA], weights: torch.Tensor) -> LoRA:
         """The merge of some weights, whole."""
         measured = self.covariances(48)
         return run_recipe(
@@ -142,7 +143,7 @@ class Apart:
     def random_search(self) -> LoRA:
         """The best of as many candidates around the same start, all on the same examples."""
         mixture, population = self.population(self.parents)
-        config, centre = self.config, population.weights.flatten()
+        config, centre = self.config, population.genome
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(config.steps * config.population, len(centre), generator=generator)
         candidates = centre + config.sigma * noise
@@ -154,7 +155,7 @@ class Apart:
             f"search/{self.seed}/random search",
             lambda: {"kept_after": kept, "optimism": max(rewards) - kept},
         )
-        return self.found(mixture, self.parents, best.view_as(population.weights))
+        return self.found(mixture, self.parents, best.view_as(population.genome))
 
     def random_parents(self) -> LoRA:
         """The same search over adapters of random numbers with the parents' norms."""
@@ -164,9 +165,9 @@ class Apart:
         }
         mixture, population = self.population(parents)
         evolve(population, self.config, self.run("random parents"), show_progress=False)
-        (kept,) = population.judge(population.weights.flatten()[None], population.kept_back()).rewards
+        (kept,) = population.judge(population.genome[None], population.kept_back()).rewards
         self.bench.cell(f"search/{self.seed}/random parents", lambda: {"kept_after": kept})
-        return self.found(mixture, parents, population.weights)
+        return self.found(mixture, parents, population.genome)
 
 
 def of_seed(bench: Bench, seed: int) -> Apart:

@@ -27,7 +27,8 @@ from shoal.adapters.merging.mergekit_writer import write_recipe
 from shoal.adapters.merging.recipe import Recipe
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.merging.levels import TaskLevels
-from shoal.merging.population import MergePopulation, Mixture
+from shoal.merging.mixtures import Sum
+from shoal.merging.population import MergePopulation
 from shoal.models.backbone import load_backbone
 from shoal.models.sources import find_model
 from shoal.training.batches import tokenise
@@ -44,11 +45,11 @@ def cost(bench: Bench, seed: int) -> None:
         bench.cell("cost/mergekit", lambda: _mergekit(own, Path(program).with_name("mergekit-yaml")))
 
 
-def _plain(own: Apart) -> tuple[Mixture, MergePopulation]:
+def _plain(own: Apart) -> tuple[Sum, MergePopulation]:
     """A population over the plain sum; what a candidate earns costs nothing more."""
     backbone, config = own.bench.backbone, own.config.model_copy(update={"batch_size": 30})
     corpus = tokenise(own.selection, backbone, config.max_length)
-    mixture = Mixture(backbone, own.parents, config.layer_groups, start=own.bench.start)
+    mixture = Sum(backbone, own.parents, config.layer_groups, start=own.bench.start)
     levels = [TaskLevels(1.0, name, 0.0) for name in mixture.names]
     return mixture, MergePopulation(backbone, mixture, corpus, config, levels)
 
@@ -56,7 +57,7 @@ def _plain(own: Apart) -> tuple[Mixture, MergePopulation]:
 def _generation(own: Apart) -> dict[str, Any]:
     """Seconds of 16 candidates on 30 examples, and the process's peak memory."""
     _, population = _plain(own)
-    candidates = population.weights.flatten()[None].repeat(POPULATION, 1)
+    candidates = population.genome[None].repeat(POPULATION, 1)
     seconds = _elapsed(lambda: population.judge(candidates, population.examples(0)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"generation_seconds": seconds, "candidates": POPULATION, "peak_bytes": peak}
@@ -66,7 +67,7 @@ def _candidate(own: Apart) -> dict[str, Any]:
     """Median seconds of 16 candidates on 4 examples, and of the same rows under one LoRA of their rank."""
     mixture, population = _plain(own)
     backbone, examples = own.bench.backbone, population.examples(0)[:4]
-    candidates = population.weights.flatten()[None].repeat(POPULATION, 1)
+    candidates = population.genome[None].repeat(POPULATION, 1)
     rows = [(e.prompt, e.completion) for e in examples] * POPULATION
 
     @torch.no_grad()

@@ -1,11 +1,9 @@
 """The Pareto front by skill out of a search: one elite for each trade-off between the tasks.
 
-Around what the search found are merges that lean to one parent or another. One pass judges them all, each
-task apart; of every niche (a task, or all alike) the best one stays, and examples that are kept back from all
-generations say what it keeps. Knows a population and its parents; nothing of files.
-
-Source: niches as in Abrantes et al., "Competition and Attraction Improve Model Fusion", arXiv 2508.16204,
-section 3; the split towards one parent is that of its crossover.
+Members begin with what the search found and steps from it to every parent. They mate and compete for
+examples, so that what only one of them can do stays; of every niche (a task, or all alike) the best member
+stays, and examples that are kept back from all generations say what it keeps. Knows a population and its
+parents; nothing of files.
 """
 
 from __future__ import annotations
@@ -16,13 +14,16 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
-from shoal.merging.population import MergePopulation, Mixture
+from shoal.merging.mixtures import Genome, Mixture, alone
+from shoal.merging.niches import evolve_niches
+from shoal.merging.population import MergePopulation
 from shoal.training.batches import TokenisedExample
 
 BALANCED = "balanced"  # the niche of all tasks alike
 LEAN = 0.75  # share of the niche's own task in what its elite is chosen for
-STEPS, DRAWN = (0.25, 0.5, 0.75, 1.0), 8
+STEPS, ROUNDS, CHILDREN = (0.5, 1.0), 2, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +32,13 @@ class FrontMember:
 
     Attributes:
         niche: task that it leans to, or `balanced`.
-        weights: of every parent in every group of layers.
+        genome: its numbers.
         kept: task name -> share of the best parent's gain that it keeps, on examples that chose nothing.
         dominated: True where another member keeps at least as much of every task.
     """
 
     niche: str
-    weights: Float[Tensor, "parents groups"]
+    genome: Genome
     kept: Mapping[str, float]
     dominated: bool = False
 
@@ -50,35 +51,38 @@ def pareto_front(
     Args:
         population: after its search.
         mixture: its parents.
-        examples: that choose the elites.
-        seed: of the merges that are drawn around what was found.
+        examples: that members compete for.
+        seed: of mates and changes.
     """
-    found = population.weights
-    names = population.tasks
-    candidates = _around(found, mixture, seed)
-    by_task = population.shares(candidates.flatten(1), examples)
+    names, found = population.tasks, population.genome
+    towards = [alone(mixture, parent) for parent in range(len(mixture.names))]
+    first = torch.stack([found, *(torch.lerp(found, own, step) for own in towards for step in STEPS)])
+    means = _means(examples, len(names))
+    members = evolve_niches(
+        first,
+        lambda genomes: population.shares(genomes, examples),
+        means.sum(1),  # every task gives as much
+        rounds=ROUNDS,
+        children=CHILDREN,
+        size=2 * len(names) + 1,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    by_task = members.scores @ means
     lean = LEAN * torch.eye(len(names), dtype=by_task.dtype) + (1 - LEAN) / len(names)
     wanted = torch.cat([lean, torch.full((1, len(names)), 1 / len(names), dtype=by_task.dtype)])
     elite = (by_task @ wanted.T).argmax(0).tolist()
-    kept = population.shares(candidates[elite].flatten(1), population.kept_back())
-    members = []
+    unseen = population.kept_back()
+    kept = population.shares(members.genomes[elite], unseen) @ _means(unseen, len(names))
+    front = []
     for row, niche in enumerate((*names, BALANCED)):
         others = [other for other in range(len(elite)) if elite[other] != elite[row]]
         beaten = any(bool((kept[o] >= kept[row]).all() and (kept[o] > kept[row]).any()) for o in others)
         shares = dict(zip(names, kept[row].tolist(), strict=True))
-        members.append(FrontMember(niche, candidates[elite[row]], shares, beaten))
-    return tuple(sorted(members, key=lambda member: member.dominated))
+        front.append(FrontMember(niche, members.genomes[elite[row]], shares, beaten))
+    return tuple(sorted(front, key=lambda member: member.dominated))
 
 
-def _around(
-    found: Float[Tensor, "parents groups"], mixture: Mixture, seed: int
-) -> Float[Tensor, "candidates parents groups"]:
-    """What was found, steps from it to each parent alone, and a few merges drawn near it."""
-    generator = torch.Generator().manual_seed(seed)
-    candidates = [found]
-    for parent in range(len(mixture.names)):
-        alone = torch.zeros_like(found)
-        alone[parent] = 1
-        candidates += [torch.lerp(found, alone, step) for step in STEPS]
-    near = torch.randn(DRAWN, *found.shape, generator=generator) * 0.1
-    return torch.stack([*candidates, *(found + near)])
+def _means(examples: Sequence[TokenisedExample], tasks: int) -> Float[Tensor, "examples tasks"]:
+    """Weight of every example in the mean of its task, float64."""
+    of_task = F.one_hot(torch.tensor([e.task for e in examples]), tasks).double()
+    return of_task / of_task.sum(0)

@@ -17,6 +17,7 @@ from shoal.adapters.merging.recipe import Recipe
 from shoal.adapters.merging.regmean import MIN_INPUTS
 from shoal.config import ServiceConfig
 from shoal.errors import UsageError
+from shoal.merging.config import check_searched
 from shoal.registry.registry import Registry
 from shoal.server.schemas import Body, Description, Name, SolvedExample, Text
 from shoal.tasks.inputs import check_inputs
@@ -90,14 +91,14 @@ class NewMerge(Body):
             )
         if len(set(self.parents)) < len(self.parents):
             raise UsageError("a parent is named twice; name each once, and give it a larger weight")
-        if self.evolve and (not self.tasks or self.method or self.weights or self.parameters):
-            raise UsageError(
-                "evolve finds the weights of a sum with tasks: give tasks, and no method, "
-                "weights or parameters"
-            )
+        if self.evolve and (not self.tasks or self.weights):
+            raise UsageError("evolve finds the weights with tasks: give tasks, and no weights")
         if self.minutes is not None and not self.evolve:
             raise UsageError(f"minutes {self.minutes:g} are of a search; set evolve, or leave them out")
-        self._check_inputs(method := self.method or ("regmean" if self.inputs else "linear"))
+        plain = "task_arithmetic" if self.evolve else "linear"
+        self._check_inputs(method := self.method or ("regmean" if self.inputs else plain))
+        if self.evolve:
+            check_searched(method, self.parameters, by_inputs=bool(self.inputs))
         recipe = Recipe.of(method, self.parents, self.weights, self.parameters)
         recipe.check()
         recipe.values("layers.0.module", 1)
@@ -141,12 +142,11 @@ class NewMerge(Body):
                 "run": str(folder / "run"),
                 "front": str(folder / "front"),
             }
-        else:
-            settings |= {
-                "weights": self.weights,
-                "parameters": [f"{name}={_written(value)}" for name, value in self.parameters.items()],
-            }
-            settings |= {"method": self.method} if self.method else {}
+        settings |= {
+            "weights": self.weights,
+            "parameters": [f"{name}={_written(value)}" for name, value in self.parameters.items()],
+            **({"method": self.method} if self.method else {}),
+        }
         if self.inputs:
             files = {parent: folder / f"inputs-{number}.jsonl" for number, parent in enumerate(self.inputs)}
             for parent, file in files.items():

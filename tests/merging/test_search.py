@@ -18,7 +18,8 @@ from shoal.errors import UsageError
 from shoal.inference.forward import answer_losses, pad_sequences
 from shoal.merging.config import MergeSearchConfig
 from shoal.merging.levels import levels_of
-from shoal.merging.population import MergePopulation, Mixture
+from shoal.merging.mixtures import Sum
+from shoal.merging.population import MergePopulation
 from shoal.merging.search import evolve_merge
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import LeakageError, Task
@@ -53,7 +54,7 @@ def losses_of(backbone: Backbone, lora: LoRA, examples: Any) -> torch.Tensor:
 
 def test_scaled_ranks_are_the_weighted_composition(toy: ModuleType, backbone: Backbone) -> None:
     parents = random_parents(backbone, 2, 3)
-    mixture = Mixture(backbone, parents, 1)
+    mixture = Sum(backbone, parents, 1)
     examples = tokenise([toy.toy_task("upper")], backbone, 64).examples[0][:3]
     weights = torch.tensor([[[0.5], [2.0]], [[1.0], [0.0]]])
     pairs = [(e.prompt, e.completion) for e in examples] * 2
@@ -75,7 +76,7 @@ def test_terms_count_from_the_start_and_are_those_of_the_closed_form(
     measured = {name: covariances(lora) for name, lora in parents.items()} if by_inputs else None
     if measured is not None:  # a module that a parent lacks has inputs too
         measured["parent 0"] |= {n: g for n, g in measured["parent 1"].items() if "down" in n}
-    mixture = Mixture(backbone, parents, 2, start=start, covariances=measured)
+    mixture = Sum(backbone, parents, 2, start=start, covariances=measured)
     weights = torch.tensor([[0.5, 1.0], [2.0, -0.5]])
     values = list(parents.values())
     merged = run_recipe(
@@ -95,7 +96,7 @@ def test_examples_that_no_generation_sees_are_kept_back(
     toy: ModuleType, sharp: Backbone, parents: dict[str, LoRA]
 ) -> None:
     corpus = tokenise([toy.toy_task(rule) for rule in RULES], sharp, 64)
-    levels, mixture = levels_of(sharp, parents, corpus), Mixture(sharp, parents, 2)
+    levels, mixture = levels_of(sharp, parents, corpus), Sum(sharp, parents, 2)
     population = MergePopulation(sharp, mixture, corpus, MergeSearchConfig(**QUICK), levels)
     kept = {(e.task, e.place) for e in population.kept_back()}
     seen = {(e.task, e.place) for number in range(40) for e in population.examples(number)}
@@ -104,9 +105,9 @@ def test_examples_that_no_generation_sees_are_kept_back(
 
 def test_layers_have_weights_of_their_own(backbone: Backbone) -> None:
     parents = random_parents(backbone, 2, 2)
-    mixture = Mixture(backbone, parents, 99)
-    assert mixture.groups == len(backbone.layers)
-    weights = torch.zeros(2, mixture.groups)
+    mixture = Sum(backbone, parents, 99)
+    assert len(mixture.layers) == len(backbone.layers)
+    weights = torch.zeros(2, len(mixture.layers))
     weights[0, 1] = 1
     layers = backbone.shape.num_layers
     merged = run_recipe(mixture.recipe(weights), list(parents.values()), rank=4, num_layers=layers).lora
@@ -121,7 +122,7 @@ def test_layers_have_weights_of_their_own(backbone: Backbone) -> None:
 def test_candidates_of_a_population_are_judged_as_alone(
     count: int, toy: ModuleType, sharp: Backbone, parents: dict[str, LoRA]
 ) -> None:
-    mixture = Mixture(sharp, parents, 2)
+    mixture = Sum(sharp, parents, 2)
     corpus = tokenise([toy.toy_task(rule) for rule in RULES], sharp, 64)
     levels = levels_of(sharp, parents, corpus)
     assert [level.parent for level in levels] == list(RULES)
@@ -182,13 +183,13 @@ def test_twenty_kills_at_random_moments_change_no_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     corpus = tokenise([toy.toy_task(rule) for rule in RULES], sharp, 64)
-    levels, mixture = levels_of(sharp, parents, corpus), Mixture(sharp, parents, 2)
+    levels, mixture = levels_of(sharp, parents, corpus), Sum(sharp, parents, 2)
     config = MergeSearchConfig(**{**QUICK, "steps": 5})
 
     def searched(folder: str) -> torch.Tensor:
         population = MergePopulation(sharp, mixture, corpus, config, levels)
         evolve(population, config, tmp_path / folder, show_progress=False)
-        return population.weights
+        return population.genome
 
     whole, judge, chance, kills = searched("whole"), MergePopulation.fitness, random.Random(0), 0
 
@@ -234,7 +235,7 @@ def test_candidates_that_earn_the_same_are_refused_at_once(
     toy: ModuleType, sharp: Backbone, parents: dict[str, LoRA]
 ) -> None:
     corpus = tokenise([toy.toy_task(rule) for rule in RULES], sharp, 64)
-    mixture = Mixture(sharp, {name: _without_effect(lora) for name, lora in parents.items()}, 2)
+    mixture = Sum(sharp, {name: _without_effect(lora) for name, lora in parents.items()}, 2)
     levels = levels_of(sharp, parents, corpus)
     population = MergePopulation(sharp, mixture, corpus, MergeSearchConfig(**QUICK), levels)
     with pytest.raises(UsageError, match="all 4 candidates keep .* give other parents"):

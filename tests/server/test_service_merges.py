@@ -70,6 +70,8 @@ def test_what_cannot_be_merged_is_refused_before_a_job_is_taken_on(
         ({"method": "regmean"}, 400, "regmean"),
         ({"inputs": inputs}, 400, "least is 16"),
         ({"evolve": True}, 400, "tasks"),
+        ({"evolve": True, "tasks": [TASK], "weights": [1, 2]}, 400, "no weights"),
+        ({"evolve": True, "tasks": [TASK], "method": "slerp"}, 400, "moves no weights of slerp"),
         ({"evolve": True, "tasks": [TASK], "inputs": inputs}, 400, "least is 16"),
         ({"minutes": 5}, 400, "minutes 5 are of a search"),
         ({"evolve": True, "tasks": [TASK], "minutes": 0}, 400, "minutes"),

@@ -5,7 +5,7 @@ Knows values alone: adapters come loaded, covariances measured, and the result i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,18 +105,45 @@ def run_recipe(
         UsageError: a mistake of the recipe (`Recipe.check`, `Recipe.values`), modules of different sizes, NaN
             or infinity in a parent, a rank below 1, or RegMean without covariances.
     """
+    if rank < 1:
+        raise UsageError(f"rank {rank} is below 1; choose 1 or more, {RANK} is what vLLM serves by default")
+    cut = Truncation(rank)
+    given: dict[str, Any] = {"covariances": covariances, "start": start, "seed": seed}
+    for name, factors in merged_modules(recipe, loras, **given, num_layers=num_layers):
+        cut.take(name, factors)
+    prints = [lora.fingerprint() for lora in loras]
+    parents = [folded(lora) for lora in loras]
+    lacking = {
+        parent: missing
+        for parent, each in zip(recipe.labels, parents, strict=True)
+        if (missing := sorted(cut.kept.keys() - each.keys()))
+    }
+    return _described(recipe, cut, dict(zip(recipe.labels, prints, strict=True)), lacking, start, seed)
+
+
+def merged_modules(
+    recipe: Recipe,
+    loras: Sequence[LoRA],
+    *,
+    covariances: Sequence[Covariances] | None = None,
+    start: LoRA | None = None,
+    seed: int = 0,
+    num_layers: int | None = None,
+) -> Iterator[tuple[str, LoraFactors]]:
+    """Every module of a merge with its factors, the start's among them, before any rank is cut.
+
+    Arguments and errors are those of `run_recipe`.
+    """
     recipe.check()
     method = method_of(recipe.method)
-    _check_values(recipe, loras, start, rank)
+    _check_values(recipe, loras, start)
     if method.form == "covariances" and (covariances is None or len(covariances) != len(loras)):
         raise UsageError(
             f"{recipe.method} needs the covariances of inputs under each of {len(loras)} parents; give "
             "inputs, or choose another method"
         )
-    parents = [folded(lora) for lora in loras]
+    parents, origin = [folded(lora) for lora in loras], {} if start is None else folded(start)
     prints = [lora.fingerprint() for lora in loras]
-    origin = {} if start is None else folded(start)
-    cut = Truncation(rank)
     for name, like in {n: f for each in (*parents, origin) for n, f in each.items()}.items():
         own = [difference(parent.get(name), origin.get(name), like) for parent in parents]
         values = recipe.values(name, num_layers)
@@ -126,20 +153,12 @@ def run_recipe(
         else:
             merged = merge_module(method, own, values, [generator_of(seed, name, p) for p in prints])
         merged = LoraFactors(merged.a, merged.b * scale)
-        cut.take(name, joined([merged, *([origin[name]] if name in origin else [])]))
-    lacking = {
-        parent: missing
-        for parent, each in zip(recipe.labels, parents, strict=True)
-        if (missing := sorted(cut.kept.keys() - each.keys()))
-    }
-    return _described(recipe, cut, dict(zip(recipe.labels, prints, strict=True)), lacking, start, seed)
+        yield name, joined([merged, *([origin[name]] if name in origin else [])])
 
 
-def _check_values(recipe: Recipe, loras: Sequence[LoRA], start: LoRA | None, rank: int) -> None:
+def _check_values(recipe: Recipe, loras: Sequence[LoRA], start: LoRA | None) -> None:
     if len(loras) != len(recipe.parents):
         raise UsageError(f"{len(loras)} adapters for a recipe of {len(recipe.parents)}; give its parents")
-    if rank < 1:
-        raise UsageError(f"rank {rank} is below 1; choose 1 or more, {RANK} is what vLLM serves by default")
     given = dict(zip(recipe.labels, loras, strict=True))
     for parent, lora in {**given, **({"the start": start} if start else {})}.items():
         for name, f in lora.factors.items():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECIPE_FILE, REPORT_FILE = "merge.yml", "report.json"
+FROM_SENTENCE = "text-to-lora"  # the generator of a card
 
 
 def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
@@ -81,7 +82,7 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
     from shoal.adapters.merging.regmean import MIN_INPUTS
     from shoal.apps.cli.tasks import read_tasks
     from shoal.config import MAX_COUNT
-    from shoal.merging.config import GENERATIONS, MergeSearchConfig
+    from shoal.merging.config import GENERATIONS, MergeSearchConfig, check_searched
     from shoal.merging.search import evolve_merge
     from shoal.tasks.inputs import inputs_by_name
     from shoal.tasks.sketches import check_not_learnt, examples_of
@@ -89,10 +90,12 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
     plan, shape = parents.plan, parents.shape
     if merging.tasks is None:
         raise UsageError("--evolve needs examples that judge; name the parents' tasks with --tasks")
-    if given := next((name for name in ("method", "weights", "parameters") if getattr(merging, name)), None):
-        raise UsageError(
-            f"--evolve finds the weights of a sum itself, plain or with --inputs; leave --{given} out"
-        )
+    if merging.weights:
+        raise UsageError("--evolve finds the weights itself; leave --weights out")
+    method = merging.method or ("regmean" if merging.inputs else "task_arithmetic")
+    flags = plan.settings if merging.parameters else {}
+    parameters = {name: setting[0].values[0] for name, setting in flags.items()}
+    check_searched(method, parameters, by_inputs=bool(merging.inputs))
     minutes = seconds_of(merging.budget) / 60 if merging.budget else None
     generations = merging.generations or (GENERATIONS if minutes is None else MAX_COUNT)
     values = {
@@ -116,6 +119,13 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
         rank=merging.rank,
         start=start,
         covariances=None if inputs is None else _covariances(backbone, values, start, inputs),
+        method=method,
+        parameters=parameters,
+        prior=[
+            name
+            for name, parent in zip(plan.labels, parents.adapters, strict=True)
+            if parent.card is not None and parent.card.generator == FROM_SENTENCE
+        ],
         held_out=split.held_out,
     )
     recipe = replace(found.merged.recipe, parents=plan.parents, names=plan.labels, start=plan.start)

@@ -23,7 +23,8 @@ class Merging(BaseModel):
         (), description="a whole model, fine-tuned from --base: a directory; give two or more"
     )
     method: str | None = Field(
-        None, description="how to merge; none means regmean with --inputs, else linear"
+        None,
+        description="how to merge; none means regmean with --inputs, else linear, and with --evolve the sum",
     )
     weights: tuple[float, ...] = Field((), description="of each parent, in order; none means 1 each")
     parameters: tuple[str, ...] = Field((), description="of the method, as density=0.5,lambda=0.7")
@@ -35,7 +36,7 @@ class Merging(BaseModel):
     )
     rank: int = Field(16, ge=1, description="of the result at most; vLLM serves 16 without a flag")
     evolve: bool = Field(
-        False, description="search for weights by groups of layers with --tasks, instead of a closed form"
+        False, description="search for weights by groups of layers, and for densities, with --tasks"
     )
     tasks: str | None = Field(
         None,

@@ -35,6 +35,8 @@ METHODS = (
     "tsv",
     "iso_c",
 )
+PLAIN_SUM = "sum, or regmean with inputs"
+SEARCHED = (PLAIN_SUM, "ties", "dare_ties", "breadcrumbs", "knots_ties")
 KEPT = "kept_"  # how scores of a card begin that say what a merge keeps of a task
 
 
@@ -59,7 +61,13 @@ def _new() -> None:
     parents = choose_adapters("Parents", "merge", MOST)
     start = choose_adapters("Adapter that all were trained on from, if one was", "merge_start", 1)
     method = st.selectbox("Method", [*METHODS, REGMEAN, SEARCH], key="merge_method")
-    inputs = _inputs([parent.name for parent in parents]) if method in (REGMEAN, SEARCH) else {}
+    searched = PLAIN_SUM
+    if method == SEARCH:
+        searched = st.selectbox(
+            "What the search weighs", SEARCHED, key="merge_searched", help="all but sums have densities too"
+        )
+    by_inputs = method == REGMEAN or (method == SEARCH and searched == PLAIN_SUM)
+    inputs = _inputs([parent.name for parent in parents]) if by_inputs else {}
     files = st.file_uploader(
         "Solved examples, a file for each task (JSONL)",
         type=["jsonl", "txt"],
@@ -89,6 +97,7 @@ def _new() -> None:
             }
             if method == SEARCH:
                 settings |= {"evolve": True, "generations": int(generations), "minutes": minutes}
+                settings |= {} if searched == PLAIN_SUM else {"method": searched}
             elif method != REGMEAN:
                 settings |= {"method": method}
             if typed := {parent: parse_inputs(text) for parent, text in inputs.items()}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from shoal.adapters.merging.mergekit_reader import read_recipe
 from shoal.adapters.svf import ExpertVector
 from shoal.adapters.svf_cache import decompose_model
 from shoal.adapters.svf_files import StoredExpert, read_expert, save_expert
+from shoal.errors import UsageError
 from shoal.models.backbone import load_backbone
 from shoal.models.shapes import load_shape
 from shoal.tasks.loading import load_task_json
@@ -172,6 +174,26 @@ def test_a_search_goes_on_from_regmean_with_inputs_and_counts_from_a_start(
     assert f"+{adapters['a']}\n" in (tmp_path / "merged" / "merge.yml").read_text("utf-8")
 
 
+def test_a_search_takes_a_method_and_a_parent_from_a_sentence_as_prior(
+    shoal: Shoal, adapters: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def searched(*args: object, **settings: Any) -> None:
+        asked.update(settings)
+        raise UsageError("stop here")
+
+    monkeypatch.setattr("shoal.merging.search.evolve_merge", searched)
+    parent, shape = load_adapter(adapters["b"]), load_shape(load_adapter(adapters["b"]).base_model)
+    card = AdapterCard(generator="text-to-lora", trained=True, description="Translate, then shout.")
+    save_adapter(adapters["b"], parent.lora, shape=shape, card=card)
+    flags = ("--method", "della", "--parameters", "epsilon=0.1,normalize=true", "--tasks", data)
+    ended = shoal("merge", *named(adapters), "--evolve", *flags, "--out", tmp_path / "x")
+    assert_one_line(ended, 2, "stop here")
+    assert asked["method"] == "della" and asked["prior"] == ["b"]
+    assert asked["parameters"] == {"epsilon": 0.1, "normalize": True}
+
+
 @pytest.mark.parametrize("search", [True, False])
 def test_what_a_parent_was_trained_on_judges_no_merge(
     search: bool, shoal: Shoal, adapters: dict[str, Path], data: Path, tmp_path: Path
@@ -233,7 +255,8 @@ def test_mistakes_of_a_search_are_one_line(
 ) -> None:
     search = ("merge", *named(adapters), "--evolve", "--out", tmp_path / "x")
     assert_one_line(shoal(*search), 2, "name the parents' tasks with --tasks")
-    assert_one_line(shoal(*search, "--tasks", data, "--method", "ties"), 2, "leave --method out")
+    assert_one_line(shoal(*search, "--tasks", data, "--method", "linear"), 2, "no weights of linear")
+    assert_one_line(shoal(*search, "--tasks", data, "--weights", "1,1"), 2, "leave --weights out")
     assert_one_line(
         shoal(*search, "--tasks", data, "--budget", "15"), 2, "--budget 15: write seconds, minutes"
     )
