@@ -91,8 +91,8 @@ class Apart:
         """Folder of a search."""
         return self.bench.args.out / "runs" / f"{name}-{self.seed}"
 
-    def search(self, name: str, by_inputs: bool) -> LoRA:
-        """Evolved weights, whole; facts are in the cell `search/NAME`."""
+    def search(self, name: str, by_inputs: bool, method: str | None = None) -> LoRA:
+        """Evolved weights, whole, and densities where the method has them; facts are in `search/NAME`."""
 
         def make() -> LoRA:
             found = evolve_merge(
@@ -104,12 +104,16 @@ class Apart:
                 rank=self.whole,
                 start=self.bench.start,
                 covariances=self.covariances(48) if by_inputs else None,
+                method=method,
                 show_progress=False,
             )
-            facts = ("kept_before", "kept_after", "optimism", "weights")
+            facts = ("kept_before", "kept_after", "optimism", "weights", "density")
             self.bench.cell(
                 f"search/{self.seed}/{name}",
-                lambda: {k: found.merged.report[k] for k in facts} | {"search_seconds": found.run.seconds},
+                lambda: {
+                    **{k: found.merged.report[k] for k in facts if k in found.merged.report},
+                    "search_seconds": found.run.seconds,
+                },
             )
             return found.merged.lora
 
@@ -255,3 +259,9 @@ def plain_search(bench: Bench, seed: int) -> None:
     """Evolution over the plain sum instead of RegMean's."""
     own = of_seed(bench, seed)
     own.merge("evolved sum", lambda: own.search("evolved_sum", False))
+
+
+def ties_search(bench: Bench, seed: int) -> None:
+    """Evolution over TIES: weights, and a density of every parent."""
+    own = of_seed(bench, seed)
+    own.merge("evolved ties", lambda: own.search("evolved_ties", False, "ties"))

@@ -24,6 +24,7 @@ ROWS = {
     "regmean 48, lambda chosen": "RegMean, 48 inputs, lambda chosen",
     "evolved": "evolved from RegMean",
     "evolved sum": "evolved from the plain sum",
+    "evolved ties": "evolved TIES, densities among what moves",
     "random search": "random search, as many candidates",
     "random parents": "the same evolution, parents random, norms equal",
     "new LoRA on selection": "new LoRA on the selection examples, seconds of the search",
@@ -267,7 +268,8 @@ def _mergekit(cells: Cells) -> list[str]:
         "Three of the parents (two for slerp and nuslerp) merged by both, with weights, densities and lambda "
         "of their own, in float32; random masks keep all. The error is that of the weights' change "
         "(Frobenius, relative). Spherical means and methods of single elements run where the adapted weights "
-        "of the model are zero: elsewhere rounding moves an element across a threshold now and then.",
+        "of the model are zero: elsewhere rounding moves an element across a threshold now and then. "
+        "Seconds are with other work on the machine.",
         table(["method", "error", "seconds of Shoal", "of mergekit"], rows),
     ]
 

@@ -23,6 +23,7 @@ from _merging_apart import (
     random_search,
     searches,
     ties,
+    ties_search,
 )
 from _merging_bench import CELLS, Bench, read_cells
 from _merging_composed import composed
@@ -47,6 +48,7 @@ PARTS: Mapping[str, Callable[[Bench, int], None]] = {
     "joint": joint,
     "general": general,
     "plain_search": plain_search,
+    "ties_search": ties_search,
 }
 
 
