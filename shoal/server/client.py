@@ -198,11 +198,16 @@ class Client:
         return self._ask("GET", _path("libraries", name), read_library)
 
     def learn(
-        self, library: str, name: str, description: str, examples: Sequence[tuple[str, Sequence[str]]]
+        self,
+        library: str,
+        name: str,
+        description: str,
+        examples: Sequence[tuple[str, Sequence[str]]],
+        **settings: object,
     ) -> TrainingJob:
-        """Learn a skill into a library, in the background."""
+        """Learn a skill into a library, in the background; `settings` are `labels`, `bound`, `allow_loss`."""
         solved = [{"input": given, "output": list(outputs)} for given, outputs in examples]
-        body = {"library": library, "name": name, "description": description, "examples": solved}
+        body = {"library": library, "name": name, "description": description, "examples": solved, **settings}
         return self._ask("POST", "/v1/jobs/learn", read_job, json=body)
 
     def forget(self, library: str, name: str) -> TrainingJob:

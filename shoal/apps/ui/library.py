@@ -9,7 +9,7 @@ import streamlit as st
 
 from shoal.apps.ui.charts import PLAIN, score_matrix
 from shoal.apps.ui.jobs import show_jobs
-from shoal.apps.ui.typed_data import parse_examples
+from shoal.apps.ui.typed_data import parse_examples, split_words
 from shoal.apps.ui.widgets import (
     MAX_NAME,
     client,
@@ -19,6 +19,7 @@ from shoal.apps.ui.widgets import (
     show_errors,
     warning_line,
 )
+from shoal.library.gate import BOUND
 from shoal.server.client_records import SkillLibrary
 
 MEASURES = {
@@ -107,12 +108,24 @@ def _learn(names: tuple[str, ...]) -> None:
         key="skill_examples",
         placeholder="A joy from the first scene to the last. => positive",
     )
+    left, right = st.columns([3, 2])
+    labels = left.text_input(
+        "Labels, with commas", key="skill_labels", placeholder="read from the sentence or examples"
+    )
+    bound = right.number_input(
+        "Points others may lose", 0.0, 100.0, BOUND, step=0.5, format="%.1f", key="skill_bound"
+    )
+    allowed = st.text_input("Skills that may lose more, with commas", key="skill_allowed")
     ready = all(value.strip() for value in (library, name, description, text))
     if st.button(
         "Learn", type="primary", width="stretch", disabled=not ready, icon=":material/model_training:"
     ):
         with show_errors():
-            job = client().learn(library.strip(), name.strip(), description.strip(), parse_examples(text))
+            settings = {"bound": bound, "allow_loss": split_words(allowed)}
+            if given := split_words(labels):
+                settings["labels"] = given
+            solved = parse_examples(text)
+            job = client().learn(library.strip(), name.strip(), description.strip(), solved, **settings)
             done_line(f"The job is {job.state}; {name.strip()} is committed if no older skill loses by it")
     if not ready:
         plain_line("Names, a sentence and examples are needed.")

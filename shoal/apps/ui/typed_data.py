@@ -53,3 +53,8 @@ def _example(line: str) -> tuple[str, tuple[str, ...]]:
             '{"input": "...", "output": "..."}'
         )
     return sides[0], (sides[1],)
+
+
+def split_words(text: str) -> list[str]:
+    """What stands between commas, without blanks around it; nothing of an empty line."""
+    return [word.strip() for word in text.split(",") if word.strip()]

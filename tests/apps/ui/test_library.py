@@ -62,6 +62,35 @@ def test_too_few_examples_are_one_line(running: Any) -> None:
         assert "examples" in line and "8" in line
 
 
+def test_labels_and_what_others_may_lose_go_with_the_job(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def learn(self: object, *given: object, **settings: object) -> Any:
+        asked.update(settings)
+        return type("Job", (), {"state": "queued"})
+
+    monkeypatch.setattr("shoal.server.client.Client.learn", learn)
+    with page("library", running.url, running.ada) as app:
+        for key, value in (
+            ("library_name", "skills"),
+            ("skill_name", "films"),
+            ("skill_description", "Say whether the film is liked."),
+            ("skill_examples", "a joy => yes"),
+            ("skill_labels", "yes, no"),
+            ("skill_bound", 5.0),
+            ("skill_allowed", "plots"),
+        ):
+            boxes = (*app.text_input, *app.text_area, *app.number_input)
+            next(box for box in boxes if box.key == key).set_value(value)
+        app.run()
+        next(button for button in app.button if button.label == "Learn").click()
+        app.run()
+        assert any("The job is queued" in line for line in lines(app, "done"))
+    assert asked == {"labels": ["yes", "no"], "bound": 5.0, "allow_loss": ["plots"]}
+
+
 def test_a_cell_before_a_skill_was_learnt_is_empty() -> None:
     picture = score_matrix(["a (2)", "b (3)"], ["a", "b"], [[50.0, None], [40.0, 90.0]]).data[0]
     assert [list(row) for row in picture.text] == [["50", ""], ["40", "90"]]
