@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,19 +94,27 @@ def signs_agree(deltas: Tensor) -> Tensor:
 
 def largest(values: Tensor, share: float) -> Tensor:
     """True at the share of elements with the largest magnitudes, at least one."""
-    count = max(1, int(share * values.numel()))
-    mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
-    mask[values.abs().flatten().topk(count).indices] = True
-    return mask.view_as(values)
+    return _top(values, max(1, int(share * values.numel())))
 
 
 def middle(values: Tensor, density: float, gamma: float) -> Tensor:
     """True at a share `density` of elements: all but the largest `gamma`, and enough of the smallest."""
     count = values.numel()
-    dropped = count - int(density * count)
-    at_top = min(int(gamma * count), dropped)
-    mask = torch.zeros(count, dtype=torch.bool, device=values.device)
-    mask[values.abs().flatten().argsort()[dropped - at_top : count - at_top]] = True
+    kept = int(density * count)
+    at_top = min(int(gamma * count), count - kept)
+    return _top(values, kept + at_top) & ~_top(values, at_top)
+
+
+def _top(values: Tensor, count: int) -> Tensor:
+    """True at so many elements of the largest magnitudes; of equal ones at the first."""
+    sizes = values.abs().flatten()
+    if count <= 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    # NumPy selects in linear time; torch's topk sorts where the count is large.
+    place = len(sizes) - count
+    least = float(np.partition(sizes.cpu().numpy(), place)[place])
+    mask = sizes > least
+    mask[(sizes == least).nonzero()[: count - int(mask.sum()), 0]] = True
     return mask.view_as(values)
 
 
