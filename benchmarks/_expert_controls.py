@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import yaml
@@ -77,12 +78,12 @@ def skills() -> list[str]:
     return sorted(p.stem for p in RECIPES.glob("*.yaml") if p.stem != "dispatch")
 
 
-def tasks_of(skill: str, size: int = 256) -> list[Task]:
-    """The tasks of a recipe, as `shoal train expert` makes them."""
+def tasks_of(skill: str, size: int = 256, data: Path = DATA) -> list[Task]:
+    """The tasks of a recipe, as `shoal train expert` makes them; those not made in code are in `data`."""
     wanted = recipe(skill)["task"]
     known = {t.name: t for t in procedural_tasks(size=size, test_size=size // 8)}
     if not set(wanted) <= known.keys():
-        known = {t.name: t for t in load_split(DATA).train}
+        known = {t.name: t for t in load_split(data).train}
     return [known[name] for name in wanted]
 
 

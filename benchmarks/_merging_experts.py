@@ -32,7 +32,7 @@ METHODS: dict[str, tuple[tuple[str, dict[str, float]], ...]] = {
 def experts(bench: Bench, seed: int) -> None:
     """Measure one z of each method, its parameters chosen on requests that train."""
     shipped = load_expert_set(SHIPPED / DEFAULT_MODEL, bench.backbone.model)
-    tasks = {skill: tasks_of(skill) for skill in skills()}
+    tasks = {skill: tasks_of(skill, data=bench.args.data) for skill in skills()}
     # The first of 50, as in the table of all experts.
     asked = labelled_requests(tasks, 50, TEST)
     requests = [r for s in tasks for r in [r for r in asked if r.skill == s][:REQUESTS]]

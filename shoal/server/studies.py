@@ -16,7 +16,7 @@ import yaml
 from shoal.adapters.files import ADAPTER_NAME, check_name
 from shoal.config import ServiceConfig
 from shoal.errors import ConflictError, NotFoundError, UnavailableError, shorten
-from shoal.files import remove_directory
+from shoal.files import remove_directory, write_file
 from shoal.models.shapes import BackboneShape
 from shoal.registry.registry import Registry
 from shoal.server.job_folders import owner_folder, write_command
@@ -70,7 +70,7 @@ class Studies:
         def prepare(job: Path) -> None:
             settings = new.write(job, folder, self._base, self._jobs.layers)
             write_command(job, ("tune", "lora"), settings)
-            known.write_text(said, encoding="utf-8")
+            write_file(known, said)
 
         return self._jobs.enter(_named(new.name), owner, new.total, prepare)
 
