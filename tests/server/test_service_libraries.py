@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
+import pytest
 
-from tests.fixtures.library import sentence, solved
+from shoal.library.store import Store
+from shoal.server.job_folders import owner_folder
+from tests.fixtures.library import learn as learn_skill
+from tests.fixtures.library import new_library, sentence, sharp_backbone, solved
 from tests.server.test_service_jobs import ended
 
 LABELS = ["lo", "no"]
@@ -86,6 +93,34 @@ def test_a_step_that_is_cancelled_leaves_no_library(running: Any, as_ada: httpx2
     assert as_ada.post(f"/v1/jobs/{job['id']}/cancel").json()["state"] == "cancelled"
     assert ended(as_ada, job["id"])["state"] == "cancelled"
     assert as_ada.get("/v1/libraries").json()["data"] == []
+
+
+@pytest.mark.slow  # a job is a process, which imports everything
+def test_a_learning_that_is_killed_leaves_the_library_as_it_was(
+    running: Any, as_ada: httpx2.Client, tiny_llama: Path
+) -> None:
+    folder = owner_folder(running.service.registry.root, "ada") / "skills"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    learn_skill(new_library(folder, sharp_backbone(tiny_llama)), "digits")
+    before = Store(folder).current()
+    examples = [{"input": f"word {i}", "output": "yes" if i % 2 else "no"} for i in range(200)]
+    job = as_ada.post("/v1/jobs/learn", json=lesson("lower", ["lo"], examples=examples)).json()
+    until = time.monotonic() + 120
+    while not any((folder / "staging").glob("*")):  # as long as it trains
+        assert time.monotonic() < until, as_ada.get(f"/v1/jobs/{job['id']}").text
+        time.sleep(0.002)
+    children = psutil.Process().children(recursive=True)
+    (learning,) = [process for process in children if "shoal.apps.cli.child" in process.cmdline()]
+    learning.kill()
+    assert ended(as_ada, job["id"])["state"] == "failed"
+    store = Store(folder)
+    assert store.versions()[-1] == before
+    store.skill("digits", before.skills["digits"]).check_files()
+    with store.writing():
+        assert [path.name for path in (folder / "skills").iterdir()] == ["digits"]
+    shown = as_ada.get("/v1/libraries/skills").json()
+    assert [row["skill"] for row in shown["skills"]] == ["digits"]
+    assert as_ada.delete("/v1/libraries/skills").json()["deleted"]
 
 
 def test_what_cannot_be_learnt_is_refused_before_a_job_is_taken_on(
