@@ -93,13 +93,13 @@ def save_adapter(
     config = peft_config(lora, coverage, base_model=shape.base_model, revision=revision)
     tensors = peft_tensors(lora, coverage, dtype)
     adapted = {t.layer for t in coverage.targets if t not in coverage.zero}
-    by_parameter = (*coverage.weights, *coverage.parameters)
-    adapted |= {t.layer for t in by_parameter}
+    adapted |= {t.layer for t in coverage.weights} | {p.layer for p in coverage.parameters}
+    types = [*(t.type for t in coverage.weights), *(p.type for p in coverage.parameters)]
     facts = AdapterFacts(
         base_model=shape.base_model,
         rank=lora.rank,
         alpha=lora.alpha,
-        target_modules=(*coverage.target_modules, *dict.fromkeys(t.type for t in by_parameter)),
+        target_modules=(*coverage.target_modules, *dict.fromkeys(types)),
         layers=coverage.layers,
         zero_layers=tuple(layer for layer in coverage.layers if layer not in adapted),
         num_layers=shape.num_layers,

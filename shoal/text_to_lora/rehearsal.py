@@ -110,6 +110,7 @@ def old_descriptions(start: object, new: Sequence[Task], file: Path | None = Non
     """
     from shoal.tasks.procedural.catalogue import procedural_tasks
 
+    old: list[tuple[str, ...]]
     if file is not None:
         old = [(check_description(line),) for line in read_text(file).split("\n") if line.strip()]
         lacking = f"{file} holds no description"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,21 @@ STUDY: dict[str, Any] = {
 
 
 @pytest.fixture
-def at_once(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs run their commands in this process, which has loaded all that they need."""
-    jobs = running.service.jobs
+def go(running: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Jobs run their commands in this process, which has loaded all that they need, once this is set."""
+    jobs, go = running.service.jobs, threading.Event()
 
     def work(identity: str, folder: Path) -> None:
+        assert go.wait(60)
         cli._app()(args=read_command(folder), prog_name="shoal", standalone_mode=False)
         jobs._finish(identity, folder)
 
     monkeypatch.setattr(jobs, "_train", work)
+    return go
 
 
 def test_a_job_finds_settings_and_another_trains_with_them(
-    running: Any, as_ada: httpx2.Client, at_once: None
+    running: Any, as_ada: httpx2.Client, go: threading.Event
 ) -> None:
     answer = as_ada.post("/v1/jobs/tune", json=STUDY)
     assert answer.status_code == 202, answer.text
@@ -49,6 +52,7 @@ def test_a_job_finds_settings_and_another_trains_with_them(
     assert (waiting["verdict"], waiting["settings"]) == (None, None)
     early = as_ada.post("/v1/studies/numbers/train", json={"adapter": "tuned"})
     assert early.status_code == 409 and "no verdict yet" in early.text
+    go.set()
     job = ended(as_ada, answer.json()["id"])
     assert (job["state"], job["step"], job["steps"]) == ("succeeded", 2, 2), job["error"]
     assert job["adapter"] == "study/numbers" and job["loss"] > 0
