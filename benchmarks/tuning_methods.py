@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
+import optuna
 from _machine import ROOT
 
 from shoal.tasks.metrics import bootstrap_interval
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--trials", type=int, default=24)
     args = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     record = json.loads(args.table.read_text("utf-8"))
     print(f"table: {len(record['cells'])} cells of {len(record['descriptions'])} tasks")
     encoder, tasks = TaskEncoder(), read_table(args.table)

@@ -20,7 +20,7 @@ from shoal.adapters.matching import check_targets
 from shoal.adapters.peft_parameters import (
     StatedParameters,
     is_router,
-    needs_weight_named,
+    named_by_weight,
     stacked,
     unstacked,
     wrapped_names,
@@ -78,7 +78,7 @@ def cover(lora: LoRA, shape: BackboneShape, *, pad_layers: bool = False) -> Cove
     """
     check_targets(shape, lora)
     held = [t for t in shape.targets if t.name in lora.factors]
-    weights = tuple(t for t in held if needs_weight_named(t.type, shape.parameters))
+    weights = tuple(t for t in held if named_by_weight(t.type, shape.parameters))
     adapted = [t for t in held if t not in weights]
     ends = tuple(end for end in shape.ends if end.name in lora.factors)
     parameters = tuple(p for p in shape.parameters if p.name in lora.factors)

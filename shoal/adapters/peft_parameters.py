@@ -106,7 +106,7 @@ class StatedParameters:
         return set() if targeted else self._own.get("", set())
 
 
-def needs_weight_named(kind: str, parameters: Sequence[TargetParameter]) -> bool:
+def named_by_weight(kind: str, parameters: Sequence[TargetParameter]) -> bool:
     """True for a type of linear maps that PEFT would take for those of experts beside these parameters."""
     fused = any(p.type.endswith(".gate_up_proj") for p in parameters)
     return fused and kind.rpartition(".")[2] in OF_SINGLE_EXPERTS

@@ -111,14 +111,14 @@ def run_recipe(
     given: dict[str, Any] = {"covariances": covariances, "start": start, "seed": seed}
     for name, factors in merged_modules(recipe, loras, **given, num_layers=num_layers):
         cut.take(name, factors)
-    prints = [lora.fingerprint() for lora in loras]
-    parents = [folded(lora) for lora in loras]
+    given_as = dict(zip(recipe.labels, loras, strict=True))
     lacking = {
         parent: missing
-        for parent, each in zip(recipe.labels, parents, strict=True)
-        if (missing := sorted(cut.kept.keys() - each.keys()))
+        for parent, lora in given_as.items()
+        if (missing := sorted(cut.kept.keys() - folded(lora).keys()))
     }
-    return _described(recipe, cut, dict(zip(recipe.labels, prints, strict=True)), lacking, start, seed)
+    prints = {parent: lora.fingerprint() for parent, lora in given_as.items()}
+    return _described(recipe, cut, prints, lacking, start, seed)
 
 
 def merged_modules(
