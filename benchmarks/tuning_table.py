@@ -3,8 +3,8 @@
     python benchmarks/tuning_table.py [--work runs/tuning_table] [--report]
 
 Every cell is one setting on one training task: a run whose rate is stable, then falls, with losses of single
-examples on the way and after its short and its whole length, on examples of the `train` list that it was not
-trained on (`selection`) and of the `test` list. Cells that are there are not run again; `--report` runs
+examples every five steps on the way, and after shorter lengths that share its stable part, on examples of the
+`train` list that it was not trained on (`selection`) and of the `test` list. Cells that are there are not run again; `--report` runs
 nothing, and prints what the written table says.
 """
 
@@ -44,10 +44,7 @@ TASKS = (
     "ii_larger_animal",
     "oewn_quality_noun",
 )
-LENGTHS, LOOKS = (
-    (12, 24),
-    (6, 12, 18),
-)  # steps of whole runs, and of their stable part after which losses are taken
+LENGTHS, EVERY = (20, 40, 60), 5  # steps of whole runs, and between looks at the longest one's losses
 FIXED = {"batch_size": 4, "warmup_steps": 2, "decay": 0.25, "checkpoint_every": 1000}
 ASKED, FIT, LAYERS = 16, 120, 8
 PLAIN = LoraTrainingConfig()
@@ -58,7 +55,7 @@ SEEDS = 3  # of the defaults
 
 def settings() -> list[dict[str, Any]]:
     """The defaults, higher rates, then a quasi-random sequence over rate, rank and modules."""
-    points = qmc.Sobol(3, scramble=True, rng=0).random(8)[:5]
+    points = qmc.Sobol(3, scramble=True, rng=0).random(32)[:21]
     rows = [DEFAULT, *({**DEFAULT, "learning_rate": rate} for rate in (2e-3, 4e-3))]
     for rate, rank, modules in points:
         rows.append(
@@ -87,7 +84,7 @@ def main() -> None:
     bench = Bench(load_backbone(), tasks)
     for number, row, seed in wanted:
         for task in tasks:
-            path = args.work / f"{task.name}-{number}-{seed}.json"
+            path = args.work / f"{task.name}-{LENGTHS[-1]}-{number}-{seed}.json"
             if not path.exists():
                 cell = bench.cell(task, row, seed, args.work / "run")
                 write_file(path, json.dumps(cell))
@@ -101,17 +98,17 @@ def main() -> None:
     cells = []
     for number, row, seed in wanted:
         for task in tasks:
-            path = args.work / f"{task.name}-{number}-{seed}.json"
+            path = args.work / f"{task.name}-{LENGTHS[-1]}-{number}-{seed}.json"
             if path.exists():
                 cells.append(
                     {"task": task.name, "setting": row, "seed": seed, **json.loads(path.read_text())}
                 )
     about = {
-        "machine": machine(None),
+        "machine": machine(bench.dtype),
         "command": "python benchmarks/tuning_table.py",
         "fixed": FIXED,
         "lengths": LENGTHS,
-        "looks": LOOKS,
+        "looks_every": EVERY,
         "layers": LAYERS,
         "descriptions": {task.name: task.descriptions[0] for task in tasks},
     }
@@ -140,7 +137,7 @@ class Bench:
     """One model, with the examples of every task tokenised once and passed through the frozen layers once."""
 
     def __init__(self, backbone: Backbone, tasks: Sequence[Task]) -> None:
-        self._backbone = backbone
+        self._backbone, self.dtype = backbone, backbone.dtype
         self._parts: dict[str, Any] = {}
         start = min(t.layer for t in backbone.shape.select(ALL, LAYERS))
         for task in tasks:
@@ -154,7 +151,7 @@ class Bench:
             }
 
     def cell(self, task: Task, row: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-        """Losses of one run at its looks, and where its rate has fallen after each of its lengths."""
+        """Losses of one run at its looks, and where its rate has fallen after each of the lengths."""
         shutil.rmtree(folder, ignore_errors=True)
         started, tokens, losses = time.perf_counter(), {}, {}
         parts = dict(self._parts[task.name])
@@ -176,9 +173,13 @@ class Bench:
         try:
             for steps in LENGTHS:
                 stable = steps - round(steps * FIXED["decay"])
-                for look in (n for n in (*LOOKS, stable) if n <= stable and f"stable {n}" not in losses):
-                    go_on("trunk", look, LENGTHS[-1], f"stable {look}")
+                for look in range(EVERY, stable + 1, EVERY):
+                    if f"stable {look}" not in losses:
+                        go_on("trunk", look, LENGTHS[-1], f"stable {look}")
                 shutil.copytree(folder / "trunk", folder / f"{steps}")
+                if steps == LENGTHS[-1]:
+                    for look in range(stable + EVERY, steps, EVERY):
+                        go_on(f"{steps}", look, steps, f"falling {look}")
                 go_on(f"{steps}", steps, steps, f"end {steps}")
         except Diverged:
             pass  # what is missing was not reached

@@ -36,7 +36,8 @@ class TableWorkload:
     def __init__(self, record: Row, task: str, shuffled: int | None = None) -> None:
         """With `shuffled`, a seed, every division deals whole rows of losses to the settings: noise alone."""
         self._cells = [c for c in record["cells"] if c["task"] == task and c["seed"] == 0 and c["losses"]]
-        self._lengths, self._task, self._shuffled = record["lengths"], task, shuffled
+        self._lengths, self._decay = record["lengths"], record["fixed"]["decay"]
+        self._task, self._shuffled = task, shuffled
         if shuffled is not None:  # those that diverged would not be noise
             self._cells = [c for c in self._cells if f"end {self._lengths[-1]}" in c["losses"]]
 
@@ -64,15 +65,18 @@ class TableWorkload:
         return {**self.defaults, **settings}
 
     def looks(self, settings: Mapping[str, Any]) -> Sequence[int]:
-        """Ends of the stable parts that were recorded, and the run's end."""
+        """Where the table has losses of a run of this length, in order; the last is the run's end."""
+        end, longest = settings["steps"], self._lengths[-1]
         names = (name.split() for name in self._cells[0]["losses"])
-        stable = sorted(int(step) for kind, step in names if kind == "stable")
-        return [*(step for step in stable if step < settings["steps"]), settings["steps"]]
+        looks = [(kind, int(step)) for kind, step in names]
+        stable = {step for kind, step in looks if kind == "stable" and step <= self._stable(settings)}
+        falling = {step for kind, step in looks if kind == "falling" and end == longest}
+        return [*sorted(stable | falling), end]
 
     def shared(self, settings: Mapping[str, Any], look: int) -> Mapping[str, Any]:
-        """The table's row; the length where the rate has fallen."""
+        """The table's row; also the length where the rate falls."""
         own = {"row": self._nearest(settings)}
-        return own if look < settings["steps"] else {**own, "steps": look}
+        return own if look <= self._stable(settings) else {**own, "steps": settings["steps"]}
 
     def train(self, settings: Mapping[str, Any], division: Division, folder: Path, until: int) -> Observed:
         """What the table says of a run; `selection` in the search, examples of `test` in a confirmation."""
@@ -81,7 +85,8 @@ class TableWorkload:
             dealt = list(range(len(self._cells)))
             random.Random(f"{self._shuffled}/{division}").shuffle(dealt)
             row = dealt[row]
-        kind = "end" if until == settings["steps"] else "stable"
+        kind = "stable" if until <= self._stable(settings) else "falling"
+        kind = "end" if until == settings["steps"] else kind
         recorded = self._cells[row]["losses"].get(f"{kind} {until}")
         if recorded is None:
             raise Diverged(f"{self._task}, row {row}: the run did not come to step {until}")
@@ -99,6 +104,10 @@ class TableWorkload:
         """The best of the table."""
         rows = [_settings(cell) for cell in self._cells]
         return min(self.truth({**row, "steps": steps}) for row in rows for steps in self._lengths)
+
+    def _stable(self, settings: Mapping[str, Any]) -> int:
+        """Steps of a run before its rate falls."""
+        return int(settings["steps"]) - round(settings["steps"] * self._decay)
 
     def _nearest(self, settings: Mapping[str, Any]) -> int:
         def distance(row: Mapping[str, Any]) -> float:

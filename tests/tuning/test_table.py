@@ -22,7 +22,8 @@ def made(tasks: int = 2) -> dict[str, Any]:
     for task in range(tasks):
         for rate in RATES:
             losses: dict[str, Any] = {}
-            for name, step in (("stable 3", 3), ("end 6", 6), ("stable 6", 6), ("end 12", 12)):
+            for name in ("stable 3", "end 6", "stable 6", "falling 9", "end 12"):
+                step = int(name.split()[1])
                 loss = 1 + 0.3 * math.log(rate / 6e-3) ** 2 + 2 / step
                 losses[name] = {
                     p: [loss + chance.gauss(0, 0.05) for _ in range(8)] for p in ("selection", "test")
@@ -33,16 +34,18 @@ def made(tasks: int = 2) -> dict[str, Any]:
                 {"task": f"t{task}", "setting": {"learning_rate": rate}, "seed": 0, "losses": losses}
             )
     names = {f"t{task}": f"Task {task}." for task in range(tasks)}
-    return {"lengths": [6, 12], "descriptions": names, "cells": cells}
+    return {"lengths": [6, 12], "fixed": {"decay": 0.5}, "descriptions": names, "cells": cells}
 
 
 def test_a_run_is_that_of_the_nearest_row(tmp_path: Any) -> None:
     workload = TableWorkload(made(1), "t0")
     settings = workload.whole({"learning_rate": RATES[5] * 1.05})
-    assert workload.looks(settings) == [3, 6, 12]
+    assert workload.looks(settings) == [3, 6, 9, 12] and workload.looks({**settings, "steps": 6}) == [3, 6]
     seen = workload.train(settings, Division(0, 0), tmp_path, 12)
     assert seen.tokens == 12 and seen.losses == tuple(made(1)["cells"][5]["losses"]["end 12"]["selection"])
     assert workload.shared(settings, 6) == workload.shared({**settings, "learning_rate": RATES[5]}, 6)
+    assert workload.shared(settings, 3) == workload.shared({**settings, "steps": 6}, 3)
+    assert workload.shared(settings, 9) != workload.shared(settings, 6)
     with pytest.raises(Diverged, match="did not come to step 12"):
         workload.train(workload.whole({"learning_rate": RATES[-1]}), Division(0, 0), tmp_path, 12)
 
