@@ -1,11 +1,11 @@
 """A table of LoRA runs, on which ways of tuning are compared in seconds: `shoal.tuning` reads it in CI.
 
-    python benchmarks/tuning_table.py [--work runs/tuning_table] [--report]
+    python benchmarks/tuning_table.py [--work runs/tuning_table] [--minutes M] [--report]
 
 Every cell is one setting on one training task: a run whose rate is stable, then falls, with losses of single
 examples every five steps on the way, and after shorter lengths that share its stable part, on examples of the
-`train` list that it was not trained on (`selection`) and of the `test` list. Cells that are there are not run again; `--report` runs
-nothing, and prints what the written table says.
+`train` list that it was not trained on (`selection`) and of the `test` list. Cells that are there are not run
+again, and after `--minutes` none is begun; `--report` runs nothing, and prints what the written table says.
 """
 
 from __future__ import annotations
@@ -73,11 +73,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "tuning_table")
     parser.add_argument("--out", type=Path, default=ROOT / "shoal" / "tuning" / "table.json")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no cell is begun")
     parser.add_argument("--report", action="store_true", help="print what the written table says")
     args = parser.parse_args()
     if args.report:
-        compare(json.loads(args.out.read_text("utf-8"))["cells"])
+        record = json.loads(args.out.read_text("utf-8"))
+        compare(record["cells"], record["lengths"])
         return
+    until = time.monotonic() + 60 * args.minutes
     tasks = load_task_directory(args.data / "tasks", TASKS)
     wanted = [(number, row, 0) for number, row in enumerate(settings())]
     wanted += [(0, DEFAULT, seed) for seed in range(1, SEEDS)]
@@ -85,7 +88,7 @@ def main() -> None:
     for number, row, seed in wanted:
         for task in tasks:
             path = args.work / f"{task.name}-{LENGTHS[-1]}-{number}-{seed}.json"
-            if not path.exists():
+            if not path.exists() and time.monotonic() < until:
                 cell = bench.cell(task, row, seed, args.work / "run")
                 write_file(path, json.dumps(cell))
                 print(
@@ -114,10 +117,10 @@ def main() -> None:
     }
     write_file(args.out, json.dumps({**about, "cells": cells}, separators=(",", ":")) + "\n")
     print(f"{len(cells)} of {len(wanted) * len(tasks)} cells written to {args.out}")
-    compare(cells)
+    compare(cells, LENGTHS)
 
 
-def compare(cells: Sequence[Mapping[str, Any]]) -> None:
+def compare(cells: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> None:
     """Print how much lower than the defaults' the loss of every setting is on `test`, over the tasks."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for cell in cells:
@@ -125,7 +128,7 @@ def compare(cells: Sequence[Mapping[str, Any]]) -> None:
             found.setdefault(json.dumps(cell["setting"]), {})[cell["task"]] = cell["losses"]
     base = found[json.dumps(DEFAULT)]
     for setting, by_task in found.items():
-        for end in (f"end {steps}" for steps in LENGTHS):
+        for end in (f"end {steps}" for steps in lengths):
             both = [task for task in base if end in base[task] and end in by_task.get(task, {})]
             gains = [_mean(base[task][end]["test"]) - _mean(by_task[task][end]["test"]) for task in both]
             if len(gains) > 1 and any(gains):
