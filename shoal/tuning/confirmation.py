@@ -63,7 +63,8 @@ class Verdict:
         defaults_selection_loss: of the defaults in the search.
         trials: number of trials by their state.
         tokens: that search and confirmation trained on.
-        seconds: that training them took.
+        seconds: that training them took, with the losses on the way.
+        overhead: seconds that went to proposing, noting and copying runs besides.
         front: trials that no other one beats in both aims, by the search's loss; empty with one aim.
     """
 
@@ -75,6 +76,7 @@ class Verdict:
     trials: Mapping[str, int]
     tokens: int
     seconds: float
+    overhead: float
     front: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -93,10 +95,11 @@ class Verdict:
         last = "the defaults stay"
         if self.recommended is not None:
             last = "recommended: " + ", ".join(f"{name} {_plain(v)}" for name, v in self.recommended.items())
+        time = f"training {self.seconds:.1f} s, the tuner itself {self.overhead:.1f} s"
         front = [
             ", ".join(f"{n} {_plain(v)}" for n, v in row.items() if n != "settings") for row in self.front
         ]
-        return "\n".join([first, *rows, *(f"on the front: {line}" for line in front), last])
+        return "\n".join([first, *rows, *(f"on the front: {line}" for line in front), time, last])
 
 
 def confirm(study: Study, on_run: Callable[[str], None] = lambda line: None) -> Verdict:
@@ -106,6 +109,7 @@ def confirm(study: Study, on_run: Callable[[str], None] = lambda line: None) -> 
         ShoalError: every trial failed or diverged.
         Interrupted: Ctrl-C; the same call goes on.
     """
+    started = study.runs.clock()
     rows = study.optuna.get_trials(deepcopy=False)
     if not any(row.state == TrialState.COMPLETE for row in rows):
         why = next(
@@ -153,6 +157,7 @@ def confirm(study: Study, on_run: Callable[[str], None] = lambda line: None) -> 
         {state: states.count(state) for state in sorted(set(states))},
         sum(row.user_attrs.get("tokens", 0) for row in rows) + int(cost[0]),
         sum(row.user_attrs.get("seconds", 0.0) for row in rows) + cost[1],
+        sum(row.user_attrs.get("overhead", 0.0) for row in rows) + study.runs.clock() - started,
         tuple(front_of(study.within_limits(), second)) if (second := study.plan.second) else (),
     )
 

@@ -91,9 +91,10 @@ class Study:
         while True:
             with ExitStack() as stack:
                 with FileLock(self.folder / ".ask"):
+                    started = self.runs.clock()
                     trial = self._left_behind(stack) or self._asked(stack)
                 if trial is not None:
-                    self._try(trial)
+                    self._try(trial, started)
                     continue
             if not self._waited_for_others():
                 return
@@ -198,8 +199,8 @@ class Study:
         longest = max(whole)
         return bool(spent + longest + CONFIRMATIONS * (whole[0] + 2 * longest) <= self.budget_tokens())
 
-    def _try(self, trial: Trial) -> None:
-        """Train a trial from look to look, and tell how it ended."""
+    def _try(self, trial: Trial, started: float) -> None:
+        """Train a trial, asked for at a time of the runs' clock, from look to look; tell how it ended."""
         origin = trial.user_attrs.get("origin", SAMPLED)
         drawn = self.workload.defaults if origin == DEFAULTS else self.space.draw(trial)
         if origin == DEFAULTS and self.space.fixed(self.workload.defaults):
@@ -228,6 +229,7 @@ class Study:
             state = TrialState.FAIL
         if origin != SAMPLED or state == TrialState.COMPLETE:
             self._promote(trial, value)
+        trial.set_user_attr("overhead", self.runs.clock() - started)
         self._close(trial, settings, value, state, measured)
 
     def _keeps_limits(self, trial: Trial, origin: str, values: Mapping[str, Any]) -> bool:

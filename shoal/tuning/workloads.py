@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -97,6 +98,11 @@ class Runs:
         """`folder` holds a folder for every stretch."""
         self._workload = workload
         self._folder = folder
+        self._trained = 0.0  # seconds, in this process
+
+    def clock(self) -> float:
+        """Seconds of a clock that leaves out the time in which runs were trained."""
+        return time.perf_counter() - self._trained
 
     def observe(
         self, settings: Mapping[str, Any], division: Division, look: int, trial: int | None
@@ -111,7 +117,11 @@ class Runs:
             write_directory(
                 place, lambda new: shutil.copytree(beginning, new, dirs_exist_ok=True, ignore=_ONLY_RUN)
             )
-        observed = self._workload.train(settings, division, place, look)
+        started = time.perf_counter()
+        try:
+            observed = self._workload.train(settings, division, place, look)
+        finally:
+            self._trained += time.perf_counter() - started
         write_file(place / OBSERVED, json.dumps({**asdict(observed), "trial": trial}))
         return _read(place / OBSERVED)
 

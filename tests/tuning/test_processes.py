@@ -84,10 +84,17 @@ def ended(folder: Path) -> tuple[Any, ...]:
     verdict = json.loads((folder / "out" / "verdict.json").read_text())
     study = optuna.load_study(study_name="killed", storage=open_storage(f"sqlite:///{folder / 'study.db'}"))
     rows = [
-        (t.number, t.state, t.params, t.values, t.intermediate_values, {**t.user_attrs, "seconds": None})
+        (
+            t.number,
+            t.state,
+            t.params,
+            t.values,
+            t.intermediate_values,
+            {**t.user_attrs, "seconds": None, "overhead": None},
+        )
         for t in study.trials
     ]
-    return rows, {**verdict, "seconds": None}, (folder / "out" / "best.yaml").read_text()
+    return rows, {**verdict, "seconds": None, "overhead": None}, (folder / "out" / "best.yaml").read_text()
 
 
 @pytest.mark.slow

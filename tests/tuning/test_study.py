@@ -74,6 +74,16 @@ def test_defaults_outside_the_space_are_tried_all_the_same(tmp_path: Path) -> No
     assert first.params == {} and first.user_attrs["settings"] == DEFAULTS and first.value is not None
 
 
+def test_the_overhead_of_trials_and_of_confirmation_is_told(tmp_path: Path) -> None:
+    study = begun(tmp_path, trials=4)
+    before = study.runs.clock()
+    study.search()
+    verdict = confirm(study)
+    noted = sum(row.user_attrs["overhead"] for row in study.optuna.trials if row.user_attrs)
+    assert 0 < noted < verdict.overhead < study.runs.clock() - before
+    assert "the tuner itself" in str(verdict)
+
+
 def test_where_settings_do_not_matter_the_defaults_stay(tmp_path: Path) -> None:
     for seed in range(3):
         _, verdict = finished(tmp_path / str(seed), ToyWorkload(noise=0.1, slope=0), seed=seed, trials=6)

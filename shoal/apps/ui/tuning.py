@@ -108,6 +108,7 @@ def _verdict(study: SettingsStudy) -> None:
         **{f"Trial {own['trial']}": _candidate(own) for own in verdict["candidates"]},
         "Trials": ", ".join(f"{count} {state}" for state, count in verdict["trials"].items()),
         "Training": f"{verdict['tokens']} tokens in {verdict['seconds']:.0f} s",
+        "The tuner itself": f"{verdict['overhead']:.1f} s",
     }
     facts(about)
     if study.settings is not None:
