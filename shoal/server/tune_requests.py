@@ -19,8 +19,9 @@ from shoal.server.schemas import Body, Description, SolvedExample
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.records import divide
 from shoal.tuning.examples import LEAST_EXAMPLES
+from shoal.tuning.limits import MEASURED, Limit, check_defaults, check_second, read_limit
 from shoal.tuning.lora import check_modules
-from shoal.tuning.search_space import SearchSpace, read_space
+from shoal.tuning.search_space import SearchSpace, numeric_fields, read_space
 from shoal.tuning.spaces import MODELS, default_space
 
 JOURNAL = "study.log"
@@ -39,10 +40,8 @@ SEARCHED = (
     "label_smoothing",
     "average_decay",
 )
-PLAIN: Mapping[str, int] = {
-    "steps": LoraTrainingConfig().steps,
-    "adapter_rank": TextToLoRAConfig().adapter_rank,
-}
+_DEFAULTS: Mapping[str, Any] = {**dict(LoraTrainingConfig()), **dict(TextToLoRAConfig())}
+PLAIN: Mapping[str, int] = {name: _DEFAULTS[name] for name in ("steps", "adapter_rank")}
 Dimension = (
     list[bool | int | float | str | list[Annotated[str, Field(max_length=64)]] | None] | dict[str, Any]
 )
@@ -63,7 +62,15 @@ class NewStudy(Body):
     )
     metric: Literal["nll", "rouge_l", "exact_match"] = "nll"
     sampler: Literal["tpe", "random", "qmc"] = "tpe"
-    pruner: Literal["none", "median", "halving", "hyperband", "wilcoxon"] = "median"
+    pruner: Literal["none", "median", "halving", "hyperband", "wilcoxon"] | None = Field(
+        None, description="by default median, with a second aim none"
+    )
+    limits: list[Annotated[str, Field(max_length=64)]] = Field(
+        [], max_length=16, description="that settings must keep, such as adapter_rank<=16 or bytes<=2e6"
+    )
+    second: Literal["bytes", "seconds"] | None = Field(
+        None, description="a second aim beside the loss: the verdict has the front"
+    )
     nearest: bool = Field(True, description="try the best settings of the nearest recorded tasks first")
     seed: int = Field(0, ge=0, lt=2**31)
 
@@ -76,8 +83,9 @@ class NewStudy(Body):
         """See that it can be run.
 
         Raises:
-            UsageError: no end, numbers above the service's limits, a space that cannot be searched, or fewer
-                than 16 different inputs.
+            UsageError: no end, numbers above the service's limits, a space that cannot be searched, limits
+                that cannot be read or that the defaults break, a second aim with a pruner, or fewer than 16
+                different inputs.
         """
         if self.minutes is None and self.trials is None:
             raise UsageError("a study needs an end; give minutes or trials")
@@ -90,6 +98,8 @@ class NewStudy(Body):
                 f"{config.max_rank}; lower them"
             )
         check_modules(space, shape, layers)
+        check_defaults(self._limits(), {**_DEFAULTS, **self._fixed()})
+        check_second(self.second, self.sampler, self._pruner)
         if (count := len(divide(self._solved(), test_size=0)[0])) < LEAST_EXAMPLES:
             raise UsageError(
                 f"{count} different inputs, {LEAST_EXAMPLES} are needed to divide them; give more examples"
@@ -116,7 +126,8 @@ class NewStudy(Body):
             **self._fixed(),
             "metric": self.metric,
             "sampler": self.sampler,
-            "pruner": self.pruner,
+            "pruner": self._pruner,
+            "limit": self.limits,
             "nearest": self.nearest,
             "seed": self.seed,
             "study": self.name,
@@ -126,6 +137,7 @@ class NewStudy(Body):
         }
         settings |= {"trials": self.trials} if self.trials else {}
         settings |= {"budget": f"{60 * self.minutes:f}s"} if self.minutes else {}
+        settings |= {"second": self.second} if self.second else {}
         if self.space is not None:
             (study / "space.yaml").write_text(json.dumps(self.space), encoding="utf-8")  # YAML too
             settings["space"] = str(study / "space.yaml")
@@ -144,6 +156,14 @@ class NewStudy(Body):
         """Settings that all trials have, as flags."""
         rank = {} if self.rank is None else {"adapter_rank": self.rank, "adapter_alpha": 2 * self.rank}
         return rank | ({} if self.steps is None else {"steps": self.steps})
+
+    @property
+    def _pruner(self) -> str:
+        return self.pruner or ("median" if self.second is None else "none")
+
+    def _limits(self) -> list[Limit]:
+        known = (*MEASURED, *numeric_fields(MODELS["lora"]))
+        return [read_limit(text, known) for text in self.limits]
 
     def _space(self) -> SearchSpace:
         fixed = self._fixed()

@@ -57,10 +57,10 @@ def read_limit(text: str, known: Sequence[str]) -> Limit:
     """
     match = _FORM.fullmatch(text)
     if match is None:
-        raise UsageError(f"--limit {text}: write NAME<=NUMBER or NAME>=NUMBER, such as adapter_rank<=16")
+        raise UsageError(f"limit {text}: write NAME<=NUMBER or NAME>=NUMBER, such as adapter_rank<=16")
     name = match[1].replace("-", "_")
     if name not in known:
-        raise UsageError(f"--limit {text}: {name} has no limit; choose from {', '.join(known)}")
+        raise UsageError(f"limit {text}: {name} has no limit; choose from {', '.join(known)}")
     return Limit(name, float(match[3]), match[2] == ">=")
 
 
@@ -73,21 +73,34 @@ def check_second(second: str | None, sampler: str, pruner: str) -> None:
     if second is None:
         return
     if second not in SMALL:
-        raise UsageError(f"--second {second}: choose from {', '.join(SMALL)}")
+        raise UsageError(f"second aim {second}: choose from {', '.join(SMALL)}")
     if sampler == "cmaes":
-        raise UsageError("--sampler cmaes has one aim; with --second give tpe, random, qmc or gp")
+        raise UsageError("sampler cmaes has one aim; with a second one give tpe, random, qmc or gp")
     if pruner != "none":
-        raise UsageError(f"--pruner {pruner} compares one aim; with --second give none")
+        raise UsageError(f"pruner {pruner} compares one aim; with a second one give none")
+
+
+def check_defaults(limits: Sequence[Limit], defaults: Mapping[str, Any]) -> None:
+    """See that the defaults keep all limits, as there is no verdict without them.
+
+    Raises:
+        UsageError: they break one.
+    """
+    if over := broken(limits, defaults):
+        raise UsageError(
+            f"the defaults break the limit {over[0]}: theirs is {float(defaults[over[0].name]):g}; loosen "
+            "it, or fix a setting that keeps it"
+        )
 
 
 def broken(limits: Sequence[Limit], values: Mapping[str, Any]) -> list[Limit]:
     """The limits that values break; those without a value here are kept."""
-    return [limit for limit in limits if limit.excess(float(values.get(limit.name, limit.bound))) > 0]
+    return [n for n in limits if values.get(n.name) is not None and n.excess(float(values[n.name])) > 0]
 
 
 def note_limits(trial: Trial, limits: Sequence[Limit], values: Mapping[str, Any]) -> bool:
     """Tell Optuna how far values are from their limits; True where all are kept."""
-    known = [limit for limit in limits if limit.name in values]
+    known = [limit for limit in limits if values.get(limit.name) is not None]
     for limit in known:
         if str(limit) not in trial.constraints:  # else a run that goes on has it
             trial.set_constraint(str(limit), limit.excess(float(values[limit.name])))

@@ -18,6 +18,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from shoal.errors import NotFoundError
+from shoal.tuning.limits import OVER
 from shoal.tuning.storage import open_storage
 
 LEAST_TRIALS, RESAMPLES = 6, 16
@@ -91,7 +92,7 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
     about = trial.user_attrs
     curve = sorted(trial.intermediate_values.items())
     settings = about.get("settings", {})
-    done = trial.state == TrialState.COMPLETE
+    done, over = trial.state == TrialState.COMPLETE, about.get(OVER, [])
     if done and "steps" in settings:
         curve.append((settings["steps"], trial.values[0]))
     return {
@@ -103,5 +104,8 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         "curve": [list(point) for point in curve],
         "tokens": about.get("tokens", 0),
         "seconds": about.get("seconds", 0.0),
-        "why": about.get("failed") or about.get("diverged"),
+        "second": trial.values[1] if done and len(trial.values) > 1 else None,
+        "why": about.get("failed")
+        or about.get("diverged")
+        or (", ".join(over) and f"over {', '.join(over)}"),
     }

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from shoal.errors import ShoalError, UsageError, reason
 from shoal.training.loop import Diverged, Interrupted
-from shoal.tuning.limits import OVER, broken, check_second, note_limits
+from shoal.tuning.limits import OVER, check_defaults, check_second, note_limits
 from shoal.tuning.plan import StudyPlan
 from shoal.tuning.progress import note_progress
 from shoal.tuning.pruners import WILCOXON, begin_pruning, ends_early, is_worse, pruner_of
@@ -234,11 +234,8 @@ class Study:
 
     def _keeps_limits(self, trial: Trial, origin: str, values: Mapping[str, Any]) -> bool:
         """True where values are within all limits, of which Optuna hears; the defaults must be."""
-        if origin == DEFAULTS and (over := broken(self.plan.limits, values)):
-            raise UsageError(
-                f"the defaults break --limit {over[0]}: theirs is {float(values[over[0].name]):g}; loosen "
-                "it, or give flags that keep it"
-            )
+        if origin == DEFAULTS:
+            check_defaults(self.plan.limits, values)
         return note_limits(trial, self.plan.limits, values)
 
     def _longest(self) -> int:

@@ -80,6 +80,25 @@ def test_a_job_finds_settings_and_another_trains_with_them(
     wait_until(lambda: not list((running.service.registry.root / "jobs").iterdir()), 60)
 
 
+def test_limits_are_kept_and_the_front_of_two_aims_is_shown(
+    running: Any, as_ada: httpx2.Client, go: threading.Event
+) -> None:
+    go.set()
+    own = {"name": "small", "rank": None, "steps": 1, "trials": 4, "sampler": "random", "second": "bytes"}
+    space = {"adapter_rank": [1, 2, 4, 16, 32]}
+    limits = ["adapter_rank<=16", "bytes<=1e9"]
+    answer = as_ada.post("/v1/jobs/tune", json={**STUDY, **own, "space": space, "limits": limits})
+    assert answer.status_code == 202, answer.text
+    assert (job := ended(as_ada, answer.json()["id"]))["state"] == "succeeded", job["error"]
+    study = as_ada.get("/v1/studies/small").json()
+    front = study["verdict"]["front"]
+    assert front and all(row["settings"]["adapter_rank"] <= 16 and row["bytes"] > 0 for row in front)
+    beyond = [trial for trial in study["trials"] if trial["settings"].get("adapter_rank") == 32]
+    assert all(trial["why"] == "over adapter_rank<=16" and trial["tokens"] == 0 for trial in beyond)
+    assert all(trial["second"] > 0 for trial in study["trials"] if trial["state"] == "complete")
+    as_ada.delete("/v1/studies/small")
+
+
 def test_what_cannot_be_tuned_is_refused_before_a_job_is_taken_on(
     running: Any, as_ada: httpx2.Client
 ) -> None:
@@ -101,6 +120,12 @@ def test_what_cannot_be_tuned_is_refused_before_a_job_is_taken_on(
         ({"sampler": "magic"}, "sampler"),
         ({"pruner": "magic"}, "pruner"),
         ({"metric": "test"}, "metric"),
+        ({"limits": ["bytes<10"]}, "limit bytes<10: write NAME<=NUMBER"),
+        ({"limits": ["tokens<=10"]}, "tokens has no limit; choose from bytes"),
+        ({"limits": ["adapter_rank<=1"]}, "the defaults break the limit adapter_rank<=1: theirs is 2"),
+        ({"limits": ["bytes<=1"] * 17}, "limits"),
+        ({"second": "loss"}, "second"),
+        ({"second": "bytes", "pruner": "median"}, "pruner median compares one aim"),
         ({"budget": 3}, "budget"),
     ]
     for change, said in cases:

@@ -24,6 +24,7 @@ from shoal.server.client_records import SettingsStudy
 
 MAX_MEGABYTES = 1
 LEAST = 16
+SHOWN = ("learning_rate", "steps", "adapter_rank", "target_modules")  # of the front's settings
 
 
 def tuning_page() -> None:
@@ -63,6 +64,20 @@ def _new() -> None:
     steps = three.number_input(
         "Steps", 1, 10_000, None, key="study_steps", help="of every trial; empty to search them too"
     )
+    one, two = st.columns([2, 1])
+    limits = one.text_input(
+        "Limits, with commas",
+        max_chars=400,
+        key="study_limits",
+        placeholder="adapter_rank<=16, bytes<=2e6, general_kept>=0.95",
+        help="a setting; bytes of the adapter; seconds of one request; share of general questions kept",
+    )
+    second = two.selectbox(
+        "Also kept small",
+        [None, "bytes", "seconds"],
+        key="study_second",
+        format_func=lambda aim: aim or "nothing",
+    )
     ready = bool(file and definition.strip() and name.strip())
     if st.button(
         "Find settings", type="primary", width="stretch", disabled=not ready, icon=":material/tune:"
@@ -70,8 +85,14 @@ def _new() -> None:
         with show_errors():
             assert file is not None
             solved = parse_examples(file.getvalue().decode("utf-8", errors="replace"))
-            limits = {"minutes": float(minutes), "trials": trials, "steps": steps}
-            job = client().tune(name.strip(), definition.strip(), solved, **limits)
+            asked = {
+                "minutes": float(minutes),
+                "trials": trials,
+                "steps": steps,
+                "limits": [limit for limit in map(str.strip, limits.split(",")) if limit],
+                "second": second,
+            }
+            job = client().tune(name.strip(), definition.strip(), solved, **asked)
             done_line(f"The study is {job.state}")
     if not ready:
         plain_line(f"A file of {LEAST} examples or more, an instruction and a name are needed.")
@@ -111,9 +132,17 @@ def _verdict(study: SettingsStudy) -> None:
         "The tuner itself": f"{verdict['overhead']:.1f} s",
     }
     facts(about)
+    if verdict["front"]:
+        st.markdown("**Front**: trials that no other one beats in both aims, by the search")
+        st.dataframe([_on_front(row) for row in verdict["front"]], hide_index=True)
     if study.settings is not None:
         st.code(json.dumps(study.settings, indent=1) if study.settings else "{}", language="json")
         _train(study.name)
+
+
+def _on_front(row: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {name: str(value) for name, value in row["settings"].items() if name in SHOWN}
+    return {**{name: value for name, value in row.items() if name != "settings"}, **settings}
 
 
 def _candidate(own: Mapping[str, Any]) -> str:

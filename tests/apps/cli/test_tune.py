@@ -96,10 +96,10 @@ def test_tune_expert(shoal: Shoal, tiny_llama: Path, words: Path, tmp_path: Path
         (("--budget", "0m"), ("--budget 0m",)),
         (("--trials", 2, "--sampler", "magic"), ("--sampler magic", "tpe")),
         (("--trials", 2, "--pruner", "magic"), ("--pruner magic", "median")),
-        (("--trials", 2, "--limit", "adapter_rank<16"), ("--limit adapter_rank<16", "write NAME<=NUMBER")),
+        (("--trials", 2, "--limit", "adapter_rank<16"), ("limit adapter_rank<16", "write NAME<=NUMBER")),
         (("--trials", 2, "--limit", "test<=1"), ("test has no limit", "general_kept")),
-        (("--trials", 2, "--second", "test"), ("--second test", "bytes, seconds")),
-        (("--trials", 2, "--second", "bytes", "--pruner", "median"), ("--pruner median", "give none")),
+        (("--trials", 2, "--second", "test"), ("second aim test", "bytes, seconds")),
+        (("--trials", 2, "--second", "bytes", "--pruner", "median"), ("pruner median", "give none")),
         (("--trials", 2, "--metric", "test"), ("--metric test", "nll")),
         (("--trials", 2, "--storage", "study.db"), ("study.db is no URL", "sqlite:///")),
         (("--trials", 2, "--storage", "sqlite://"), ("forgets a study",)),
@@ -193,7 +193,7 @@ def test_limits_and_a_second_aim(shoal: Shoal, tiny_llama: Path, words: Path, tm
     free = ("--batch-size", 4, "--target-modules", "q_proj", "--num-layers-to-adapt", 1, "--steps", 1)
     more = ("--space", space, "--trials", 6, "--sampler", "random", "--second", "bytes", "--no-nearest")
     limits = ("--limit", "adapter_rank<=4", "--limit", "general_kept>=0")
-    assert_one_line(shoal(*command, *free, *more, *limits), 2, "the defaults break --limit adapter_rank<=4")
+    assert_one_line(shoal(*command, *free, *more, *limits), 2, "the defaults break the limit adapter_rank<=4")
     ended = shoal(
         *command, *free, *more, "--limit", "adapter_rank<=16", *limits[2:], "--study", "x", "--json"
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
-
-import pytest
 
 from shoal.apps.ui.tuning_charts import importance_bars, trial_curves, trial_losses
 from shoal.server.job_folders import owner_folder
@@ -16,6 +15,7 @@ from shoal.tuning.recipe import tune
 from shoal.tuning.spaces import MODELS
 from tests.apps.ui.test_main import lines, page
 from tests.fixtures.service import wait_until
+from tests.tuning.test_limits import Heavy
 from tests.tuning.toy import ToyWorkload, toy_space
 
 
@@ -30,23 +30,25 @@ def trial(number: int, loss: float | None, **more: Any) -> dict[str, Any]:
 TRIALS = [trial(0, 1.5, origin="defaults"), trial(1, 1.8), trial(2, None), trial(3, 1.1)]
 
 
-@pytest.fixture
-def study(running: Any) -> Iterator[Any]:
+@contextmanager
+def ended(running: Any, workload: ToyWorkload, **more: Any) -> Iterator[None]:
     """A study of ada's with a verdict."""
     folder = owner_folder(running.service.registry.root, "ada") / FOLDER / "rates"
     solved = [{"input": f"{i}", "output": "x"} for i in range(16)]
     request = NewStudy(name="rates", definition="Say x.", examples=solved, trials=10)  # type: ignore[arg-type]
-    plan = StudyPlan("rates", trials=7, pruner="none")
+    plan = StudyPlan("rates", trials=7, pruner="none", **more)
     url, models = storage_of(folder), MODELS["lora"]
-    tune(ToyWorkload(), toy_space(), plan, url, folder / "run", folder / "found", models)
+    tune(workload, toy_space(), plan, url, folder / "run", folder / "found", models)
     (folder / REQUEST).write_text(request.model_dump_json())
     (folder / "examples.jsonl").write_text("")
-    yield running.service.studies
-    running.service.studies.delete("rates", "ada")
+    try:
+        yield
+    finally:
+        running.service.studies.delete("rates", "ada")
 
 
-def test_the_page_shows_a_study_and_trains_with_what_it_found(running: Any, study: Any) -> None:
-    with page("tuning", running.url, running.ada) as app:
+def test_the_page_shows_a_study_and_trains_with_what_it_found(running: Any) -> None:
+    with ended(running, ToyWorkload()), page("tuning", running.url, running.ada) as app:
         assert not lines(app) and len(app.get("plotly_chart")) == 3
         assert any("Recommended" in line for line in lines(app, "done"))
         assert "learning_rate" in app.code[0].value
@@ -59,6 +61,14 @@ def test_the_page_shows_a_study_and_trains_with_what_it_found(running: Any, stud
             if job.state in ("queued", "running"):
                 jobs.cancel(job.id, "ada")
         wait_until(lambda: not jobs._mine, 120)
+
+
+def test_the_front_of_two_aims_is_shown(running: Any) -> None:
+    with ended(running, Heavy(), second="bytes"), page("tuning", running.url, running.ada) as app:
+        assert not lines(app)
+        assert any("Front" in text.value for text in app.markdown)
+        front = app.dataframe[0].value
+        assert {"trial", "loss", "bytes", "learning_rate"} <= set(front) and len(front) > 1
 
 
 def test_without_studies_the_page_says_so(running: Any) -> None:
