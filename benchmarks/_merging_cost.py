@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _machine import machine
 from _merging_apart import Apart, of_seed
 from _merging_bench import Bench
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shoal.adapters.files import load_adapter
 from shoal.adapters.hooks import attach
 from shoal.adapters.merging.mergekit_writer import write_recipe
 from shoal.adapters.merging.recipe import Recipe
-from shoal.inference.forward import answer_losses, pad_sequences
+from shoal.inference.beginning import common_beginning, losses_under_each
 from shoal.merging.levels import TaskLevels
 from shoal.merging.mixtures import Sum
 from shoal.merging.population import MergePopulation
@@ -58,34 +59,52 @@ def _generation(own: Apart) -> dict[str, Any]:
     """Seconds of 16 candidates on 30 examples, and the process's peak memory."""
     _, population = _plain(own)
     candidates = population.genome[None].repeat(POPULATION, 1)
-    seconds = _elapsed(lambda: population.judge(candidates, population.examples(0)))
+    seconds, processor = _spent(lambda: population.judge(candidates, population.examples(0)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"generation_seconds": seconds, "candidates": POPULATION, "peak_bytes": peak}
+    return {
+        "generation_seconds": seconds,
+        "processor_seconds": processor,
+        "candidates": POPULATION,
+        "peak_bytes": peak,
+    }
 
 
 def _candidate(own: Apart) -> dict[str, Any]:
-    """Median seconds of 16 candidates on 4 examples, and of the same rows under one LoRA of their rank."""
-    mixture, population = _plain(own)
-    backbone, examples = own.bench.backbone, population.examples(0)[:4]
-    candidates = population.genome[None].repeat(POPULATION, 1)
-    rows = [(e.prompt, e.completion) for e in examples] * POPULATION
+    """Median processor seconds of 16 candidates on 4 examples, and of the same rows in other ways.
 
-    @torch.no_grad()
+    `plain` has them under one LoRA of the summed rank, each candidate's beginning read once as well;
+    `whole` reads the beginning with every row.
+    """
+    mixture, population = _plain(own)
+    backbone = own.bench.backbone
+    rows = [(e.prompt, e.completion) for e in population.examples(0)[:4]]
+    candidates = population.genome[None].repeat(POPULATION, 1)
+
     def plain() -> None:
-        batch = pad_sequences(rows, backbone.end_of_turn, backbone.device)
         with attach(backbone.model, mixture.joined):
-            answer_losses(backbone, batch)
+            losses_under_each(backbone, rows, POPULATION)
+
+    def under_all(share: bool) -> None:
+        with torch.no_grad(), mixture.attach(backbone.model, candidates):
+            losses_under_each(backbone, rows, POPULATION, share=share)
 
     ways: Mapping[str, Callable[[], object]] = {
-        "population": lambda: population.judge(candidates, examples),
+        "population": lambda: under_all(True),
         "plain": plain,
+        "whole": lambda: under_all(False),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPEATS + 1):
         for name, way in ways.items():
-            times[name].append(_elapsed(way))
+            times[name].append(_spent(way)[1])
     found = {name: statistics.median(taken[1:]) for name, taken in times.items()}
-    return {**found, "rows": len(rows), "ratio": found["population"] / found["plain"]}
+    return {
+        **found,
+        "rows": len(rows) * POPULATION,
+        "machine": machine(backbone.dtype),
+        "beginning": len(common_beginning([prompt for prompt, _ in rows])),
+        "ratio": found["population"] / found["plain"],
+    }
 
 
 def _mergekit(own: Apart, program: Path) -> dict[str, Any]:
@@ -99,13 +118,15 @@ def _mergekit(own: Apart, program: Path) -> dict[str, Any]:
         flags = ["--lora-merge-cache", Path(folder, "cache"), "--lora-merge-dtype", "float32"]
         clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         command = [program, path, out, *flags, "--no-copy-tokenizer", "--quiet"]
-        # The second merge finds every parent merged into a copy, as an evolution does.
-        seconds = []
-        for _ in range(2):
-            started = time.perf_counter()
+
+        def write_and_load() -> PreTrainedModel:
             subprocess.run(command, env=clean, check=True, capture_output=True)
-            theirs = AutoModelForCausalLM.from_pretrained(out)
-            seconds.append(time.perf_counter() - started)
+            return AutoModelForCausalLM.from_pretrained(out)
+
+        # The second merge finds every parent merged into a copy, as an evolution does.
+        first, _ = _spent(write_and_load)
+        again, processor = _spent(write_and_load)
+        theirs = AutoModelForCausalLM.from_pretrained(out)
         written = sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors"))
         ours = Path(folder, "ours")
         started = time.perf_counter()
@@ -115,7 +136,7 @@ def _mergekit(own: Apart, program: Path) -> dict[str, Any]:
         loaded = load_backbone(bench.args.base)
         lora = load_adapter(ours).lora
         with attach(loaded.model, lora):
-            seconds.append(time.perf_counter() - started)
+            ours_took = time.perf_counter() - started
     missed = whole = 0.0
     for name in lora.factors:
         own_weight, weight = (m.get_submodule(name).weight.detach() for m in (loaded.model, theirs))
@@ -123,15 +144,21 @@ def _mergekit(own: Apart, program: Path) -> dict[str, Any]:
         missed += float((lora.delta_weight(name) - delta).square().sum())
         whole += float(delta.square().sum())
     return {
-        "first_seconds": seconds[0],
-        "seconds_again": seconds[1],
-        "our_seconds": seconds[2],
+        "first_seconds": first,
+        "seconds_again": again,
+        "processor_seconds_again": processor,
+        "our_seconds": ours_took,
         "bytes_written": written,
         "relative_error": (missed / whole) ** 0.5,
     }
 
 
-def _elapsed(way: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def _spent(way: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and seconds of processors, those of programs that it ran among them."""
+    started = time.perf_counter(), _processors()
     way()
-    return time.perf_counter() - started
+    return time.perf_counter() - started[0], _processors() - started[1]
+
+
+def _processors() -> float:
+    return sum(os.times()[:4])

@@ -279,19 +279,22 @@ def _cost(cells: Cells) -> list[str]:
     if cell := cells.get("cost/candidate"):
         lines.append(
             f"* {cell['rows']} rows of 16 candidates take {cell['ratio']:.2f} x the same rows under one LoRA "
-            f"of the summed rank ({cell['population']:.1f} and {cell['plain']:.1f} s, medians of turns)."
+            f"of the summed rank ({cell['population']:.1f} and {cell['plain']:.1f} s of one core, medians of "
+            f"turns; {cell['machine']}). Both read the {cell['beginning']} tokens with which all prompts "
+            f"begin once for each candidate; read with every row, they take {cell['whole']:.1f} s."
         )
     if cell := cells.get("cost/generation"):
-        each = cell["generation_seconds"] / cell["candidates"]
+        each, own = (cell[k] / cell["candidates"] for k in ("generation_seconds", "processor_seconds"))
         lines.append(
-            f"* A candidate on 30 examples takes {each:.2f} s, 64 take {64 * each / 60:.1f} minutes on one "
-            f"core; peak memory {cell['peak_bytes'] / 1e9:.2f} GB."
+            f"* A candidate on 30 examples takes {own:.2f} s of one core ({each:.2f} s with what else ran), "
+            f"64 take {64 * own / 60:.1f} minutes of one core; peak memory {cell['peak_bytes'] / 1e9:.2f} GB."
         )
         if other := cells.get("cost/mergekit"):
             lines.append(
-                f"* mergekit's write and load take {other['seconds_again']:.0f} s "
-                f"({other['first_seconds']:.0f} s with the parents' merged copies), "
-                f"{other['seconds_again'] / each:.0f} x a candidate; it wrote "
+                f"* mergekit's write and load take {other['processor_seconds_again']:.1f} s of one core, "
+                f"{other['processor_seconds_again'] / own:.1f} x a candidate; with what else ran "
+                f"{other['seconds_again']:.0f} s, {other['seconds_again'] / each:.1f} x "
+                f"({other['first_seconds']:.0f} s with the parents' merged copies). It wrote "
                 f"{other['bytes_written'] / 1e9:.1f} GB. `shoal merge` of the same recipe, written and "
                 f"loaded, takes {other['our_seconds']:.0f} s, a share of "
                 f"{other['our_seconds'] / other['seconds_again']:.2f}; the weights differ by "

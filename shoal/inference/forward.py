@@ -16,10 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
 
 from shoal.adapters.hooks import attach, forward_replaced
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.models.backbone import Backbone
+from shoal.models.memories import ARGUMENTS, cache_argument
 from shoal.models.shapes import decoder_layers
 
 
@@ -66,6 +68,7 @@ def answer_losses(
     start: int = 0,
     hidden: Float[Tensor, "batch length width"] | None = None,
     label_smoothing: float = 0.0,
+    behind: Cache | None = None,
 ) -> Float[Tensor, " batch"]:
     """Mean cross-entropy of every sample's answer tokens, in nats per token, float32.
 
@@ -75,8 +78,9 @@ def answer_losses(
         start: first layer to compute, where `hidden` is its input (see `hidden_before`).
         hidden: the frozen input of layer `start`; None computes every layer.
         label_smoothing: share of the target mass that is spread over the vocabulary.
+        behind: as `answer_logits`.
     """
-    logits = answer_logits(backbone, batch, start=start, hidden=hidden)
+    logits = answer_logits(backbone, batch, start=start, hidden=hidden, behind=behind)
     return losses_of(logits, batch, label_smoothing)
 
 
@@ -97,17 +101,32 @@ def mean_of_answers(values: Float[Tensor, " answers"], batch: Sequences) -> Floa
 
 
 def answer_logits(
-    backbone: Backbone, batch: Sequences, *, start: int = 0, hidden: Tensor | None = None
+    backbone: Backbone,
+    batch: Sequences,
+    *,
+    start: int = 0,
+    hidden: Tensor | None = None,
+    behind: Cache | None = None,
 ) -> Float[Tensor, "answers vocabulary"]:
-    """Logits that predict each answer token, in row order; the head runs at no other position."""
-    predicting = F.pad(batch.answer[:, 1:], (0, 1))
+    """Logits that predict each answer token, in row order; the head runs at no other position.
+
+    With `behind`, rows go on from what a cache has of the tokens before, as many for every row, and the last
+    column, which predicts nothing, is not read. `start` and `hidden`: see `answer_losses`.
+    """
+    ids, real, predicting = batch.ids, batch.real, F.pad(batch.answer[:, 1:], (0, 1))
+    cache: dict[str, Any] = {"use_cache": False}
+    if behind is not None:
+        ids, real, predicting = ids[:, :-1], real[:, :-1], predicting[:, :-1]
+        cache = {"use_cache": True, cache_argument(backbone.model) or ARGUMENTS[0]: behind}
     # Without padding no mask is needed, and the attention kernels take their fast causal path.
-    mask = None if bool(batch.real.all()) else batch.real.long()
+    mask = None if bool(real.all()) else real.long()
+    if mask is not None and behind is not None:
+        mask = F.pad(mask, (behind.get_seq_length(), 0), value=1)
     with ExitStack() as stack:
         stack.enter_context(_head_only_at(backbone.model, predicting))
         if hidden is not None:
             stack.enter_context(_resumed_at(backbone.layers, start, hidden))
-        return backbone.model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
+        return backbone.model(input_ids=ids, attention_mask=mask, **cache).logits
 
 
 @torch.no_grad()

@@ -10,18 +10,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from shoal.adapters.hooks import attach
 from shoal.adapters.lora import LoRA
 from shoal.errors import UsageError
-from shoal.inference.forward import answer_losses, pad_sequences
+from shoal.inference.beginning import losses_under_each
 from shoal.models.backbone import Backbone
 from shoal.training.batches import Corpus, TokenisedExample
 
-ROWS_AT_ONCE = 32
 JUDGED = 16  # examples of a task that say which parent it belongs to
 LEAST_GAIN = 0.05  # nats per token by which some parent must beat the start
 
@@ -70,19 +68,12 @@ def levels_of(
     return levels
 
 
-@torch.no_grad()
 def losses_under(
     backbone: Backbone, lora: LoRA | None, examples: Sequence[TokenisedExample]
 ) -> Float[Tensor, " examples"]:
     """Loss of every example under an adapter, or under the base model, in nats per token; float64, CPU."""
-    pairs = [(e.prompt, e.completion) for e in examples]
-    found = []
     with attach(backbone.model, lora.to(backbone.device)) if lora else nullcontext():
-        for begin in range(0, len(pairs), ROWS_AT_ONCE):
-            part = pairs[begin : begin + ROWS_AT_ONCE]
-            batch = pad_sequences(part, backbone.end_of_turn, backbone.device)
-            found.append(answer_losses(backbone, batch).double().cpu())
-    return torch.cat(found)
+        return losses_under_each(backbone, [(e.prompt, e.completion) for e in examples])[0][0]
 
 
 def _level(

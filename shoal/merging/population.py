@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shoal.errors import UsageError
-from shoal.inference.forward import answer_losses, pad_sequences
+from shoal.inference.beginning import losses_under_each
 from shoal.merging.config import MergeSearchConfig
 from shoal.merging.levels import TaskLevels
 from shoal.merging.mixtures import Genome, Mixture
@@ -23,8 +23,6 @@ from shoal.models.backbone import Backbone
 from shoal.training.batches import Corpus, TokenisedExample
 from shoal.training.evolution import Fitness
 from shoal.training.lora import fingerprint
-
-ROWS_AT_ONCE = 64
 
 
 class MergePopulation:
@@ -117,33 +115,19 @@ class MergePopulation:
     def _tried(
         self, candidates: Float[Tensor, "candidates parameters"], examples: Sequence[TokenisedExample]
     ) -> tuple[Float[Tensor, "candidates examples"], int]:
-        """Share of the gain on every example, float64, and real tokens."""
+        """Share of the gain on every example, float64, and tokens that were read."""
         levels = [self.levels[e.task] for e in examples]
         base, gain = (
             torch.tensor([getattr(level, what) for level in levels], dtype=torch.float64)
             for what in ("base", "gain")
         )
-        found, tokens = [], 0
+        pairs, found, tokens = [(e.prompt, e.completion) for e in examples], [], 0
         for part in candidates.to(self._backbone.device).split(self._mixture.at_once or len(candidates)):
             with self._mixture.attach(self._backbone.model, part):
-                losses, read = self._losses(len(part), examples)
+                losses, read = losses_under_each(self._backbone, pairs, len(part))
             found.append((base - losses) / gain)
             tokens += read
         return torch.cat(found), tokens
-
-    def _losses(
-        self, count: int, examples: Sequence[TokenisedExample]
-    ) -> tuple[Float[Tensor, "candidates examples"], int]:
-        """Loss of every example under the candidates that are at work, float64, and real tokens."""
-        losses, tokens = [], 0
-        at_once = max(1, ROWS_AT_ONCE // count)
-        for begin in range(0, len(examples), at_once):
-            pairs = [(e.prompt, e.completion) for e in examples[begin : begin + at_once]]
-            # Consecutive rows for each candidate.
-            batch = pad_sequences(pairs * count, self._backbone.end_of_turn, self._backbone.device)
-            losses.append(answer_losses(self._backbone, batch).double().cpu().view(count, -1))
-            tokens += batch.tokens
-        return torch.cat(losses, dim=1), tokens
 
     def _drawn(self, what: str, pools: Sequence[Sequence[TokenisedExample]]) -> list[TokenisedExample]:
         drawn = [
