@@ -60,7 +60,7 @@ def losses_under_each(
 
 def common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
     """The tokens that all prompts begin with; at least one of every prompt is behind them."""
-    common = os.path.commonprefix([list(prompt) for prompt in prompts])
+    common = list(os.path.commonprefix([list(prompt) for prompt in prompts]))
     return common[: max(0, min(map(len, prompts)) - 1)]
 
 
@@ -95,11 +95,10 @@ class _Beginning(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return key_states, value_states
-        keys, values = (
-            torch.cat([kept.repeat_interleave(len(new) // len(kept), 0), new], 2)
-            for kept, new in ((self.keys, key_states), (self.values, value_states))
-        )
-        return keys, values
+        assert self.keys is not None and self.values is not None
+        each = len(key_states) // len(self.keys)
+        keys, values = (kept.repeat_interleave(each, 0) for kept in (self.keys, self.values))
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
 
     def get_max_cache_shape(self) -> int:
         """-1, which stands for no limit; transformers 5.0 wants the method."""
@@ -115,4 +114,4 @@ class _Beginning(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Tokens of the beginning."""
-        return self.keys.shape[2] if self.is_initialized else 0
+        return 0 if self.keys is None else self.keys.shape[2]
