@@ -47,6 +47,7 @@ from shoal.tuning.study import Study
 
 EXAMPLES, BATCH = 160, 8
 COMMAND_TARGETS = {8: 0.6, None: 0.75}  # by layers: a trial's time over the command's, at most
+HEAD = ["seconds of the wall (of the processor)", "in the study", "otherwise", "ratio", "wanted"]
 PEER_TARGET, OVERHEAD_TARGET = 3.0, 0.02
 
 
@@ -106,13 +107,11 @@ def main() -> None:
             count = args.trials if layers else args.commands
             for number in range(count):
                 compared.turn(number, command=number < args.commands, peer=layers is not None)
+                print(
+                    f"{compared.name}, turn {number + 1}: load average {os.getloadavg()[0]:.1f}", flush=True
+                )
             rows += compared.rows(most)
-            print(f"{compared.name}: load average {os.getloadavg()[0]:.1f}", flush=True)
-    print(
-        table(
-            ["seconds of the wall (of the processor)", "in the study", "otherwise", "ratio", "wanted"], rows
-        )
-    )
+            print(table(HEAD, rows), flush=True)
 
 
 class Compared:
