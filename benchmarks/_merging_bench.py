@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import sys
 import time
@@ -19,6 +20,7 @@ from shoal.adapters.files import load_adapter, save_adapter
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.merging import compose, truncate
 from shoal.config import LoraTrainingConfig
+from shoal.files import write_file
 from shoal.inference.generate import generate_greedy
 from shoal.inference.scoring import reference_losses
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
@@ -49,7 +51,7 @@ class Bench:
         self.targets = [t for t in self.backbone.shape.targets if t.name in self.start.factors]
         self.kept: dict[int, Any] = {}
         self._lines = args.out / CELLS
-        self.cells: dict[str, Cell] = read_cells(self._lines)
+        self.cells: dict[str, Cell] = all_cells(args)
 
     def cell(self, key: str, measure: Callable[[], dict[str, Any]]) -> Cell:
         """A cell's value, measured unless it is there."""
@@ -65,7 +67,10 @@ class Bench:
         return self.cells[key]
 
     def trained(self, name: str, tasks: Sequence[Task], **settings: Any) -> LoRA:
-        """A LoRA that goes on from the start with some tasks; its cell is `train/NAME`."""
+        """A LoRA that goes on from the start with some tasks; its cell is `train/NAME`.
+
+        Where the cell came with the page, without the adapter, both are made again.
+        """
 
         def train() -> dict[str, Any]:
             own = {"steps": self.args.steps, "batch_size": self.args.batch, "learning_rate": RATE}
@@ -77,6 +82,8 @@ class Bench:
             self.keep(name, lora)
             return {"tokens": summary.tokens, "training_seconds": summary.seconds, "loss": summary.final_loss}
 
+        if not self.has(name):
+            self.cells.pop(f"train/{name}", None)
         self.cell(f"train/{name}", train)
         return self.kept_lora(name)
 
@@ -179,6 +186,33 @@ def read_cells(path: Path) -> dict[str, Cell]:
         return {}
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return {row.pop("cell"): row for row in rows}
+
+
+def all_cells(args: argparse.Namespace) -> dict[str, Cell]:
+    """The cells of --out, and those beside the page that --out lacks."""
+    beside = args.page.with_suffix(".json")
+    known = json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
+    return {**known, **read_cells(args.out / CELLS)}
+
+
+def write_page(args: argparse.Namespace, page: Callable[[Mapping[str, Cell]], str]) -> None:
+    """Write the page, and beside it the cells that it is made of, by which a fresh machine goes on."""
+    cells = {key: rounded(cell) for key, cell in all_cells(args).items()}
+    lines = [f"{json.dumps(key)}: {json.dumps(cell, separators=(',', ':'))}" for key, cell in cells.items()]
+    write_file(args.page, page(cells))
+    write_file(args.page.with_suffix(".json"), "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def rounded(value: Any) -> Any:
+    """JSON with numbers of 5 digits; those without a fraction are integers."""
+    if isinstance(value, Mapping):
+        return {key: rounded(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [rounded(own) for own in value]
+    if isinstance(value, float) and math.isfinite(value):
+        near = float(f"{value:.5g}")
+        return int(near) if near.is_integer() else near
+    return value
 
 
 def say(line: str) -> None:

@@ -3,7 +3,8 @@
     python benchmarks/library.py
 
 Every cell is kept as a JSON line in --out, adapters and runs beside it, so a run that was stopped goes on.
-The page is made of the cells that are there; --orders with no number makes the page alone.
+The page is made of the cells that are there, and they are kept as JSON beside it: a run goes on from those
+too. --orders with no number makes the page alone.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from pathlib import Path
 from _library_page import page
 from _library_stream import learn_order
 from _machine import DATA, ROOT, machine
-from _merging_bench import CELLS, Bench, read_cells
+from _merging_bench import Bench, write_page
 
-from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL
 
 
@@ -28,7 +28,7 @@ def main() -> None:
         bench.cell("facts", lambda: {**settings, "machine": machine(bench.backbone.dtype)})
         for order in args.orders:
             learn_order(bench, order)
-    write_file(args.page, page(read_cells(args.out / CELLS)))
+    write_page(args, page)
 
 
 def parse() -> argparse.Namespace:

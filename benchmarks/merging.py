@@ -3,7 +3,8 @@
     python benchmarks/merging.py
 
 Every cell is kept as a JSON line in --out, adapters beside it, so a run that was stopped goes on; --parts
-measures some of them. The page is made of the cells that are there. `SHOAL_MERGEKIT` names the mergekit-multi
+measures some of them. The page is made of the cells that are there, and they are kept as JSON beside it: a
+run goes on from those too, and makes adapters that it lacks again. `SHOAL_MERGEKIT` names the mergekit-multi
 of an environment with mergekit 0.1.5; without it what needs mergekit is left out.
 """
 
@@ -25,14 +26,13 @@ from _merging_apart import (
     ties,
     ties_search,
 )
-from _merging_bench import CELLS, Bench, read_cells
+from _merging_bench import Bench, write_page
 from _merging_composed import composed
 from _merging_cost import cost
 from _merging_experts import experts
 from _merging_mergekit import mergekit
 from _merging_page import page
 
-from shoal.files import write_file
 from shoal.models.backbone import DEFAULT_MODEL
 
 PARTS: Mapping[str, Callable[[Bench, int], None]] = {
@@ -61,7 +61,7 @@ def main() -> None:
         for seed in args.seeds:
             for part in args.parts:
                 PARTS[part](bench, seed)
-    write_file(args.page, page(read_cells(args.out / CELLS)))
+    write_page(args, page)
 
 
 def parse() -> argparse.Namespace:
