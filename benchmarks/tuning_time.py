@@ -9,6 +9,9 @@ Optuna with transformers' Trainer and PEFT, as its users do: the model is loaded
 end. A trial of the study takes losses of the same examples four times. All is counted: checkpoints, losses,
 Optuna; what a study does once, loading and tokenising, is added where whole studies are compared. Seconds are
 of the wall, and of the processor, which other work on the machine changes less.
+
+With `--packed N` nothing else is timed than steps of N trials of equal modules one by one, beside the same
+steps in one forward and backward pass, as rows of one batch that have an adapter each.
 """
 
 from __future__ import annotations
@@ -29,15 +32,19 @@ from statistics import fmean
 from typing import Any
 
 import optuna
+import torch
 from _machine import DATA, ROOT, machine, table
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
+from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.config import DEFAULT_MODEL, LoraTrainingConfig, TextToLoRAConfig
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.models.sources import find_model
 from shoal.tasks.loading import Task, load_task_directory
-from shoal.training.batches import TokenisedExample
+from shoal.training.batches import BatchOrder, TokenisedExample, tokenise
+from shoal.training.lora import TrainableLora, set_for_training
+from shoal.training.prefix_cache import PrefixCache
 from shoal.tuning.lora import LoraWorkload
 from shoal.tuning.plan import StudyPlan
 from shoal.tuning.search_space import read_space
@@ -92,6 +99,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--commands", type=int, default=3, help="of the trials, also made as a command")
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--packed", type=int, default=0, help="trials that share a pass; only this is timed")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     (whole,) = load_task_directory(args.data / "tasks", [args.task])
@@ -100,6 +108,9 @@ def main() -> None:
     with loading.taken():
         backbone = load_backbone()
     print(f"{machine(backbone.dtype)}; load average {os.getloadavg()[0]:.1f}; model loaded in {loading} s")
+    if args.packed:
+        print(packed(backbone, task, args.packed, args.steps))
+        return
     rows = []
     for layers, most in COMMAND_TARGETS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -112,6 +123,52 @@ def main() -> None:
                 )
             rows += compared.rows(most)
             print(table(HEAD, rows), flush=True)
+
+
+def packed(backbone: Backbone, task: Task, count: int, steps: int) -> str:
+    """Steps of so many trials one by one, and in one pass, in turns."""
+    corpus = tokenise([task], backbone, LoraTrainingConfig().max_length)
+    rows = []
+    for layers in COMMAND_TARGETS:
+        targets = backbone.shape.select(TextToLoRAConfig().target_modules, layers)
+        config, prefix = (
+            LoraTrainingConfig(batch_size=BATCH),
+            PrefixCache(backbone, min(t.layer for t in targets)),
+        )
+        own = [
+            TrainableLora(
+                LoRA.identity(targets, 16, 32.0, generator=torch.Generator().manual_seed(seed)),
+                backbone.device,
+            )
+            for seed in range(count)
+        ]
+        order = BatchOrder(corpus, BATCH, 0)
+        alone, together = Times(), Times()
+        for step in range(steps + 1):
+            if step == 1:  # the first one filled the cache
+                alone, together = Times(), Times()
+            examples = order.batch(step % 2)
+            with set_for_training(backbone), alone.taken():
+                for lora in own:
+                    prefix.answer_losses(examples, lora.current(), config)[0].mean().backward()
+            with set_for_training(backbone), together.taken():
+                rows_of = _stacked([lora.current() for lora in own], len(examples))
+                losses, _ = prefix.answer_losses(examples * count, rows_of, config)
+                losses.reshape(count, -1).mean(1).sum().backward()
+        name = f"last {layers} layers" if layers else "all layers"
+        rows.append(
+            [f"{name}: a step of {count} trials", str(together), str(alone), together.over(alone), "< 1"]
+        )
+    return table([HEAD[0], "packed", "one by one", "ratio", "wanted"], rows)
+
+
+def _stacked(loras: Sequence[LoRA], times: int) -> BatchedLoRA:
+    """Each adapter for so many rows of a batch."""
+    factors = {}
+    for name in loras[0].factors:
+        pairs = zip(*((lora.factors[name].a, lora.factors[name].b) for lora in loras), strict=True)
+        factors[name] = LoraFactors(*(torch.stack(part).repeat_interleave(times, 0) for part in pairs))
+    return BatchedLoRA(factors, loras[0].alpha)
 
 
 class Compared:
