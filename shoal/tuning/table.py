@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from optuna.storages import InMemoryStorage
@@ -28,6 +28,7 @@ from shoal.tuning.study import Study
 from shoal.tuning.workloads import Division, Observed
 
 Row = Mapping[str, Any]
+GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # learning rates
 
 
 class TableWorkload:
@@ -100,6 +101,15 @@ class TableWorkload:
         recorded = self._cells[self._nearest(settings)]["losses"].get(f"end {settings['steps']}")
         return fmean(recorded["test"]) if recorded else math.inf
 
+    def best_rate(self, rates: Sequence[float]) -> Mapping[str, Any]:
+        """The defaults with the rate, of some, that has the least loss on `selection`."""
+
+        def selection(settings: Mapping[str, Any]) -> float:
+            recorded = self._cells[self._nearest(settings)]["losses"].get(f"end {settings['steps']}")
+            return fmean(recorded["selection"]) if recorded else math.inf
+
+        return min((self.whole({"learning_rate": rate}) for rate in rates), key=selection)
+
     def least(self) -> float:
         """The best of the table."""
         rows = [_settings(cell) for cell in self._cells]
@@ -158,6 +168,51 @@ def compare(
         regrets.append(regret)
         steps.append(spent)
     return Comparison(fmean(regrets), fmean(steps), bootstrap_interval(shares))
+
+
+def baselines(
+    record: Row, first: Mapping[str, Sequence[Mapping[str, Any]]], repetitions: int, trials: int = 24
+) -> dict[str, Interval]:
+    """Way of tuning -> its regret at the end with its 95% interval over tasks and repetitions.
+
+    Args:
+        record: the table.
+        first: task -> settings of its nearest tasks, the nearest first.
+        repetitions: seeds of each way that draws.
+        trials: that each way has, but for one with twice as many.
+    """
+    found: dict[str, list[float]] = {}
+    for task in record["descriptions"]:
+        workload = TableWorkload(record, task)
+        least, near = workload.least(), first.get(task, ())
+        plain = {
+            "the defaults": workload.defaults,
+            "the nearest task's settings": workload.whole(near[0] if near else {}),
+            f"the defaults with the best of {len(GRID)} rates": workload.best_rate(GRID),
+        }
+        for name, settings in plain.items():
+            found.setdefault(name, []).append(workload.truth(settings) - least)
+        for name, sampler, count, own in (
+            (f"random search, {trials} trials", "random", trials, ()),
+            (f"random search, {2 * trials} trials", "random", 2 * trials, ()),
+            (f"quasi-random sequence, {trials} trials", "qmc", trials, ()),
+            (f"TPE with warm starts, {trials} trials", "tpe", trials, near),
+        ):
+            pruner = "median" if sampler == "tpe" else "none"
+            for seed in range(1 if sampler == "qmc" else repetitions):
+                rows = regret_by_steps(workload, sampler, seed, count, pruner, own)
+                found.setdefault(name, []).append(rows[-1][1])
+    return {name: bootstrap_interval(regrets) for name, regrets in found.items()}
+
+
+def spread_over_seeds(record: Row) -> float:
+    """Standard deviation of the defaults' loss on `test` over seeds, its mean over tasks."""
+    end, first, losses = f"end {record['lengths'][-1]}", record["cells"][0]["setting"], {}
+    for cell in record["cells"]:
+        if cell["setting"] == first and end in cell["losses"]:
+            losses.setdefault(cell["task"], []).append(fmean(cell["losses"][end]["test"]))
+    spreads = [stdev(own) for own in losses.values() if len(own) > 1]
+    return fmean(spreads) if spreads else math.nan
 
 
 def regret_by_steps(

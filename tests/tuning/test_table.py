@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from shoal.training.loop import Diverged
-from shoal.tuning.table import TableWorkload, compare, noise_verdicts, regret_by_steps
+from shoal.tuning.table import (
+    TableWorkload,
+    baselines,
+    compare,
+    noise_verdicts,
+    regret_by_steps,
+    spread_over_seeds,
+)
 from shoal.tuning.workloads import Division
 
 RATES = [1e-3, *(3e-4 * 1.3**i for i in range(15))]  # the defaults first
@@ -62,6 +69,26 @@ def test_a_warm_start_is_as_good_as_random_search_sooner() -> None:
     best = {task: [{"learning_rate": 6e-3}] for task in record["descriptions"]}
     found = compare(record, best, repetitions=1, trials=8)
     assert found.share.mean < 0.4 and found.steps <= 8 * 12 and found.regret >= 0
+
+
+def test_every_baseline_has_a_regret() -> None:
+    record = made()
+    best = {task: [{"learning_rate": RATES[11]}] for task in record["descriptions"]}
+    found = {name: own.mean for name, own in baselines(record, best, repetitions=1, trials=4).items()}
+    assert len(found) == 7 and min(found.values()) >= 0
+    defaults, near, grid, few, many, *_ = found.values()
+    assert near < defaults and grid < defaults and many <= few + 0.1
+
+
+def test_the_spread_is_of_the_defaults_over_seeds() -> None:
+    record = made(1)
+    assert math.isnan(spread_over_seeds(record))
+    other = {
+        name: {"test": [value + 1 for value in own["test"]]}
+        for name, own in record["cells"][0]["losses"].items()
+    }
+    record["cells"].append({**record["cells"][0], "seed": 1, "losses": other})
+    assert spread_over_seeds(record) == pytest.approx(2**-0.5)
 
 
 def test_noise_alone_is_not_recommended_and_promises_more_than_it_confirms() -> None:
