@@ -4,9 +4,9 @@
 
 Prints how soon TPE with the defaults and the nearest tasks' settings is as good as random search after 24
 trials; the regret of the defaults, the nearest task's settings, five rates, random search with as many and
-with twice as many trials, a quasi-random sequence and TPE; how many of so many studies recommend anything where
-settings differ by noise alone; and what is confirmed there beside what the search's best value promises. The
-first two need the whole table.
+with twice as many trials, a quasi-random sequence and TPE; how many of so many studies recommend anything
+where settings differ by noise alone; and what is confirmed there beside what the search's best value
+promises. The first two need the whole table.
 """
 
 from __future__ import annotations

@@ -207,7 +207,8 @@ def baselines(
 
 def spread_over_seeds(record: Row) -> float:
     """Standard deviation of the defaults' loss on `test` over seeds, its mean over tasks."""
-    end, first, losses = f"end {record['lengths'][-1]}", record["cells"][0]["setting"], {}
+    end, first = f"end {record['lengths'][-1]}", record["cells"][0]["setting"]
+    losses: dict[str, list[float]] = {}
     for cell in record["cells"]:
         if cell["setting"] == first and end in cell["losses"]:
             losses.setdefault(cell["task"], []).append(fmean(cell["losses"][end]["test"]))
