@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from shoal.adapters.base import fingerprint_of, nbytes_of
 from shoal.errors import UsageError
@@ -30,6 +31,11 @@ class LoraFactors(NamedTuple):
     def to(self, *args: Any) -> LoraFactors:
         """Both factors through `Tensor.to`: a device, a dtype, or both."""
         return LoraFactors(self.a.to(*args), self.b.to(*args))
+
+    def padded(self, rank: int) -> LoraFactors:
+        """The same delta weight at a larger rank, with zeros."""
+        more = rank - self.a.shape[-2]
+        return LoraFactors(F.pad(self.a, (0, 0, 0, more)), F.pad(self.b, (0, more)))
 
     def squared_norm(self) -> Float[Tensor, "*batch"]:
         """Squared Frobenius norm of B A, unscaled, as the trace of two small products."""

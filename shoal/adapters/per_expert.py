@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch.nn import functional as F
 
 from shoal.adapters.foreign_names import module_in, rests
 from shoal.adapters.lora import LoRA, LoraFactors
@@ -56,7 +55,7 @@ def stack_experts(lora: LoRA, shape: BackboneShape) -> LoRA:
         return lora
     width = 2 if any(_halves(name) == 2 for name in single) else 1
     stacked = {name: _stacked(by_name[name], halves, shape.base_model) for name, halves in single.items()}
-    padded = {name: _padded(factors, width * lora.rank) for name, factors in (others | stacked).items()}
+    padded = {name: factors.padded(width * lora.rank) for name, factors in (others | stacked).items()}
     return replace(lora, factors=padded, alpha=width * lora.alpha)
 
 
@@ -106,9 +105,3 @@ def _stacked(parameter: TargetParameter, parts: Halves, base_model: str) -> Lora
         torch.stack([torch.cat([pair.a for pair in expert]) for expert in pairs]),
         torch.stack([torch.block_diag(*(pair.b for pair in expert)) for expert in pairs]),
     )
-
-
-def _padded(factors: LoraFactors, rank: int) -> LoraFactors:
-    """The factors with zeros up to a rank."""
-    more = rank - factors.a.shape[-2]
-    return LoraFactors(F.pad(factors.a, (0, 0, 0, more)), F.pad(factors.b, (0, more)))

@@ -80,11 +80,11 @@ class Rebuilt:
         self.centre = torch.cat([weights, torch.zeros(len(parents) if searched else 0)])
         epsilon = known.parameter("epsilon")
         self._margin = float(parameters.get("epsilon", epsilon.default)) if epsilon else 0.0
-        prints = [lora.fingerprint() for lora in (*parents.values(), *([start] if start else []))]
+        self._prints = [lora.fingerprint() for lora in parents.values()]
         self.identity: tuple[object, ...] = (
             method,
             sorted(parameters.items()),
-            prints,
+            [*self._prints, *([start.fingerprint()] if start else [])],
             self.names,
             len(self.layers),
             seed,
@@ -98,7 +98,7 @@ class Rebuilt:
         by_rank: dict[int, dict[str, LoraFactors]] = {}
         start = None if self._start is None else self._start.to(genome.device)
         merged = merged_modules(
-            self.recipe(genome), list(self._parents.values()), start=start, seed=self._seed
+            self.recipe(genome), list(self._parents.values()), self._prints, start=start, seed=self._seed
         )
         for name, factors in merged:
             by_rank.setdefault(factors.a.shape[0], {})[name] = factors

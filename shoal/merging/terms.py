@@ -71,7 +71,6 @@ def terms_of(
         raise UsageError("the parents adapt no module, so there is nothing to merge; name others")
     rank = max(f.a.shape[0] for f in factors.values())
     for name, f in factors.items():
-        more = rank - f.a.shape[0]
-        factors[name] = LoraFactors(F.pad(f.a, (0, 0, 0, more)), F.pad(f.b, (0, more)))
-        owner[name] = F.pad(owner[name], (0, more))
+        factors[name] = f.padded(rank)
+        owner[name] = F.pad(owner[name], (0, rank - f.a.shape[0]))
     return Terms(LoRA(factors, float(rank)), owner)

@@ -27,6 +27,7 @@ from shoal.adapters.merging.recipe import Recipe
 from shoal.errors import UnavailableError, UsageError, shorten
 from shoal.file_formats import TensorSize, read_json
 from shoal.files import check_place, write_directory
+from shoal.models.backbone import DTYPES as BY_NAME
 from shoal.models.shapes import decoder_layers, on_meta
 from shoal.models.sources import find_model, read_config
 from shoal.models.tensor_files import DTYPES, FILE, INDEX, TensorFiles, nbytes, raw, sized, write_tensors
@@ -98,7 +99,7 @@ class WholeModels:
         self.parents = [TensorFiles(folder) for folder in folders]
         self.layout = TensorFiles(layout)
         self.origin = None if base is None or recipe.method in FROM_ZERO else self.layout
-        dtype = DTYPES_BY_NAME[recipe.dtype] if recipe.dtype else None
+        dtype = BY_NAME[recipe.dtype] if recipe.dtype else None
         # A head that is tied to the embedding is the same weight again, and some tools write it.
         spare = {"lm_head.weight"} if self._config.get("tie_word_embeddings") else set()
         for files in self.parents:
@@ -241,9 +242,6 @@ class WholeModels:
             "bytes": self.nbytes,
             "notes": [f"Merged by {recipe.method} ({paper}) from {', '.join(recipe.labels)}.", *recipe.notes],
         }
-
-
-DTYPES_BY_NAME = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def _directory(model: str) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
 from shoal.adapters.lora import BatchedLoRA, LoRA, LoraFactors
 from shoal.errors import UsageError
@@ -52,8 +52,6 @@ def compose(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
 def truncate(lora: LoRA, rank: int) -> LoRA:
     """The best adapter of a smaller rank (Eckart-Young), by singular value decomposition.
 
-    Never forms a delta weight: with B = Q_b R_b and A^T = Q_a R_a, the decomposition is that of R_b R_a^T.
-
     Raises:
         UsageError: the rank is outside 1..the adapter's rank.
     """
@@ -76,15 +74,23 @@ class TruncatedFactors(NamedTuple):
 
 def truncate_factors(factors: LoraFactors, rank: int) -> TruncatedFactors:
     """The nearest factors of at most a rank, as `truncate` finds them; scaling is 1."""
-    q_b, r_b = torch.linalg.qr(factors.b)
-    q_a, r_a = torch.linalg.qr(factors.a.mT)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+    u, s, vt = decomposed(factors)
     root = s[..., :rank].sqrt()
-    a = root[..., None] * (vh[..., :rank, :] @ q_a.mT)
-    b = (q_b @ u[..., :rank]) * root[..., None, :]
+    a, b = root[..., None] * vt[..., :rank, :], u[..., :rank] * root[..., None, :]
     squares = s.double().square()
     dropped, whole = float(squares[..., rank:].sum()), float(squares.sum())
     return TruncatedFactors(LoraFactors(a.contiguous(), b.contiguous()), dropped, whole)
+
+
+def decomposed(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
+    """U (..., out, k), s (..., k) and V^T (..., k, in) of B A, with k its rank at most; B A is never formed.
+
+    With B = Q_b R_b and A^T = Q_a R_a, the decomposition is that of R_b R_a^T.
+    """
+    q_b, r_b = torch.linalg.qr(factors.b)
+    q_a, r_a = torch.linalg.qr(factors.a.mT)
+    u, s, vt = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+    return q_b @ u, s, vt @ q_a.mT
 
 
 def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
@@ -99,9 +105,9 @@ def stack(loras: Sequence[LoRA]) -> BatchedLoRA:
     rank = max(lora.rank for lora in loras)
     factors = {}
     for name in loras[0].factors:
-        a = [F.pad(lora.factors[name].a, (0, 0, 0, rank - lora.rank)) for lora in loras]
-        b = [F.pad(lora.factors[name].b * lora.scaling, (0, rank - lora.rank)) for lora in loras]
-        factors[name] = LoraFactors(torch.stack(a), torch.stack(b))
+        each = [lora.factors[name].padded(rank) for lora in loras]
+        b = [f.b * lora.scaling for f, lora in zip(each, loras, strict=True)]
+        factors[name] = LoraFactors(torch.stack([f.a for f in each]), torch.stack(b))
     return BatchedLoRA(factors, alpha=float(rank))
 
 

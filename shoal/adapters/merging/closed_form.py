@@ -108,22 +108,22 @@ def run_recipe(
     if rank < 1:
         raise UsageError(f"rank {rank} is below 1; choose 1 or more, {RANK} is what vLLM serves by default")
     cut = Truncation(rank)
+    prints = [lora.fingerprint() for lora in loras]
     given: dict[str, Any] = {"covariances": covariances, "start": start, "seed": seed}
-    for name, factors in merged_modules(recipe, loras, **given, num_layers=num_layers):
+    for name, factors in merged_modules(recipe, loras, prints, **given, num_layers=num_layers):
         cut.take(name, factors)
-    given_as = dict(zip(recipe.labels, loras, strict=True))
     lacking = {
         parent: missing
-        for parent, lora in given_as.items()
+        for parent, lora in zip(recipe.labels, loras, strict=True)
         if (missing := sorted(cut.kept.keys() - folded(lora).keys()))
     }
-    prints = {parent: lora.fingerprint() for parent, lora in given_as.items()}
-    return _described(recipe, cut, prints, lacking, start, seed)
+    return _described(recipe, cut, dict(zip(recipe.labels, prints, strict=True)), lacking, start, seed)
 
 
 def merged_modules(
     recipe: Recipe,
     loras: Sequence[LoRA],
+    prints: Sequence[str],
     *,
     covariances: Sequence[Covariances] | None = None,
     start: LoRA | None = None,
@@ -132,7 +132,8 @@ def merged_modules(
 ) -> Iterator[tuple[str, LoraFactors]]:
     """Every module of a merge with its factors, the start's among them, before any rank is cut.
 
-    Arguments and errors are those of `run_recipe`.
+    `prints` are the parents' fingerprints, by which random masks are drawn; other arguments and errors are
+    those of `run_recipe`.
     """
     recipe.check()
     method = method_of(recipe.method)
@@ -143,7 +144,6 @@ def merged_modules(
             "inputs, or choose another method"
         )
     parents, origin = [folded(lora) for lora in loras], {} if start is None else folded(start)
-    prints = [lora.fingerprint() for lora in loras]
     for name, like in {n: f for each in (*parents, origin) for n, f in each.items()}.items():
         own = [difference(parent.get(name), origin.get(name), like) for parent in parents]
         values = recipe.values(name, num_layers)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shoal.adapters.lora import LoraFactors
+from shoal.adapters.merging.arithmetic import decomposed
 from shoal.adapters.merging.sparsification import sparse_sum
 
 NEGLIGIBLE = 1e-5  # singular values below this share of the largest are rounding
@@ -63,14 +64,6 @@ def iso_c(factors: Sequence[LoraFactors], *, weight: Tensor) -> LoraFactors:
     real = s > NEGLIGIBLE * s[0].clamp(min=1e-30)
     flat = torch.where(real, s.sum() / real.sum().clamp(min=1), torch.zeros_like(s))
     return LoraFactors(vt, u * flat)
-
-
-def decomposed(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, k), s (k) and V^T (k, in) of B A, with k its rank at most; B A is never formed."""
-    q_b, r_b = torch.linalg.qr(factors.b)
-    q_a, r_a = torch.linalg.qr(factors.a.T)
-    u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    return q_b @ u, s, vt @ q_a.T
 
 
 def _orthogonal(columns: Tensor) -> Tensor:

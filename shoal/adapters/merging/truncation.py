@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.nn import functional as F
 
 from shoal.adapters.lora import LoRA, LoraFactors
 from shoal.adapters.merging.arithmetic import truncate_factors
@@ -41,15 +40,10 @@ class Truncation:
     def lora(self) -> LoRA:
         """The adapter, of scaling 1."""
         rank = max(f.a.shape[0] for f in self.kept.values())
-        padded = {name: _padded(f, rank) for name, f in self.kept.items()}
+        padded = {name: f.padded(rank) for name, f in self.kept.items()}
         experts: dict[str, list[LoraFactors]] = {}
         for name in [name for name in padded if name.endswith("]")]:
             experts.setdefault(name[: name.rindex("[")], []).append(padded.pop(name))
         for name, each in experts.items():  # in their order
             padded[name] = LoraFactors(torch.stack([f.a for f in each]), torch.stack([f.b for f in each]))
         return LoRA(padded, alpha=float(rank))
-
-
-def _padded(factors: LoraFactors, rank: int) -> LoraFactors:
-    more = rank - factors.a.shape[0]
-    return LoraFactors(F.pad(factors.a, (0, 0, 0, more)), F.pad(factors.b, (0, more)))
