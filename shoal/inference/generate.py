@@ -19,6 +19,7 @@ from shoal.adapters.kinds import attach_adapter
 from shoal.adapters.svf import ExpertVector
 from shoal.errors import UsageError
 from shoal.inference.decoding import Rows
+from shoal.inference.grammar import Grammar, GrammarState, mask_logits
 from shoal.inference.sampling import GREEDY_BELOW, not_finite
 from shoal.models.backbone import Backbone
 
@@ -30,6 +31,7 @@ def generate_greedy(
     adapters: Adapter | Sequence[Adapter | None] | None = None,
     *,
     basis: Decompositions | None = None,
+    grammars: Grammar | Sequence[Grammar | None] | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 32,
 ) -> list[str]:
@@ -40,6 +42,8 @@ def generate_greedy(
         requests: inputs; the prompt format is the backbone's own.
         adapters: one for all requests, one for each, or none.
         basis: decompositions that experts scale.
+        grammars: that hold answers to a format, from a `GrammarCompiler`: one for all, one for each, or none.
+            An answer that reaches `max_new_tokens` is only the beginning of one that fits.
         max_new_tokens: limit of an answer, in tokens.
         batch_size: requests that run together; they are grouped by length.
 
@@ -47,8 +51,8 @@ def generate_greedy(
         Answers in the order of the requests, without special tokens.
 
     Raises:
-        UsageError: as many adapters as requests are not given, a limit is below 1, a request is too long for
-            the model, or an adapter does not fit it.
+        UsageError: as many adapters or grammars as requests are not given, a limit is below 1, a request is
+            too long for the model, an adapter does not fit it, or a grammar becomes too dear.
         ShoalError: the model's logits are not finite.
     """
     if isinstance(requests, str) or max_new_tokens < 1 or batch_size < 1:
@@ -57,6 +61,10 @@ def generate_greedy(
             f"batch_size {batch_size} at least 1; correct what is not"
         )
     check_adapters(adapters, len(requests))
+    if isinstance(grammars, Sequence) and len(grammars) != len(requests):
+        raise UsageError(
+            f"got {len(grammars)} grammars for {len(requests)} requests; give one for all or one each"
+        )
     prompts = backbone.encode_prompts(requests)
     check_lengths(backbone, prompts, [max_new_tokens] * len(prompts))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -66,9 +74,11 @@ def generate_greedy(
         rows = order[begin : begin + batch_size]
         own = [adapters[i] for i in rows] if isinstance(adapters, Sequence) else adapters
         texts = [prompts[i] for i in rows]
-        continued = _continue(backbone, texts, own, max_new_tokens, _most_likely, own_basis)
-        for i, ids in zip(rows, continued, strict=True):
-            answers[i] = backbone.decode(ids)
+        held = [grammars[i] for i in rows] if isinstance(grammars, Sequence) else [grammars] * len(rows)
+        states = [grammar.begin() if grammar else None for grammar in held]
+        continued = _continue(backbone, texts, own, max_new_tokens, _most_likely, own_basis, states)
+        for i, ids, grammar in zip(rows, continued, held, strict=True):
+            answers[i] = backbone.decode(ids, strip=grammar is None)
     return answers
 
 
@@ -171,19 +181,26 @@ def _continue(
     limit: int,
     choose: Callable[[Float[Tensor, "batch vocabulary"]], Int[Tensor, " batch"]],
     basis: ModelBasis | None = None,
+    states: Sequence[GrammarState | None] | None = None,
 ) -> list[list[int]]:
     """Token ids after every prompt, up to and with the end-of-turn token, or to the limit."""
     own = adapters if isinstance(adapters, Sequence) else None
     shared = None if isinstance(adapters, Sequence) else adapters
     running = list(range(len(prompts)))  # rows of the batch whose answers have not ended
     answers: list[list[int]] = [[] for _ in prompts]
+    states = states or [None] * len(prompts)
     with attach_adapter(backbone.model, shared, basis):
         rows = Rows(backbone, prompts, own, basis=basis)
         logits = rows.read()
         while True:
-            tokens = choose(logits).tolist()
+            masked = mask_logits(logits, [states[row] for row in running])
+            for error in masked.errors.values():
+                raise error
+            tokens = choose(masked.logits).tolist()
             for row, token in zip(running, tokens, strict=True):
                 answers[row].append(token)
+                if (state := states[row]) is not None:
+                    state.take(token)
             limit -= 1
             for place in reversed(range(len(running))):
                 if tokens[place] in backbone.end_tokens:

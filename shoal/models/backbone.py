@@ -172,11 +172,12 @@ class Backbone:
         closed = self.end_of_turn
         return [[*ids, closed] for ids in self._encode(texts, add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, strip: bool = True) -> str:
         """The text of an answer's token ids, without special tokens, end of turn or surrounding space."""
         # Not every tokenizer calls these special.
         said = [token for token in ids if token not in self.end_tokens]
-        return str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
+        text = str(self.tokenizer.decode(said, skip_special_tokens=True))
+        return text.strip() if strip else text
 
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:

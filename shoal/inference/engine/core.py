@@ -41,7 +41,7 @@ from shoal.inference.engine.records import (
 )
 from shoal.inference.engine.scheduler import Admission
 from shoal.inference.engine.sequences import Answer, Job, draw, with_text
-from shoal.inference.sampling import not_finite
+from shoal.inference.grammar import Grammar
 from shoal.inference.scoring import prompt_scores
 from shoal.models.backbone import Backbone
 
@@ -104,7 +104,7 @@ class Engine:
         """
         self.check_numbers(request)
         self.check_adapter(request)
-        return self.queue(request)
+        return self.queue(request, self.compile(request))
 
     def check_numbers(self, request: Request) -> None:
         """The first step of `submit`, which needs no adapter: see that the numbers are within the limits."""
@@ -116,10 +116,14 @@ class Engine:
         self._arrivals.check(request)
         self._admission.check_adapter(request)
 
-    def queue(self, request: Request) -> int:
+    def compile(self, request: Request) -> Grammar | None:
+        """The third step of `submit`, which may take time: compile the request's format."""
+        return self._admission.grammar(request)
+
+    def queue(self, request: Request, grammar: Grammar | None = None) -> int:
         """The last step of `submit`, for a request that was checked but for its labels."""
         arrived = self._clock()
-        return self._arrivals.add(lambda ticket: self._admission.job(ticket, request, arrived))
+        return self._arrivals.add(lambda ticket: self._admission.job(ticket, request, arrived, grammar))
 
     def prompt_scores(self, request: Request) -> Iterator[list[TokenScore]]:
         """Scores of a checked request's prompt, in pieces: of all its tokens; nothing predicts the first.
@@ -311,11 +315,11 @@ class Engine:
     def _take(self, answers: Sequence[Answer], logits: Tensor) -> list[Event]:
         """Draw a token for every answer and append it."""
         events, now = [], self._clock()
-        for answer, (token, scores) in zip(answers, draw(answers, logits), strict=True):
+        for answer, (token, scores, error) in zip(answers, draw(answers, logits), strict=True):
             if answer.job.over:
                 continue
-            if token is None:
-                events += self._fail([answer.job], not_finite(logits.dtype))
+            if token is None or error is not None:
+                events += self._fail([answer.job], error or ShoalError("no token was drawn; ask again"))
                 continue
             if answer.latest_at:
                 self._gaps.append(now - answer.latest_at)

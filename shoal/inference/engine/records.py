@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from shoal.adapters.base import Adapter
 from shoal.adapters.card import LabelSet
+from shoal.adapters.output_format import OutputFormat
 from shoal.errors import ShoalError, UnavailableError, UsageError
 from shoal.inference.engine.adapter_cache import CacheStatistics
 from shoal.inference.sampling import Sampling
@@ -45,6 +46,8 @@ class Request:
         labels: answers are the likeliest of these, whole, however tokens are drawn else; vLLM, which cannot
             score them, answers freely.
         evidence: for each of them from elsewhere, in nats, which is added to its log-likelihood.
+        format: that answers match, however tokens are drawn; not with labels. One that reaches `max_tokens`
+            is only the beginning of an answer that does.
         owner: whose it is: places are shared among owners.
         answered: False for a prompt that is repeated or scored only, with `max_tokens` 0; never submitted.
     """
@@ -59,6 +62,7 @@ class Request:
     stop_at_end: bool = True
     labels: LabelSet | None = None
     evidence: tuple[float, ...] | None = None
+    format: OutputFormat | None = None
     owner: str = ""
     answered: bool = True
 

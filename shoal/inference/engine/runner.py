@@ -31,7 +31,7 @@ class Runner(Protocol):
     limits: Limits
 
     def check_numbers(self, request: Request) -> None:
-        """Refuse numbers outside the limits before an adapter is generated; errors as `submit`."""
+        """Refuse numbers and formats that cannot be, before an adapter is generated; errors as `submit`."""
 
     def submit(self, request: Request, *, numbers_checked: bool = False) -> Stream:
         """Ask; raises what `EngineRunner.submit` raises."""
@@ -71,12 +71,13 @@ class EngineRunner:
         self._thread.start()
 
     def check_numbers(self, request: Request) -> None:
-        """See that the numbers of a request are within the limits, whatever its adapter.
+        """See that the numbers of a request are within the limits and its format compiles.
 
         Raises:
             UsageError, EngineFull, EngineClosed: as `submit`.
         """
         self._engine.check_numbers(request)
+        self._engine.compile(request)
 
     def submit(self, request: Request, *, numbers_checked: bool = False) -> Stream:
         """Ask, from any thread; adapters that the request names are loaded on this one.
@@ -94,8 +95,9 @@ class EngineRunner:
         if not numbers_checked:
             self._engine.check_numbers(request)
         self._engine.check_adapter(request)
+        grammar = self._engine.compile(request)
         with self._wanted:
-            ticket = self._engine.queue(request)
+            ticket = self._engine.queue(request, grammar)
             stream = Stream(lambda: self._cancel(ticket), self._engine.limits.unread_events)
             self._streams[ticket] = stream
             self._wanted.notify()

@@ -20,6 +20,7 @@ from shoal.inference.engine.fairness import FairShare
 from shoal.inference.engine.records import Limits, Request
 from shoal.inference.engine.sequences import Flow, Job
 from shoal.inference.engine.validation import check_numbers
+from shoal.inference.grammar import Grammar, GrammarCompiler
 from shoal.inference.labels import encode_labels
 from shoal.models.backbone import Backbone
 
@@ -37,6 +38,7 @@ class Admission:
         self._limits = limits
         self._adapters = adapters
         self._basis = basis
+        self._grammars = GrammarCompiler(backbone)
 
     def check_numbers(self, request: Request) -> None:
         """Raise `UsageError` for a number of a request that is outside the limits; looks at no adapter."""
@@ -77,7 +79,11 @@ class Admission:
             self._check_rank(asked.rank)
         return asked
 
-    def job(self, ticket: int, request: Request, arrived: float) -> Job:
+    def grammar(self, request: Request) -> Grammar | None:
+        """The compiled format of a request, if it has one; errors as `GrammarCompiler.compile`."""
+        return None if request.format is None else self._grammars.compile(request.format, request.owner)
+
+    def job(self, ticket: int, request: Request, arrived: float, grammar: Grammar | None) -> Job:
         """A request with the room that it takes: rows of its answers, or of its prompt and some labels.
 
         Raises:
@@ -92,9 +98,8 @@ class Admission:
                 1 + len(request.labels.labels), self._limits.max_batch, self._limits.kv_tokens // width
             )
         brief = request.n * width <= self._limits.prefill_tokens
-        return Job(
-            ticket, request, arrived, rows, width, Flow(request.owner, brief, request.labels is not None)
-        )
+        flow = Flow(request.owner, brief, request.labels is not None)
+        return Job(ticket, request, arrived, rows, width, flow, grammar)
 
     def next_group(
         self, waiting: deque[Job], share: FairShare, busy: Collection[Flow], held: int, tokens: int

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from shoal.adapters.base import Adapter
+from shoal.errors import ShoalError, UsageError
 from shoal.inference.engine.detokenizer import TextStream, TokenTexts
 from shoal.inference.engine.records import Delta, Finish, FinishedRecord, Outcome, Request, TokenScore
-from shoal.inference.sampling import Scores, choose_tokens, token_scores
+from shoal.inference.grammar import Grammar, mask_logits
+from shoal.inference.sampling import Scores, choose_tokens, not_finite, token_scores
 
 
 class Flow(NamedTuple):
@@ -35,6 +38,7 @@ class Job:
         rows: that it takes.
         width: columns that each of its rows may come to need.
         flow: with whose other requests it takes turns.
+        grammar: its compiled format.
         placed: when its prompt began to be read.
         first_token: when its first token was drawn.
         adapter: of its rows, from then on.
@@ -50,6 +54,7 @@ class Job:
     rows: int
     width: int
     flow: Flow
+    grammar: Grammar | None = None
     placed: float | None = None
     first_token: float | None = None
     adapter: Adapter | None = None
@@ -81,6 +86,7 @@ class Answer:
         index: which of the n answers.
         latest: its last token, which the model has not read yet.
         latest_at: when that was drawn.
+        grammar: its place in the format of its request.
         finished: True where it has ended.
     """
 
@@ -90,6 +96,7 @@ class Answer:
         self.index = index
         self.latest = 0
         self.latest_at = 0.0
+        self.grammar = job.grammar.begin() if job.grammar else None
         self.finished = False
         self._text = text
         self._count = 0
@@ -156,17 +163,19 @@ def with_text(scores: Scores, texts: TokenTexts) -> TokenScore:
 
 
 class Drawn(NamedTuple):
-    """A token for an answer; None where its logits are not finite. With scores where they are asked for."""
+    """A token for an answer, with scores where they are asked for; or the error by which there is none."""
 
     token: int | None
     scores: Scores | None
+    error: ShoalError | None
 
 
 def draw(answers: Sequence[Answer], logits: Float[Tensor, "answers vocabulary"]) -> list[Drawn]:
-    """The next token of every answer, by its request's sampling."""
+    """The next token of every answer, by its request's format and sampling; scores are before both."""
     requests = [answer.job.request for answer in answers]
     numbers = [0.0 if r.sampling.greedy else a.number() for r, a in zip(requests, answers, strict=True)]
-    tokens = choose_tokens(logits, [request.sampling for request in requests], numbers)
+    masked, errors = mask_logits(logits, [answer.grammar for answer in answers])
+    tokens = choose_tokens(masked, [request.sampling for request in requests], numbers)
     tops = {
         row: request.logprobs
         for row, (request, token) in enumerate(zip(requests, tokens, strict=True))
@@ -174,4 +183,19 @@ def draw(answers: Sequence[Answer], logits: Float[Tensor, "answers vocabulary"])
     }
     found = token_scores(logits[list(tops)], [tokens[row] or 0 for row in tops], list(tops.values()))
     scores = dict(zip(tops, found, strict=True))
-    return [Drawn(token, scores.get(row)) for row, token in enumerate(tokens)]
+    return [
+        Drawn(token, scores.get(row), errors.get(row) or _error(answer, token, logits.dtype))
+        for row, (answer, token) in enumerate(zip(answers, tokens, strict=True))
+    ]
+
+
+def _error(answer: Answer, token: int | None, dtype: torch.dtype) -> ShoalError | None:
+    """Let the answer's grammar go on by its token; an error where that or the token cannot be."""
+    if token is None:
+        return not_finite(dtype)
+    try:
+        if answer.grammar is not None:
+            answer.grammar.take(token)
+    except UsageError as error:
+        return error
+    return None

@@ -45,5 +45,7 @@ def check_numbers(request: Request, backbone: Backbone, limits: Limits) -> None:
             f"{len(request.stop)} stop strings of {[len(stop) for stop in request.stop][:8]} characters: "
             f"at most {MAX_STOPS} are taken, of 1 to {MAX_STOP_LENGTH} characters"
         )
+    if request.format is not None and (request.labels is not None or not request.stop_at_end):
+        raise UsageError("a format is not for answers from labels or past the end of turn; leave one out")
     if request.logprobs is not None and not 0 <= request.logprobs <= MAX_TOP:
         raise UsageError(f"logprobs {request.logprobs} is outside 0..{MAX_TOP}; choose a number in it")

@@ -9,6 +9,7 @@ refused: vLLM knows LoRAs alone.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import compose
+from shoal.adapters.output_format import OutputFormat
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
 from shoal.inference.engine.arrivals import CLOSED
 from shoal.inference.engine.detokenizer import TokenTexts
@@ -325,11 +327,20 @@ def _body(request: Request, model: str, ends: list[int]) -> dict[str, Any]:
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
     }
+    if request.format is not None:
+        body["structured_outputs"] = _structured(request.format)
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if request.logprobs is not None:
         body["logprobs"] = request.logprobs
     return body
+
+
+def _structured(wanted: OutputFormat) -> dict[str, Any]:
+    """A format in vLLM's words (0.12 and later)."""
+    if wanted.kind == "json_schema":
+        return {"json": json.loads(wanted.text)}
+    return {wanted.kind: list(wanted.choices) or wanted.text}
 
 
 def _finished(asked: _Asked, outcome: Outcome, now: float) -> FinishedRecord:
