@@ -284,11 +284,12 @@ def _label_sets(named: AdapterRecord | NamedLibrary | None) -> list[LabelSet]:
 
 
 def _closed(body: ChatRequest | CompletionRequest) -> bool:
-    """A chat that asks for no sampling, no token scores and no stop strings, so that a label answers it."""
+    """A chat without sampling, token scores, stop strings or a format of its own, which a label answers."""
     return (
         isinstance(body, ChatRequest)
         and not body.logprobs
         and not body.stops
+        and body.output_format() is None
         and (body.temperature or 0) < GREEDY_BELOW
     )
 
@@ -318,6 +319,7 @@ def _engine_request(
         sampling,
         body.stops,
         logprobs,
+        format=body.output_format(),
         owner=owner,
         answered=max_tokens > 0,
     )

@@ -14,7 +14,8 @@ from pydantic import Field
 from shoal.errors import UsageError
 from shoal.library.gate import BOUND
 from shoal.library.lessons import EXEMPLARS, LEAST, prepare
-from shoal.server.schemas import Body, Description, Name, Phrase, SolvedExample
+from shoal.server.body import Body
+from shoal.server.schemas import Description, Name, Phrase, SolvedExample
 
 SkillName = Annotated[Name, Field(description="of the skill")]
 

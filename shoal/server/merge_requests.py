@@ -19,7 +19,8 @@ from shoal.config import ServiceConfig
 from shoal.errors import UsageError
 from shoal.merging.config import check_searched
 from shoal.registry.registry import Registry
-from shoal.server.schemas import Body, Description, Name, SolvedExample, Text
+from shoal.server.body import Body
+from shoal.server.schemas import Description, Name, SolvedExample, Text
 from shoal.tasks.inputs import check_inputs
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.records import divide

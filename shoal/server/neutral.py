@@ -42,7 +42,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "guided_choice": ([],),
     "ignore_eos": (False,),
     "include_reasoning": (True, False),
     "include_stop_str_in_output": (False,),

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Path
 from pydantic import Field
 
 from shoal.adapters.files import check_name
+from shoal.server.body import Body
 from shoal.server.dependencies import Open, Owner
 from shoal.server.learn_requests import LibraryStep, NewSkill
 from shoal.server.pools import run_in
 from shoal.server.routes_operations import shown_job
-from shoal.server.schemas import Body
 
 router = APIRouter()
 LibraryName = Annotated[str, Path(max_length=64, description="name of a library")]

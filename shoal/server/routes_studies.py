@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 
+from shoal.server.body import Body
 from shoal.server.dependencies import Open, Owner
 from shoal.server.pools import run_in
 from shoal.server.routes_operations import shown_job
-from shoal.server.schemas import Body, Name
+from shoal.server.schemas import Name
 from shoal.server.tune_requests import NewStudy
 
 router = APIRouter()

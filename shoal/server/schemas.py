@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from shoal.config import CAREFUL_HELP, REFINE_HELP
+from shoal.server.body import Body
+from shoal.server.formats import Formatted
 from shoal.server.neutral import MEANT_IN_TURNS, is_neutral, without_neutral
 from shoal.tasks.forms import OUTPUT_FIELDS
 from shoal.tasks.inputs import FIELDS as INPUT_FIELDS
@@ -22,19 +24,6 @@ Description = Annotated[str, Field(min_length=1, max_length=4000, description="w
 Skill = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Phrase = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-class Body(BaseModel):
-    """A body or a part of one; nulls and unknown fields are as the module says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {name: value for name, value in given.items() if value is not None}
 
 
 class Weighted(Body):
@@ -112,7 +101,7 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class _Generation(Body):
+class _Generation(Formatted):
     """Fields that chats and completions have in common."""
 
     model: Annotated[

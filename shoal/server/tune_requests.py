@@ -15,7 +15,8 @@ from pydantic import Field
 from shoal.config import LoraTrainingConfig, ServiceConfig, TextToLoRAConfig
 from shoal.errors import UsageError
 from shoal.models.shapes import BackboneShape
-from shoal.server.schemas import Body, Description, SolvedExample
+from shoal.server.body import Body
+from shoal.server.schemas import Description, SolvedExample
 from shoal.tasks.loading import Example, Task
 from shoal.tasks.records import divide
 from shoal.tuning.examples import LEAST_EXAMPLES

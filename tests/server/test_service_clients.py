@@ -54,7 +54,6 @@ def test_every_neutral_value_changes_nothing(as_ada: httpx2.Client, running: Run
 ASKING: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "tool_choice": "required",
-    "response_format": {"type": "json_object"},
     "frequency_penalty": 0.5,
     "logit_bias": {"5": 10},
     "min_p": 0.1,

@@ -67,7 +67,10 @@ def turn(content: Any) -> dict[str, Any]:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tools that may be called": ({"tools": TOOLS, "tool_choice": "auto"}, "`tools` is not supported"),
     "a bias beside one of zero": ({"logit_bias": {"5": 0, "6": 1}}, "`logit_bias` is not supported"),
-    "a form of JSON": ({"response_format": {"type": "json_schema", "json_schema": {}}}, "`response_format`"),
+    "a form of JSON": (
+        {"response_format": {"type": "json_schema", "json_schema": {}}},
+        "`response_format.json_schema.schema`",
+    ),
     "no answer at all": ({"max_tokens": 0}, "`max_tokens` is 0; it must be at least 1"),
     "less than no answer": ({"max_tokens": -2}, "`max_tokens` is -2"),
     "a seed that is too large": ({"seed": 2**64}, "`seed` is 18446744073709551616; it must be below"),

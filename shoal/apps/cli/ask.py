@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from shoal.adapters.base import Adapter
     from shoal.adapters.card import LabelSet
     from shoal.adapters.decomposition import Decompositions
+    from shoal.adapters.output_format import OutputFormat
     from shoal.models.backbone import Backbone
     from shoal.tasks.loading import Example
 
@@ -75,6 +76,14 @@ class Asking(BaseModel):
         description="answer with the likeliest of these, separated by commas; by default the adapter's own "
         "labels, if it has some; none lets it answer freely",
     )
+    choice: tuple[str, ...] | None = Field(
+        None,
+        description="the answer is one of these, separated by commas, as the model words it token by token",
+    )
+    regex: str | None = Field(None, description="the answer matches this regular expression as a whole")
+    json_schema: Path | None = Field(
+        None, description="the answer is JSON that the JSON schema in this file accepts"
+    )
     max_new_tokens: int = Field(128, ge=1, description="limit of the answer, in tokens")
 
 
@@ -101,12 +110,15 @@ def ask(
     if choice.examples and choice.describe:
         solved = solved_examples(choice.examples, choice.describe, MIN_EXAMPLES if choice.refine else 1)
     from shoal.inference.generate import generate_greedy
+    from shoal.inference.grammar import GrammarCompiler
     from shoal.inference.labels import choose_labels
     from shoal.text_to_lora.material import given_label_set
 
     given = given_label_set(() if choice.labels == OPEN else choice.labels)
+    wanted = _wanted_format(choice)
     backbone, adapter, basis, facts, own = _chosen(place, choice, solved)
-    label_set = own if choice.labels is None else given
+    label_set = None if wanted else own if choice.labels is None else given
+    grammar = GrammarCompiler(backbone).compile(wanted) if wanted else None
     likely: dict[str, float] | None = None
     expert: dict[str, Any] = {}
     started = time.perf_counter()
@@ -115,7 +127,12 @@ def ask(
             expert = _attach_expert(stack, backbone, text, choice)
         if label_set is None:
             (answer,) = generate_greedy(
-                backbone, [text], adapter, basis=basis, max_new_tokens=choice.max_new_tokens
+                backbone,
+                [text],
+                adapter,
+                basis=basis,
+                grammars=grammar,
+                max_new_tokens=choice.max_new_tokens,
             )
         else:
             evidence = _meaning_of(label_set, text)
@@ -135,6 +152,20 @@ def ask(
         "seconds": seconds,
     }
     return Output(record, answer)
+
+
+def _wanted_format(choice: Asking) -> OutputFormat | None:
+    """The format that the answer is held to."""
+    from shoal.adapters.output_format import OutputFormat
+    from shoal.file_formats import read_json
+
+    if choice.choice is not None:
+        return OutputFormat.choice(choice.choice)
+    if choice.regex is not None:
+        return OutputFormat.regex(choice.regex)
+    if choice.json_schema is not None:
+        return OutputFormat.json_schema(read_json(choice.json_schema))
+    return None
 
 
 def _meaning_of(label_set: LabelSet, text: str) -> Tensor | None:
@@ -183,6 +214,10 @@ def _check_choice(choice: Asking) -> None:
     given = [way for way, chosen in ways.items() if chosen]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} are given; one of them answers, leave the other out")
+    fields = ("labels", "choice", "regex", "json_schema")
+    formats = [f"--{name.replace('_', '-')}" for name in fields if getattr(choice, name) is not None]
+    if len(formats) > 1:
+        raise UsageError(f"{' and '.join(formats)} are given, each a format; leave all but one out")
     if choice.library is not None or choice.skill is not None:
         return _check_library_choice(choice)
     if choice.hypernetwork is not None and choice.describe is None:
