@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shoal.adapters.output_format import OutputFormat
 from shoal.errors import ShoalError
 
 MAX_LABELS = 256  # of one label set
@@ -78,6 +79,9 @@ class AdapterCard(BaseModel):
     label_set: LabelSet | None = Field(
         None, description="the answers that it chooses from, if they are closed"
     )
+    suggested_format: OutputFormat | None = Field(
+        None, description="that its description names; answers are held to it where a request asks for that"
+    )
     scores: Mapping[str, float] = Field(default_factory=dict, description="metric -> measured value")
     notes: tuple[str, ...] = Field((), description="further sentences for people")
 
@@ -138,6 +142,7 @@ def render_card(card: AdapterCard, facts: AdapterFacts) -> str:
         **({"Start (SHA-256)": card.start_sha256} if card.start_sha256 else {}),
         **{f"Parent: {name} (SHA-256)": sha for name, sha in card.parents.items()},
         **({"Labels": ", ".join(card.label_set.labels)} if card.label_set else {}),
+        **({"Suggested format": card.suggested_format.text} if card.suggested_format else {}),
         **{f"Score: {name}": f"{value:.4g}" for name, value in sorted(card.scores.items())},
     }
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from shoal.adapters.card import LabelSet
 from shoal.adapters.lora import LoRA
+from shoal.adapters.output_format import OutputFormat
 from shoal.errors import NotFoundError, UsageError
 from shoal.inference.engine.records import RequestedAdapter
 from shoal.library.routing import check_told_apart
@@ -20,6 +21,7 @@ from shoal.registry.registry import Registry
 from shoal.server.errors import not_a_model
 from shoal.server.libraries import Libraries, NamedLibrary, check_choice
 from shoal.server.schemas import AdapterChoice
+from shoal.text_to_lora.suggested_format import suggest_format
 from shoal.transformer2.experts import ExpertSet
 from shoal.transformer2.router import NONE, Decision, mean_states
 
@@ -40,12 +42,14 @@ class SelectedAdapter:
         facts: shown in the answer; None shows none.
         greedy: the adapter was made for a task, so its answers are greedy unless the request says otherwise.
         label_set: its answers, where they are closed.
+        suggested_format: that its description names.
     """
 
     adapter: RequestedAdapter = None
     facts: Mapping[str, Any] | None = None
     greedy: bool = False
     label_set: LabelSet | None = None
+    suggested_format: OutputFormat | None = None
 
 
 class AdapterSelector:
@@ -133,7 +137,10 @@ class AdapterSelector:
                     f"give {self.base_names[0]!r}"
                 )
             facts = {"name": record.name, "version": record.version}
-            return SelectedAdapter(record.sha256, facts, record.card.names_task, record.card.label_set)
+            card = record.card
+            return SelectedAdapter(
+                record.sha256, facts, card.names_task, card.label_set, card.suggested_format
+            )
         if choice is None:
             return SelectedAdapter()
         if isinstance(choice, str):
@@ -146,7 +153,8 @@ class AdapterSelector:
             raise UsageError("`adapter` holds one of describe and mix; give one")
         if choice.describe is not None:
             lora, facts = self._describer.describe(choice.describe)
-            return SelectedAdapter(lora, facts, greedy=True)
+            suggested = suggest_format(choice.describe)
+            return SelectedAdapter(lora, facts, greedy=True, suggested_format=suggested)
         return self._mixed(choice, owner)
 
     def _skill(

@@ -155,7 +155,8 @@ class Completions:
         if selected.greedy and body.temperature is None:
             requests = [replace(r, sampling=replace(r.sampling, temperature=0.0)) for r in requests]
         labels = selected.label_set if _closed(body) else None
-        chosen = [replace(request, adapter=selected.adapter) for request in requests]
+        wanted = body.output_format(selected.suggested_format)
+        chosen = [replace(request, adapter=selected.adapter, format=wanted) for request in requests]
         if labels is not None and isinstance(body, ChatRequest):  # which has one prompt
             (evidence,) = self._similarity.evidence(labels, [body.messages[-1].text]).tolist()
             chosen = [replace(chosen[0], labels=labels, evidence=tuple(evidence))]
@@ -289,6 +290,7 @@ def _closed(body: ChatRequest | CompletionRequest) -> bool:
         isinstance(body, ChatRequest)
         and not body.logprobs
         and not body.stops
+        and not body.asks_for_suggested
         and body.output_format() is None
         and (body.temperature or 0) < GREEDY_BELOW
     )
@@ -319,7 +321,7 @@ def _engine_request(
         sampling,
         body.stops,
         logprobs,
-        format=body.output_format(),
+        format=None if body.asks_for_suggested else body.output_format(),
         owner=owner,
         answered=max_tokens > 0,
     )

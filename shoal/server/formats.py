@@ -28,9 +28,9 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
-    """OpenAI's `response_format`."""
+    """OpenAI's `response_format`, and `suggested`, an extension: the format that the adapter's card names."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema", "suggested"]
     json_schema: JsonSchema | None = None
 
 
@@ -54,13 +54,24 @@ class Formatted(Body):
     guided_regex: str | None = None
     guided_grammar: str | None = None
 
-    def output_format(self) -> OutputFormat | None:
+    @property
+    def asks_for_suggested(self) -> bool:
+        """True where the format is the adapter's to say."""
+        return self.response_format is not None and self.response_format.type == "suggested"
+
+    def output_format(self, suggested: OutputFormat | None = None) -> OutputFormat | None:
         """The format of the answer; None where it is free.
 
+        Args:
+            suggested: by the adapter that answers.
+
         Raises:
-            UsageError: there are two, `json_schema` is missing, or a format is outside its limits.
+            UsageError: there are two, `json_schema` is missing, a format is outside its limits, or none is
+                suggested.
         """
-        given = {name: value for name, value in self._formats().items() if value is not None}
+        if self.asks_for_suggested and suggested is None:
+            raise UsageError("the adapter suggests no format; name one, or leave `response_format` out")
+        given = {name: value for name, value in self._formats(suggested).items() if value is not None}
         if len(given) > 1:
             raise UsageError(
                 f"{' and '.join(map('`{}`'.format, given))} are given, each a format; leave all but one out"
@@ -77,7 +88,7 @@ class Formatted(Body):
             return makers[name.replace("guided_", "").replace("structured_outputs.", "")](value)
         return None
 
-    def _formats(self) -> dict[str, Any]:
+    def _formats(self, suggested: OutputFormat | None) -> dict[str, Any]:
         """What each field asks for, by its name."""
         asked = self.structured_outputs or StructuredOutputs()
         if self.structured_outputs is not None and not self.structured_outputs.model_fields_set:
@@ -85,7 +96,7 @@ class Formatted(Body):
                 "`structured_outputs` is empty; give json, choice, regex or grammar, or leave it out"
             )
         return {
-            "response_format": self._response_format(),
+            "response_format": suggested if self.asks_for_suggested else self._response_format(),
             "structured_outputs.json": asked.json_,
             "structured_outputs.json_object": OutputFormat.json_object() if asked.json_object else None,
             "structured_outputs.choice": asked.choice,

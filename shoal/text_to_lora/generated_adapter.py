@@ -21,6 +21,7 @@ from shoal.tasks.inputs import MIN_INPUTS
 from shoal.text_to_lora.gain import Gain, gain_note
 from shoal.text_to_lora.next_examples import next_note
 from shoal.text_to_lora.skills import SkillDetection
+from shoal.text_to_lora.suggested_format import suggest_format
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class GeneratedAdapter:
             checkpoint_sha256=facts.get("sha256"),
             notes=tuple(notes),
             label_set=self.label_set,
+            suggested_format=suggest_format(self.description),
         )
 
     def save(self, directory: str | Path) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field
@@ -84,6 +84,9 @@ class Asking(BaseModel):
     json_schema: Path | None = Field(
         None, description="the answer is JSON that the JSON schema in this file accepts"
     )
+    format: Literal["suggested"] | None = Field(
+        None, description="`suggested` holds the answer to the format that the adapter's description names"
+    )
     max_new_tokens: int = Field(128, ge=1, description="limit of the answer, in tokens")
 
 
@@ -116,7 +119,13 @@ def ask(
 
     given = given_label_set(() if choice.labels == OPEN else choice.labels)
     wanted = _wanted_format(choice)
-    backbone, adapter, basis, facts, own = _chosen(place, choice, solved)
+    backbone, adapter, basis, facts, own, suggested = _chosen(place, choice, solved)
+    if choice.format is not None:
+        wanted = suggested
+        if wanted is None:
+            raise UsageError(
+                "--format suggested: the adapter suggests no format; give --regex or --json-schema"
+            )
     label_set = None if wanted else own if choice.labels is None else given
     grammar = GrammarCompiler(backbone).compile(wanted) if wanted else None
     likely: dict[str, float] | None = None
@@ -214,7 +223,7 @@ def _check_choice(choice: Asking) -> None:
     given = [way for way, chosen in ways.items() if chosen]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} are given; one of them answers, leave the other out")
-    fields = ("labels", "choice", "regex", "json_schema")
+    fields = ("labels", "choice", "regex", "json_schema", "format")
     formats = [f"--{name.replace('_', '-')}" for name in fields if getattr(choice, name) is not None]
     if len(formats) > 1:
         raise UsageError(f"{' and '.join(formats)} are given, each a format; leave all but one out")
@@ -279,6 +288,7 @@ class _Chosen(NamedTuple):
     basis: Decompositions | None = None
     facts: Mapping[str, Any] | None = None
     label_set: LabelSet | None = None
+    suggested_format: OutputFormat | None = None
 
 
 def _chosen(place: Place, choice: Asking, solved: Sequence[Example]) -> _Chosen:
@@ -295,10 +305,12 @@ def _chosen(place: Place, choice: Asking, solved: Sequence[Example]) -> _Chosen:
         labels = loaded.card.label_set if loaded.card else None
         backbone = load(place, place.base or loaded.base_model)
         basis = kinds.basis_for(backbone.model, loaded)
-        return _Chosen(backbone, loaded.adapter, basis, label_set=labels)
+        suggested = loaded.card.suggested_format if loaded.card else None
+        return _Chosen(backbone, loaded.adapter, basis, label_set=labels, suggested_format=suggested)
     if choice.describe is not None:
         from shoal.text_to_lora.encoders.sentence import check_description
         from shoal.text_to_lora.generator import TextToLoRA
+        from shoal.text_to_lora.suggested_format import suggest_format
 
         check_description(choice.describe)  # before the slower search for a model
         chosen = usable_place(place)
@@ -307,6 +319,10 @@ def _chosen(place: Place, choice: Asking, solved: Sequence[Example]) -> _Chosen:
         )
         adapter = generator.generate(choice.describe, solved, refine=choice.refine, careful=choice.careful)
         return _Chosen(
-            generator.backbone, adapter.lora, facts=adapter.hypernetwork, label_set=adapter.label_set
+            generator.backbone,
+            adapter.lora,
+            facts=adapter.hypernetwork,
+            label_set=adapter.label_set,
+            suggested_format=suggest_format(choice.describe),
         )
     return _Chosen(load(place))
