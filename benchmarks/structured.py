@@ -1,9 +1,10 @@
 """Answers in a format: the cost of a grammar on a step of 16 rows, and answers to generated JSON schemas.
 
-    python benchmarks/structured.py [--model DIR] [--repeats 5] [--schemas 500]
+    python benchmarks/structured.py [--model DIR] [--steps 32] [--schemas 500]
 
-The step: 16 rows of the embedded model go on with and without a format, in turns, and medians of the seconds
-per step are compared. The schemas come from a seeded generator; the model answers each greedily.
+The step: 16 rows go on together, and what the masks and states of their grammars take of each step is
+compared with what the model and the choice of tokens take of the same step. The schemas come from a seeded
+generator; the model answers each greedily.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from collections import Counter
 from typing import Any
 
 import jsonschema
+import torch
 from _machine import machine, table
 
 from shoal.adapters.output_format import OutputFormat
 from shoal.errors import UsageError
-from shoal.inference.engine.core import Engine
-from shoal.inference.engine.records import Limits, Request
+from shoal.inference.decoding import Rows
 from shoal.inference.generate import generate_greedy
-from shoal.inference.grammar import Grammar, GrammarCompiler
-from shoal.inference.sampling import Sampling
+from shoal.inference.grammar import Grammar, GrammarCompiler, mask_logits
+from shoal.inference.sampling import Sampling, choose_tokens
 from shoal.models.backbone import DEFAULT_MODEL, Backbone, load_backbone
 
 ROWS = 16
@@ -39,48 +40,65 @@ FORMATS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=32, help="steps of one measurement")
+    parser.add_argument("--steps", type=int, default=32, help="per format; 0 measures none")
     parser.add_argument("--schemas", type=int, default=500)
     parser.add_argument("--answer-tokens", type=int, default=48)
     args = parser.parse_args()
     backbone = load_backbone(args.model)
     print(machine(backbone.dtype) + "\n")
-    if args.repeats:
-        steps(backbone, args.tokens, args.repeats)
+    if args.steps:
+        steps(backbone, args.steps)
     if args.schemas:
         schemas(backbone, args.schemas, args.answer_tokens)
 
 
-def steps(backbone: Backbone, tokens: int, repeats: int) -> None:
-    """Print the median seconds of a step, with each format against without one."""
-    found: dict[str, list[float]] = {name: [] for name in ("none", *FORMATS)}
-    engine = Engine(backbone, limits=Limits(max_batch=ROWS))
-    step(engine, backbone, FORMATS["JSON schema"], 2)
-    for _ in range(repeats):
-        for name in found:
-            found[name].append(step(engine, backbone, FORMATS.get(name), tokens))
-    free = statistics.median(found["none"])
+def steps(backbone: Backbone, tokens: int) -> None:
+    """Print median seconds of the parts of a step: the model with the choice of tokens, and the grammar."""
+    compiler = GrammarCompiler(backbone)
+    prompts = backbone.encode_prompts(
+        [f"Number {number}: tell me of a town by the sea." for number in range(ROWS)]
+    )
     rows = []
-    for name, seconds in found.items():
-        middle = statistics.median(seconds)
-        rows.append([name, f"{1000 * middle:.1f}", f"{100 * (middle / free - 1):+.1f}%"])
-    print(table([f"format, {ROWS} rows", "ms per step", "against none"], rows) + "\n")
+    for name, wanted in FORMATS.items():
+        grammar = compiler.compile(wanted)
+        model, held = measured(backbone, prompts, grammar, tokens)
+        share = statistics.median(g / m for m, g in zip(model, held, strict=True))
+        rows.append(
+            [
+                name,
+                f"{1000 * statistics.median(model):.1f}",
+                f"{1000 * statistics.median(held):.2f}",
+                f"{100 * share:.1f}%",
+            ]
+        )
+    print(
+        table([f"format, {ROWS} rows", "model, ms per step", "grammar, ms per step", "grammar / model"], rows)
+    )
 
 
-def step(engine: Engine, backbone: Backbone, wanted: OutputFormat | None, tokens: int) -> float:
-    """Median seconds of a step in which all rows get a token."""
-    for number in range(ROWS):
-        prompt = backbone.encode_prompt(f"Number {number}: tell me of a town by the sea.")
-        engine.submit(Request(prompt, max_tokens=tokens, sampling=Sampling(0.0), format=wanted))
-    seconds = []
-    while engine.busy:
-        full = engine.state().running == ROWS
+def measured(
+    backbone: Backbone, prompts: list[list[int]], grammar: Grammar, tokens: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of the model with the choice of tokens, and of masks and states of the grammar, per step."""
+    states = [grammar.begin() for _ in prompts]
+    rules, numbers = [Sampling(temperature=0.0)] * ROWS, [0.0] * ROWS
+    model, held = [], []
+    rows = Rows(backbone, prompts)
+    logits = rows.read()
+    for _ in range(tokens):
         begun = time.perf_counter()
-        engine.step()
-        if full and engine.state().running == ROWS:
-            seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds)
+        masked = mask_logits(logits, states).logits
+        middle = time.perf_counter()
+        chosen = choose_tokens(masked, rules, numbers)
+        after = time.perf_counter()
+        for state, token in zip(states, chosen, strict=True):
+            assert token is not None
+            state.take(token)
+        taken = time.perf_counter()
+        logits = rows.step(torch.tensor(chosen))
+        model.append(time.perf_counter() - taken + after - middle)
+        held.append(middle - begun + taken - after)
+    return model, held
 
 
 def schemas(backbone: Backbone, count: int, tokens: int) -> None:

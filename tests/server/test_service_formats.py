@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "impossible": ({"guided_json": {"type": "integer", "minimum": 2, "maximum": 1}}, "greater than maximum"),
     "look-ahead": ({"guided_regex": "(?=a)"}, "look-around"),
     "large counts": ({"guided_regex": "(a{99}){99}"}, "smaller counts"),
-    "no rules": ({"guided_grammar": "x: y"}, "start"),
+    "no rules": ({"guided_grammar": "x: y"}, "cannot be used"),
 }
 
 
