@@ -28,14 +28,15 @@ from shoal.models.backbone import Backbone
 
 KEPT = 64  # compiled formats
 # Lexer steps, parser items and lexer states; a tenth to a quarter of llguidance's own limits.
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 50_000,
     "step_max_items": 20_000,
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,
 }
-JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}  # else a model may end in spaces for good
+# Else a model may go on with spaces for good.
+JSON_OPTIONS: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
 MISSING = "formats of answers need llguidance, which is not installed; pip install 'shoal[structured]'"
 
 
@@ -159,7 +160,9 @@ class Masked(NamedTuple):
 
 def mask_logits(logits: Float[Tensor, "rows vocabulary"], states: Sequence[GrammarState | None]) -> Masked:
     """The logits with -infinity for every token that a row's format forbids; the same where there is none."""
-    rows, bits, errors = [], [], {}
+    rows: list[int] = []
+    bits: list[bytes] = []
+    errors: dict[int, UsageError] = {}
     for row, state in enumerate(states):
         if state is None:
             continue

@@ -8,6 +8,7 @@ https://docs.vllm.ai/en/latest/features/structured_outputs (`guided_*` are its n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -76,7 +77,7 @@ class Formatted(Body):
             raise UsageError(
                 f"{' and '.join(map('`{}`'.format, given))} are given, each a format; leave all but one out"
             )
-        makers = {
+        makers: dict[str, Callable[[Any], OutputFormat]] = {
             "json": OutputFormat.json_schema,
             "choice": OutputFormat.choice,
             "regex": OutputFormat.regex,

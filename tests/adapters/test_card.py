@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.adapters.card import AdapterCard, AdapterFacts, render_card
+from shoal.adapters.card import AdapterCard, AdapterFacts, parse_card, render_card
+from shoal.adapters.output_format import OutputFormat
 
 
 def facts(**changes: Any) -> AdapterFacts:
@@ -85,3 +86,9 @@ def test_no_text_breaks_the_card(description: str, note: str) -> None:
 def test_a_fence_in_a_description_stays_inside() -> None:
     card = render_card(CARD.model_copy(update={"description": "```\n# Injected\n````"}), facts())
     assert "`````text\n```\n# Injected\n````\n`````\n" in card
+
+
+def test_a_suggested_format_is_shown_and_read_again() -> None:
+    card = AdapterCard(generator="test", trained=True, suggested_format=OutputFormat.regex("[0-9]{4}"))
+    assert "| Suggested format | [0-9]{4} |" in render_card(card, facts())
+    assert parse_card(card.model_dump(mode="json"), "card.json") == card
