@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def steps(backbone: Backbone, tokens: int) -> None:
-    """Print median CPU seconds of the parts of a step: the model with the choice of tokens, and the grammar."""
+    """Print median CPU seconds per step of the model with the choice of tokens, and of the grammar."""
     compiler = GrammarCompiler(backbone)
     prompts = backbone.encode_prompts(
         [f"Number {number}: tell me of a town by the sea." for number in range(ROWS)]
