@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from _library_growth_page import consolidation, gate, growth, rehearsal
 from _library_stream import ROWS
 from _machine import table
 from _merging_bench import Cell
@@ -30,11 +31,21 @@ def page(cells: Cells) -> str:
     """All of it, as Markdown."""
     facts = cells["facts"]
     parts = [
-        "# Tasks learnt one after another, measured\n\n```console\n$ python benchmarks/library.py\n```",
-        f"{facts['machine']}. Rows that are missing were not measured; the command goes on with them.",
+        "# Skills learnt one after another\n\n```console\n$ python benchmarks/library.py\n```",
+        f"{facts['machine']}. Rows that are missing were not measured; the command goes on with them. "
+        "Intervals are 95% bootstraps.",
+        *growth(cells),
+        *gate(cells),
+        *consolidation(cells),
+        *rehearsal(cells),
+    ]
+    if "start" not in cells:
+        return "\n\n".join(parts) + "\n"
+    parts += [
+        "## One growing adapter",
         f"Six training tasks of different form, {facts['train']} examples, {facts['steps']} steps of "
         f"{facts['batch']} each, from the multi-task LoRA that ships. Scored are {facts['examples']} "
-        "examples of every `test` list; 95% bootstrap intervals over tasks. A library keeps each task's own "
+        "examples of every `test` list; intervals are over tasks. A library keeps each task's own "
         "adapter, so with the right route nothing is forgotten.",
     ]
     for key in sorted(key for key in cells if key.startswith("order/")):
@@ -82,7 +93,7 @@ def _order(cells: Cells, order: int) -> list[str]:
             before = [_means(cells["start"])[tasks[0]], *(matrix[j - 1][j] for j in range(1, len(tasks)))]
             rows.append([row, *_shown(measures(matrix, base, before)), general, *cost])
             matrices.append((row, matrix))
-    blocks = [f"## Order {order}: {', '.join(tasks)}", table(HEADER, rows)]
+    blocks = [f"### Order {order}: {', '.join(tasks)}", table(HEADER, rows)]
     for row, matrix in matrices:
         cells_of = [[f"after {t}", *(f"{v:.0f}" for v in own)] for t, own in zip(tasks, matrix, strict=True)]
         blocks += [f"R of {row}:", table(["", *tasks], cells_of)]

@@ -69,11 +69,14 @@ class RefusedError(ShoalError):
 
     Attributes:
         verdicts: on every older skill that has exemplars.
+        seconds: that asking them took.
     """
 
-    def __init__(self, name: str, verdicts: Sequence[Verdict], confused: Sequence[Confusion]) -> None:
+    def __init__(
+        self, name: str, verdicts: Sequence[Verdict], confused: Sequence[Confusion], seconds: float = 0.0
+    ) -> None:
         """Name what would lose how much, and the way out."""
-        self.verdicts = tuple(verdicts)
+        self.verdicts, self.seconds = tuple(verdicts), seconds
         losers = [verdict for verdict in verdicts if verdict.loses and not verdict.allowed]
         alike = [f"; {pair}" for pair in confused]
         flags = " ".join(f"--allow-loss {verdict.skill}" for verdict in losers)

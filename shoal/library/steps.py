@@ -55,7 +55,8 @@ class Learnt:
         routed: share of its exemplars that the router gives to it, in [0, 1]; None without exemplars.
         verdicts: on every older skill.
         confused: pairs with the new skill that inputs do not tell apart; these want a name or a sentence.
-        seconds: that it took.
+        gate_seconds: that asking the older skills took.
+        seconds: that all of it took.
     """
 
     version: int
@@ -64,6 +65,7 @@ class Learnt:
     routed: float | None
     verdicts: tuple[Verdict, ...]
     confused: tuple[Confusion, ...]
+    gate_seconds: float
     seconds: float
 
 
@@ -83,14 +85,16 @@ def learn(store: Store, models: Models, lesson: Lesson, gate: Gate, training: Tr
         run = store.staging() / "run"
         content = learn_skill(models, lesson, store.none, store.facts.layer, run, training, old)
         digest = store.add(content, models.backbone.shape)  # that no version names yet
+        learnt = time.perf_counter()
         after = before.added(name, digest)
         asked = after.asked(name, models)
         confused = confusions({n: own.routes for n, own in asked.items()})
         own_pairs = tuple(pair for pair in confused if name in (pair.skill, pair.other))
         alike = {pair.skill for pair in own_pairs} | {pair.other for pair in own_pairs}
         verdicts = _verdicts(before, after, name, asked, gate, models, alike - {name})
+        gate_seconds = time.perf_counter() - learnt
         if any(verdict.loses and not verdict.allowed for verdict in verdicts):
-            raise RefusedError(name, verdicts, own_pairs)
+            raise RefusedError(name, verdicts, own_pairs, gate_seconds)
         seconds = time.perf_counter() - started
         step = Step(kind="learn", skill=name, allowed=tuple(sorted(gate.allowed)), seconds=seconds)
         accepted = accepted_scores(current.accepted, asked, {name, *gate.allowed})
@@ -100,7 +104,7 @@ def learn(store: Store, models: Models, lesson: Lesson, gate: Gate, training: Tr
     routed = routes.count(name) / len(routes) if routes else None
     _say(facts, routed, own_pairs)
     number = now.version.number
-    return Learnt(number, facts, old is not None, routed, tuple(verdicts), own_pairs, seconds)
+    return Learnt(number, facts, old is not None, routed, tuple(verdicts), own_pairs, gate_seconds, seconds)
 
 
 def check(store: Store, models: Models, gate: Gate) -> list[Verdict]:

@@ -236,6 +236,7 @@ def _learnt(found: Learnt, folder: Path) -> Output:
         "routed": found.routed,
         "older": [_verdict(v) for v in found.verdicts],
         "confused": [pair.model_dump(mode="json") for pair in found.confused],
+        "gate_seconds": found.gate_seconds,
         "seconds": found.seconds,
     }
     scores = ", ".join(f"{of} {_shown(points)}" for of, points in record["scores"].items())
