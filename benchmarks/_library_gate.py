@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from _library_skills import Skills, training
+from _library_skills import Skills, learnt_cell, training
 from _merging_bench import Bench
 
 from shoal.errors import ShoalError
@@ -28,7 +28,7 @@ class Gate:
         self.names = list(self.skills.tasks)[:EIGHT]
         self.training = training(bench)
         for name in self.names:
-            bench.cell(f"eight/learn/{name}", partial(self.learn, name))
+            learnt_cell(bench, self.library, f"eight/learn/{name}", name, partial(self.learn, name))
 
     def learn(self, name: str) -> dict[str, Any]:
         """One of the eight."""
@@ -76,6 +76,8 @@ class Gate:
 
 def try_gate(bench: Bench) -> None:
     """All tries."""
+    if f"gate/update/{HARMLESS - 1}" in bench.cells:
+        return
     gate = Gate(bench)
     for number in range(HARMS):
         bench.cell(f"gate/harm/{number}", partial(gate.harm, number))
@@ -85,6 +87,8 @@ def try_gate(bench: Bench) -> None:
 
 def press(bench: Bench) -> None:
     """The eight skills in one adapter of rank 16: in closed form, then with replay."""
+    if f"consolidation/{bench.args.replay}" in bench.cells:
+        return
     gate = Gate(bench)
     for steps in (0, bench.args.replay):
         bench.cell(f"consolidation/{steps}", partial(pressed, gate, steps))

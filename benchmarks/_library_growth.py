@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from _library_skills import Skills, files_of, inputs, training, uncalibrated
+from _library_skills import Skills, files_of, inputs, learnt_cell, training, uncalibrated
 from _merging_bench import Bench
 
 from shoal.library.discriminant import Discriminant, fit_discriminant, kinds_like
@@ -34,10 +34,13 @@ Routes = Mapping[str, Sequence[str]]
 
 def grow(bench: Bench) -> None:
     """Learn every skill, ask all, and measure the router."""
+    if "b/worded" in bench.cells:
+        return
     skills = Skills(bench)
     library = skills.library("stream_b")
     for name, task in skills.tasks.items():
-        bench.cell(f"b/learn/{name}", partial(learn, library, name, task, training(bench)))
+        step = partial(learn, library, name, task, training(bench))
+        learnt_cell(bench, library, f"b/learn/{name}", name, step)
     growth = Growth(skills, library)
     for name in skills.tasks:
         bench.cell(f"b/scores/{name}", partial(growth.scores, name))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from _merging_bench import RATE, Bench, divided
 
@@ -96,6 +97,15 @@ def training(bench: Bench) -> Training:
     steps, batch = bench.args.skill_steps, bench.args.skill_batch
     config = LoraTrainingConfig(steps=steps, batch_size=batch, learning_rate=RATE, max_length=160)
     return Training(config, "trained")
+
+
+def learnt_cell(
+    bench: Bench, library: Library, key: str, name: str, learn: Callable[[], dict[str, Any]]
+) -> None:
+    """The cell of a step; where it came with the page, without the library, both are made again."""
+    if name not in library.skills:
+        bench.cells.pop(key, None)
+    bench.cell(key, learn)
 
 
 def files_of(library: Library) -> dict[str, str]:
