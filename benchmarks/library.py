@@ -33,7 +33,7 @@ def main() -> None:
         bench.cell("facts", lambda: {**settings, "machine": machine(bench.backbone.dtype)})
         for part in args.parts:
             PARTS[part](bench)
-    write_file(args.page, page(read_cells(args.out / CELLS)))
+    write_page(args, page)
 
 
 def stream_a(bench: Bench) -> None:
