@@ -36,6 +36,8 @@ def grow(bench: Bench) -> None:
     """Learn every skill, ask all, and measure the router."""
     if "b/worded" in bench.cells:
         return
+    names = ("skill_steps", "skill_batch", "requests")
+    bench.cell("b/facts", lambda: {name: getattr(bench.args, name) for name in names})
     skills = Skills(bench)
     library = skills.library("stream_b")
     for name, task in skills.tasks.items():

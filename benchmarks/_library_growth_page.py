@@ -24,7 +24,7 @@ def growth(cells: Cells) -> list[str]:
     names = cells["b/order/0"]["skills"]
     scores = {name: cells[f"b/scores/{name}"] for name in names}
     learnt = {name: cells[f"b/learn/{name}"] for name in names}
-    facts, own = cells["facts"], [points(scores[name]["own"]) for name in names]
+    facts, own = cells["b/facts"], [points(scores[name]["own"]) for name in names]
     untouched = sum(cell["untouched"] for cell in learnt.values())
     seconds = [cell["learning_seconds"] for cell in learnt.values()]
     kilobytes = [cell["bytes"] / 1000 for cell in learnt.values()]

@@ -28,8 +28,7 @@ def main() -> None:
     args = parse()
     if args.parts:
         bench = Bench(args)
-        names = ("steps", "batch", "examples", "train", "skill_steps", "skill_batch", "requests")
-        settings = {name: getattr(args, name) for name in names}
+        settings = {name: getattr(args, name) for name in ("steps", "batch", "examples", "train")}
         bench.cell("facts", lambda: {**settings, "machine": machine(bench.backbone.dtype)})
         for part in args.parts:
             PARTS[part](bench)

@@ -89,7 +89,7 @@ def consolidate(
         contents: the skills.
         models: their base model.
         rank: of the result at most.
-        least: share of its gain over the base model that every skill must keep.
+        least: share of its gain over the base model that every skill must keep; 0 sets no limit.
         replay: steps of training on half of the exemplars after the merge.
 
     Raises:
@@ -115,7 +115,7 @@ def consolidate(
             )
         )
         retentions.append(Retention(name, base, own, found, len(exemplars)))
-    if lost := [r for r in retentions if r.kept is not None and r.kept < least]:
+    if least and (lost := [r for r in retentions if r.kept is not None and r.kept < least]):
         raise ShoalError(
             f"no adapter of rank {rank} is written: {'; '.join(map(str, lost))}, the least is {least:.0%}; "
             "raise the rank, replay more steps, or lower the least share"

@@ -59,7 +59,9 @@ class Consolidating(InLibrary):
     """The adapter that a library becomes."""
 
     rank: int = Field(16, ge=1, description="of the adapter at most")
-    least: float = Field(0.5, description="share of its gain that every skill must keep, 0 to 1")
+    least: float = Field(
+        0.5, description="share of its gain that every skill must keep, 0 to 1; 0 sets no limit"
+    )
     replay: int = Field(0, ge=0, description="steps of training on half of the exemplars after the merge")
     out: Path = Field(description="directory to write")
 

@@ -63,7 +63,7 @@ def _show(library: SkillLibrary) -> None:
         figure = score_matrix(steps, history["skills"], history["matrix"])
         st.plotly_chart(figure, config=PLAIN, key="library_matrix")
         measured = {text: history["measures"][name] for name, text in MEASURES.items()}
-        facts({text: f"{value['mean']:.1f}" for text, value in measured.items() if value})
+        facts({text: _interval(value) for text, value in measured.items() if value})
     else:
         plain_line("No skills.")
     for skill in library.skills:
@@ -72,6 +72,11 @@ def _show(library: SkillLibrary) -> None:
     for pair in library.confused:
         warning_line(f"Inputs of {pair['skill']} and {pair['other']} look alike: name one with requests.")
     _undo(library)
+
+
+def _interval(value: Mapping[str, Any]) -> str:
+    spread = "" if value["low"] is None else f" ({value['low']:.1f} to {value['high']:.1f})"
+    return f"{value['mean']:.1f}{spread}"
 
 
 def _undo(library: SkillLibrary) -> None:
@@ -110,7 +115,7 @@ def _learn(names: tuple[str, ...]) -> None:
     )
     left, right = st.columns([3, 2])
     labels = left.text_input(
-        "Labels, with commas", key="skill_labels", placeholder="read from the sentence or examples"
+        "Labels, with commas", key="skill_labels", placeholder="from sentence or examples"
     )
     bound = right.number_input(
         "Points others may lose", 0.0, 100.0, BOUND, step=0.5, format="%.1f", key="skill_bound"
