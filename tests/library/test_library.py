@@ -181,7 +181,7 @@ def test_a_merge_that_keeps_too_little_is_refused(library: Library, monkeypatch:
         ShoalError, match=r"no adapter of rank 2 is written: capitals keeps 0%.*the least is 50%"
     ):
         library.consolidate(2)
-    assert [found.kept for found in library.consolidate(2, least=0).retentions] == [0, 0]
+    assert str(library.consolidate(2, least=0).retentions[0]).startswith("capitals keeps 0%")
 
 
 def test_forgetting_the_last_skill_leaves_the_base_model(
