@@ -1,11 +1,12 @@
-"""Transformer²: experts, dispatch, two passes and few-shot mixtures beside every control, with intervals.
+"""Transformer²: experts on own and unseen tasks, dispatch, two passes, mixtures, controls, with intervals.
 
     python benchmarks/transformer2.py --experts runs/experts
 
 Takes experts in DIR/SKILL-SEED, trains IA3 and LoRA of as many parameters on the same rewards where they are
 missing, and writes docs/results/transformer2.json and transformer2.md. Answers that are there are reused from
 --work, so a run that was stopped goes on. --parts measures some parts again; the others stay as the JSON has
-them. Two passes and few-shot mixtures use the shipped experts.
+them. `unseen_by_experts.yaml` names two training tasks of each skill that no expert saw. Dispatch, two passes
+and few-shot mixtures use what ships.
 """
 
 from __future__ import annotations
@@ -42,13 +43,16 @@ from _transformer2_page import (
     card,
     page,
 )
+from everyday_requests import ASKED, read
+from everyday_requests import right as right_skill
 
 from shoal.adapters.svf import ExpertVector, mix
-from shoal.adapters.svf_files import load_expert
+from shoal.adapters.svf_files import WEIGHTS_FILE, load_expert
 from shoal.adapters.svf_hooks import attach_expert
 from shoal.config import MixtureSearchConfig, Transformer2Config
 from shoal.evaluation.environment import commit
 from shoal.evaluation.predictors import Predictor
+from shoal.file_formats import sha256_of
 from shoal.files import write_file
 from shoal.inference.generate import generate_greedy
 from shoal.models.backbone import DEFAULT_MODEL, load_backbone
@@ -65,11 +69,18 @@ from shoal.transformer2.router_files import load_probe
 from shoal.transformer2.router_recipe import TEST, LabelledRequest, labelled_requests
 
 TOKENS = 24
-SELECTION = 16  # training examples of a task on which the base model's best prompt is chosen
+SELECTION = 16  # by default: training examples of a task on which the base model's best prompt is chosen
 SHOTS = 10
 UNSEEN_TASKS = 5
-OTHER_WORDINGS, INPUTS_A_WORDING = Path(__file__).with_name("other_wordings.yaml"), 5
-OWN_TASK, CONTROLS, TWO_PASSES, FEW_SHOTS = PARTS = ("own_task", "controls", "two_passes", "few_shot")
+HELD_OUT = Path(__file__).with_name("unseen_by_experts.yaml")
+OWN_TASK, UNSEEN, DISPATCH, CONTROLS, TWO_PASSES, FEW_SHOTS = PARTS = (
+    "own_task",
+    "unseen",
+    "dispatch",
+    "controls",
+    "two_passes",
+    "few_shot",
+)
 
 
 class Bench:
@@ -78,16 +89,20 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.backbone = load_backbone(DEFAULT_MODEL)
-        self.skills = skills()
+        self.skills = args.skills or skills()
         self.tasks = {skill: tasks_of(skill) for skill in self.skills}
         self.shipped = load_expert_set(args.shipped, self.backbone.model)
         self.experts, self.basis = self.shipped.experts, self.shipped.basis
         self.requests = labelled_requests(self.tasks, args.requests, TEST)
-        files = [f for root in (args.shipped, args.experts) for f in sorted(root.rglob("*.safetensors"))]
+        files = sorted(args.shipped.rglob("*.safetensors"))
         self.weights = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
     def trained(self, skill: str, seed: int) -> ExpertVector:
         return load_expert(self.args.experts / f"{skill}-{seed}", self.basis).expert
+
+    def named(self, skill: str, seed: int) -> str:
+        """The name under which a trained expert's answers are kept, another one after another training."""
+        return f"{skill}-{seed} {sha256_of(self.args.experts / f'{skill}-{seed}' / WEIGHTS_FILE)[:16]}"
 
     def attach(self, expert: ExpertVector | None) -> AbstractContextManager[object]:
         return attach_expert(self.backbone.model, self.basis, expert) if expert else nullcontext()
@@ -100,7 +115,9 @@ class Bench:
         Answers with this name to these requests are made once, as long as no expert is trained anew.
         """
         texts = [r.text for r in requests]
-        digest = hashlib.sha256(json.dumps([name, TOKENS, texts, self.weights]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(
+            json.dumps([name, TOKENS, texts, "" if name == BASE else self.weights]).encode()
+        ).hexdigest()[:16]
         path = self.args.work / f"{digest}.json"
         if not path.is_file():
             started = time.perf_counter()
@@ -117,6 +134,23 @@ class Bench:
                 return generate_greedy(self.backbone, texts, max_new_tokens=TOKENS)
 
         return way
+
+    def beside_best_prompt(self, skill: str, requests: Sequence[LabelledRequest]) -> dict[str, Any]:
+        """The expert of a skill, a mean over seeds, the base model, and it with its best prompt; the gain."""
+        found = {
+            BASE: self.scores(BASE, self.answered(None), requests),
+            BEST_PROMPT: best_prompt(self, requests),
+            ORACLE: mean(
+                self.scores(self.named(skill, seed), self.answered(self.trained(skill, seed)), requests)
+                for seed in self.args.seeds
+            ),
+        }
+        return {
+            "skill": skill,
+            "requests": len(requests),
+            **{name: interval(bootstrap_interval(values)) for name, values in found.items()},
+            "gain": interval(bootstrap_difference(found[ORACLE], found[BEST_PROMPT])),
+        }
 
     def of(self, skill: str) -> list[LabelledRequest]:
         return [r for r in self.requests if r.skill == skill]
@@ -139,7 +173,14 @@ def main() -> None:
         "rewards": {s: recipe(s)["reward"] for s in bench.skills},
         "tasks": {s: [t.name for t in tasks] for s, tasks in bench.tasks.items()},
     }
-    measure = {OWN_TASK: own_task, CONTROLS: controls, TWO_PASSES: two_passes, FEW_SHOTS: few_shot}
+    measure = {
+        OWN_TASK: own_task,
+        UNSEEN: unseen,
+        DISPATCH: dispatch,
+        CONTROLS: controls,
+        TWO_PASSES: two_passes,
+        FEW_SHOTS: few_shot,
+    }
     where = f"{machine(bench.backbone.dtype)}, commit {commit() or 'unknown'}"
     for part in args.parts:
         results[part] = measure[part](bench)
@@ -163,8 +204,16 @@ def parse() -> argparse.Namespace:
         help="set of the first seed's experts and the probe; gets a card",
     )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add(
+        "--skills",
+        nargs="+",
+        choices=skills(),
+        help="whose experts are measured; by default all with a recipe",
+    )
     add("--parts", nargs="+", default=PARTS, choices=PARTS, help="what is measured; by default all")
     add("--requests", type=int, default=50, help="test requests a skill")
+    add("--unseen-requests", type=int, default=60, help="test requests of each skill's unseen tasks")
+    add("--selection", type=int, default=SELECTION, help="training examples that a prompt is chosen on")
     add("--matrix-requests", type=int, default=20, help="of them, for rows of an expert on all skills")
     add("--population", type=int, default=16)
     add("--iterations", type=int, default=12)
@@ -176,25 +225,21 @@ def parse() -> argparse.Namespace:
 
 def own_task(bench: Bench) -> list[dict[str, Any]]:
     """Every expert on its own skill's requests, against the base model's best prompt."""
-    scored: dict[str, dict[str, list[float]]] = {}
+    return [bench.beside_best_prompt(skill, bench.of(skill)) for skill in bench.skills]
+
+
+def unseen(bench: Bench) -> list[dict[str, Any]]:
+    """Every expert on tasks of its skill that no expert saw, against the base model's best prompt."""
+    names = yaml.safe_load(HELD_OUT.read_text("utf-8"))
+    known = {t.name: t for t in load_split(DATA).train}
+    trained = {t.name for tasks in bench.tasks.values() for t in tasks}
+    found = []
     for skill in bench.skills:
-        requests = bench.of(skill)
-        scored[skill] = {
-            BASE: bench.scores("base", bench.answered(None), requests),
-            BEST_PROMPT: best_prompt(bench, skill),
-            ORACLE: mean(
-                bench.scores(f"{skill}-{seed}", bench.answered(bench.trained(skill, seed)), requests)
-                for seed in bench.args.seeds
-            ),
-        }
-    return [
-        {
-            "skill": skill,
-            **{name: interval(bootstrap_interval(values)) for name, values in of.items()},
-            "gain": interval(bootstrap_difference(of[ORACLE], of[BEST_PROMPT])),
-        }
-        for skill, of in scored.items()
-    ]
+        tasks = [known[name] for name in names[skill]]
+        assert trained.isdisjoint(names[skill]), names[skill]
+        requests = labelled_requests({skill: tasks}, bench.args.unseen_requests, TEST)
+        found.append({"tasks": names[skill], **bench.beside_best_prompt(skill, requests)})
+    return found
 
 
 def controls(bench: Bench) -> dict[str, dict[str, Any]]:
@@ -217,23 +262,21 @@ def controls(bench: Bench) -> dict[str, dict[str, Any]]:
     return found
 
 
-def best_prompt(bench: Bench, skill: str) -> list[float]:
+def best_prompt(bench: Bench, requests: Sequence[LabelledRequest]) -> list[float]:
     """Scores of the base model with, for each task, the prompt that does best on its training examples."""
-    requests = bench.of(skill)
     found: list[float] = [0.0] * len(requests)
-    for task in bench.tasks[skill]:
+    for task in {r.task.name: r.task for r in requests}.values():
         rows = [i for i, r in enumerate(requests) if r.task is task]
-        trial = [
-            LabelledRequest("", skill, task, e) for e in task.train[len(task.train) - SELECTION :]
-        ]  # not among the examples that stand in prompts
+        shown = task.train[len(task.train) - bench.args.selection :]  # not those that stand in prompts
+        trial = [LabelledRequest("", requests[rows[0]].skill, task, e) for e in shown]
         ways = prompts_of(task)
         means = {}
         for name, worded in ways.items():
             asked = [r._replace(text=worded(r)) for r in trial]
-            means[name] = statistics.mean(bench.scores("base", bench.answered(None), asked))
+            means[name] = statistics.mean(bench.scores(BASE, bench.answered(None), asked))
         best = max(means, key=means.__getitem__)
         asked = [requests[i]._replace(text=ways[best](requests[i])) for i in rows]
-        for i, score in zip(rows, bench.scores("base", bench.answered(None), asked), strict=True):
+        for i, score in zip(rows, bench.scores(BASE, bench.answered(None), asked), strict=True):
             found[i] = score
     return found
 
@@ -262,60 +305,52 @@ def two_passes(bench: Bench) -> dict[str, Any]:
     matrix = {s: bench.scores(f"shipped {s}", bench.answered(first[s]), some) for s in first}
     chance = random.Random(0)
     rows = {f"expert for {skill}": values for skill, values in matrix.items()}
-    rows[RANDOM] = [matrix[chance.choice(bench.skills)][i] for i in range(len(some))]
+    rows[RANDOM] = [matrix[chance.choice(list(first))][i] for i in range(len(some))]
     uniform = mix(list(first.values()), torch.full((len(first),), 1 / len(first)))
     rows[UNIFORM] = bench.scores("uniform", bench.answered(uniform), some)
-    rows[BASE] = bench.scores("base", bench.answered(None), some)
-    rows[ORACLE] = [matrix[r.skill][i] for i, r in enumerate(some)]
+    rows[BASE] = bench.scores(BASE, bench.answered(None), some)
+    rows[ORACLE] = [matrix.get(r.skill, rows[BASE])[i] for i, r in enumerate(some)]
 
-    routers = routers_of(bench)
-    others = otherwise_worded(bench)
-    accuracy, loss, otherwise = {}, {}, {}
-    for name, router in routers.items():
-        accuracy[name] = interval(bootstrap_interval(right(bench, router, bench.requests)))
-        otherwise[name] = interval(bootstrap_interval(right(bench, router, others)))
+    loss = {}
+    for name, router in routers_of(bench).items():
         answers = bench.scores(f"{name}, {fingerprint(bench)}", adaptive(bench, router), bench.requests)
         single = [
             v
             for s in bench.skills
-            for v in bench.scores(f"shipped {s}", bench.answered(first[s]), bench.of(s))
+            for v in bench.scores(f"shipped {s}", bench.answered(first.get(s)), bench.of(s))
         ]
         loss[name] = interval(bootstrap_difference(answers, single))
         rows[name] = [answers[i] for i, r in enumerate(bench.requests) if any(r is o for o in some)]
-    unknown = unseen_requests(bench)
-    abstained = {
-        name: statistics.mean(float(d.skill == NONE) for d in router.decide(unknown))
-        for name, router in routers.items()
-    }
     return {
         "rows": {name: interval(bootstrap_interval(values)) for name, values in rows.items()},
-        "accuracy": accuracy,
-        "accuracy_otherwise_worded": otherwise,
         "requests": len(bench.requests),
-        "otherwise_worded": len(others),
         "matrix_requests": len(some),
         "against_own_expert": loss,
-        "abstained_on_other_tasks": {**abstained, "requests": len(unknown)},
-        "first_pass_share": {name: share_of_time(bench, d) for name, d in routers.items()},
     }
+
+
+def dispatch(bench: Bench) -> dict[str, Any]:
+    """What the first pass finds: requests of the experts' tasks, everyday ones, and of other tasks."""
+    everyday, unknown, found = read(ASKED), unseen_requests(bench), {}
+    texts = bench.backbone.encode_prompts([r["request"] for r in everyday])
+    for name, router in routers_of(bench).items():
+        away = [d.skill for d in router.decide(unknown)]
+        known = right_skill(everyday, [d.skill for d in router.decide(texts)])
+        found[name] = {
+            "own_tasks": interval(bootstrap_interval(right(bench, router, bench.requests))),
+            "everyday": interval(bootstrap_interval([float(hit) for hit in known])),
+            "none_at_other_tasks": statistics.mean(float(skill == NONE) for skill in away),
+            "base_at_other_tasks": statistics.mean(float(skill not in bench.experts) for skill in away),
+            "first_pass_share": share_of_time(bench, router),
+        }
+    counts = {"requests": len(bench.requests), "everyday": len(everyday), "other_tasks": len(unknown)}
+    return {"routers": found, **counts}
 
 
 def right(bench: Bench, router: Any, requests: Sequence[LabelledRequest]) -> list[float]:
     """1 for each request whose skill the first pass finds, else 0."""
     decisions = router.decide(bench.backbone.encode_prompts([r.text for r in requests]))
     return [float(d.skill == r.skill) for d, r in zip(decisions, requests, strict=True)]
-
-
-def otherwise_worded(bench: Bench) -> list[LabelledRequest]:
-    """Test inputs behind wordings that are no descriptions of the tasks."""
-    wordings = yaml.safe_load(OTHER_WORDINGS.read_text("utf-8"))
-    return [
-        LabelledRequest(f"{wording}\n\n{example.input}", skill, task, example)
-        for skill, tasks in bench.tasks.items()
-        for task in tasks
-        for wording in wordings[task.name]
-        for example in random.Random(wording).sample(task.test, INPUTS_A_WORDING)
-    ]
 
 
 def fingerprint(bench: Bench) -> str:
@@ -374,7 +409,7 @@ def few_shot(bench: Bench) -> dict[str, Any]:
             LabelledRequest(task.described(e.input), task.name, task, e)
             for e in task.test[: bench.args.few_shot_examples]
         ]
-        rows[BASE] += bench.scores("base", bench.answered(None), test)
+        rows[BASE] += bench.scores(BASE, bench.answered(None), test)
         uniform = mix(experts, torch.full((len(experts),), 1 / len(experts)))
         rows[UNIFORM] += bench.scores("uniform", bench.answered(uniform), test)
         randoms, searched = [], []

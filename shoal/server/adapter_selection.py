@@ -23,7 +23,7 @@ from shoal.server.libraries import Libraries, NamedLibrary, check_choice
 from shoal.server.schemas import AdapterChoice
 from shoal.text_to_lora.suggested_format import suggest_format
 from shoal.transformer2.experts import ExpertSet
-from shoal.transformer2.router import NONE, Decision, mean_states
+from shoal.transformer2.router import NONE, Decision, mean_states, without_expert
 
 
 class Describer(Protocol):
@@ -197,4 +197,7 @@ class AdapterSelector:
         if known is None:
             return SelectedAdapter(facts={"auto": NONE})
         decision = self._decide(lambda: known.router.decide([prompt]))[0]
-        return SelectedAdapter(known.experts.get(decision.skill), {"auto": decision.skill})
+        facts = {"auto": decision.skill}
+        if note := without_expert(decision.skill, known.experts):
+            facts["note"] = note
+        return SelectedAdapter(known.experts.get(decision.skill), facts)

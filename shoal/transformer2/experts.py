@@ -30,6 +30,7 @@ from shoal.errors import ShoalError, UsageError
 from shoal.file_formats import read_json
 from shoal.transformer2.router import Probe, ProbeRouter
 from shoal.transformer2.router_files import load_probe
+from shoal.transformer2.skill_names import BySkill
 
 ROUTER = "dispatch"
 SHIPPED = Path(__file__).parents[1] / "weights" / "experts"
@@ -40,7 +41,7 @@ class ExpertSet:
     """Experts of one model, ready to be attached.
 
     Attributes:
-        experts: skill -> expert, in the order of the router's skills.
+        experts: skill -> expert, in the order of the router's skills; found under synonyms too.
         stored: skill -> the same with its provenance.
         basis: decompositions of the weights that they scale.
         router: chooses one of their skills, or none.
@@ -140,17 +141,17 @@ def _joined(
     basis = decompose_for(experts, model)
     for expert in experts:
         check_belongs(expert, basis)
-    stored = {expert.skill: expert for expert in experts}
-    if not stored.keys() <= set(probe.skills):
+    stored = BySkill({expert.skill: expert for expert in experts})
+    ordered = {skill: stored[skill] for skill in probe.skills if skill in stored}
+    if len(ordered) < len(stored):
         raise ShoalError(
             f"{folder / ROUTER} chooses between {', '.join(probe.skills)}, the experts are for "
             f"{', '.join(stored)}; train it again with `shoal train dispatch`"
         )
     if components is not None:
         basis = {name: d.truncated(components) for name, d in basis.items()}
-    ordered = {skill: stored[skill] for skill in probe.skills if skill in stored}
     cut = {skill: _cut(expert.expert, basis) for skill, expert in ordered.items()}
-    return ExpertSet(cut, ordered, basis, ProbeRouter(model, probe))
+    return ExpertSet(BySkill(cut), BySkill(ordered), basis, ProbeRouter(model, probe))
 
 
 def _cut(expert: ExpertVector, basis: Mapping[str, Decomposition]) -> ExpertVector:

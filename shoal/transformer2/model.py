@@ -32,6 +32,7 @@ from shoal.errors import UsageError
 from shoal.models.shapes import ROLES, BackboneShape, shape_of
 from shoal.transformer2.experts import load_expert_set, shipped_experts
 from shoal.transformer2.router import NONE, Decision, Router
+from shoal.transformer2.skill_names import BySkill, known_name
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Transformer2(nn.Module):
     Attributes:
         model: the base model.
         config: how many experts, how many components, how strong.
-        experts: skill -> expert, at the configured strength.
+        experts: skill -> expert, at the configured strength; found under synonyms of the skill too.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Transformer2(nn.Module):
                 f"{len(given)} experts are more than num_expert_vectors {self.config.num_expert_vectors}; "
                 "raise it"
             )
-        if given and (router is None or not given.keys() <= set(router.skills)):
+        if given and (router is None or any(known_name(s, router.skills) is None for s in given)):
             known = ", ".join(router.skills) if router else "none, as there is no router"
             raise UsageError(
                 f"the experts {', '.join(given)} need a router that chooses them; it knows {known}"
@@ -113,7 +114,7 @@ class Transformer2(nn.Module):
         self._basis = _basis(model, named, basis, self.config) if given else {}
         for expert in given.values():
             check_fits(self._basis, expert)
-        self.experts = {}
+        self.experts = BySkill[ExpertVector]()
         for skill, expert in given.items():
             limited = _limited(expert, shape, layers).strengthened(self.config.adaptation_strength)
             self.experts[skill] = limited.on(self._basis)

@@ -22,6 +22,7 @@ from shoal.tasks.loading import Task
 from shoal.training.checkpoints import check_run_folder
 from shoal.transformer2.model import mlp_modules
 from shoal.transformer2.router import NONE
+from shoal.transformer2.skill_names import skill_name
 from shoal.transformer2.train import TrainedExpert, train_expert
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def make_expert(
         backbone: the frozen model.
         tasks: what to train on.
         directory: of the expert.
-        skill: the name by which the router chooses it.
+        skill: the name by which the router chooses it; a synonym becomes the name of the guide.
         sizes: singular values and layers that it scales.
         training: optimisation settings.
         run: folder of checkpoints and logs.
@@ -76,7 +77,7 @@ def make_expert(
         "config": training.model_dump(mode="json"),
     }
     if main:
-        stored = StoredExpert(trained.expert, backbone.shape.base_model, skill, provenance)
+        stored = StoredExpert(trained.expert, backbone.shape.base_model, skill_name(skill), provenance)
         save_expert(directory, stored, basis)
     return trained
 

@@ -9,7 +9,7 @@ Source: Sun, Cetin, Tang, "Transformer-Squared: Self-adaptive LLMs", arXiv 2501.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,7 +34,8 @@ class Decision:
     """A decision of the first pass about one request.
 
     Attributes:
-        skill: the most likely skill, or `NONE`.
+        skill: the most likely skill, or `NONE`. There need not be an expert for it; then the base model
+            answers.
         probabilities: of every skill and of `NONE`, in [0, 1].
     """
 
@@ -55,10 +56,10 @@ class Router(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A linear classifier of hidden states.
+    """A linear classifier of hidden states into classes, several of which may be of one skill.
 
     Attributes:
-        skills: its classes but the last, which is `NONE`.
+        classes: the skill of each class, or `NONE`, which is that of the last.
         layer: decoder layer whose input it reads, from 0.
         mean: of its training states.
         scale: their standard deviation.
@@ -66,16 +67,24 @@ class Probe:
         bias: one number per class.
     """
 
-    skills: tuple[str, ...]
+    classes: tuple[str, ...]
     layer: int
     mean: Float[Tensor, " width"]
     scale: Float[Tensor, " width"]
     weight: Float[Tensor, "classes width"]
     bias: Float[Tensor, " classes"]
 
-    def probabilities(self, states: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
-        """Softmax of the linear scores."""
-        return F.linear((states - self.mean) / self.scale, self.weight, self.bias).softmax(-1)
+    @property
+    def skills(self) -> tuple[str, ...]:
+        """The skills that it tells apart, besides `NONE`."""
+        return tuple(dict.fromkeys(skill for skill in self.classes if skill != NONE))
+
+    def probabilities(self, states: Float[Tensor, "batch width"]) -> Float[Tensor, "batch skills"]:
+        """Softmax of the linear scores, summed over the classes of each skill and, last, of `NONE`."""
+        found = F.linear((states - self.mean) / self.scale, self.weight, self.bias).softmax(-1)
+        names = (*self.skills, NONE)
+        places = torch.tensor([names.index(skill) for skill in self.classes])
+        return found.new_zeros(len(found), len(names)).index_add(1, places, found)
 
 
 class ProbeRouter:
@@ -134,8 +143,8 @@ def train_probe(
 
     Args:
         states: of the requests, from `mean_states`.
-        labels: index of each one's skill; `len(skills)` for `NONE`.
-        skills: names of the classes but `NONE`.
+        labels: index of each one's class; `len(skills)` for the last, which is `NONE`.
+        skills: of the classes but the last; several may be of one skill, or `NONE`.
         layer: whose input the states are.
         penalty: weight of the mean squared weights.
         steps: of L-BFGS, at most.
@@ -152,7 +161,7 @@ def train_probe(
         )
     mean, scale = states.mean(0), states.std(0, correction=0).clamp(min=1e-6)
     weight, bias = fit_logistic((states - mean) / scale, labels, classes, penalty=penalty, steps=steps)
-    return Probe(tuple(skills), layer, mean, scale, weight, bias)
+    return Probe((*skills, NONE), layer, mean, scale, weight, bias)
 
 
 def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
@@ -166,6 +175,13 @@ def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
             f"{len(prompts)} prompts, of {[len(ids) for ids in prompts][:8]} tokens: at least 1 prompt of at "
             "least 1 token is needed; ask something"
         )
+
+
+def without_expert(skill: str, experts: Container[str]) -> str | None:
+    """What to tell where a skill was found that none of the experts has; None where one has, or at `NONE`."""
+    if skill == NONE or skill in experts:
+        return None
+    return f"the request is for {skill}, for which there is no expert: the base model answers"
 
 
 def decision_of(skills: Sequence[str], probabilities: Float[Tensor, " classes"]) -> Decision:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from shoal.errors import ShoalError
 from shoal.file_formats import read_json, read_tensors
 from shoal.files import read_directory, write_directory
-from shoal.transformer2.router import Probe
+from shoal.transformer2.router import NONE, Probe
 
 WEIGHTS_FILE = "probe.safetensors"
 CONFIG_FILE = "probe.json"
@@ -51,7 +51,7 @@ def save_probe(directory: Path, stored: StoredProbe) -> None:
     description = {
         "format": FORMAT,
         "base_model": stored.base_model,
-        "skills": probe.skills,
+        "classes": probe.classes,
         "layer": probe.layer,
         "provenance": dict(stored.provenance),
     }
@@ -78,9 +78,12 @@ def _read(folder: Path) -> StoredProbe:
     description = read_json(folder / CONFIG_FILE, format=FORMAT)
     tensors = read_tensors(folder / WEIGHTS_FILE)
     try:
-        skills, layer = tuple(str(s) for s in description["skills"]), int(description["layer"])
-        probe = Probe(skills, layer, *(tensors[name].float() for name in TENSORS))
-        classes, width = len(skills) + 1, probe.mean.numel()
+        listed = description["classes"] if "classes" in description else [*description["skills"], NONE]
+        named, layer = tuple(str(skill) for skill in listed), int(description["layer"])
+        if named[-1:] != (NONE,):
+            raise ValueError(f"its last class is not {NONE}")
+        probe = Probe(named, layer, *(tensors[name].float() for name in TENSORS))
+        classes, width = len(named), probe.mean.numel()
         shapes = {"mean": (width,), "scale": (width,), "weight": (classes, width), "bias": (classes,)}
         for name, shape in shapes.items():
             tensor = getattr(probe, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +26,16 @@ from shoal.transformer2.experts import (
     tasks_of,
 )
 from shoal.transformer2.model import Transformer2, mlp_modules
-from shoal.transformer2.router import NONE
-from shoal.transformer2.router_files import CONFIG_FILE, WEIGHTS_FILE, load_probe, save_probe
-from shoal.transformer2.router_recipe import TEST, TRAIN, accuracy, labelled_requests, make_router
+from shoal.transformer2.router import NONE, train_probe
+from shoal.transformer2.router_files import CONFIG_FILE, WEIGHTS_FILE, StoredProbe, load_probe, save_probe
+from shoal.transformer2.router_recipe import (
+    TEST,
+    TRAIN,
+    EverydayRequest,
+    accuracy,
+    labelled_requests,
+    make_router,
+)
 
 COMPONENTS = 4
 
@@ -94,6 +102,57 @@ def test_the_probe_is_scored_on_what_it_never_saw(backbone: Backbone, folder: Pa
     assert stored.provenance["selection_accuracy"].keys() == {"1", "2"} and stored.probe.layer in (1, 2)
     wrong = [r._replace(skill=NONE) for r in labelled_requests(TASKS, 5, TEST)]
     assert accuracy(backbone, stored.probe, wrong) == 0
+
+
+def test_everyday_requests_teach_a_skill_that_no_expert_has(
+    backbone: Backbone, folder: Path, tmp_path: Path
+) -> None:
+    everyday = [EverydayRequest(f"zzzz {n} zzzz", "dreams") for n in range(12)]
+    everyday += [EverydayRequest(f"???? {n}", NONE) for n in range(6)]
+    stored = make_router(
+        backbone, TASKS, OTHERS, tmp_path / "probe", layers=(1, 2), requests=24, everyday=everyday
+    )
+    assert stored.provenance["everyday"] == 18 and stored.provenance["requests"] == 24 * 4 + 18
+    assert stored.probe.skills == ("maths", "prose", "dreams")
+    assert stored.probe.classes == ("maths", "maths", "prose", "dreams", NONE, NONE)
+    shutil.rmtree(folder / ROUTER)
+    save_probe(folder / ROUTER, stored)
+    two = Transformer2.shipped(backbone.model, Transformer2Config(adaptation_strength=1.0), folder=folder)
+    ids = torch.tensor([backbone.encode_prompt("zzzz 20 zzzz")])
+    output = two(ids)
+    assert output.detected_skill == "dreams" and not output.adaptations
+    assert torch.equal(output.logits, backbone.model(ids).logits)
+
+
+def test_experts_under_their_old_names_answer_to_the_new_ones(
+    backbone: Backbone, folder: Path, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", ("code_generation", "translation")
+    basis = decompose_model(backbone.model, mlp_modules(backbone.shape), components=COMPONENTS)
+    for skill, name in zip(TASKS, ("code", "languages"), strict=True):
+        expert = read_expert(folder / skill)
+        save_expert(old / name, StoredExpert(expert.expert, expert.base_model, name, {}), basis)
+    make_router(
+        backbone, dict(zip(new, TASKS.values(), strict=True)), OTHERS, old / ROUTER, layers=(1,), requests=40
+    )
+    known = experts_of(backbone.model, old)
+    assert list(known.experts) == list(new) and known.experts["code"] is known.experts["code_generation"]
+    two = Transformer2.shipped(backbone.model, Transformer2Config(adaptation_strength=1.0), folder=old)
+    output = two(torch.tensor([backbone.encode_prompt("111111 3\n\n11111")]))
+    assert output.detected_skill == "code_generation" and output.adaptations
+    assert "languages" in two.experts
+
+
+def test_a_probe_that_names_skills_in_place_of_classes(backbone: Backbone, folder: Path) -> None:
+    states = torch.randn(6, backbone.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    probe = train_probe(states, torch.arange(6) % 3, list(TASKS), 1)
+    shutil.rmtree(folder / ROUTER)
+    save_probe(folder / ROUTER, StoredProbe(probe, backbone.shape.base_model))
+    path = folder / ROUTER / CONFIG_FILE
+    record = json.loads(path.read_text("utf-8"))
+    assert record.pop("classes") == [*TASKS, NONE]
+    path.write_text(json.dumps({**record, "skills": list(TASKS)}), "utf-8")
+    assert load_probe(folder / ROUTER).probe.classes == probe.classes
 
 
 def test_what_a_router_cannot_be_trained_on(backbone: Backbone, tmp_path: Path) -> None:
@@ -191,7 +250,7 @@ def test_sets_that_do_not_belong_together(backbone: Backbone, folder: Path, tmp_
         assert torch.equal(getattr(load_probe(tmp_path / "again").probe, name), getattr(stored.probe, name))
 
 
-@pytest.mark.parametrize("change", [{"skills": ["one"]}, {"layer": "two"}, {"skills": None}, {"format": 9}])
+@pytest.mark.parametrize("change", [{"classes": ["one"]}, {"layer": "two"}, {"classes": None}, {"format": 9}])
 def test_a_damaged_probe_is_named(folder: Path, change: dict) -> None:
     path = folder / ROUTER / CONFIG_FILE
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")

@@ -10,6 +10,7 @@ import torch
 from shoal.errors import UsageError
 from shoal.models.backbone import Backbone, load_backbone
 from shoal.transformer2.router import (
+    NONE,
     Probe,
     ProbeRouter,
     mean_states,
@@ -55,6 +56,16 @@ def test_a_probe_has_one_optimum() -> None:
     one, two = train_probe(states, labels, SKILLS, 0), train_probe(states.flip(0), labels.flip(0), SKILLS, 0)
     torch.testing.assert_close(one.weight, two.weight, atol=1e-3, rtol=1e-2)
     torch.testing.assert_close(one.probabilities(states).sum(-1), torch.ones(40))
+
+
+def test_classes_of_one_skill_are_one_choice() -> None:
+    states, labels = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+    probe = train_probe(states, labels, ("sums", "poems", "sums"), 0)
+    assert probe.classes == ("sums", "poems", "sums", NONE) and probe.skills == ("sums", "poems")
+    scores = ((states - probe.mean) / probe.scale) @ probe.weight.T + probe.bias
+    each = scores.softmax(-1)
+    wanted = torch.stack([each[:, 0] + each[:, 2], each[:, 1], each[:, 3]], dim=1)
+    torch.testing.assert_close(probe.probabilities(states), wanted)
 
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[5], []]])

@@ -26,6 +26,7 @@ from shoal.apps.cli.settings import Output
 from shoal.apps.cli.tasks import solved_examples
 from shoal.config import CAREFUL_HELP, MIN_EXAMPLES, REFINE_HELP
 from shoal.errors import ShoalError, UsageError
+from shoal.transformer2.skill_names import under_either_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -241,7 +242,7 @@ def _check_choice(choice: Asking) -> None:
         raise UsageError("--strength is that of an expert; give --transformer2 or --expert, or leave it out")
     check_directories(
         adapter=choice.adapter,
-        expert=choice.expert,
+        expert=under_either_name(choice.expert) if choice.expert else None,
         experts=choice.experts,
         hypernetwork=choice.hypernetwork,
     )
@@ -264,7 +265,7 @@ def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Aski
     from shoal.adapters.svf_hooks import attach_expert
 
     if choice.expert is not None:
-        stored = read_expert(choice.expert)
+        stored = read_expert(under_either_name(choice.expert))
         expert, basis = stored.expert.strengthened(choice.strength), basis_of(stored, backbone.model)
         stack.enter_context(attach_expert(backbone.model, basis, expert))
         return {"expert": str(choice.expert), "skill": stored.skill}
@@ -272,12 +273,17 @@ def _attach_expert(stack: ExitStack, backbone: Backbone, text: str, choice: Aski
 
     from shoal.config import Transformer2Config
     from shoal.transformer2.model import Transformer2
+    from shoal.transformer2.router import without_expert
 
     settings = Transformer2Config(expert_vector_dim=None, adaptation_strength=choice.strength)
     model = Transformer2.shipped(backbone.model, settings, folder=choice.experts)
     decisions = model.decide(torch.tensor([backbone.encode_prompt(text)], device=backbone.device))
     stack.enter_context(model.adapted(decisions))
-    return {"skill": decisions[0].skill, "probabilities": dict(decisions[0].probabilities)}
+    found = {"skill": decisions[0].skill, "probabilities": dict(decisions[0].probabilities)}
+    if note := without_expert(decisions[0].skill, model.experts):
+        log.warning(note)
+        found["note"] = note
+    return found
 
 
 class _Chosen(NamedTuple):

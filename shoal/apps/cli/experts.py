@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shoal.tasks.loading import Task
     from shoal.transformer2.experts import ExpertSet
     from shoal.transformer2.mixture_search import FoundMixture
+    from shoal.transformer2.router_recipe import EverydayRequest
 
 ExpertData = Annotated[Data, Only(*(name for name in Data.model_fields if name != "start"))]
 ExpertTraining = Annotated[
@@ -56,11 +57,15 @@ class Dispatching(BaseModel):
     layers: tuple[int, ...] = Field(
         (1, 2, 4, 8), min_length=1, description="decoder layers, from 0; the best one's input is read"
     )
-    requests: int = Field(200, ge=1, description="requests to train on, of each skill and of none")
+    requests: int = Field(24, ge=1, description="requests to train on, of each task")
     test_requests: int = Field(50, ge=1, description="requests to score on, of each skill and of none")
     penalty: float = Field(1e-3, ge=0, description="weight of the mean squared weights")
     wordings: Path | None = Field(
         None, description="YAML file of more descriptions to train on, a list under each task's name"
+    )
+    everyday: Path | None = Field(
+        None,
+        description="JSONL of requests of no task to train on (`request`, `skill`; none is a skill)",
     )
     seed: int = Field(0, ge=0, description="seed of the choice of requests")
 
@@ -126,9 +131,11 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
             f"the task {missing[0]} is not among the {len(tasks)} given; add --tasks or --procedural"
         )
     skills: dict[str, list[Task]] = {skill: [tasks[n] for n in names] for skill, names in wanted.items()}
-    settings: dict[str, Any] = choice.model_dump(exclude={"experts", "others", "wordings"})
+    settings: dict[str, Any] = choice.model_dump(exclude={"experts", "others", "wordings", "everyday"})
     if choice.wordings:
         settings["wordings"] = read_wordings(choice.wordings)
+    if choice.everyday:
+        settings["everyday"] = read_everyday(choice.everyday)
     shape_of(place)
     stored = make_router(load(place), skills, [tasks[n] for n in choice.others], data.out, **settings)
     record = {**stored.provenance, "skills": list(stored.probe.skills), "out": str(data.out)}
@@ -148,6 +155,23 @@ def read_wordings(path: Path) -> dict[str, list[str]]:
         if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UsageError(f"--wordings {path}: {task} is not a list of texts; write one a line, after a -")
     return wordings
+
+
+def read_everyday(path: Path) -> list[EverydayRequest]:
+    """Requests of no task with their skills; errors as `read_table`, or where a row has no such text."""
+    from shoal.tasks.tables import read_table
+    from shoal.transformer2.router_recipe import EverydayRequest
+    from shoal.transformer2.skill_names import skill_name
+
+    found = []
+    for row in read_table(path).rows:
+        request, skill = row.values.get("request"), row.values.get("skill")
+        if not all(isinstance(text, str) and text.strip() for text in (request, skill)):
+            raise UsageError(
+                f"--everyday {path}: {row.place} has no text under `request` or `skill`; give both"
+            )
+        found.append(EverydayRequest(str(request), skill_name(str(skill))))
+    return found
 
 
 def adapt(place: Place, files: Adapting, search: MixtureSearchConfig) -> Output:

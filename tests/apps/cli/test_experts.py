@@ -68,7 +68,12 @@ def experts(shoal: Shoal, tiny_llama: Path, data: Path, tmp_path: Path, cache: P
     more.write_text("second: one text\n")
     assert_one_line(shoal("train", "dispatch", *told, *wordings), 2, "second is not a list of texts")
     more.write_text("reverse: [Say it backwards.]\n")
-    ended = shoal("train", "dispatch", *told, *wordings, "--requests", 8, "--json")
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"request": "hello"}\n')
+    everyday = ("--everyday", asked)
+    assert_one_line(shoal("train", "dispatch", *told, *wordings, *everyday), 2, "line 1 has no text under")
+    asked.write_text('{"request": "hello", "skill": "none"}\n{"request": "HELLO", "skill": "shouting"}\n' * 3)
+    ended = shoal("train", "dispatch", *told, *wordings, *everyday, "--requests", 8, "--json")
     assert ended.code == 0, ended.err
     assert ended.record["skills"] == ["shouting", "turning"] and 0 <= ended.record["accuracy"] <= 1
     return place
@@ -83,6 +88,9 @@ def test_experts_answer_and_are_mixed(shoal: Shoal, experts: Path, tiny_llama: P
     plain = shoal("ask", "apple", *base).record["answer"]
     still = shoal("ask", "apple", "--expert", experts / "turning", "--strength", 0, *base)
     assert still.record["answer"] == plain and still.record["skill"] == "turning"
+    (experts / "turning").rename(experts / "code_generation")
+    named = shoal("ask", "apple", "--expert", experts / "code", "--strength", 0, *base)
+    assert named.record["answer"] == plain and named.record["skill"] == "turning", named.err
 
     shots = tmp_path / "shots.jsonl"
     shots.write_text(
