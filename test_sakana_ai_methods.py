@@ -20,6 +20,7 @@ import torch
 
 from shoal import ShoalError, TextToLoRA, attach, load_backbone
 from shoal.apps.cli.main import main as shoal_command
+from shoal.text_to_lora.skill_keywords import SKILLS
 from src.core.training.sakana_ai_methods import SakanaAIIntegration, TextToLoRAConfig, Transformer2Config
 
 PROMPTS = {
@@ -93,14 +94,23 @@ def test_transformer2() -> None:
     """A model that adapts itself: forward, generate, and what it says of both."""
     model = SakanaAIIntegration().create_transformer2_model(MODELS[0], Transformer2Config())
     output = model(torch.tensor([[1, 2, 3, 4, 5]]))
-    assert output.logits.shape[:2] == (1, 5) and output.detected_skill in {"none", *model.experts}
-    assert len(output.adaptations) == (0 if output.detected_skill == "none" else 90)  # 30 layers, 3 weights
+    assert output.logits.shape[:2] == (1, 5) and output.detected_skill in {"none", *SKILLS}
+    # 30 layers of 3 weights, where the skill has an expert
+    assert len(output.adaptations) == (90 if output.detected_skill in model.experts else 0)
 
-    request = "Which language is this sentence in, German or English?\n\nDas Wetter ist heute schön."
-    ids = torch.tensor([load_backbone().encode_prompt(request)])
-    output = model(ids)
-    assert output.detected_skill == "languages" and len(output.adaptations) == 90
-    assert all(a.skill == "languages" and a.change > 0 for a in output.adaptations)
+    for request, skill in (
+        ("Is this review good or bad? The film drags on for two hours.", "analysis"),
+        ("Translate to French: Good morning, my friends.", "translation"),
+        (
+            "Summarize: The council met on Monday and voted to close the old bridge for repairs.",
+            "summarization",
+        ),
+    ):
+        ids = torch.tensor([load_backbone().encode_prompt(request)])
+        output = model(ids)
+        assert output.detected_skill == skill
+        assert len(output.adaptations) == (90 if skill in model.experts else 0)
+        assert all(a.skill == skill and a.change > 0 for a in output.adaptations)
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
 
 

@@ -32,8 +32,8 @@ def page(results: Mapping[str, Any]) -> str:
         "What answers earn, in points of 100: a right label, or ROUGE-L, as each expert's reward says. "
         "Brackets are 95% bootstrap intervals over requests. Requests are `test` inputs behind descriptions "
         "that were kept from dispatch; experts and controls are means over the training seeds "
-        f"{_listed(results['seeds'])}. The best prompt is chosen for each task on training examples, among six: "
-        "the input alone, two descriptions, one that names the labels, three examples, and both.",
+        f"{_listed(results['seeds'])}. The best prompt is chosen for each task on training examples, among "
+        "six: the input alone, two descriptions, one that names the labels, three examples, and both.",
     ]
     parts += [text for part, write in SECTIONS.items() if part in results for text in write(results)]
     measured: dict[tuple[str, str], list[str]] = {}
@@ -85,21 +85,22 @@ def card(results: Mapping[str, Any], stored: Mapping[str, StoredExpert], probe: 
             f"* Reward: {facts['config']['reward']}; objective: {facts['config']['objective']}; "
             f"{facts['steps']} steps, {facts['tokens']:,} tokens, {facts['seconds']:.0f} s.\n"
             f"{''.join(scores)}"
-            f"* Command: `shoal train expert --config configs/experts/{skill}.yaml --tasks DATA --out {skill}`"
+            "* Command: `shoal train expert "
+            f"--config configs/experts/{skill}.yaml --tasks DATA --out {skill}`"
         )
     facts = probe.provenance
     parts += [
         "## dispatch\n\n"
         f"A linear probe of the mean hidden state before layer {probe.probe.layer}, trained on "
         f"{facts['requests']:,} requests, {facts['everyday']} of them in people's own words "
-        f"(`benchmarks/request_wordings.jsonl`). It knows {', '.join(probe.probe.skills)}; a request for a skill "
-        f"without an expert is answered by the base model. {100 * facts['accuracy']:.1f}% of "
+        f"(`benchmarks/request_wordings.jsonl`). It knows {', '.join(probe.probe.skills)}; a request for a "
+        f"skill without an expert is answered by the base model. {100 * facts['accuracy']:.1f}% of "
         f"{facts['test_requests']} requests of the experts' tasks and of others with unseen descriptions and "
         "inputs are right, those of no skill included. Command: `shoal train dispatch --config "
         "configs/experts/dispatch.yaml --experts DIR --tasks DATA --out DIR/dispatch`",
         "## Limits\n\n"
-        "Each expert was trained on four small tasks of its skill, in English. What is gained is in good part the "
-        "form of answers: a bare label, a short answer. It does not make a small model know more.",
+        "Each expert was trained on four small tasks of its skill, in English. What is gained is mostly "
+        "the form of answers: a bare label, a short answer. It does not make a small model know more.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -179,8 +180,8 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 RULE = (
-    "An expert ships if the interval of what it gains over the best prompt on two tasks of its skill that no expert "
-    "was trained on lies above 0. A request for any other skill is answered by the base model."
+    "An expert ships if the interval of what it gains over the best prompt on two tasks of its skill that no "
+    "expert was trained on lies above 0. A request for any other skill is answered by the base model."
 )
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "own_task": _own_task,

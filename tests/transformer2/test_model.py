@@ -16,7 +16,7 @@ from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import Transformer2Config
 from shoal.errors import UsageError
 from shoal.models.backbone import load_backbone, shape_of
-from shoal.tasks.procedural.catalogue import procedural_tasks
+from shoal.text_to_lora.skill_keywords import SKILLS
 from shoal.transformer2.model import Transformer2, mlp_modules
 from shoal.transformer2.router import NONE, Decision
 
@@ -199,17 +199,21 @@ def test_experts_find_their_own_basis(
 
 
 @pytest.mark.slow
-def test_the_shipped_experts_are_chosen_and_answer() -> None:
+def test_the_shipped_router_knows_everyday_wording_and_its_experts_answer() -> None:
     backbone = load_backbone()
     two = Transformer2.shipped(backbone.model, Transformer2Config(adaptation_strength=1.0))
-    assert len(two.experts) == 8
-    task = next(t for t in procedural_tasks(size=32, test_size=16) if t.name == "news-topic")
-    right, chosen = 0, []
-    for number, example in enumerate(task.test):
-        ids = torch.tensor([backbone.encode_prompt(task.described(example.input, number))])
-        decisions = two.decide(ids)
-        chosen.append(decisions[0].skill)
-        answer = two.generate(ids, decisions=decisions, max_new_tokens=8, do_sample=False)
-        right += backbone.decode(answer[0, ids.shape[1] :].tolist()) in example.outputs
-    assert len(chosen) >= 8 and chosen.count("routing") >= len(chosen) - 1
-    assert 2 * right >= len(chosen) - 2  # a bare label, which the base model never gives
+    assert two.experts and set(two.experts) <= set(SKILLS)
+    asked = {
+        "Summarize: The council met on Monday and voted to close the old bridge.": "summarization",
+        "Translate to French: Good morning, my friends.": "translation",
+        "What is the capital of Italy?": "question_answering",
+        "All cats are animals. Tom is a cat. What follows?": "reasoning",
+        "Write a poem about the sea.": "creative_writing",
+        "Is this review good or bad? The film drags on for two hours.": "analysis",
+    }
+    for request, skill in asked.items():
+        ids = torch.tensor([backbone.encode_prompt(request)])
+        (decision,) = two.decide(ids)
+        assert decision.skill == skill, request
+        same = torch.equal(two(ids).logits, backbone.model(ids).logits)
+        assert same == (skill not in two.experts), request

@@ -140,7 +140,7 @@ def train_dispatch(place: Place, data: DispatchData, choice: Dispatching) -> Out
     stored = make_router(load(place), skills, [tasks[n] for n in choice.others], data.out, **settings)
     record = {**stored.provenance, "skills": list(stored.probe.skills), "out": str(data.out)}
     text = (
-        f"trained on {record['requests']} requests for {len(skills)} skills and none\n"
+        f"trained on {record['requests']} requests for {len(record['skills'])} skills and none\n"
         f"reads the input of layer {stored.probe.layer}\n"
         f"{record['accuracy']:.1%} of {record['test_requests']} requests of unseen wording are right\n"
         f"probe written to {data.out}"
