@@ -100,23 +100,28 @@ class Bench:
     def trained(self, skill: str, seed: int) -> ExpertVector:
         return load_expert(self.args.experts / f"{skill}-{seed}", self.basis).expert
 
-    def named(self, skill: str, seed: int) -> str:
-        """The name under which a trained expert's answers are kept, another one after another training."""
-        return f"{skill}-{seed} {sha256_of(self.args.experts / f'{skill}-{seed}' / WEIGHTS_FILE)[:16]}"
+    def hash(self, skill: str, seed: int) -> str:
+        """Of a trained expert's numbers."""
+        return sha256_of(self.args.experts / f"{skill}-{seed}" / WEIGHTS_FILE)[:16]
 
     def attach(self, expert: ExpertVector | None) -> AbstractContextManager[object]:
         return attach_expert(self.backbone.model, self.basis, expert) if expert else nullcontext()
 
     def scores(
-        self, name: str, way: Callable[[Sequence[str]], list[str]], requests: Sequence[LabelledRequest]
+        self,
+        name: str,
+        way: Callable[[Sequence[str]], list[str]],
+        requests: Sequence[LabelledRequest],
+        weights: str | None = None,
     ) -> list[float]:
         """What the answers earn, in [0, 1].
 
-        Answers with this name to these requests are made once, as long as no expert is trained anew.
+        Answers with this name to these requests are made once, as long as the weights are the same: by default
+        all that ship; the base model's are always the same.
         """
         texts = [r.text for r in requests]
         digest = hashlib.sha256(
-            json.dumps([name, TOKENS, texts, "" if name == BASE else self.weights]).encode()
+            json.dumps([name, TOKENS, texts, "" if name == BASE else weights or self.weights]).encode()
         ).hexdigest()[:16]
         path = self.args.work / f"{digest}.json"
         if not path.is_file():
@@ -141,7 +146,12 @@ class Bench:
             BASE: self.scores(BASE, self.answered(None), requests),
             BEST_PROMPT: best_prompt(self, requests),
             ORACLE: mean(
-                self.scores(self.named(skill, seed), self.answered(self.trained(skill, seed)), requests)
+                self.scores(
+                    f"{skill}-{seed}",
+                    self.answered(self.trained(skill, seed)),
+                    requests,
+                    self.hash(skill, seed),
+                )
                 for seed in self.args.seeds
             ),
         }
@@ -169,9 +179,8 @@ def main() -> None:
     results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     results |= {
         "seeds": args.seeds,
-        "requests": args.requests,
-        "rewards": {s: recipe(s)["reward"] for s in bench.skills},
-        "tasks": {s: [t.name for t in tasks] for s, tasks in bench.tasks.items()},
+        "rewards": {s: recipe(s)["reward"] for s in skills()},
+        "tasks": {s: recipe(s)["task"] for s in skills()},
     }
     measure = {
         OWN_TASK: own_task,
@@ -183,8 +192,12 @@ def main() -> None:
     }
     where = f"{machine(bench.backbone.dtype)}, commit {commit() or 'unknown'}"
     for part in args.parts:
-        results[part] = measure[part](bench)
-        results.setdefault("measured", {})[part] = [where, shlex.join(["python", *sys.argv])]
+        found, name = measure[part](bench), part
+        if args.skills and part in (OWN_TASK, UNSEEN):  # rows of other skills stay
+            found = list({row["skill"]: row for row in [*results.get(part, ()), *found]}.values())
+            name = f"{part} ({', '.join(args.skills)})"
+        results[part] = found
+        results.setdefault("measured", {})[name] = [where, shlex.join(["python", *sys.argv])]
     args.out.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(results, indent=1) + "\n")
     write_file(args.out / "transformer2.md", page(results))
