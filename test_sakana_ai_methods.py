@@ -94,12 +94,16 @@ def test_transformer2() -> None:
     """A model that adapts itself: forward, generate, and what it says of both."""
     model = SakanaAIIntegration().create_transformer2_model(MODELS[0], Transformer2Config())
     output = model(torch.tensor([[1, 2, 3, 4, 5]]))
-    assert output.logits.shape[:2] == (1, 5) and output.detected_skill in {"none", *SKILLS}
+    assert output.logits.shape[:2] == (1, 5) and output.detected_skill in {
+        "none",
+        *SKILLS,
+        *model.experts,
+    }
     # 30 layers of 3 weights, where the skill has an expert
     assert len(output.adaptations) == (90 if output.detected_skill in model.experts else 0)
 
     for request, skill in (
-        ("Is this review good or bad? The film drags on for two hours.", "analysis"),
+        ("Which language is this sentence in?\n\nDas Wetter ist heute schön.", "language_names"),
         ("Translate to French: Good morning, my friends.", "translation"),
         (
             "Summarize: The council met on Monday and voted to close the old bridge for repairs.",

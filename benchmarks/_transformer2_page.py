@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from _expert_controls import IA3, LORA
+from _expert_controls import IA3, LORA, recipe
 from _machine import table
 
 from shoal.adapters.svf_files import StoredExpert
+from shoal.text_to_lora.skill_keywords import SKILLS
 from shoal.transformer2.router_files import StoredProbe
 
 BASE, BEST_PROMPT = "base model", "base model, best prompt"
@@ -67,6 +68,7 @@ def card(results: Mapping[str, Any], stored: Mapping[str, StoredExpert], probe: 
     ]
     for skill, expert in stored.items():
         facts = expert.provenance
+        data = "" if "procedural" in recipe(skill) else " --tasks DATA"
         scores = [
             f"* {where}: {points(row[ORACLE])}; base model {points(row[BASE])}, with its best prompt "
             f"{points(row[BEST_PROMPT])}: {points(row['gain'])} more.\n"
@@ -85,8 +87,7 @@ def card(results: Mapping[str, Any], stored: Mapping[str, StoredExpert], probe: 
             f"* Reward: {facts['config']['reward']}; objective: {facts['config']['objective']}; "
             f"{facts['steps']} steps, {facts['tokens']:,} tokens, {facts['seconds']:.0f} s.\n"
             f"{''.join(scores)}"
-            "* Command: `shoal train expert "
-            f"--config configs/experts/{skill}.yaml --tasks DATA --out {skill}`"
+            f"* Command: `shoal train expert --config configs/experts/{skill}.yaml{data} --out {skill}`"
         )
     facts = probe.provenance
     parts += [
@@ -99,8 +100,8 @@ def card(results: Mapping[str, Any], stored: Mapping[str, StoredExpert], probe: 
         "inputs are right, those of no skill included. Command: `shoal train dispatch --config "
         "configs/experts/dispatch.yaml --experts DIR --tasks DATA --out DIR/dispatch`",
         "## Limits\n\n"
-        "Each expert was trained on four small tasks of its skill, in English. What is gained is mostly "
-        "the form of answers: a bare label, a short answer. It does not make a small model know more.",
+        "Each expert was trained on a few narrow tasks, most of them made in code, in English. What is "
+        "gained is in good part the form of answers: a bare label, a short answer.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -110,13 +111,13 @@ def _own_task(results: Mapping[str, Any]) -> list[str]:
     skilled = [{**row, **controls.get(row["skill"], {})} for row in results["own_task"]]
     names = [n for n in (BASE, BEST_PROMPT, ORACLE, IA3, LORA) if n in skilled[0]]
     rows = [
-        [row["skill"].replace("_", " "), results["rewards"][row["skill"]], str(row["requests"])]
+        [row["skill"].replace("_", " "), results["rewards"][row["skill"]], str(row[BASE]["n"])]
         + [f"{100 * row[n]['mean']:.1f}" for n in names]
         + [points(row["gain"])]
         for row in skilled
     ]
     head = ["skill", "reward", "requests", *names, "expert minus best prompt"]
-    return ["## Each expert on its own tasks", table(head, rows)]
+    return ["## Experts that ship, each for a few tasks, on these tasks", table(head, rows)]
 
 
 def _unseen(results: Mapping[str, Any]) -> list[str]:
@@ -127,7 +128,12 @@ def _unseen(results: Mapping[str, Any]) -> list[str]:
         for row in results[UNSEEN]
     ]
     head = ["skill", "tasks", "requests", BASE, BEST_PROMPT, "expert", "expert minus best prompt", "ships"]
-    return ["## Each expert on tasks of its skill that no expert saw", table(head, rows), RULE]
+    title = "## Experts for whole skills, on tasks that none of them saw"
+    measured = {row["skill"] for row in results[UNSEEN]}
+    left = [skill.replace("_", " ") for skill in SKILLS if skill not in measured]
+    rest = f"Not trained or not measured: {', '.join(left)}." if left else ""
+    seeds = "Training seeds and the examples that prompts are chosen on are those of the commands below."
+    return [title, table(head, rows), f"{RULE} {seeds} {rest}".strip()]
 
 
 def _dispatch(results: Mapping[str, Any]) -> list[str]:
@@ -180,8 +186,10 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 RULE = (
-    "An expert ships if the interval of what it gains over the best prompt on two tasks of its skill that no "
-    "expert was trained on lies above 0. A request for any other skill is answered by the base model."
+    "An expert ships under the name of a skill if the interval of what it gains over the best prompt, on two "
+    "tasks of the skill that no expert was trained on, lies above 0. A request for a skill without an expert "
+    "is answered by the base model; an expert for a few tasks bears a name of its own and answers requests "
+    "of these."
 )
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "own_task": _own_task,

@@ -116,7 +116,7 @@ class Bench:
     ) -> list[float]:
         """What the answers earn, in [0, 1].
 
-        Answers with this name to these requests are made once, as long as the weights are the same: by default
+        Answers with this name to these requests are made once, as long as the weights are the same: as a rule
         all that ship; the base model's are always the same.
         """
         texts = [r.text for r in requests]
@@ -247,7 +247,7 @@ def unseen(bench: Bench) -> list[dict[str, Any]]:
     known = {t.name: t for t in load_split(DATA).train}
     trained = {t.name for tasks in bench.tasks.values() for t in tasks}
     found = []
-    for skill in bench.skills:
+    for skill in filter(names.__contains__, bench.skills):
         tasks = [known[name] for name in names[skill]]
         assert trained.isdisjoint(names[skill]), names[skill]
         requests = labelled_requests({skill: tasks}, bench.args.unseen_requests, TEST)

@@ -202,14 +202,14 @@ def test_experts_find_their_own_basis(
 def test_the_shipped_router_knows_everyday_wording_and_its_experts_answer() -> None:
     backbone = load_backbone()
     two = Transformer2.shipped(backbone.model, Transformer2Config(adaptation_strength=1.0))
-    assert two.experts and set(two.experts) <= set(SKILLS)
+    assert len(two.experts) == 8 and not set(two.experts) & set(SKILLS)
     asked = {
         "Summarize: The council met on Monday and voted to close the old bridge.": "summarization",
         "Translate to French: Good morning, my friends.": "translation",
         "What is the capital of Italy?": "question_answering",
         "All cats are animals. Tom is a cat. What follows?": "reasoning",
         "Write a poem about the sea.": "creative_writing",
-        "Is this review good or bad? The film drags on for two hours.": "analysis",
+        "Which language is this sentence in?\n\nDas Wetter ist heute schön.": "language_names",
     }
     for request, skill in asked.items():
         ids = torch.tensor([backbone.encode_prompt(request)])
