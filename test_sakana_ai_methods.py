@@ -20,6 +20,7 @@ import torch
 
 from shoal import ShoalError, TextToLoRA, attach, load_backbone
 from shoal.apps.cli.main import main as shoal_command
+from shoal.tasks.procedural.catalogue import procedural_tasks
 from shoal.text_to_lora.skill_keywords import SKILLS
 from src.core.training.sakana_ai_methods import SakanaAIIntegration, TextToLoRAConfig, Transformer2Config
 
@@ -102,8 +103,9 @@ def test_transformer2() -> None:
     # 30 layers of 3 weights, where the skill has an expert
     assert len(output.adaptations) == (90 if output.detected_skill in model.experts else 0)
 
+    task = next(t for t in procedural_tasks(size=32, test_size=16) if t.name == "news-topic")
     for request, skill in (
-        ("Which language is this sentence in?\n\nDas Wetter ist heute schön.", "language_names"),
+        (task.described(task.test[0].input), "news_topics"),
         ("Translate to French: Good morning, my friends.", "translation"),
         (
             "Summarize: The council met on Monday and voted to close the old bridge for repairs.",

@@ -16,6 +16,7 @@ from shoal.adapters.svf_hooks import attach_expert, dense_weight
 from shoal.config import Transformer2Config
 from shoal.errors import UsageError
 from shoal.models.backbone import load_backbone, shape_of
+from shoal.tasks.procedural.catalogue import procedural_tasks
 from shoal.text_to_lora.skill_keywords import SKILLS
 from shoal.transformer2.model import Transformer2, mlp_modules
 from shoal.transformer2.router import NONE, Decision
@@ -203,13 +204,14 @@ def test_the_shipped_router_knows_everyday_wording_and_its_experts_answer() -> N
     backbone = load_backbone()
     two = Transformer2.shipped(backbone.model, Transformer2Config(adaptation_strength=1.0))
     assert len(two.experts) == 8 and not set(two.experts) & set(SKILLS)
+    task = next(t for t in procedural_tasks(size=32, test_size=16) if t.name == "news-topic")
     asked = {
+        task.described(task.test[0].input): "news_topics",
         "Summarize: The council met on Monday and voted to close the old bridge.": "summarization",
         "Translate to French: Good morning, my friends.": "translation",
         "What is the capital of Italy?": "question_answering",
         "All cats are animals. Tom is a cat. What follows?": "reasoning",
         "Write a poem about the sea.": "creative_writing",
-        "Which language is this sentence in?\n\nDas Wetter ist heute schön.": "language_names",
     }
     for request, skill in asked.items():
         ids = torch.tensor([backbone.encode_prompt(request)])
