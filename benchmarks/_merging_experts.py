@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from _expert_controls import recipe, skills, tasks_of
+from _expert_controls import recipe, tasks_of
 from _merging_bench import Bench
 
 from shoal.adapters.merging.experts import merge_experts
@@ -32,7 +32,7 @@ METHODS: dict[str, tuple[tuple[str, dict[str, float]], ...]] = {
 def experts(bench: Bench, seed: int) -> None:
     """Measure one z of each method, its parameters chosen on requests that train."""
     shipped = load_expert_set(SHIPPED / DEFAULT_MODEL, bench.backbone.model)
-    tasks = {skill: tasks_of(skill, data=bench.args.data) for skill in skills()}
+    tasks = {skill: tasks_of(skill, data=bench.args.data) for skill in sorted(shipped.experts)}
     # The first of 50, as in the table of all experts.
     asked = labelled_requests(tasks, 50, TEST)
     requests = [r for s in tasks for r in [r for r in asked if r.skill == s][:REQUESTS]]
