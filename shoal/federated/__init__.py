@@ -1,1 +1,1 @@
-"""Federated adaptation: many owners train one adapter or expert, and no example leaves them."""
+"""Adapters of many owners made into one: rules of aggregation, and checks of what an owner sends."""
