@@ -315,7 +315,8 @@ def test_an_evaluation_suite_scores_through_the_service_as_in_its_own_process(
     own = HFLM(pretrained=str(tiny_llama), device="cpu", dtype="float32", max_length=256, batch_size=1)
     expected, found = own.loglikelihood(requests), api.loglikelihood(requests)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-2)
+    # The service computes in bfloat16 where the processor has it.
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], rel=2e-3)
 
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
