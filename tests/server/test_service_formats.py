@@ -12,6 +12,7 @@ import torch
 
 from shoal.adapters.card import AdapterCard, LabelSet
 from shoal.adapters.lora import LoRA
+from shoal.adapters.output_format import OutputFormat
 from shoal.models.shapes import load_shape
 from tests.fixtures.service import ASK, Running
 
@@ -110,12 +111,25 @@ def test_a_bad_format_is_refused_before_an_adapter_is_generated(
     assert answer.status_code == 400
 
 
-def test_a_format_of_the_request_comes_before_the_labels_of_the_adapter(running: Running) -> None:
+def add_adapter(running: Running, name: str, **facts: Any) -> None:
+    """An adapter of ada's that changes nothing, with a card of these facts."""
     shape = load_shape(running.model)
     lora = LoRA.identity(shape.targets, 2, 4.0, generator=torch.Generator().manual_seed(0))
-    card = AdapterCard(
-        generator="test", trained=True, description="Sort.", label_set=LabelSet(labels=("fruit", "animal"))
-    )
-    running.service.registry.add("sorting", lora, shape=shape, card=card, owner="ada")
+    card = AdapterCard(generator="test", trained=True, description="Sort.", **facts)
+    running.service.registry.add(name, lora, shape=shape, card=card, owner="ada")
+
+
+def test_a_format_of_the_request_comes_before_the_labels_of_the_adapter(running: Running) -> None:
+    add_adapter(running, "sorting", label_set=LabelSet(labels=("fruit", "animal")))
     answer = asked(running, model="sorting", guided_choice=["plant", "stone"])
     assert content(answer) in ("plant", "stone") and "labels" not in answer.json()["adapter"]
+
+
+def test_the_format_that_an_adapter_suggests_holds_where_it_is_asked_for(running: Running) -> None:
+    add_adapter(running, "dates", suggested_format=OutputFormat.regex(DATE))
+    add_adapter(running, "free")
+    asking = {"response_format": {"type": "suggested"}, "seed": 1, "temperature": 1.0}
+    assert re.fullmatch(DATE, content(asked(running, model="dates", **asking)))
+    assert not re.fullmatch(DATE, content(asked(running, model="dates", seed=1, temperature=1.0)))
+    refused = asked(running, model="free", **asking)
+    assert refused.status_code == 400 and "suggests no format" in refused.json()["error"]["message"]
