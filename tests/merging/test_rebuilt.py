@@ -57,6 +57,15 @@ def test_densities_stay_in_their_range_and_one_that_is_given_stays(
     assert given.recipe(given.centre).values("model.layers.0.q_proj")["density"].tolist() == [0.3, 0.3]
 
 
+def test_candidates_hash_no_parent_again(
+    sharp: Backbone, parents: dict[str, LoRA], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture = Rebuilt(sharp, parents, 1, "dare_ties", {})
+    monkeypatch.setattr(LoRA, "fingerprint", lambda self: pytest.fail("hashed again"))
+    with mixture.attach(sharp.model, mixture.centre[None]):
+        pass
+
+
 def test_a_search_finds_densities_under_masks_that_stay(
     toy: ModuleType,
     sharp: Backbone,

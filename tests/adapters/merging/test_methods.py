@@ -154,3 +154,51 @@ def test_the_truncation_error_is_in_card_and_report() -> None:
         cut.card.scores["truncation_error"] == cut.report["truncation_error"] == pytest.approx(lost, rel=1e-3)
     )
     assert cut.card.parents == {str(i): lora.fingerprint() for i, lora in enumerate(loras)}
+
+
+def test_every_parent_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, fingerprint = [], LoRA.fingerprint
+
+    def counted(self: LoRA) -> str:
+        hashed.append(id(self))
+        return fingerprint(self)
+
+    monkeypatch.setattr(LoRA, "fingerprint", counted)
+    loras, start = [random_lora(0), random_lora(1)], random_lora(9)
+    merge(loras, method="dare_ties", density=0.5, start=start)
+    assert sorted(hashed) == sorted(map(id, [*loras, start]))
+
+
+def test_iso_c_is_the_sum_with_equal_singular_values() -> None:
+    loras = [random_lora(0), random_lora(1)]
+    found, summed = merged("iso_c", loras), compose(loras, [1, 1])
+    for name in found.factors:
+        u, s, vt = torch.linalg.svd(summed.delta_weight(name), full_matrices=False)
+        rank = int((s > 1e-4 * s[0]).sum())
+        wanted = s[:rank].mean() * u[:, :rank] @ vt[:rank]
+        torch.testing.assert_close(found.delta_weight(name), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_tsv_of_parents_that_share_no_direction_is_their_sum() -> None:
+    def own(place: int) -> LoRA:
+        a, b = torch.zeros(2, 6), torch.zeros(5, 2)
+        for row in range(2):
+            a[row, place + row], b[place + row, row] = 1.0, 2.0 + row
+        return LoRA({"q": LoraFactors(a, b)}, 2.0)
+
+    loras = [own(0), own(2)]
+    assert distance(merged("tsv", loras), compose(loras, [1, 1])) < 1e-5
+    only_largest = merged("tsv", loras, keep=0.5).delta_weight("q")
+    torch.testing.assert_close(only_largest.diagonal(), torch.tensor([0.0, 3.0, 0.0, 3.0, 0.0]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_bits(method: str) -> None:
+    loras = [random_lora(seed) for seed in range(METHODS[method].most or 3)]
+    settings = {"density": 0.6} if METHODS[method].parameter("density") else {}
+    one, other = (merged(method, loras, seed=3, **settings) for _ in range(2))
+    assert all(
+        torch.equal(x, y)
+        for name in one.factors
+        for x, y in zip(one.factors[name], other.factors[name], strict=True)
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.adapters.merging.mergekit_reader import REFUSED as BY_NAME
 from shoal.adapters.merging.mergekit_reader import parse_recipe, read_recipe
 from shoal.adapters.merging.mergekit_writer import write_recipe
 from shoal.adapters.merging.recipe import Clause, Recipe, Slice, constant
@@ -173,6 +174,14 @@ def test_other_documents_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(UsageError, match=REFUSED[text]) as error:
         parse_recipe(text)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_what_makes_another_model_is_refused_by_name(name: str) -> None:
+    texts = f"merge_method: {name}\n{PAIR}", f"merge_method: linear\n{name}: x\n{PAIR}"
+    for text in texts:
+        with pytest.raises(UsageError, match=f"{name} is not merged here, which makes another model"):
+            parse_recipe(text)
 
 
 def test_files_are_bounded(tmp_path: Path) -> None:

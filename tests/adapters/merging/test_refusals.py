@@ -28,6 +28,7 @@ def with_nan() -> list[LoRA]:
     return [one, other]
 
 
+NAN = float("nan")
 WIDE = {"model.layers.0.q": (11, 10)}
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "one parent": (lambda: merge([random_lora(0)]), "linear merges 2 or more adapters, got 1"),
@@ -74,6 +75,22 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
             Recipe.of("linear", ["a", "b"]), [ExpertVector({"q": torch.ones(n)}) for n in (3, 4)]
         ),
         "3 and 4 numbers",
+    ),
+    "NaN in an expert": (
+        lambda: merge_experts(
+            Recipe.of("linear", ["a", "b"]), [ExpertVector({"q": torch.tensor([1.0, x])}) for x in (1.0, NAN)]
+        ),
+        "z of q holds NaN",
+    ),
+    "NaN in inputs": (
+        lambda: merge(
+            pair(), covariances=[{n: torch.full((12, 12), NAN) for n in random_lora(0).factors}] * 2
+        ),
+        "mean diagonal nan",
+    ),
+    "infinity in the start": (
+        lambda: merge(pair(), start=random_lora(0) * float("inf")),
+        "of the start holds NaN or infinity",
     ),
 }
 
