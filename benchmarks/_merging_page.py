@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from _machine import table
 from _merging_bench import Cell
+from _merging_verdict_page import verdicts
 
 from shoal.tasks.metrics import Interval, bootstrap_difference, bootstrap_interval
 
@@ -54,7 +55,7 @@ def page(cells: Cells) -> str:
     parts = [_head(facts)]
     for seed in seeds:
         parts += _apart(cells, seed, facts)
-    parts += _over_seeds(cells, seeds)
+    parts += _over_seeds(cells, seeds) + verdicts(cells)
     parts += _composed(cells) + _experts(cells) + _mergekit(cells) + _cost(cells)
     return "\n\n".join(parts) + "\n"
 

@@ -32,6 +32,7 @@ from _merging_cost import cost
 from _merging_experts import experts
 from _merging_mergekit import mergekit
 from _merging_page import page
+from _merging_verdict import verdict
 
 from shoal.models.backbone import DEFAULT_MODEL
 
@@ -49,6 +50,7 @@ PARTS: Mapping[str, Callable[[Bench, int], None]] = {
     "general": general,
     "plain_search": plain_search,
     "ties_search": ties_search,
+    "verdict": verdict,
 }
 
 
