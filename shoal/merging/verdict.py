@@ -143,10 +143,10 @@ def judge(
 
 
 def with_verdict(merged: Merged, verdict: Verdict) -> Merged:
-    """A merge whose report has the verdict, and whose card has its sentence."""
+    """A merge whose report has the verdict, and whose card has it for people."""
     card = merged.card.model_copy(
         update={
-            "notes": (*merged.card.notes, verdict.sentence),
+            "notes": (*merged.card.notes, *lines_of(verdict)),
             "scores": {
                 **merged.card.scores,
                 "retention": verdict.ways["merge"].retention.mean,
@@ -158,20 +158,20 @@ def with_verdict(merged: Merged, verdict: Verdict) -> Merged:
     return replace(merged, card=card, report={**merged.report, "verdict": asdict(verdict)})
 
 
-def table(verdict: Verdict) -> str:
-    """A verdict for people, one line a way."""
+def lines_of(verdict: Verdict) -> list[str]:
+    """A verdict for people: the sentence, a line for each way, and the optimism."""
     lines = [verdict.sentence]
     for name, way in verdict.ways.items():
         tasks = ", ".join(f"{task} {share:.0%}" for task, share in way.by_task.items())
         lines.append(
-            f"{name:>6}: keeps {_interval(way.retention)} ({tasks}); {way.bytes} bytes; "
+            f"{name}: keeps {_interval(way.retention)} ({tasks}); {way.bytes} bytes; "
             f"{1000 * way.seconds:.1f} ms an example"
         )
     lines.append(
         f"Optimism: the merge keeps {verdict.optimism:+.0%} more on the examples that chose it than on the "
         f"{verdict.examples} that decide."
     )
-    return "\n".join(lines)
+    return lines
 
 
 def _decided(ways: Mapping[Choice, Way]) -> tuple[Choice, str]:

@@ -172,7 +172,7 @@ def test_a_search_keeps_more_than_equal_weights_and_goes_on_bit_for_bit(
     assert set(cut.front) == {*RULES, "balanced"} and whole.front["upper"].lora == resumed.front["upper"].lora
     for niche, other in (RULES, RULES[::-1]):  # what leans to a task keeps more of it
         assert cut.front[niche].report["kept"][niche] > cut.front[other].report["kept"][niche]
-    assert "searched for in 6 generations" in cut.merged.card.notes[-2]
+    assert any("searched for in 6 generations" in note for note in cut.merged.card.notes)
 
 
 def test_twenty_kills_at_random_moments_change_no_bit(

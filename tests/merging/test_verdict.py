@@ -12,7 +12,7 @@ import torch
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import Merged, compose, merge
 from shoal.errors import UsageError
-from shoal.merging.verdict import Verdict, judge, table, with_verdict
+from shoal.merging.verdict import Verdict, judge, with_verdict
 from shoal.models.backbone import Backbone
 from shoal.tasks.loading import Task
 
@@ -100,11 +100,12 @@ def test_the_report_has_every_way_with_what_it_keeps_and_costs(
     assert all(way.seconds > 0 and set(way.by_task) == {"upper", "double"} for way in verdict.ways.values())
     assert verdict.examples == 10 and 0 < abs(verdict.optimism) < 1  # the examples differ
     reported = with_verdict(merged, verdict)
-    assert reported.report["verdict"] == asdict(verdict) and reported.card.notes[-1].startswith(
-        "Keep them apart"
-    )
+    assert reported.report["verdict"] == asdict(verdict)
+    sentence, *ways, optimism = reported.card.notes[-5:]
+    assert sentence.startswith("Keep them apart") and optimism.startswith("Optimism")
+    for name, line in zip(("merge", "mix", "route"), ways, strict=True):
+        assert line.startswith(f"{name}: keeps") and f"{verdict.ways[name].bytes} bytes" in line
     assert reported.card.scores["retention"] == verdict.ways["merge"].retention.mean
-    assert all(word in table(verdict) for word in ("merge: keeps", "mix: keeps", "route: keeps", "Optimism"))
 
 
 def test_few_examples_show_nothing(toy: ModuleType, sharp: Backbone, parents: Parents) -> None:

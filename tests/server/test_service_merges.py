@@ -46,7 +46,8 @@ def test_a_job_merges_adapters_and_keeps_its_parents_and_verdict(
     assert all(len(sha) == 64 for sha in kept["card"]["parents"].values())
     assert kept["card"]["start_sha256"] == kept["card"]["parents"]["one"]
     assert {"truncation_error", "retention", "optimism", "kept_numbers"} <= set(kept["scores"])
-    assert any("one file keeps" in note for note in kept["card"]["notes"])
+    for said in ("one file keeps", "route: keeps ", " bytes; ", "Optimism"):
+        assert any(said in note for note in kept["card"]["notes"]), said
     as_ada.delete("/v1/adapters/both")
     assert not list((running.service.registry.root / "jobs").iterdir())
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from shoal.adapters.merging import Merged
     from shoal.adapters.merging.recipe import Recipe
     from shoal.adapters.merging.regmean import Covariances
-    from shoal.merging.verdict import Verdict
     from shoal.models.backbone import Backbone
     from shoal.models.shapes import BackboneShape
 
@@ -64,7 +63,7 @@ def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
         seed=merging.seed,
         num_layers=shape.num_layers,
     )
-    merged, verdict = replace(merged, recipe=plan), None
+    merged = replace(merged, recipe=plan)
     if split is not None:
         check_no_leakage(split.train, split.held_out)
         check_not_learnt(examples_of(split.train, test_only=True), _trained_on(found))
@@ -72,7 +71,7 @@ def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
         own = dict(zip(plan.labels, loras, strict=True))
         verdict = judge(backbone, own, merged.lora, split.train, start)
         merged = with_verdict(merged, verdict)
-    return _written(merging, merged, shape, verdict)
+    return _written(merging, merged, shape)
 
 
 def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
@@ -132,7 +131,7 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
     if merging.front is not None:
         for niche, member in found.front.items():
             save_adapter(merging.front / niche, member.lora, shape=shape, card=member.card)
-    return _written(merging, replace(found.merged, recipe=recipe), shape, found.verdict)
+    return _written(merging, replace(found.merged, recipe=recipe), shape)
 
 
 def merge_experts(place: Place, merging: Merging, found: Parents) -> Output:
@@ -199,13 +198,12 @@ def _covariances(
     return {name: input_covariances(backbone, lora, inputs[name], modules) for name, lora in loras.items()}
 
 
-def _written(merging: Merging, merged: Merged, shape: BackboneShape, verdict: Verdict | None) -> Output:
+def _written(merging: Merging, merged: Merged, shape: BackboneShape) -> Output:
     """Write a merge with its recipe and report."""
     import torch
 
     from shoal.adapters.files import save_adapter
     from shoal.adapters.merging.mergekit_writer import write_recipe
-    from shoal.merging.verdict import table
 
     dtype = merged.recipe.dtype
     save_adapter(
@@ -220,10 +218,8 @@ def _written(merging: Merging, merged: Merged, shape: BackboneShape, verdict: Ve
         },
     )
     record = {**merged.report, "base_model": shape.base_model, "out": str(merging.out)}
-    text = (
-        f"{' '.join(merged.card.notes)} Rank {merged.lora.rank} keeps all but "
-        f"{merged.report['truncation_error']:.1%} of the change, written to {merging.out}"
+    end = (
+        f"Rank {merged.lora.rank} keeps all but {merged.report['truncation_error']:.1%} of the change, "
+        f"written to {merging.out}"
     )
-    if verdict is not None:
-        text += f"\n{table(verdict)}"
-    return Output(record, text)
+    return Output(record, "\n".join((*merged.card.notes, end)))

@@ -147,9 +147,6 @@ def _results() -> None:
     members = {a.name: kept for a in merged if a.name.split(".")[0] == family and (kept := _kept(a))}
     for note in adapter.card.get("notes") or ():
         plain_line(str(note))
-    scores = adapter.card.get("scores") or {}
-    if "optimism" in scores:
-        plain_line(f"Optimism: {scores['optimism']:+.0%} on the examples that chose it.")
     plain_line("Parents: " + ", ".join(adapter.card.get("parents") or ()))
     left, right = st.columns(2, gap="medium")
     if adapter.name in members:

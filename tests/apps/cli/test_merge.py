@@ -126,19 +126,45 @@ def test_adapters_of_other_base_models_are_refused(
     assert_one_line(ended, 2, "is for another, not")
 
 
-def test_one_expert_is_written_of_two(shoal: Shoal, tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def experts(tiny_llama: Path, tmp_path: Path) -> dict[str, ExpertVector]:
+    """Two experts, each in a directory of its name."""
     backbone = load_backbone(str(tiny_llama), dtype=torch.float32)
     names = [t.name for t in backbone.shape.select(("q_proj",), None)]
     basis = decompose_model(backbone.model, names, components=4)
     values = {name: ExpertVector({n: torch.rand(4) for n in names}) for name in "ab"}
     for name, value in values.items():
-        save_expert(tmp_path / name, StoredExpert(value, backbone.shape.base_model, name), basis)
-    parents = [word for name in "ab" for word in ("--adapter", f"{name}={tmp_path / name}")]
+        save_expert(tmp_path / f"expert-{name}", StoredExpert(value, backbone.shape.base_model, name), basis)
+    return values
+
+
+def named_experts(folder: Path) -> list[str]:
+    return [word for name in "ab" for word in ("--adapter", f"{name}={folder / f'expert-{name}'}")]
+
+
+def test_one_expert_is_written_of_two(shoal: Shoal, experts: dict[str, ExpertVector], tmp_path: Path) -> None:
+    parents = named_experts(tmp_path)
     ended = shoal("merge", *parents, "--dtype", "float32", "--out", tmp_path / "merged")
     assert ended.code == 0, ended.err
     merged = read_expert(tmp_path / "merged").expert
-    for name in names:
-        torch.testing.assert_close(merged.z[name], (values["a"].z[name] + values["b"].z[name]) / 2)
+    for name, z in merged.z.items():
+        torch.testing.assert_close(z, (experts["a"].z[name] + experts["b"].z[name]) / 2)
+
+
+def test_experts_have_no_inputs_and_no_search_and_no_lora_beside_them(
+    shoal: Shoal,
+    experts: dict[str, ExpertVector],
+    adapters: dict[str, Path],
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    out = ("--out", tmp_path / "x")
+    merge = ("merge", *named_experts(tmp_path), *out)
+    assert_one_line(shoal(*merge, "--tasks", data), 2, "without a start, inputs or tasks")
+    assert_one_line(shoal(*merge, "--evolve", "--tasks", data), 2, "a parent is an expert")
+    assert_one_line(shoal(*merge, "--method", "tsv"), 2, "tsv needs matrices")
+    mixed = ("--adapter", f"a={tmp_path / 'expert-a'}", "--adapter", f"b={adapters['b']}", *out)
+    assert_one_line(shoal("merge", *mixed), 2, "merge adapters of one kind")
 
 
 def test_weights_are_searched_for_on_the_parents_tasks(

@@ -101,14 +101,14 @@ def test_a_merge_shows_its_verdict_its_parents_and_its_trade_offs(running: Any) 
             generator="merging",
             trained=True,
             parents={"one": "a" * 64, "two": "b" * 64},
-            scores={"kept_upper": shares[0], "kept_lower": shares[1], "optimism": 0.05},
-            notes=("Keep them apart and route: one file keeps 65%.",),
+            scores={"kept_upper": shares[0], "kept_lower": shares[1]},
+            notes=("Keep them apart and route: one file keeps 65%.", "route: keeps 100%; 9 bytes; 2.0 ms"),
         )
         registry.add(name, random_lora(seed, sizes), shape=shape, card=card, owner="ada")
     with page("merge", running.url, running.ada, base=running.model) as app:
         said = lines(app, "quiet")
         assert any("Keep them apart" in line for line in said) and any("one, two" in line for line in said)
-        assert any("Optimism: +5%" in line for line in said)
+        assert any("9 bytes; 2.0 ms" in line for line in said)
         assert len(app.get("plotly_chart")) == 2
     for name in kept:
         registry.delete(name, "ada")
