@@ -37,7 +37,8 @@ def verdicts(cells: Mapping[str, Cell]) -> list[str]:
         rows = [[key, cell["right"], cell["choice"]] for key, cell in known.items()]
         right = sum(cell["right"] == cell["choice"] for cell in known.values())
         blocks += [
-            "Suites of adapters whose answer is known by construction; the verdict is right in "
+            "Suites of adapters whose answer is known by construction, with "
+            f"{next(iter(known.values()))['examples']} test examples each; the verdict is right in "
             f"{right} of {len(known)}:",
             table(["seed/suite", "known", "verdict"], rows),
         ]

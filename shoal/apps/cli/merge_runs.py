@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.apps.cli.budgets import seconds_of
@@ -76,7 +77,7 @@ def merge_loras(place: Place, merging: Merging, found: Parents) -> Output:
 
 def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
     """Search for the weights of LoRAs."""
-    from shoal.adapters.files import load_adapter, save_adapter
+    from shoal.adapters.files import load_adapter
     from shoal.adapters.lora import LoRA
     from shoal.adapters.merging.regmean import MIN_INPUTS
     from shoal.apps.cli.tasks import read_tasks
@@ -127,11 +128,10 @@ def evolve(place: Place, merging: Merging, parents: Parents) -> Output:
         ],
         held_out=split.held_out,
     )
-    recipe = replace(found.merged.recipe, parents=plan.parents, names=plan.labels, start=plan.start)
     if merging.front is not None:
         for niche, member in found.front.items():
-            save_adapter(merging.front / niche, member.lora, shape=shape, card=member.card)
-    return _written(merging, replace(found.merged, recipe=recipe), shape)
+            _save(merging.front / niche, _named(member, plan), shape)
+    return _written(merging, _named(found.merged, plan), shape)
 
 
 def merge_experts(place: Place, merging: Merging, found: Parents) -> Output:
@@ -199,6 +199,25 @@ def _covariances(
 
 
 def _written(merging: Merging, merged: Merged, shape: BackboneShape) -> Output:
+    """Write a merge, and say what it is."""
+    _save(merging.out, merged, shape)
+    record = {**merged.report, "base_model": shape.base_model, "out": str(merging.out)}
+    end = (
+        f"Rank {merged.lora.rank} keeps all but {merged.report['truncation_error']:.1%} of the change, "
+        f"written to {merging.out}"
+    )
+    return Output(record, "\n".join((*merged.card.notes, end)))
+
+
+def _named(merged: Merged, plan: Recipe) -> Merged:
+    """A merge whose recipe says where its parents lie."""
+    recipe = replace(
+        merged.recipe, parents=plan.parents, names=plan.labels, start=plan.start, dtype=plan.dtype
+    )
+    return replace(merged, recipe=recipe)
+
+
+def _save(folder: Path, merged: Merged, shape: BackboneShape) -> None:
     """Write a merge with its recipe and report."""
     import torch
 
@@ -207,7 +226,7 @@ def _written(merging: Merging, merged: Merged, shape: BackboneShape) -> Output:
 
     dtype = merged.recipe.dtype
     save_adapter(
-        merging.out,
+        folder,
         merged.lora,
         shape=shape,
         card=merged.card,
@@ -217,9 +236,3 @@ def _written(merging: Merging, merged: Merged, shape: BackboneShape) -> Output:
             REPORT_FILE: json.dumps(merged.report, indent=2) + "\n",
         },
     )
-    record = {**merged.report, "base_model": shape.base_model, "out": str(merging.out)}
-    end = (
-        f"Rank {merged.lora.rank} keeps all but {merged.report['truncation_error']:.1%} of the change, "
-        f"written to {merging.out}"
-    )
-    return Output(record, "\n".join((*merged.card.notes, end)))

@@ -180,9 +180,14 @@ def test_weights_are_searched_for_on_the_parents_tasks(
     assert set(ended.record["verdict"]["ways"]) == {"merge", "mix", "route"}
     assert {path.name for path in front.iterdir()} == {"upper", "reverse", "balanced"}
     assert load_adapter(front / "upper").card.parents == {"a": a.fingerprint(), "b": b.fingerprint()}
-    again = shoal("merge", tmp_path / "merged" / "merge.yml", "--rank", 8, "--out", tmp_path / "again")
-    assert again.code == 0, again.err
-    assert distance(load_adapter(tmp_path / "again").lora, merged) < 1e-4
+    for folder in (tmp_path / "merged", front / "upper"):
+        again = shoal("merge", folder / "merge.yml", "--rank", 8, "--out", tmp_path / "again")
+        assert again.code == 0, again.err
+        assert distance(load_adapter(tmp_path / "again").lora, load_adapter(folder).lora) < 1e-4
+    assert set(json.loads((front / "upper" / "report.json").read_text("utf-8"))["kept"]) == {
+        "upper",
+        "reverse",
+    }
     assert distance(compose([a, b], [0.5, 0.5]), merged) > 1e-2
 
 
@@ -194,10 +199,13 @@ def test_a_search_goes_on_from_regmean_with_inputs_and_counts_from_a_start(
     inputs.write_text("".join(f"input number {i}\n" for i in range(16)), "utf-8")
     search = ("merge", *named(adapters), "--evolve", "--tasks", data, "--generations", 1, "--budget", "1h")
     more = ("--inputs", inputs, "--start", adapters["a"], "--out", tmp_path / "merged", "--json")
+    more = (*more, "--out-dtype", "bfloat16")
     ended = shoal(*search, *more)
     assert ended.code == 0, ended.err
     assert ended.record["method"] == "regmean" and ended.record["generations"] == 1
     assert f"+{adapters['a']}\n" in (tmp_path / "merged" / "merge.yml").read_text("utf-8")
+    merged = load_adapter(tmp_path / "merged").lora
+    assert next(iter(merged.factors.values())).a.dtype == torch.bfloat16
 
 
 def test_a_search_takes_a_method_and_a_parent_from_a_sentence_as_prior(
