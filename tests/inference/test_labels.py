@@ -29,7 +29,7 @@ LABELS = ["no", "no way", "perhaps so", "yes"]  # one is a prefix of another
 
 @pytest.fixture(scope="module")
 def backbone(tiny_llama) -> Backbone:
-    return load_backbone(str(tiny_llama), device="cpu")
+    return load_backbone(str(tiny_llama), device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture
