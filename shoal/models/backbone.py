@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from shoal.errors import ShoalError, UsageError, check_unicode, reason
-from shoal.models.chat import ChatFormat, probe_chat
+from shoal.models.chat import ChatFormat, no_tools, probe_chat, refuse_calls
 from shoal.models.memories import LayerMemory, dry_run, layer_memories
 from shoal.models.shapes import (
     ROLES,
@@ -143,21 +143,26 @@ class Backbone:
         """Token ids of many requests, several times faster than one by one."""
         return self.encode_chats([[{"role": "user", "content": text}] for text in texts])
 
-    def encode_chats(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
+    def encode_chats(
+        self, chats: Sequence[Sequence[Mapping[str, Any]]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[list[int]]:
         """Token ids of conversations, each a list of `role` and `content`, up to where the model answers.
 
         Raises:
             UsageError: the model's template refuses a conversation, for example two answers in a row, or
-                would leave a message out; or a text is not Unicode.
+                would leave a message, a call of a tool or the tools out; or a text is not Unicode.
         """
         if not chats:
             return []
         for text in (message["content"] for chat in chats for message in chat):
             check_unicode(text, "message")
         if self.chat is None:
+            if tools:
+                raise UsageError(no_tools(self.shape.base_model))
+            refuse_calls(self.shape.base_model, chats)
             texts = ["".join(message["content"] + "\n" for message in chat) for chat in chats]
             return self._encode(texts, add_special_tokens=True)
-        return self._encode(self.chat.render(self.tokenizer, chats), add_special_tokens=False)
+        return self._encode(self.chat.render(self.tokenizer, chats, tools), add_special_tokens=False)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text that the model goes on with, without a chat template."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shoal.errors import ShoalError, UsageError, reason
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 _TEXTS = {
     "system": "Probe of the system.",
@@ -26,6 +26,26 @@ _TEXTS = {
 _QUESTION = {"role": "user", "content": _TEXTS["user"]}
 _ANSWER = {"role": "assistant", "content": _TEXTS["assistant"]}
 _LAST = {"role": "user", "content": _TEXTS["last"]}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe_of_a_tool",
+        "description": "Probe.",
+        "parameters": {"type": "object", "properties": {"probe_of_a_key": {"type": "string"}}},
+    },
+}
+_ARGUMENTS = {"probe_of_a_key": "Probe of a value."}
+_CALL = {"name": "probe_of_a_tool", "arguments": _ARGUMENTS}
+_RESULT = "Probe of a result."
+_CALLED: list[Message] = [
+    _QUESTION,
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "probe0000", "type": "function", "function": _CALL}],
+    },
+    {"role": "tool", "content": _RESULT, "tool_call_id": "probe0000"},
+]
 
 
 @dataclass(frozen=True)
@@ -37,25 +57,38 @@ class ChatFormat:
         parts: it wants content as a list of parts, `[{"type": "text", "text": ...}]`, rather than a string.
         lost: roles whose text it leaves out.
         closer: the first special token that it puts after an answer; None where there is none.
+        tools: it shows the model the tools of a request.
+        calls: it words calls of tools in earlier turns, and what the tools said.
     """
 
     name: str
     parts: bool
     lost: frozenset[str]
     closer: int | None
+    tools: bool = False
+    calls: bool = False
 
-    def render(self, tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Message]]) -> list[str]:
-        """Every conversation as text, up to where the model answers.
+    def render(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chats: Sequence[Sequence[Message]],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[str]:
+        """Every conversation as text, up to where the model answers, which may call these tools.
 
         Raises:
-            UsageError: the template refuses a conversation, or would leave a message out.
+            UsageError: the template refuses a conversation, or would leave a message, a call or a tool out.
         """
+        if tools and not self.tools:
+            raise UsageError(no_tools(self.name))
+        if not self.calls:
+            refuse_calls(self.name, chats)
         for role in {message["role"] for chat in chats for message in chat} & self.lost:
             raise UsageError(
                 f"the chat template of {self.name} leaves {role} messages out; put their text into a user's"
             )
         try:
-            return [_rendered(tokenizer, chat, self.parts) for chat in chats]
+            return [_rendered(tokenizer, chat, self.parts, tools=tools) for chat in chats]
         except Exception as error:  # a foreign program: any class of error
             raise UsageError(
                 f"the chat template of {self.name} refuses the messages: {reason(error)}"
@@ -82,7 +115,31 @@ def probe_chat(tokenizer: PreTrainedTokenizerBase, name: str) -> ChatFormat | No
         "assistant": [_QUESTION, _ANSWER, _LAST],
     }
     lost = {role for role, talk in talks.items() if not _kept(tokenizer, talk, parts)}
-    return ChatFormat(name, parts, frozenset(lost), _closer(tokenizer, parts))
+    return ChatFormat(
+        name,
+        parts,
+        frozenset(lost),
+        _closer(tokenizer, parts),
+        tools=_shows(tokenizer, [_QUESTION], parts, ["probe_of_a_tool", "probe_of_a_key"]),
+        calls=_shows(tokenizer, _CALLED, parts, [*_ARGUMENTS.values(), _RESULT]),
+    )
+
+
+def no_tools(name: str) -> str:
+    """What to say to tools for a model whose template does not show them."""
+    return (
+        f"the chat template of {name} shows no tools to the model; leave `tools` out, or serve a model whose "
+        "template has them"
+    )
+
+
+def refuse_calls(name: str, chats: Sequence[Sequence[Message]]) -> None:
+    """Raise `UsageError` for a call of a tool, or its result, in a conversation that would be without it."""
+    if any(turn["role"] == "tool" or "tool_calls" in turn for chat in chats for turn in chat):
+        raise UsageError(
+            f"the chat template of {name} leaves calls of tools or their results out; put what was called "
+            "and found into a user's message"
+        )
 
 
 def _wants_parts(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
@@ -113,6 +170,17 @@ def _kept(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], parts: bo
     return all(message["content"] in rendered for message in chat)
 
 
+def _shows(
+    tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], parts: bool, texts: Sequence[str]
+) -> bool:
+    """True where a conversation with a tool has all these texts."""
+    try:
+        rendered = _rendered(tokenizer, chat, parts, tools=[_TOOL])
+    except Exception:  # a foreign program: any class of error
+        return False
+    return all(text in rendered for text in texts)
+
+
 def _closer(tokenizer: PreTrainedTokenizerBase, parts: bool) -> int | None:
     """The first special token after an answer, unless the template begins a turn with it."""
     try:
@@ -135,10 +203,20 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], parts: bool, *, answers: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Sequence[Message],
+    parts: bool,
+    *,
+    answers: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     messages: list[dict[str, Any]] = [dict(message) for message in chat]
     if parts:
         messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-    rendered: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=answers, tokenize=False)
+    rendered: Any = tokenizer.apply_chat_template(
+        messages,
+        tools=[dict(tool) for tool in tools] or None,
+        add_generation_prompt=answers,
+        tokenize=False,
+    )
     return str(rendered)

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from shoal.adapters.card import LabelSet
@@ -24,7 +22,8 @@ from shoal.inference.engine.stream import Stream
 from shoal.inference.sampling import GREEDY_BELOW, Sampling
 from shoal.models.backbone import Backbone
 from shoal.registry.records import AdapterRecord
-from shoal.server.adapter_selection import AdapterSelector, SelectedAdapter
+from shoal.server.accepted_request import AcceptedRequest
+from shoal.server.adapter_selection import AdapterSelector
 from shoal.server.errors import failure_of
 from shoal.server.libraries import NamedLibrary
 from shoal.server.rate_limits import RateLimits
@@ -40,69 +39,8 @@ from shoal.server.responses import (
     usage,
 )
 from shoal.server.schemas import ChatRequest, CompletionRequest
+from shoal.server.tools import call_choice, call_piece
 from shoal.text_to_lora.label_similarity import LabelSimilarity
-
-
-@dataclass
-class AcceptedRequest:
-    """A request whose answers are being generated.
-
-    Attributes:
-        body: of the request.
-        streams: one per prompt; none where nothing is to be generated.
-        selected: the adapter.
-        prompt_tokens: of all prompts.
-        echoes: of all prompts, where they are to be repeated.
-        id: of the response.
-        created: seconds since 1970.
-    """
-
-    body: ChatRequest | CompletionRequest
-    streams: list[Stream]
-    selected: SelectedAdapter
-    prompt_tokens: int
-    echoes: list[Echo] = field(default_factory=list)
-    id: str = field(default_factory=lambda: secrets.token_hex(12))
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def chat(self) -> bool:
-        """True for a chat, False for a completion."""
-        return isinstance(self.body, ChatRequest)
-
-    @property
-    def counts_usage(self) -> bool:
-        """True where the stream ends with the tokens used."""
-        return self.body.stream_options is not None and self.body.stream_options.include_usage
-
-    @property
-    def prompts(self) -> int:
-        """Prompts of the request."""
-        return len(self.body.prompts) if isinstance(self.body, CompletionRequest) else 1
-
-    def cancel(self) -> None:
-        """Free its places in the engine."""
-        for stream in self.streams:
-            stream.cancel()
-
-    def envelope(
-        self,
-        choices: Sequence[dict[str, Any]],
-        *,
-        streamed: bool,
-        labels: Mapping[str, float] | None = None,
-    ) -> dict[str, Any]:
-        """A response body, or one event of a stream, with the probabilities of labels where one answers."""
-        kind = "chat.completion" if self.chat else "text_completion"
-        body = {
-            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
-            "object": f"{kind}.chunk" if streamed and self.chat else kind,
-            "created": self.created,
-            "model": self.body.model,
-            "choices": list(choices),
-        }
-        facts = dict(self.selected.facts or {}) | ({"labels": dict(labels)} if labels else {})
-        return {**body, "adapter": facts} if facts else body
 
 
 class Completions:
@@ -182,29 +120,36 @@ class Completions:
         finally:
             accepted.cancel()
         bodies = [choice.body(accepted.chat) for choice in choices]
+        bodies = list(map(call_choice, bodies)) if accepted.calls else bodies
         used = usage(accepted.prompt_tokens, sum(choice.tokens for choice in choices))
         return accepted.envelope(bodies, streamed=False, labels=choices[0].labels) | {"usage": used}
 
     async def events(self, accepted: AcceptedRequest) -> AsyncIterator[str]:
         """Server-sent events; a failure on the way is the last but one, since the status is sent by then."""
         n = accepted.body.n
-        counts = [0] * (n * accepted.prompts)
+        choices = [Choice(index) for index in range(n * accepted.prompts)]
         unused = {"usage": None} if accepted.counts_usage else {}
         try:
             if accepted.chat:
                 for index in range(n):
-                    yield event(accepted.envelope([first_piece(index)], streamed=True) | unused)
+                    begin = first_piece(index, None if accepted.calls else "")
+                    yield event(accepted.envelope([begin], streamed=True) | unused)
             for index, echo in enumerate(echo for echo in accepted.echoes for _ in range(n)):
                 choice = echo_piece(index, echo, last=not accepted.streams)
                 yield event(accepted.envelope([choice], streamed=True) | unused)
             async for number, delta in _merged(accepted.streams):
                 index = number * n + delta.index
-                counts[index] = delta.completion_tokens
-                choice = piece(accepted.chat, index, delta)
+                choices[index].add(delta)
+                if not accepted.calls:
+                    choice = piece(accepted.chat, index, delta)
+                elif delta.finish_reason:
+                    choice = call_piece(choices[index].body(chat=True))
+                else:
+                    continue  # half a call is none
                 body = accepted.envelope([choice], streamed=True, labels=delta.probabilities)
                 yield event(body | unused)
             if accepted.counts_usage:
-                used = {"usage": usage(accepted.prompt_tokens, sum(counts))}
+                used = {"usage": usage(accepted.prompt_tokens, sum(choice.tokens for choice in choices))}
                 yield event(accepted.envelope([], streamed=True) | used)
         except Exception as error:
             yield event(failure_of(error, self._config.retry_seconds).body())
@@ -238,9 +183,7 @@ class Completions:
 
     def _prompts(self, body: ChatRequest | CompletionRequest) -> list[list[int]]:
         if isinstance(body, ChatRequest):
-            roles = {"developer": "system"}
-            chat = [{"role": roles.get(m.role, m.role), "content": m.text} for m in body.messages]
-            return self._backbone.encode_chats([chat])
+            return self._backbone.encode_chats([[turn.worded for turn in body.messages]], body.offered)
         encoded = [self._backbone.encode_text(p) if isinstance(p, str) else list(p) for p in body.prompts]
         vocabulary = int(self._backbone.model.config.vocab_size)
         if any(token >= vocabulary for ids in encoded for token in ids):
@@ -303,6 +246,8 @@ def _engine_request(
     if isinstance(body, ChatRequest):
         if body.top_logprobs is not None and not body.logprobs:
             raise UsageError("top_logprobs needs logprobs true")
+        if body.tools and body.stops:
+            raise UsageError("`stop` could cut a call of a tool; leave `stop` or `tools` out")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
     else:
         logprobs = body.logprobs

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 # Taken with any value: they are about accounts, caches and logs, not about the answer. `prediction` and
-# `prompt_cache_key` make an answer faster elsewhere, and `parallel_tool_calls` means nothing without tools.
+# `prompt_cache_key` make an answer faster elsewhere, and one tool is called at a time, whether more
+# may be or not (`parallel_tool_calls`).
 IGNORED = frozenset(
     {"metadata", "store", "user", "service_tier", "safety_identifier", "prompt_cache_key"}
     | {
@@ -86,8 +87,6 @@ MEANT_IN_TURNS: dict[str, tuple[Any, ...]] = {
     "function_call": ({},),
     "partial": (False,),
     "prefix": (False,),
-    "tool_call_id": ("",),
-    "tool_calls": ([],),
 }
 
 

@@ -70,9 +70,9 @@ class Choice:
         return {"index": self.index, **content, "finish_reason": self._finish or "length"}
 
 
-def first_piece(index: int) -> dict[str, Any]:
-    """The choice of a chat's stream that says whose turn it is."""
-    delta = {"role": "assistant", "content": ""}
+def first_piece(index: int, content: str | None = "") -> dict[str, Any]:
+    """The choice of a chat's stream that says whose turn it is; None as content where no text comes."""
+    delta = {"role": "assistant", "content": content}
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 

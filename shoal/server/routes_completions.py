@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from shoal.registry.records import AdapterRecord
-from shoal.server.completions import AcceptedRequest
+from shoal.server.accepted_request import AcceptedRequest
 from shoal.server.dependencies import Open, Owner
 from shoal.server.pools import run_in
 from shoal.server.schemas import ChatRequest, CompletionRequest

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
 
 from shoal.config import CAREFUL_HELP, REFINE_HELP
 from shoal.server.body import Body
 from shoal.server.formats import Formatted
-from shoal.server.neutral import MEANT_IN_TURNS, is_neutral, without_neutral
+from shoal.server.neutral import without_neutral
+from shoal.server.tools import Tooled
+from shoal.server.turns import Turn
 from shoal.tasks.forms import OUTPUT_FIELDS
 from shoal.tasks.inputs import FIELDS as INPUT_FIELDS
 
@@ -42,55 +43,6 @@ class AdapterChoice(Body):
     describe: Description | None = None
     skill: Name | None = None
     mix: list[Weighted] | None = Field(None, min_length=1, max_length=64)
-
-
-class TextPart(Body):
-    """A part of a message; keys besides its text are not used."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: Literal["text", "input_text", "output_text", "refusal"] = "text"
-    text: Annotated[str, StringConstraints(max_length=200_000)] = Field(
-        validation_alias=AliasChoices("text", "refusal")
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_alone(cls, given: Any) -> Any:
-        kind = given.get("type", "text") if isinstance(given, dict) else None
-        if isinstance(kind, str) and kind not in ("text", "input_text", "output_text", "refusal"):
-            raise PydanticCustomError(
-                "unsupported", "is a part of type {kind}; this model reads text alone", {"kind": kind[:40]}
-            )
-        return given
-
-
-class Message(Body):
-    """One turn of a chat; keys on which its meaning does not depend are not used."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: (
-        Annotated[str, StringConstraints(max_length=200_000)]
-        | Annotated[list[TextPart], Field(max_length=64)]
-    ) = Field(validation_alias=AliasChoices("content", "refusal"))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_besides(cls, given: Any) -> Any:
-        for name, values in MEANT_IN_TURNS.items() if isinstance(given, dict) else ():
-            value = given.get(name)
-            if value is not None and not is_neutral(values, value):
-                raise PydanticCustomError(
-                    "unsupported", "has `{name}`, which is not supported; turns of text are", {"name": name}
-                )
-        return given
-
-    @property
-    def text(self) -> str:
-        """Its parts as one."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class StreamOptions(Body):
@@ -151,10 +103,10 @@ class _Generation(Formatted):
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class ChatRequest(_Generation):
+class ChatRequest(Tooled, _Generation):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1, max_length=256)
+    messages: list[Turn] = Field(min_length=1, max_length=256)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**20)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)

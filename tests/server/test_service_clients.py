@@ -52,8 +52,6 @@ def test_every_neutral_value_changes_nothing(as_ada: httpx2.Client, running: Run
 
 
 ASKING: dict[str, Any] = {
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "required",
     "frequency_penalty": 0.5,
     "logit_bias": {"5": 10},
     "min_p": 0.1,
@@ -129,7 +127,7 @@ MEANT: dict[str, tuple[dict[str, Any], str]] = {
     "image": ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "image_url"),
     "sound": ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "input_audio"),
     "file": ({"role": "user", "content": [{"type": "file", "file": {}}]}, "type file"),
-    "call": ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+    "call": ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "function"),
     "old call": ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "function_call"),
     "spoken": ({"role": "assistant", "content": "x", "audio": {"id": "1"}}, "audio"),
     "begun": ({"role": "assistant", "content": "x", "prefix": True}, "prefix"),

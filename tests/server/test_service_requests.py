@@ -65,7 +65,7 @@ def turn(content: Any) -> dict[str, Any]:
 
 # name -> (options, what the error says)
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "tools that may be called": ({"tools": TOOLS, "tool_choice": "auto"}, "`tools` is not supported"),
+    "tools that may be called": ({"tools": TOOLS, "tool_choice": "auto"}, "`tool_choice` auto"),
     "a bias beside one of zero": ({"logit_bias": {"5": 0, "6": 1}}, "`logit_bias` is not supported"),
     "a form of JSON": (
         {"response_format": {"type": "json_schema", "json_schema": {}}},

@@ -23,10 +23,14 @@ def message(answer: Any) -> tuple[str, str | None]:
         ({"temperature": 3}, "`temperature` is 3; it must be at most 2", "temperature"),
         ({"n": "many"}, "`n` is 'many'; it must be a whole number", "n"),
         ({"messages": []}, "`messages` has 0 entries; it must be at least 1 entry long", "messages"),
-        ({"tools": [{}]}, "`tools` is not supported with another value than []; leave it out", "tools"),
+        (
+            {"functions": [{}]},
+            "`functions` is not supported with another value than []; leave it out",
+            "functions",
+        ),
         (
             {"messages": [{"role": "root", "content": ""}]},
-            "`messages[0].role` is 'root'; it must be 'system', 'developer', 'user' or 'assistant'",
+            "`messages[0].role` is 'root'; it must be 'system', 'developer', 'user', 'assistant' or 'tool'",
             "messages[0].role",
         ),
         (
