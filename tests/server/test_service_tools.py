@@ -183,6 +183,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a stop": ({"stop": ["a"]}, "`stop`"),
     "a call of a user": ({"messages": [{**TURNS[0], "tool_calls": [CALL]}]}, "assistant has alone"),
     "a result of a user": ({"messages": [{**TURNS[0], "tool_call_id": "c"}]}, "tool has alone"),
+    "a call of nothing": (
+        {"messages": [*TURNS, {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
+        "`messages[1].tool_calls[0].function` is missing",
+    ),
     "a broken call": (
         {"messages": [*TURNS, {"role": "assistant", "content": None, "tool_calls": [BAD_CALL]}]},
         "no JSON object",
