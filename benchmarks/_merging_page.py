@@ -52,7 +52,7 @@ def page(cells: Cells) -> str:
     """All of it, as Markdown."""
     facts = cells["facts"]
     seeds = sorted({int(key.split("/")[1]) for key in cells if key.startswith("apart/")})
-    parts = [_head(facts)]
+    parts = [_head(facts, seeds)]
     for seed in seeds:
         parts += _apart(cells, seed, facts)
     parts += _over_seeds(cells, seeds) + verdicts(cells)
@@ -60,9 +60,13 @@ def page(cells: Cells) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _head(facts: Mapping[str, Any]) -> str:
+def _head(facts: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    title, command = "Merges, measured", "python benchmarks/merging.py"
+    if len(seeds) > 1:
+        title += f" for {len(seeds)} seeds of the parents"
+        command += f" --seeds {' '.join(map(str, seeds))}"
     return (
-        "# Merges, measured\n\n```console\n$ python benchmarks/merging.py\n```\n\n"
+        f"# {title}\n\n```console\n$ {command}\n```\n\n"
         f"{facts['machine']}. Rows that are missing were not measured; the command goes on with them."
     )
 
