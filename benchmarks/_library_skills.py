@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from _merging_apart import TASKS
 from _merging_bench import RATE, Bench, divided
 
 from shoal.adapters.card import LabelSet
@@ -21,12 +22,7 @@ from shoal.text_to_lora.generator import TextToLoRA
 
 # Training tasks of different form that the shipped hypernetwork never saw.
 TRAINED = (
-    "worldcities_country",
-    "unimorph_verb_forms",
-    "clickbait_headline",
-    "ii_number_to_words",
-    "sls_negate_sentence",
-    "snips_music_service",
+    *TASKS,
     "chess_opening_name",
     "cldr_language_name",
     "math_time_shift",
@@ -38,16 +34,16 @@ TRAINED = (
     "gemoji_category",
     "tldr_explain_command",
 )
-# Skill of an expert -> the first task that it was trained on.
+# Expert that ships -> the first task that it was trained on.
 EXPERTS = {
-    "analysis": "mr_review_polarity",
-    "code": "assigned-name",
-    "languages": "phrase-language",
-    "mathematics": "numbers-largest",
-    "question_answering": "extract-name",
-    "reasoning": "price-of",
-    "routing": "news-topic",
-    "summarization": "task1355_sent_comp_summarization",
+    "opinion_labels": "mr_review_polarity",
+    "assigned_name": "assigned-name",
+    "language_names": "phrase-language",
+    "largest_number": "numbers-largest",
+    "names_in_messages": "extract-name",
+    "prices_in_lists": "price-of",
+    "news_topics": "news-topic",
+    "sentence_compression": "task1355_sent_comp_summarization",
 }
 
 

@@ -9,7 +9,6 @@ refused: vLLM knows LoRAs alone.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import threading
 import time
@@ -21,7 +20,6 @@ from typing import Any, TypeVar
 
 from shoal.adapters.lora import LoRA
 from shoal.adapters.merging import compose
-from shoal.adapters.output_format import OutputFormat
 from shoal.errors import ShoalError, UnavailableError, UsageError, reason
 from shoal.inference.engine.arrivals import CLOSED
 from shoal.inference.engine.detokenizer import TokenTexts
@@ -43,6 +41,7 @@ from shoal.inference.engine.stream import Stream
 from shoal.inference.engine.validation import check_numbers
 from shoal.inference.vllm.adapters import VllmAdapters
 from shoal.inference.vllm.client import UnknownModel, VllmClient
+from shoal.inference.vllm.request_body import is_greedy, request_body
 from shoal.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -243,10 +242,10 @@ class VllmRunner:
 
     def _ask(self, ticket: int, asked: _Asked, model: str) -> Outcome:
         answers = range(asked.request.n)
-        copies = answers if _is_greedy(asked.request) else ()
+        copies = answers if is_greedy(asked.request) else ()
         open_answers, outcome = set(answers), "stop"
         with self._client.completing(
-            _body(asked.request, model, sorted(self._backbone.end_tokens))
+            request_body(asked.request, model, sorted(self._backbone.end_tokens))
         ) as events:
             asked.accepted = time.monotonic()
             for event in events:
@@ -300,47 +299,6 @@ def _base_of(client: VllmClient, base: str) -> str:
     raise UsageError(
         f"vLLM at {client.url} serves {served}, not {base}; add --served-model-name {base} to it"
     )
-
-
-def _is_greedy(request: Request) -> bool:
-    """True where all its answers are one and the same, which vLLM gives once alone."""
-    return request.sampling.greedy
-
-
-def _body(request: Request, model: str, ends: list[int]) -> dict[str, Any]:
-    """A request as vLLM takes it; everything is stated, or its server's defaults would count."""
-    sampling = request.sampling
-    body: dict[str, Any] = {
-        "model": model,
-        "prompt": list(request.prompt),
-        "max_tokens": request.max_tokens,
-        "n": 1 if _is_greedy(request) else request.n,
-        "temperature": 0.0 if sampling.greedy else sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "stop": list(request.stop),
-        "stop_token_ids": ends if request.stop_at_end else [],
-        "ignore_eos": not request.stop_at_end,
-        "stream": True,
-        "return_token_ids": True,
-        "return_tokens_as_token_ids": True,
-    }
-    if request.format is not None:
-        body["structured_outputs"] = _structured(request.format)
-    if sampling.seed is not None:
-        body["seed"] = sampling.seed
-    if request.logprobs is not None:
-        body["logprobs"] = request.logprobs
-    return body
-
-
-def _structured(wanted: OutputFormat) -> dict[str, Any]:
-    """A format in vLLM's words (0.12 and later)."""
-    if wanted.kind == "json_schema":
-        return {"json": json.loads(wanted.text)}
-    return {wanted.kind: list(wanted.choices) or wanted.text}
 
 
 def _finished(asked: _Asked, outcome: Outcome, now: float) -> FinishedRecord:

@@ -6,7 +6,7 @@ import pytest
 
 from shoal.adapters.output_format import OutputFormat
 from shoal.inference.engine.records import Request
-from shoal.inference.vllm.runner import _body
+from shoal.inference.vllm.request_body import request_body
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,8 @@ from shoal.inference.vllm.runner import _body
     ],
 )
 def test_a_format_is_passed_on_in_vllms_words(wanted: OutputFormat, asked: dict[str, Any]) -> None:
-    assert _body(Request([1], format=wanted), "m", [2])["structured_outputs"] == asked
+    assert request_body(Request([1], format=wanted), "m", [2])["structured_outputs"] == asked
 
 
 def test_nothing_is_asked_without_a_format() -> None:
-    assert "structured_outputs" not in _body(Request([1]), "m", [2])
+    assert "structured_outputs" not in request_body(Request([1]), "m", [2])
